@@ -1,0 +1,1 @@
+"""Path sums, Path Kernels and pruning at initialization for piecewise-linear networks in JAX."""

@@ -1,0 +1,66 @@
+"""Pytree products and the checks that name key paths. The only place where trees are raveled."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.tree_util import keystr, tree_flatten_with_path
+
+__all__ = ["check_like", "dot", "key_paths", "multiply", "ravel", "total"]
+
+
+def key_paths(tree: Any) -> list[str]:
+    """Names of the leaves, as `['params']['Dense_0']['kernel']`."""
+    return [keystr(path) for path, _ in tree_flatten_with_path(tree)[0]]
+
+
+def check_like(tree: Any, like: Any, *, name: str, like_name: str = "params") -> None:
+    """Raise ValueError unless `tree` has the structure and the leaf shapes of `like`.
+
+    The message names the first key path at which the two part.
+    """
+    leaves, structure = tree_flatten_with_path(tree)
+    like_leaves, like_structure = tree_flatten_with_path(like)
+    if structure != like_structure:
+        ours, theirs = key_paths(tree), key_paths(like)
+        missing = [path for path in theirs if path not in set(ours)]
+        extra = [path for path in ours if path not in set(theirs)]
+        if missing:
+            detail = f"`{name}` has no leaf at {missing[0]}"
+        elif extra:
+            detail = f"`{like_name}` has no leaf at {extra[0]}"
+        else:
+            detail = f"the containers differ: {structure} against {like_structure}"
+        raise ValueError(
+            f"`{name}` must be a pytree of the same structure as `{like_name}`: {detail}. "
+            f"Build `{name}` from these `{like_name}`, or with jax.tree.map over them."
+        )
+    for (path, leaf), (_, like_leaf) in zip(leaves, like_leaves, strict=True):
+        if jnp.shape(leaf) != jnp.shape(like_leaf):
+            raise ValueError(
+                f"`{name}` at {keystr(path)} has shape {jnp.shape(leaf)}, but `{like_name}` has "
+                f"{jnp.shape(like_leaf)} there. Build `{name}` from these `{like_name}`."
+            )
+
+
+def multiply(left: Any, right: Any) -> Any:
+    """Leafwise product of two trees."""
+    return jax.tree.map(lambda a, b: a * b, left, right)
+
+
+def total(tree: Any) -> jax.Array:
+    """Sum over all entries of all leaves."""
+    return cast(jax.Array, sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(())))
+
+
+def dot(left: Any, right: Any) -> jax.Array:
+    """Inner product of two trees."""
+    return total(multiply(left, right))
+
+
+def ravel(tree: Any) -> tuple[jax.Array, Any]:
+    """The leaves as one vector (p,) and the function that takes such a vector back to the tree."""
+    return cast("tuple[jax.Array, Any]", ravel_pytree(tree))
