@@ -1,0 +1,1 @@
+"""The experiments: data, networks, training, sweeps, figures and the command line."""
