@@ -1,0 +1,40 @@
+# `make report` and `make test` need a Python >= 3.11 and a package index, and nothing else.
+# The first of these that is new enough makes the environment; to choose: `make test PYTHON=python3.12`.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+BIN := .venv/bin
+# written last, so that an environment whose installation was cut off is made again
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help report test lint types clean
+
+help: ## say what each target does
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+report: $(INSTALLED) ## compare prunings on the digits data set and write runs/digits/report.html
+	$(BIN)/python -m experiments compare --dataset digits --model fc --out runs/digits
+
+test: lint types ## lint, types, tests and doctests
+	$(BIN)/python -m pytest -q -n 2
+
+lint: $(INSTALLED) ## ruff: rules and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(INSTALLED) ## mypy, strict on pathjax/
+	$(BIN)/mypy
+
+clean: ## remove the environment and the caches, never the results under runs/
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(INSTALLED): requirements.txt
+	@for python in $(PYTHON); do \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
+	    echo "Installing requirements.txt into .venv with $$("$$python" --version); this takes some minutes, once."; \
+	    exec "$$python" -m venv --clear .venv; \
+	done; \
+	echo "pathjax needs Python >= 3.11, and none of these is one: $(PYTHON). Name yours: make PYTHON=/path/to/python3" >&2; \
+	exit 1
+	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --progress-bar off \
+	    --no-deps --requirement requirements.txt
+	@touch $@
