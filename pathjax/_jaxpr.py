@@ -1,0 +1,224 @@
+"""The interpreter's engine: trace a network, walk its equations, step into calls. No mathematics.
+
+What a value is and what an equation does to it is the caller's: `walk` takes a `step` function. This is the only
+file that knows how JAX writes programs down.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+from pathjax.types import ApplyFn, Params, XLike
+
+__all__ = ["Equation", "Program", "UnsupportedPrimitive", "evaluate", "is_concrete", "trace", "walk"]
+
+# A call's own equations say all there is to say about it: walk inside. The value names the parameter that holds them.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+_CUSTOM_DERIVATIVE = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_LIBRARIES = ("jax", "jaxlib", "flax", "haiku", "equinox", "neural_tangents", "pathjax")
+
+
+class UnsupportedPrimitive(ValueError):
+    """An operation of the network for which paths are not defined.
+
+    The message names the primitive, the line of the user's code, the reason and the remedy.
+    """
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One application of a primitive.
+
+    `in_custom_derivative` says that it stands inside a function with a derivative rule of its own.
+    """
+
+    source: JaxprEqn
+    in_custom_derivative: bool
+
+    @property
+    def name(self) -> str:
+        """The primitive's name, as JAX prints it."""
+        return str(self.source.primitive.name)
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The primitive's static parameters."""
+        return dict(self.source.params)
+
+    @property
+    def outputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each result."""
+        return [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in self.source.outvars]
+
+    def bind(self, *arrays: Any) -> list[Any]:
+        """The primitive itself, on ordinary arrays."""
+        primitive = self.source.primitive
+        results = primitive.bind(*arrays, **primitive.get_bind_params(self.source.params))
+        return list(results) if primitive.multiple_results else [results]
+
+    def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
+        """The error that refuses this equation."""
+        return UnsupportedPrimitive(f"No path rule for `{self.name}` ({_site(self.source)}). {reason} {remedy}")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced network: its equations; its arguments are the parameter leaves and, last, the input."""
+
+    closed: ClosedJaxpr
+
+    @property
+    def parameter_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each parameter leaf."""
+        return [tuple(var.aval.shape) for var in self.closed.jaxpr.invars[:-1]]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the batch of inputs."""
+        return tuple(self.closed.jaxpr.invars[-1].aval.shape)
+
+
+def trace(apply: ApplyFn, params: Params, x: XLike) -> Program:
+    """The equations of `apply(params, x)`, traced on shapes alone.
+
+    Raises ValueError where `x` or a parameter is not of a floating-point type, or where the result is not one array
+    of shape (n, o).
+    """
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
+    _check_floating(shapes, x)
+    closed, result = jax.make_jaxpr(apply, return_shape=True)(shapes, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    outputs = jax.tree.leaves(result)
+    if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[0] != x.shape[0]:
+        found = ", ".join(str(tuple(leaf.shape)) for leaf in outputs) or "nothing"
+        raise ValueError(
+            f"`apply(params, x)` must return one array of shape (n, o) with n = {x.shape[0]} examples, but returned "
+            f"{found}. Wrap the network in a function that returns its outputs in that shape."
+        )
+    return Program(closed)
+
+
+def _check_floating(params: Params, x: XLike) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"`x` has dtype {x.dtype}; paths start at real-valued inputs. Convert it first, as in "
+            "x.astype(jnp.float32), or take the network from behind its embedding."
+        )
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"`params` at {jax.tree_util.keystr(path)} has dtype {leaf.dtype}; weights must be floating-point. "
+                "Close over counters and other state in `apply`."
+            )
+
+
+def walk(
+    program: Program,
+    arguments: Sequence[Any],
+    *,
+    step: Callable[[Equation, list[Any]], list[Any]],
+    constant: Callable[[Any], Any],
+) -> list[Any]:
+    """Interpret `program` on `arguments`: `step` gives an equation's results, `constant` wraps an array it closes over.
+
+    Equations that no result needs are passed over; calls are walked inside.
+    """
+    consts = [constant(value) for value in program.closed.consts]
+    return _walk(program.closed.jaxpr, consts, arguments, step, constant, in_custom_derivative=False)
+
+
+def _walk(
+    jaxpr: Jaxpr,
+    consts: Sequence[Any],
+    arguments: Sequence[Any],
+    step: Callable[[Equation, list[Any]], list[Any]],
+    constant: Callable[[Any], Any],
+    *,
+    in_custom_derivative: bool,
+) -> list[Any]:
+    environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+    def read(atom: Any) -> Any:
+        return constant(atom.val) if isinstance(atom, Literal) else environment[atom]
+
+    for eqn in _needed(jaxpr):
+        inputs = [read(atom) for atom in eqn.invars]
+        name = eqn.primitive.name
+        if name in _CALLS:
+            inner, inner_consts = _inner(eqn.params[_CALLS[name]])
+            custom = in_custom_derivative or name in _CUSTOM_DERIVATIVE
+            wrapped = [constant(value) for value in inner_consts]
+            results = _walk(inner, wrapped, inputs, step, constant, in_custom_derivative=custom)
+        else:
+            results = step(Equation(eqn, in_custom_derivative), inputs)
+        environment.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _inner(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
+    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())
+
+
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    """The equations on which the results depend, in order."""
+    wanted = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if wanted.intersection(eqn.outvars):
+            kept.append(eqn)
+            wanted.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
+    return kept[::-1]
+
+
+def evaluate(equation: Equation, arrays: Sequence[Any]) -> list[Any]:
+    """The results on constants: at once where they are known, so that rules can read them, traced where they are not."""
+    if all(is_concrete(array) for array in arrays):
+        with jax.ensure_compile_time_eval():
+            return equation.bind(*arrays)
+    return equation.bind(*arrays)
+
+
+def is_concrete(array: Any) -> bool:
+    """Whether the entries are known while tracing."""
+    return not isinstance(array, jax.core.Tracer)
+
+
+def _site(eqn: JaxprEqn) -> str:
+    """Where the equation was written: the user's file and line, and the layer where the framework names it."""
+    frame = _user_frame(eqn)
+    place = f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else "unknown line"
+    layer = str(eqn.source_info.name_stack)
+    return f"{place}, in layer `{layer}`" if layer else place
+
+
+def _user_frame(eqn: JaxprEqn) -> Any:
+    """The innermost frame outside of the libraries; the innermost one outside of JAX where there is none."""
+    traceback = eqn.source_info.traceback
+    frames = list(traceback.frames) if traceback is not None else []
+    own = [frame for frame in frames if not frame.file_name.startswith(_folders(_LIBRARIES))]
+    near = [frame for frame in frames if not frame.file_name.startswith(_folders(("jax", "jaxlib")))]
+    return next(iter(own or near), None)
+
+
+def _folders(packages: Sequence[str]) -> tuple[str, ...]:
+    """Where those of the packages lie that this process has imported."""
+    files = [getattr(sys.modules.get(package), "__file__", None) for package in packages]
+    return tuple(os.path.dirname(file) + os.sep for file in files if file)

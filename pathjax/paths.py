@@ -1,0 +1,246 @@
+"""Sums over paths, without listing them: counts, norms and lifted networks."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from pathjax._jaxpr import UnsupportedPrimitive, trace
+from pathjax._rules import Algebra, interpret
+from pathjax._trees import check_like
+from pathjax.types import ApplyFn, Mask, Params, XLike
+
+__all__ = ["UnsupportedPrimitive", "log_path_count", "log_path_norm", "path_sum"]
+
+# Enough for the true scale of any float32 or float64 that leaves the format, without leaving int32.
+_FAR = 4096.0
+
+
+class Scaled(NamedTuple):
+    """The numbers `array` · 2^`exponent`.
+
+    A power of two, so that renormalizing rounds nothing; a plain 0.0 while it has not been needed.
+    """
+
+    array: Any
+    exponent: Any
+
+    def log_abs(self) -> jax.Array:
+        """log |value|, −∞ for zero, with derivative zero there."""
+        size = jnp.abs(self.array)
+        live = size > 0
+        logarithm = jnp.where(live, jnp.log(jnp.where(live, size, 1.0)), -jnp.inf)
+        return logarithm + math.log(2.0) * jnp.where(live, self.exponent, 0.0).astype(logarithm.dtype)
+
+    def value(self) -> jax.Array:
+        """The numbers themselves, infinite where they leave the format."""
+        return self.array * _power_of_two(self.exponent, self.array.dtype)
+
+
+class Lifting(Algebra[Scaled]):
+    """Path sums as scaled arrays: φ of every constant, gates as real slopes.
+
+    `keep_zeros` says what a sum that is zero throughout counts for when it joins others. For values, nothing: its
+    scale must not push theirs out of the format. For derivatives it keeps its scale, since they need not be zero.
+    """
+
+    def __init__(self, phi: Callable[[Any], Any], *, keep_zeros: bool = False) -> None:
+        self._phi = phi
+        self._keep_zeros = keep_zeros
+
+    def constant(self, value: Any) -> Scaled:
+        return Scaled(self._phi(jnp.asarray(value)), 0.0)
+
+    def shape_only(self, function: Callable[..., Any], *operands: Scaled) -> Scaled:
+        arrays, exponent = self._align(operands)
+        return Scaled(function(*arrays), exponent)
+
+    def add(self, left: Scaled, right: Scaled) -> Scaled:
+        (a, b), exponent = self._align((left, right))
+        return Scaled(a + b, exponent)
+
+    def sum(self, operand: Scaled, axes: Sequence[int]) -> Scaled:
+        return Scaled(jnp.sum(operand.array, axis=tuple(axes)), operand.exponent)
+
+    def multiply(self, left: Scaled, right: Scaled) -> Scaled:
+        return self._normalize(left.array * right.array, left.exponent + right.exponent)
+
+    def scale(self, operand: Scaled, coefficient: Any) -> Scaled:
+        factor = self._phi(jnp.asarray(coefficient, operand.array.dtype))
+        return Scaled(operand.array * factor, operand.exponent)
+
+    def dot(self, left: Scaled, right: Scaled, dimension_numbers: Any) -> Scaled:
+        # Full precision: accelerators would otherwise round the factors to half of float32's digits.
+        array = lax.dot_general(left.array, right.array, dimension_numbers, precision=lax.Precision.HIGHEST)
+        return self._normalize(array, left.exponent + right.exponent)
+
+    def gate(self, operand: Scaled, slopes: Sequence[Any], shape: tuple[int, ...]) -> Scaled:
+        array = functools.reduce(lambda a, slope: a * slope.astype(a.dtype), slopes, operand.array)
+        return Scaled(array, operand.exponent)
+
+    def _align(self, operands: Sequence[Scaled]) -> tuple[list[Any], Any]:
+        """The operands' arrays at one common scale, the largest."""
+        if len(operands) == 1 or all(isinstance(operand.exponent, float) for operand in operands):
+            return [operand.array for operand in operands], operands[0].exponent
+        exponents = [self._weight(operand) for operand in operands]
+        common = functools.reduce(jnp.maximum, exponents)
+        shifts = [jnp.where(exponent == common, 0.0, exponent - common) for exponent in exponents]
+        arrays = [
+            operand.array * _power_of_two(shift, operand.array.dtype)
+            for operand, shift in zip(operands, shifts, strict=True)
+        ]
+        return arrays, common
+
+    def _weight(self, operand: Scaled) -> Any:
+        """The exponent with which the operand takes part in the choice of a common one."""
+        exponent = jnp.asarray(operand.exponent, jnp.float32)
+        if self._keep_zeros:
+            return exponent
+        return jnp.where(jnp.any(lax.stop_gradient(operand.array) != 0), exponent, -jnp.inf)
+
+    def _normalize(self, array: Any, exponent: Any) -> Scaled:
+        """The same numbers with the largest in [1/2, 1): exact, and of no influence on derivatives."""
+        peak = lax.stop_gradient(jnp.max(jnp.abs(array), initial=0.0))
+        bound = jnp.finfo(array.dtype).maxexp - 2
+        shift = jnp.clip(jnp.where(peak > 0, jnp.frexp(peak)[1], 0), -bound, bound).astype(jnp.float32)
+        return Scaled(array * _power_of_two(-shift, array.dtype), exponent + shift)
+
+
+def _power_of_two(exponent: Any, dtype: Any) -> jax.Array:
+    """2^exponent, exactly, for whole exponents of any size."""
+    whole = jnp.clip(jnp.asarray(exponent, jnp.float32), -_FAR, _FAR).astype(jnp.int32)
+    return jnp.ldexp(jnp.ones((), dtype), whole)
+
+
+def absolute_power(q: float) -> Callable[[Any], Any]:
+    """φ(v) = |v|^q; for q = 0, whether v is not zero."""
+    special: dict[float, Callable[[Any], Any]] = {
+        0: lambda v: (v != 0).astype(jnp.result_type(v, jnp.float32)),
+        1: jnp.abs,
+        2: jnp.square,
+    }
+    return special.get(q, lambda v: jnp.abs(v) ** q)
+
+
+def lift(
+    apply: ApplyFn,
+    weights: Params,
+    inputs: Any,
+    *,
+    phi: Callable[[Any], Any],
+    points: Sequence[tuple[Params, Any]] = (),
+    keep_zeros: bool = False,
+) -> Scaled:
+    """The lifted network: Σ over paths to each output (n, o) of weights · φ(constants) · gates · inputs.
+
+    `weights` and `inputs` are φ(θ) and φ(x) already, so that derivatives can be taken in them. `points` are the
+    (θ, x) at which gates are read: none, and they are open; one, the slopes there; two, their products.
+    """
+    program = trace(apply, weights, inputs)
+    leaves = [Scaled(leaf, 0.0) for leaf in jax.tree.leaves(weights)]
+    reals = [(jax.tree.leaves(params), x) for params, x in points]
+    output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros), leaves, Scaled(inputs, 0.0), points=reals)
+    return output
+
+
+def open_sum(apply: ApplyFn, weights: Params, inputs: Any, *, q: float, keep_zeros: bool = False) -> Scaled:
+    """The lifted network with all gates open, summed over examples and outputs."""
+    output = lift(apply, weights, inputs, phi=absolute_power(q), keep_zeros=keep_zeros)
+    return Scaled(jnp.sum(output.array), output.exponent)
+
+
+def ones_like_example(x_like: XLike) -> jax.Array:
+    """One example of ones, (1, ...): the all-ones input of data-free sums."""
+    return jnp.ones((1, *x_like.shape[1:]), x_like.dtype)
+
+
+def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -> Params:
+    """φ(θ) of the kept weights, zero for the pruned."""
+    if mask is None:
+        return jax.tree.map(lambda leaf: phi(jnp.asarray(leaf)), params)
+    check_like(mask, params, name="mask")
+    return jax.tree.map(lambda leaf, kept: jnp.where(kept, phi(jnp.asarray(leaf)), 0), params, mask)
+
+
+def log_path_norm(
+    apply: ApplyFn, params: Params, x_like: XLike, *, q: float = 1, mask: Mask | None = None
+) -> Float[Array, ""]:
+    """Logarithm of the path norm, log Σ_p |v_p|^q, over the paths to all outputs.
+
+    One forward pass of the network with |θ|^q for θ and all gates open. Only the shape of `x_like` (n, ...) is read.
+    Path values are carried with their scale, so that depth does not matter, in any floating-point type. Without any
+    path the result is −∞. Note that it is the logarithm of the sum: the path norm's 1/q root is not taken.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree.
+    Source: Neyshabur, Tomioka, Srebro (2015), "Norm-Based Capacity Control in Neural Networks"; Gebhart et al.
+    (2021), section 3.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.full((2, 3), 0.5), "second": -jnp.ones((3, 4))}
+    >>> norm = jnp.exp(log_path_norm(apply, params, jnp.zeros((5, 2))))
+    >>> round(float(norm), 4)  # 2 · 3 · 4 paths of |0.5 · −1|
+    12.0
+    """
+    phi = absolute_power(q)
+    weights = lift_weights(params, phi, mask)
+    return open_sum(apply, weights, ones_like_example(x_like), q=q).log_abs()
+
+
+def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | None = None) -> Float[Array, ""]:
+    """Logarithm of the number of paths whose weights are all unpruned.
+
+    Counts what the architecture and the mask allow, whatever the values of the weights; a constant zero on a path (a
+    mask multiplied in, say) ends it. One forward pass. −∞ where no path is left. Only the shape of `x_like` is read.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 4))}
+    >>> round(float(jnp.exp(log_path_count(apply, params, jnp.zeros((5, 2))))))
+    24
+    """
+    weights = lift_weights(params, jnp.ones_like, mask)
+    return open_sum(apply, weights, ones_like_example(x_like), q=0).log_abs()
+
+
+def path_sum(
+    apply: ApplyFn,
+    params: Params,
+    x: Float[Array, "n ..."],
+    *,
+    q: float = 1,
+    gates: str = "open",
+    mask: Mask | None = None,
+) -> Float[Array, "n o"]:
+    """Σ_{p→o} |v_p|^q · gate_p · |x_s(p)|^q for each example and output.
+
+    `gates="open"` takes gate_p = 1; `gates="data"` the product a_p(x) of the slopes that the network has at x, which
+    costs one more forward pass of the network itself. A path that starts at a bias has 1 for x. The sum is given as
+    it is and may leave float32 in deep networks; `log_path_norm` does not.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for unknown `gates` or a mask
+    of another tree.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.array([[1.0, -2.0, 3.0]]), "second": -jnp.ones((3, 2))}
+    >>> path_sum(apply, params, jnp.ones((1, 1)))
+    Array([[6., 6.]], dtype=float32)
+    >>> path_sum(apply, params, jnp.ones((1, 1)), gates="data")
+    Array([[4., 4.]], dtype=float32)
+    """
+    if gates not in ("open", "data"):
+        raise ValueError(f'`gates` must be "open" or "data", not {gates!r}.')
+    phi = absolute_power(q)
+    real = lift_weights(params, lambda leaf: leaf, mask)
+    points = [(real, x)] if gates == "data" else []
+    return lift(apply, lift_weights(params, phi, mask), phi(x), phi=phi, points=points).value()
