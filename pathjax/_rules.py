@@ -23,7 +23,7 @@ from jax import lax
 
 from pathjax._jaxpr import Equation, Program, UnsupportedPrimitive, evaluate, is_concrete, walk
 
-__all__ = ["Algebra", "has_path_rule", "interpret"]
+__all__ = ["Algebra", "Structure", "interpret"]
 
 P = TypeVar("P")
 ArrayFunction: TypeAlias = Callable[..., Any]
@@ -43,7 +43,7 @@ class Algebra(ABC, Generic[P]):
 
     @abstractmethod
     def shape_only(self, function: ArrayFunction, *operands: P) -> P:
-        """Move entries about: `function` takes arrays to an array and computes nothing."""
+        """Move entries about: `function` takes arrays to an array and does no arithmetic."""
 
     @abstractmethod
     def add(self, left: P, right: P) -> P:
@@ -68,6 +68,34 @@ class Algebra(ABC, Generic[P]):
     @abstractmethod
     def gate(self, operand: P, slopes: Sequence[Any], shape: tuple[int, ...]) -> P:
         """Pass through gates of these slopes, one array per point."""
+
+
+class Structure(Algebra[None]):
+    """No numbers at all: what a network is made of, and whether it has paths."""
+
+    def constant(self, value: Any) -> None:
+        return None
+
+    def shape_only(self, function: ArrayFunction, *operands: None) -> None:
+        return None
+
+    def add(self, left: None, right: None) -> None:
+        return None
+
+    def sum(self, operand: None, axes: Sequence[int]) -> None:
+        return None
+
+    def multiply(self, left: None, right: None) -> None:
+        return None
+
+    def scale(self, operand: None, coefficient: Any) -> None:
+        return None
+
+    def dot(self, left: None, right: None, dimension_numbers: Any) -> None:
+        return None
+
+    def gate(self, operand: None, slopes: Sequence[Any], shape: tuple[int, ...]) -> None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -191,11 +219,6 @@ def _output(output: Value, algebra: Algebra[P]) -> P:
             raise UnsupportedPrimitive(
                 "No paths to the output: it is a comparison, which steps. Return the activations themselves."
             )
-
-
-def has_path_rule(name: str) -> bool:
-    """Whether some use of the primitive has paths."""
-    return name in PATH_RULES
 
 
 def _step(context: Context, values: list[Value]) -> list[Value]:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pathjax._jaxpr import Program, trace
-from pathjax._rules import Algebra, interpret
+from pathjax._rules import Algebra, Structure, interpret
 from pathjax._trees import ravel
 from pathjax.paths import Lifting, Scaled, absolute_power
 from pathjax.types import ApplyFn, Params, XLike
@@ -137,36 +137,14 @@ class _Lister(Algebra[_Listing]):
         return owned._replace(table=owned.table._replace(gates=np.hstack([owned.table.gates, column])))
 
 
-class _Recorder(Algebra[None]):
-    """Keeps the slopes of all gates, in the order of the network, and nothing else."""
+class _Recorder(Structure):
+    """Keeps the slopes of all gates, in the order of the network."""
 
     def __init__(self) -> None:
         self.slopes: list[Any] = []
 
-    def constant(self, value: Any) -> None:
-        return None
-
-    def shape_only(self, function: Callable[..., Any], *operands: None) -> None:
-        return None
-
-    def add(self, left: None, right: None) -> None:
-        return None
-
-    def sum(self, operand: None, axes: Sequence[int]) -> None:
-        return None
-
-    def multiply(self, left: None, right: None) -> None:
-        return None
-
-    def scale(self, operand: None, coefficient: Any) -> None:
-        return None
-
-    def dot(self, left: None, right: None, dimension_numbers: Any) -> None:
-        return None
-
     def gate(self, operand: None, slopes: Sequence[Any], shape: tuple[int, ...]) -> None:
         self.slopes.append(slopes[0])
-        return None
 
 
 def _count_up(present: np.ndarray) -> np.ndarray:

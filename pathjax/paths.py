@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pathjax._jaxpr import UnsupportedPrimitive, trace
-from pathjax._rules import Algebra, interpret
+from pathjax._rules import Algebra, Structure, interpret
 from pathjax._trees import check_like
 from pathjax.types import ApplyFn, Mask, Params, XLike
 
@@ -41,7 +41,7 @@ class Scaled(NamedTuple):
 
     def value(self) -> jax.Array:
         """The numbers themselves, infinite where they leave the format."""
-        return self.array * _power_of_two(self.exponent, self.array.dtype)
+        return self.array * power_of_two(self.exponent, self.array.dtype)
 
 
 class Lifting(Algebra[Scaled]):
@@ -93,7 +93,7 @@ class Lifting(Algebra[Scaled]):
         common = functools.reduce(jnp.maximum, exponents)
         shifts = [jnp.where(exponent == common, 0.0, exponent - common) for exponent in exponents]
         arrays = [
-            operand.array * _power_of_two(shift, operand.array.dtype)
+            operand.array * power_of_two(shift, operand.array.dtype)
             for operand, shift in zip(operands, shifts, strict=True)
         ]
         return arrays, common
@@ -110,10 +110,10 @@ class Lifting(Algebra[Scaled]):
         peak = lax.stop_gradient(jnp.max(jnp.abs(array), initial=0.0))
         bound = jnp.finfo(array.dtype).maxexp - 2
         shift = jnp.clip(jnp.where(peak > 0, jnp.frexp(peak)[1], 0), -bound, bound).astype(jnp.float32)
-        return Scaled(array * _power_of_two(-shift, array.dtype), exponent + shift)
+        return Scaled(array * power_of_two(-shift, array.dtype), exponent + shift)
 
 
-def _power_of_two(exponent: Any, dtype: Any) -> jax.Array:
+def power_of_two(exponent: Any, dtype: Any) -> jax.Array:
     """2^exponent, exactly, for whole exponents of any size."""
     whole = jnp.clip(jnp.asarray(exponent, jnp.float32), -_FAR, _FAR).astype(jnp.int32)
     return jnp.ldexp(jnp.ones((), dtype), whole)
@@ -154,6 +154,12 @@ def open_sum(apply: ApplyFn, weights: Params, inputs: Any, *, q: float, keep_zer
     """The lifted network with all gates open, summed over examples and outputs."""
     output = lift(apply, weights, inputs, phi=absolute_power(q), keep_zeros=keep_zeros)
     return Scaled(jnp.sum(output.array), output.exponent)
+
+
+def tied_leaves(apply: ApplyFn, params: Params, x_like: XLike) -> frozenset[int]:
+    """Positions of the parameter leaves that some path may meet more than once."""
+    program = trace(apply, params, ones_like_example(x_like))
+    return interpret(program, Structure(), [None] * len(jax.tree.leaves(params)), None)[1]
 
 
 def ones_like_example(x_like: XLike) -> jax.Array:
