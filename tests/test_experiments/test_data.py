@@ -1,0 +1,229 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from experiments import data
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A data directory with digits in it, not to be changed."""
+    root = tmp_path_factory.mktemp("prepared")
+    data.load("digits", data_dir=root)
+    return root
+
+
+@pytest.fixture
+def own_copy(prepared, tmp_path):
+    """The folder of digits in a data directory that may be damaged; the data directory is two levels up."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "digits" / "1.0.0"
+
+
+def error_of(name, data_dir):
+    with pytest.raises(data.DataError) as caught:
+        data.load(name, data_dir=data_dir)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.endswith(".")
+    return message
+
+
+def bundled(*, test):
+    index = np.arange(1797)
+    chosen = (index % 5 == 4) == test
+    images, labels = load_digits().images[chosen], load_digits().target[chosen]
+    return images[..., np.newaxis].astype(np.float64), labels
+
+
+def test_every_fifth_image_is_a_test_image(prepared):
+    dataset = data.load("digits", data_dir=prepared)
+    assert (dataset.name, dataset.classes) == ("digits", 10)
+    assert dataset.train_images.shape == (1438, 8, 8, 1)
+    assert dataset.test_images.shape == (359, 8, 8, 1)
+    for labels, test in ((dataset.train_labels, False), (dataset.test_labels, True)):
+        assert labels.dtype == np.int32
+        np.testing.assert_array_equal(labels, bundled(test=test)[1])
+
+
+def test_both_splits_are_standardized_by_the_training_images(prepared):
+    dataset = data.load("digits", data_dir=prepared)
+    train, test = bundled(test=False)[0], bundled(test=True)[0]
+    for images, raw in ((dataset.train_images, train), (dataset.test_images, test)):
+        assert images.dtype == np.float32
+        np.testing.assert_allclose(images, (raw - train.mean()) / train.std(), rtol=1e-5, atol=1e-6)
+
+
+def test_every_channel_has_its_own_mean_and_deviation():
+    images = np.zeros((3, 2, 2, 3), np.uint8)
+    images[0, ..., 0] = 9
+    images[..., 1] = 7
+    mean, deviation = data._channel_moments(images)
+    np.testing.assert_allclose(mean, [3, 7, 0])
+    np.testing.assert_allclose(deviation, [np.sqrt(18), 1, 1])
+
+
+def test_two_loads_are_identical(prepared):
+    first, second = (data.load("digits", data_dir=prepared) for _ in range(2))
+    for name in ("train_images", "train_labels", "test_images", "test_labels"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_preparing_says_nothing(tmp_path, capfd):
+    data.load("digits", data_dir=tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_environment_names_the_default_data_directory(prepared, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    assert len(data.load("digits").test_labels) == 359
+
+
+def test_what_an_interrupted_preparation_left_is_passed_over(tmp_path):
+    leftover = tmp_path / "digits" / "incomplete.AB12CD_1.0.0"
+    leftover.mkdir(parents=True)
+    (leftover / "digits-train.array_record-00000-of-00001").write_bytes(b"cut off")
+    assert len(data.load("digits", data_dir=tmp_path).train_labels) == 1438
+
+
+def test_another_process_may_prepare_first(prepared, tmp_path, monkeypatch):
+    from experiments.digits import Digits
+
+    def overtaken(builder):
+        shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+        raise OSError(39, "Directory not empty")
+
+    monkeypatch.setattr(Digits, "download_and_prepare", overtaken)
+    assert len(data.load("digits", data_dir=tmp_path).train_labels) == 1438
+
+
+def test_unknown_name_lists_the_data_sets(tmp_path):
+    assert error_of("digit", tmp_path) == (
+        "There is no data set 'digit'; there are digits, mnist, fashion_mnist, cifar10."
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(data.DATASETS) - {"digits"}))
+def test_unprepared_data_set_says_how_to_prepare_it(name, tmp_path):
+    message = error_of(name, tmp_path)
+    assert message.startswith(f"The data set {name} is not prepared in {tmp_path}; ")
+    assert f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record')" in message
+
+
+def test_the_newest_prepared_version_is_read(own_copy):
+    root = own_copy.parents[1]
+    for version in ("3.0.2", "3.0.10"):
+        shutil.copytree(own_copy, root / "mnist" / version)
+    assert data._prepared("mnist", root).name == "3.0.10"
+
+
+def test_data_directory_that_is_a_file(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    assert error_of("digits", file) == f"The data directory {file} is a file; name a folder."
+
+
+def test_data_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    from experiments.digits import Digits
+
+    def refused(builder):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Digits, "download_and_prepare", refused)
+    assert error_of("digits", tmp_path) == f"Cannot write the data set digits in {tmp_path}: Permission denied."
+
+
+def empty(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def without_features(folder):
+    (folder / "features.json").unlink()
+
+
+def unparsable(folder):
+    (folder / "dataset_info.json").write_text('{"name": "dig')
+
+
+def without_records(folder):
+    next(folder.glob("digits-test*")).unlink()
+
+
+def short_records(folder):
+    file = next(folder.glob("digits-test*"))
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def records_cut_at_a_block(folder):
+    file = next(folder.glob("digits-train*"))
+    file.write_bytes(file.read_bytes()[:65536])
+
+
+def without_test_split(folder):
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] == "train"]
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+DAMAGES = [
+    empty,
+    without_features,
+    unparsable,
+    without_records,
+    short_records,
+    records_cut_at_a_block,
+    without_test_split,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_data_set_is_refused(damage, own_copy):
+    damage(own_copy)
+    message = error_of("digits", own_copy.parents[1])
+    assert message.startswith(f"The folder {own_copy} is not a complete data set (")
+    assert message.endswith("); remove it and try again.")
+
+
+def test_other_file_format_is_refused(own_copy):
+    info = json.loads((own_copy / "dataset_info.json").read_text())
+    (own_copy / "dataset_info.json").write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    message = error_of("digits", own_copy.parents[1])
+    assert message.startswith(f"The data set in {own_copy} is not stored as array_record, ")
+
+
+def test_labels_out_of_range_are_refused(own_copy):
+    features = own_copy / "features.json"
+    features.write_text(features.read_text().replace('"numClasses": "10"', '"numClasses": "7"'))
+    assert error_of("digits", own_copy.parents[1]) == (
+        f"The data set in {own_copy} has labels from 0 to 9, but 7 classes; remove it and prepare it again."
+    )
+
+
+def test_balanced_batch_takes_the_first_of_every_class():
+    labels = np.array([2, 0, 1, 1, 2, 0, 0, 2, 1])
+    np.testing.assert_array_equal(data.balanced_batch(labels, 2), [1, 5, 2, 3, 0, 4])
+
+
+@pytest.mark.parametrize(
+    ("per_class", "words"),
+    [
+        (3, "Class 1 has 1 examples, but 3 of every class were asked for."),
+        (0, "A balanced batch needs at least one example per class, but 0 were asked for."),
+    ],
+)
+def test_balanced_batch_refuses(per_class, words):
+    with pytest.raises(data.DataError, match=words):
+        data.balanced_batch(np.array([0, 0, 0, 1]), per_class)
+
+
+def test_importing_data_leaves_tfds_alone():
+    code = "import sys, experiments.data; sys.exit('tensorflow_datasets' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
