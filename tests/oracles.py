@@ -172,8 +172,8 @@ class Graph:
         return self._each(nodes, edges)
 
     def abs(self, nodes: np.ndarray) -> np.ndarray:
-        """One edge per neuron, whose gate is the sign."""
-        return self.relu(nodes, slope=-1.0, at_zero=0.0)
+        """One edge per neuron, whose gate is the sign, 1 at zero."""
+        return self.relu(nodes, slope=-1.0, at_zero=1.0)
 
     def prelu(self, nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Two edges per neuron: gate x ≥ 0 without a weight, gate x < 0 with the slope parameter (broadcast)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from math import prod
 from pathlib import Path
 
@@ -27,10 +28,17 @@ def assert_close(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-def raveled_apply(net):
-    """The network as a function of its raveled parameters."""
+@cache
+def reference(name, seed=0):
+    """JAX's outputs (n, o) and their derivative (n, o, p), as a compiled function of raveled parameters and x."""
+    net = build(name, seed)
     _, unravel = ravel_pytree(net.params)
-    return lambda theta, x: net.apply(unravel(theta), x)
+
+    def apply(theta, x):
+        return net.apply(unravel(theta), x)
+
+    both = jax.jit(lambda theta, x: (apply(theta, x), jax.jacobian(apply)(theta, x)))
+    return lambda theta, x: jax.tree.map(np.asarray, both(theta, x))
 
 
 def random_mask(net, seed):
@@ -39,61 +47,44 @@ def random_mask(net, seed):
 
 @every_network
 @every_seed
-def test_sum_over_paths_equals_outputs(name, seed):
-    net = build(name, seed)
-    a = oracles.activations(net.graph, listed(name, seed), net.theta, np.asarray(net.x))
-    expected = jax.jit(net.apply)(net.params, net.x)
-    assert_close(a @ oracles.values(listed(name, seed), net.theta), expected, 1e-12)
-    assert_close(oracles.outputs(net.graph, net.theta, np.asarray(net.x)), expected, 1e-12)
-
-
-@every_network
-@every_seed
-def test_chain_rule_through_paths_equals_derivative(name, seed):
-    net = build(name, seed)
-    a = oracles.activations(net.graph, listed(name, seed), net.theta, np.asarray(net.x))
-    derivative = jax.jit(jax.jacobian(raveled_apply(net)))(jnp.asarray(net.theta), net.x)
-    assert_close(a @ oracles.jacobian(listed(name, seed), net.theta), derivative, 1e-11)
-    kernel = oracles.neural_tangent_kernel(net.graph, listed(name, seed), net.theta, np.asarray(net.x))
+def test_paths_recompose_outputs_derivative_and_kernel(name, seed):
+    """Σ_p v_p a_p x_s = f, J_v f · J_θ v = J_θ f and J_v f · Π · (J_v f)ᵀ = J_θ f (J_θ f)ᵀ."""
+    net, paths = build(name, seed), listed(name, seed)
+    x = np.asarray(net.x)
+    outputs, derivative = reference(name, seed)(net.theta, x)
+    a = oracles.activations(net.graph, paths, net.theta, x)
+    assert_close(oracles.outputs(net.graph, net.theta, x), outputs, 1e-12)
+    assert_close(a @ oracles.values(paths, net.theta), outputs, 1e-12)
+    assert_close(a @ oracles.jacobian(paths, net.theta), derivative, 1e-11)
+    kernel = oracles.neural_tangent_kernel(net.graph, paths, net.theta, x)
     assert_close(kernel, np.einsum("nop,mqp->nmoq", derivative, derivative), 1e-11)
 
 
 @every_network
 def test_masked_paths_are_those_of_the_masked_network(name):
-    net = build(name)
-    mask = random_mask(net, 0)
-    a = oracles.activations(net.graph, listed(name), net.theta, np.asarray(net.x), mask)
-    theta = jnp.asarray(net.theta * mask)
-    assert_close(a @ oracles.values(listed(name), net.theta, mask), raveled_apply(net)(theta, net.x), 1e-12)
-    kept = oracles.is_kept(listed(name), mask)
-    alive = [path for path, keep in zip(listed(name), kept, strict=True) if keep]
-    assert oracles.path_count(listed(name), mask) == len(alive)
-    assert_close(oracles.twin(listed(name), net.theta, mask), oracles.twin(alive, net.theta), 1e-12)
+    net, paths = build(name), listed(name)
+    x, mask = np.asarray(net.x), random_mask(net, 0)
+    outputs, derivative = reference(name)(net.theta * mask, x)
+    a = oracles.activations(net.graph, paths, net.theta, x, mask)
+    assert_close(a @ oracles.values(paths, net.theta, mask), outputs, 1e-12)
+    assert_close(a @ oracles.jacobian(paths, net.theta, mask), derivative * mask, 1e-11)
+    alive = [path for path, keep in zip(paths, oracles.is_kept(paths, mask), strict=True) if keep]
+    assert oracles.path_count(paths, mask) == len(alive)
     for q in (0, 1, 2):
-        assert oracles.path_norm(listed(name), net.theta, q, mask) == pytest.approx(
-            oracles.path_norm(alive, net.theta, q)
-        )
+        assert oracles.path_norm(paths, net.theta, q, mask) == pytest.approx(oracles.path_norm(alive, net.theta, q))
 
 
 @pytest.mark.parametrize("name", names("monotone"))
-@pytest.mark.parametrize("q", [1, 2])
-def test_open_path_sum_is_a_forward_pass_on_powers(name, q):
+def test_open_path_sum_is_a_forward_pass_on_powers(name):
     """Where positive weights and inputs open every gate, the sum is the network itself on powers."""
-    net = build(name)
-    mask = random_mask(net, 1)
-    power = raveled_apply(net)(jnp.asarray(np.abs(net.theta * mask) ** q), jnp.abs(net.x) ** q)
-    total = oracles.path_sum(net.graph, listed(name), net.theta, np.asarray(net.x), q=q, mask=mask)
-    assert_close(total, power, 1e-12)
-
-
-@pytest.mark.parametrize("name", names("monotone"))
-def test_path_count_is_a_forward_pass_on_the_mask(name):
-    net = build(name)
-    mask = random_mask(net, 2)
-    count = raveled_apply(net)(jnp.asarray(mask, dtype=float), jnp.ones_like(net.x[:1])).sum()
-    assert oracles.path_count(listed(name), mask) == count
-    total = oracles.path_sum(net.graph, listed(name), net.theta, np.ones_like(net.x[:1]), q=0, mask=mask)
-    assert total.sum() == count
+    net, paths = build(name), listed(name)
+    x, mask = np.asarray(net.x), random_mask(net, 1)
+    for q in (1, 2):
+        power, _ = reference(name)(np.abs(net.theta * mask) ** q, np.abs(x) ** q)
+        assert_close(oracles.path_sum(net.graph, paths, net.theta, x, q=q, mask=mask), power, 1e-12)
+    count, _ = reference(name)(1.0 * mask, np.ones_like(x))
+    assert_close(oracles.path_sum(net.graph, paths, net.theta, x, q=0, mask=mask), count, 0)
+    assert oracles.path_count(paths, mask) == count[0].sum()
 
 
 @every_network
@@ -142,6 +133,20 @@ def test_path_mass_is_the_derivative_of_the_log_norm(name):
 def test_mlp_path_count_is_the_product_of_widths_plus_bias_paths(name, widths, bias):
     count = prod(widths) + bias * sum(prod(widths[depth:]) for depth in range(1, len(widths)))
     assert len(listed(name)) == oracles.path_count(listed(name)) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("max_pool", 7 * 7 * 2 * 2 + 4 * 4 * 2 * 2 + 2),
+        ("crelu", (3 + 1) * 8 * 2),
+        ("maxout", 6 * (3 + 1) * 2),
+        ("parametric_relu", 2 * (1 + 4 * 2 * (1 + 3 * 2 * (1 + 3)))),
+        ("absolute_value", 6 * (3 + 1) * 2),
+    ],
+)
+def test_open_gates_count_every_rival_and_both_slopes(name, count):
+    assert len(listed(name)) == count
 
 
 def test_rank_of_twin_is_weights_less_hidden_units():
