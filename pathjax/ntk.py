@@ -1,0 +1,297 @@
+"""The Neural Tangent Kernel Θ = J_θ f (J_θ f)ᵀ: of a finite network, of infinite width, and what its spectrum says.
+
+A finite kernel has shape (n, m, o, o): examples of the first batch, of the second, and twice the outputs. At infinite
+width the outputs are independent and alike, so the kernel is (n, m) and stands for Θ_∞ ⊗ I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from . import _neural_tangents, _trees
+from .types import ApplyFn, Mask, Params
+
+__all__ = [
+    "as_matrix",
+    "condition_number",
+    "empirical",
+    "infinite",
+    "neural_tangents",
+    "relative_distance",
+    "spectrum",
+]
+
+_IMPLEMENTATIONS = {"jacobian": 1, "products": 2}
+
+
+def empirical(
+    apply: ApplyFn,
+    params: Params,
+    x1: Shaped[Array, "n ..."],
+    x2: Shaped[Array, "m ..."] | None = None,
+    *,
+    mask: Mask | None = None,
+    method: str = "jacobian",
+) -> Float[Array, "n m o o"]:
+    """Neural Tangent Kernel of a finite network, Θ_(ij)(ab) = Σ_k ∂f_a(x1_i)/∂θ_k · ∂f_b(x2_j)/∂θ_k.
+
+    With a mask, θ is masked and the sum runs over the kept weights alone. `x2=None` stands for `x1`.
+
+    "jacobian" takes one backward pass per example and output, holds both Jacobians, (n + m)·o·p numbers, and multiplies
+    them; "products" takes n·m·o passes forward and backward and never multiplies Jacobians, which is faster where
+    layers are wide. Both gain from `jax.jit` around the call.
+
+    Assumes that the outputs of an example do not depend on the other examples of the batch (batch norm must use its
+    running statistics). This is checked where values are known; under jit and vmap it is not, and neither is NaN.
+
+    Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, for an `apply` whose
+    output is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; ModuleNotFoundError
+    without neural-tangents, whose Jacobian contraction and NTK-vector products these are.
+
+    Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel", section 3.
+
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> params = {"hidden": jnp.ones((4, 5)), "out": jnp.ones((5, 2))}
+    >>> x1, x2 = jnp.ones((3, 4)), jnp.ones((1, 4))
+    >>> kernel = empirical(apply, params, x1, x2)
+    >>> kernel.shape
+    (3, 1, 2, 2)
+    >>> kernel[0, 0]  # 5 units that each give 4² for their outgoing weight and 4 for the incoming
+    Array([[100.,  20.],
+           [ 20., 100.]], dtype=float64)
+    """
+    if method not in _IMPLEMENTATIONS:
+        raise ValueError(f"There is no method {method!r} of the empirical kernel. Choose one of {_options()}.")
+    _check_params(params)
+    _check_inputs(x1, x2)
+    function = apply if mask is None else _masked(apply, params, mask)
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            _check_outputs(function, params, x, name)
+    kernel = _neural_tangents.load().empirical_ntk_fn(
+        function, trace_axes=(), diagonal_axes=(), vmap_axes=0, implementation=_IMPLEMENTATIONS[method]
+    )
+    return cast(Array, kernel(x1, x2, params))
+
+
+def infinite(
+    kernel_fn: Callable[..., Any],
+    x1: Shaped[Array, "n ..."],
+    x2: Shaped[Array, "m ..."] | None = None,
+) -> Float[Array, "n m"]:
+    """Neural Tangent Kernel at infinite width, Θ_∞, in closed form; the kernel of all outputs is Θ_∞ ⊗ I.
+
+    `kernel_fn` is the third of the functions that a network of `neural_tangents().stax` consists of. In its standard
+    parameterization Θ_∞ grows with the stated widths, as a finite network's Θ does. Cost: n·m numbers per layer for
+    dense networks, n·m times the squared number of pixels for convolutional ones without pooling at the end.
+
+    Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, and for a kernel that is
+    not (n, m), as of a convolutional network that ends in neither `Flatten` nor `GlobalAvgPool`.
+
+    Source: Jacot, Gabriel, Hongler (2018), theorem 1; standard parameterization: Sohl-Dickstein et al. (2020),
+    section 2.
+
+    >>> stax = neural_tangents().stax
+    >>> dense = dict(W_std=2**0.5, b_std=0.0, parameterization="standard")
+    >>> _, _, kernel_fn = stax.serial(stax.Dense(64, **dense), stax.Relu(), stax.Dense(2, **dense))
+    >>> infinite(kernel_fn, jnp.ones((3, 4)), jnp.ones((1, 4))).round(6)
+    Array([[70.],
+           [70.],
+           [70.]], dtype=float64)
+    """
+    _check_inputs(x1, x2)
+    kernel = kernel_fn(x1, x2, get="ntk")
+    expected = (len(x1), len(x1 if x2 is None else x2))
+    if jnp.shape(kernel) != expected:
+        raise ValueError(
+            f"The infinite-width kernel has shape {jnp.shape(kernel)}, but {expected} was expected, one number per "
+            "pair of examples. Let the network end in `stax.Flatten()` or `stax.GlobalAvgPool()` and a `stax.Dense`."
+        )
+    return cast(Array, kernel)
+
+
+def neural_tangents() -> Any:
+    """The package neural-tangents, whose `stax` describes networks of infinite width.
+
+    Version 0.6.5, its last, does not import on current JAX by itself. Here it does, without TensorFlow, and after this
+    call `import neural_tangents` works anywhere in the process. Its fastest finite-width methods, AUTO and
+    STRUCTURED_DERIVATIVES, do not run on current JAX and are refused.
+
+    Raises ModuleNotFoundError where neural-tangents is not installed, naming what to install.
+
+    >>> neural_tangents().__version__
+    '0.6.5'
+    """
+    return _neural_tangents.load()
+
+
+def as_matrix(kernel: Float[Array, "n m o o"]) -> Float[Array, "n*o m*o"]:
+    """A kernel as the matrix that it is, rows and columns ordered by example, then by output.
+
+    >>> as_matrix(jnp.ones((3, 2, 5, 5))).shape
+    (15, 10)
+    """
+    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+        raise ValueError(f"A finite kernel has shape (n, m, o, o), but {kernel.shape} came.{_INFINITE_HINT}")
+    n, m, o, _ = kernel.shape
+    return jnp.swapaxes(kernel, 1, 2).reshape(n * o, m * o)
+
+
+def spectrum(kernel: Float[Array, "n n o o"]) -> Float[Array, " n*o"]:
+    """Eigenvalues of a kernel, the largest first. Their sum is its trace.
+
+    Cost: (n·o)³ operations. Rounding can leave eigenvalues of a singular kernel slightly below zero, down to about
+    −n·o·ε·λ_max.
+
+    Raises ValueError unless the kernel is that of one batch with itself, (n, n, o, o).
+
+    >>> spectrum(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([2.0, 5.0]))))
+    Array([5., 5., 5., 2., 2., 2.], dtype=float64)
+    """
+    matrix = as_matrix(kernel)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(
+            f"Only the kernel of one batch with itself has a spectrum, (n, n, o, o), but {kernel.shape} came. "
+            "Leave out `x2` when computing it."
+        )
+    return jnp.linalg.eigvalsh(matrix)[::-1]
+
+
+def condition_number(kernel: Float[Array, "n n o o"]) -> Float[Array, ""]:
+    """Ratio of the largest to the smallest eigenvalue of a kernel, λ_max / λ_min.
+
+    Infinite where λ_min is not above the rounding bound n·o·ε·λ_max, with ε of the kernel's dtype: the kernel is then
+    singular as far as its numbers tell. Cost and errors as of `spectrum`.
+
+    >>> condition_number(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([2.0, 5.0]))))
+    Array(2.5, dtype=float64)
+    """
+    eigenvalues = spectrum(kernel)
+    largest, smallest = eigenvalues[0], eigenvalues[-1]
+    bound = eigenvalues.size * _epsilon(eigenvalues) * largest
+    is_singular = smallest <= bound
+    # a finite stand-in, so that the branch not taken keeps gradients finite
+    return jnp.where(is_singular, jnp.inf, largest / jnp.where(is_singular, 1.0, smallest))
+
+
+def relative_distance(finite: Float[Array, "n m o o"], infinite: Float[Array, "n m"]) -> Float[Array, ""]:
+    """Distance of a finite kernel to the infinite-width one, ‖Θ − Θ_∞ ⊗ I‖ / ‖Θ_∞ ⊗ I‖ in the Frobenius norm.
+
+    Falls as width^(−1/2) for a network drawn at random with the parameterization of Θ_∞.
+
+    Raises ValueError where the two are not kernels of the same examples.
+
+    >>> relative_distance(jnp.full((3, 2, 1, 1), 1.5), jnp.ones((3, 2)))
+    Array(0.5, dtype=float64)
+    """
+    if finite.ndim != 4 or infinite.ndim != 2 or finite.shape[:2] != infinite.shape:
+        raise ValueError(
+            f"A finite kernel (n, m, o, o) is compared with an infinite one (n, m) of the same examples, but shapes "
+            f"{finite.shape} and {infinite.shape} came. Compute both on the same `x1` and `x2`."
+        )
+    limit = infinite[:, :, None, None] * jnp.eye(finite.shape[2], dtype=infinite.dtype)[None, None]
+    return jnp.linalg.norm((finite - limit).ravel()) / jnp.linalg.norm(limit.ravel())
+
+
+_INFINITE_HINT = " An infinite-width kernel Θ (n, m) has the eigenvalues of Θ[:, :, None, None], each o times."
+
+
+def _options() -> str:
+    return ", ".join(map(repr, _IMPLEMENTATIONS))
+
+
+def _masked(apply: ApplyFn, params: Params, mask: Mask) -> ApplyFn:
+    """`apply` of the masked weights: its derivative by a pruned weight is zero, which drops the weight from Θ."""
+    _trees.check_like(mask, params, name="mask")
+    for path, leaf in zip(_trees.key_paths(mask), jax.tree.leaves(mask), strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.bool_):
+            raise ValueError(
+                f"`mask` at {path} has dtype {jnp.result_type(leaf)}, but a mask is boolean, True where a weight is "
+                "kept. Compare it with what you meant, as in `leaf != 0`."
+            )
+
+    def masked(params: Params, x: Array) -> Array:
+        # a choice and not a product: a pruned weight may be infinite
+        return apply(jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 0), mask, params), x)
+
+    return masked
+
+
+def _check_params(params: Params) -> None:
+    leaves = jax.tree.leaves(params)
+    if not leaves:
+        raise ValueError("`params` has no leaves, so there is no kernel of its weights. Pass the network's weights.")
+    for path, leaf in zip(_trees.key_paths(params), leaves, strict=True):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"`params` at {path} has dtype {jnp.result_type(leaf)}, but the kernel needs derivatives by all of "
+                "`params`. Keep what is not a weight out of `params`, bound inside `apply`."
+            )
+
+
+def _check_inputs(x1: Array, x2: Array | None) -> None:
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is None:
+            continue
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"`{name}` has dtype {x.dtype}, but kernels are of floating-point inputs. Convert it first."
+            )
+        if x.ndim == 0:
+            raise ValueError(f"`{name}` is a single number, but a batch of examples (n, ...) was expected.")
+        values = _concrete(x)
+        if values is not None and np.isnan(values).any():
+            first = int(np.isnan(values).reshape(len(values), -1).any(axis=1).argmax())
+            raise ValueError(
+                f"`{name}` holds NaN, first in example {first}, and would make every entry of the kernel there NaN. "
+                "Remove or fill such examples."
+            )
+    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
+        raise ValueError(
+            f"Examples of `x1` have shape {x1.shape[1:]} and those of `x2` {x2.shape[1:]}, but both go through the "
+            "same network. Only the number of examples may differ."
+        )
+
+
+def _check_outputs(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
+    outputs = jax.eval_shape(apply, params, x)
+    shape = getattr(outputs, "shape", None)
+    if shape is None or len(shape) != 2 or shape[0] != len(x):
+        came = "a pytree" if shape is None else f"shape {shape}"
+        raise ValueError(
+            f"`apply(params, {name})` gives {came}, but ({len(x)}, o) was expected, one row of outputs per example. "
+            "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
+        )
+    if len(x) > 1 and all(_concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
+        _check_examples_apart(apply, params, x, name)
+
+
+def _check_examples_apart(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
+    together = apply(params, x)
+    alone = jax.vmap(lambda example: apply(params, example[None])[0])(x)
+    tolerance = _epsilon(together) ** 0.5 * jnp.max(jnp.abs(together))
+    if _concrete(gap := jnp.max(jnp.abs(together - alone))) is not None and gap > tolerance:
+        raise ValueError(
+            f"`apply(params, {name})` gives an example other outputs in the batch than alone (they differ by up to "
+            f"{float(gap):.3g}), so the kernel of two examples is not defined. Let batch norm use its running "
+            "statistics."
+        )
+
+
+def _epsilon(array: Array) -> float:
+    return float(jnp.finfo(array.dtype).eps)
+
+
+def _concrete(array: Any) -> np.ndarray | None:
+    """The numbers of an array, or None while it is traced."""
+    try:
+        return np.asarray(array)
+    except jax.errors.TracerArrayConversionError:
+        return None
