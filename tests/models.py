@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.flatten_util import ravel_pytree
 
 from .oracles import NONE, Graph, Path, dilate, pad, paths
 
@@ -34,8 +33,8 @@ class Network(NamedTuple):
 
     @property
     def theta(self) -> np.ndarray:
-        """The raveled parameters (p,), as the graph numbers them."""
-        return np.asarray(ravel_pytree(self.params)[0])
+        """The raveled parameters (p,), as the graph numbers them: `ravel_pytree`, without its compilations."""
+        return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(self.params)])
 
 
 Parts = tuple[Callable, Any, Any, Graph]
@@ -81,8 +80,10 @@ def networks(*tags: str) -> list[Network]:
 
 def index_tree(params: Any) -> Any:
     """`params` with each entry replaced by its position in the raveled vector, as NumPy integers."""
-    flat, unravel = ravel_pytree(params)
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(int), unravel(jnp.arange(flat.size, dtype=flat.dtype)))
+    leaves, structure = jax.tree.flatten(params)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    indices = [np.arange(end - leaf.size, end).reshape(leaf.shape) for leaf, end in zip(leaves, ends, strict=True)]
+    return jax.tree.unflatten(structure, indices)
 
 
 def normal(rng: np.random.Generator, *shape: int) -> jax.Array:
@@ -384,7 +385,7 @@ def conv_same_stride(rng):
 
 @network("layers", "monotone")
 def conv_valid_dilation(rng):
-    options = {"padding": "VALID", "kernel_dilation": (2, 1), "use_bias": False}
+    options: dict[str, Any] = {"padding": "VALID", "kernel_dilation": (2, 1), "use_bias": False}
     return conv_network(rng, (5, 4, 1), {"dilation": (2, 1)}, kernel_size=(2, 3), **options)
 
 

@@ -184,7 +184,7 @@ def test_padding_gives_no_neuron_and_no_path():
 def test_oracle_imports_neither_jax_nor_the_library():
     tree = ast.parse(Path(oracles.__file__).read_text())
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert imported == {"__future__", "collections.abc", "math", "numpy", "typing"}
 
 
@@ -193,4 +193,5 @@ def test_table_is_float64_and_small(name):
     net = build(name)
     leaves = [*jax.tree.leaves(net.params), net.x]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float64")}
-    assert 0 < len(listed(name)) <= 2_500
+    assert 0 < len(listed(name)) <= 2_000
+    np.testing.assert_array_equal(net.theta, ravel_pytree(net.params)[0])
