@@ -372,7 +372,8 @@ def _wins(context: Context, left: Value, right: Value, wins: Any) -> list[Any]:
 def _absolute(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """|x|: a gate of slopes ±1."""
     (operand,) = values
-    return [Lift(_pass(context, operand, [jnp.sign(real) for real in cast(Paths, operand).real]))]
+    slopes = [jax.jvp(lax.abs, (real,), (jnp.ones_like(real),))[1] for real in cast(Paths, operand).real]
+    return [Lift(_pass(context, operand, slopes))]
 
 
 def _select(context: Context, values: Sequence[Value]) -> Sequence[Lift]:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -21,7 +22,7 @@ from pathjax._jaxpr import Program, trace
 from pathjax._rules import Algebra, Structure, interpret
 from pathjax._trees import ravel
 from pathjax.paths import Lifting, Scaled, absolute_power
-from pathjax.types import ApplyFn, Params, XLike
+from pathjax.types import AnyArray, ApplyFn, Params, XLike
 
 __all__ = ["Paths", "enumerate_paths", "path_activations", "path_jacobian", "path_kernel", "path_values"]
 
@@ -90,7 +91,7 @@ class _Lister(Algebra[_Listing]):
 
     def constant(self, value: Any) -> _Listing:
         numbers = np.asarray(value, np.float64)
-        return _Listing(_count_up(numbers != 0), _single(coefficients=numbers[numbers != 0]))
+        return _Listing(_count_up(np.asarray(numbers != 0)), _single(coefficients=numbers[numbers != 0]))
 
     def shape_only(self, function: Callable[..., Any], *operands: _Listing) -> _Listing:
         merged, table = _merge(operands)
@@ -266,7 +267,7 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
     program = trace(apply, params, example)
     count = _count(program)
     if count > limit:
-        number = f"{count:,}" if count < 10**15 else f"about {float(count):.6g}"
+        number = f"{count:,}" if count < 10**15 else f"about {Decimal(count):.3e}"
         raise ValueError(
             f"The network has {number} paths, more than `limit` = {limit:,}. Raise the limit (a path takes some 50 "
             "bytes), or use the sums of `pathjax.paths`, which do not list paths."
@@ -385,7 +386,7 @@ def path_kernel(paths: Paths, params: Params) -> Float[Array, "k k"]:
 
 
 def path_activations(
-    paths: Paths, apply: ApplyFn, params: Params, x: Float[Array, "n ..."]
+    paths: Paths, apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."]
 ) -> Float[Array, "n o k"]:
     """J_v f: a_p(x) · x_s(p) at the output where path p ends, zero at the others.
 
@@ -409,6 +410,7 @@ def path_activations(
             f"`x` has {math.prod(x.shape[1:])} coordinates per example, but the listed network reads {paths.inputs}. "
             "List the paths of this network with this input shape."
         )
+    x = jnp.asarray(x)
     slopes = jax.vmap(lambda example: _slopes(apply, params, example[None]))(x)
     return _activations(paths, slopes, x.reshape(len(x), -1))
 

@@ -15,13 +15,9 @@ from jaxtyping import Array, Float
 from pathjax._jaxpr import UnsupportedPrimitive, trace
 from pathjax._rules import Algebra, Structure, interpret
 from pathjax._trees import check_like
-from pathjax.types import ApplyFn, Mask, Params, XLike
+from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
 __all__ = ["UnsupportedPrimitive", "log_path_count", "log_path_norm", "path_sum"]
-
-# Enough for the true scale of any float32 or float64 that leaves the format, without leaving int32.
-_FAR = 4096.0
-
 
 class Scaled(NamedTuple):
     """The numbers `array` · 2^`exponent`.
@@ -106,22 +102,29 @@ class Lifting(Algebra[Scaled]):
         return jnp.where(jnp.any(lax.stop_gradient(operand.array) != 0), exponent, -jnp.inf)
 
     def _normalize(self, array: Any, exponent: Any) -> Scaled:
-        """The same numbers with the largest in [1/2, 1): exact, and of no influence on derivatives."""
+        """The same numbers with the largest in [1, 2): exact, and of no influence on derivatives."""
         peak = lax.stop_gradient(jnp.max(jnp.abs(array), initial=0.0))
-        bound = jnp.finfo(array.dtype).maxexp - 2
-        shift = jnp.clip(jnp.where(peak > 0, jnp.frexp(peak)[1], 0), -bound, bound).astype(jnp.float32)
+        shift = jnp.where(peak > 0, _whole_exponent(peak), 0.0)
         return Scaled(array * power_of_two(-shift, array.dtype), exponent + shift)
 
 
+def _whole_exponent(number: Any) -> Any:
+    """The whole e with 2^e ≤ number < 2^(e+1), read from the bits of a positive number."""
+    form = jnp.finfo(number.dtype)
+    bits = lax.bitcast_convert_type(number, f"uint{form.bits}")
+    return (bits >> form.nmant).astype(jnp.float32) - (form.maxexp - 1)
+
+
 def power_of_two(exponent: Any, dtype: Any) -> jax.Array:
-    """2^exponent, exactly, for whole exponents of any size."""
-    whole = jnp.clip(jnp.asarray(exponent, jnp.float32), -_FAR, _FAR).astype(jnp.int32)
-    return jnp.ldexp(jnp.ones((), dtype), whole)
+    """2^exponent for whole exponents, exactly: 0 below the normal numbers of the type, infinite above."""
+    form = jnp.finfo(dtype)
+    biased = jnp.clip(jnp.asarray(exponent, jnp.float32) + (form.maxexp - 1), 0, 2 * form.maxexp - 1)
+    return lax.bitcast_convert_type(biased.astype(f"uint{form.bits}") << form.nmant, dtype)
 
 
-def absolute_power(q: float) -> Callable[[Any], Any]:
+def absolute_power(q: Real) -> Callable[[Any], Any]:
     """φ(v) = |v|^q; for q = 0, whether v is not zero."""
-    special: dict[float, Callable[[Any], Any]] = {
+    special: dict[Real, Callable[[Any], Any]] = {
         0: lambda v: (v != 0).astype(jnp.result_type(v, jnp.float32)),
         1: jnp.abs,
         2: jnp.square,
@@ -150,7 +153,7 @@ def lift(
     return output
 
 
-def open_sum(apply: ApplyFn, weights: Params, inputs: Any, *, q: float, keep_zeros: bool = False) -> Scaled:
+def open_sum(apply: ApplyFn, weights: Params, inputs: Any, *, q: Real, keep_zeros: bool = False) -> Scaled:
     """The lifted network with all gates open, summed over examples and outputs."""
     output = lift(apply, weights, inputs, phi=absolute_power(q), keep_zeros=keep_zeros)
     return Scaled(jnp.sum(output.array), output.exponent)
@@ -176,7 +179,7 @@ def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -
 
 
 def log_path_norm(
-    apply: ApplyFn, params: Params, x_like: XLike, *, q: float = 1, mask: Mask | None = None
+    apply: ApplyFn, params: Params, x_like: XLike, *, q: Real = 1, mask: Mask | None = None
 ) -> Float[Array, ""]:
     """Logarithm of the path norm, log Σ_p |v_p|^q, over the paths to all outputs.
 
@@ -221,9 +224,9 @@ def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask 
 def path_sum(
     apply: ApplyFn,
     params: Params,
-    x: Float[Array, "n ..."],
+    x: Float[AnyArray, "n ..."],
     *,
-    q: float = 1,
+    q: Real = 1,
     gates: str = "open",
     mask: Mask | None = None,
 ) -> Float[Array, "n o"]:

@@ -35,6 +35,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 Params: TypeAlias = Any
 """A pytree of floating-point arrays."""
@@ -48,7 +49,13 @@ Scores: TypeAlias = Any
 Key: TypeAlias = jax.Array
 """A JAX pseudo-random key, of the new style or the old."""
 
-XLike: TypeAlias = jax.Array | jax.ShapeDtypeStruct
+Real: TypeAlias = int | float
+"""A plain number."""
+
+AnyArray: TypeAlias = jax.Array | np.ndarray
+"""An array of JAX or of NumPy; results are always JAX's."""
+
+XLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 """A batch of inputs read for its shape and dtype alone."""
 
 ApplyFn: TypeAlias = Callable[[Params, jax.Array], jax.Array]
