@@ -67,7 +67,8 @@ class Equation:
     @property
     def outputs(self) -> list[jax.ShapeDtypeStruct]:
         """Shape and dtype of each result."""
-        return [jax.ShapeDtypeStruct(var.aval.shape, var.aval.dtype) for var in self.source.outvars]
+        avals: list[Any] = [var.aval for var in self.source.outvars]
+        return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
     def bind(self, *arrays: Any) -> list[Any]:
         """The primitive itself, on ordinary arrays."""
@@ -189,7 +190,7 @@ def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
 
 
 def evaluate(equation: Equation, arrays: Sequence[Any]) -> list[Any]:
-    """The results on constants: at once where they are known, so that rules can read them, traced where they are not."""
+    """The results on constants: at once where the constants are known, so that rules can read them."""
     if all(is_concrete(array) for array in arrays):
         with jax.ensure_compile_time_eval():
             return equation.bind(*arrays)
@@ -212,7 +213,7 @@ def _site(eqn: JaxprEqn) -> str:
 def _user_frame(eqn: JaxprEqn) -> Any:
     """The innermost frame outside of the libraries; the innermost one outside of JAX where there is none."""
     traceback = eqn.source_info.traceback
-    frames = list(traceback.frames) if traceback is not None else []
+    frames: list[Any] = list(traceback.frames) if traceback is not None else []
     own = [frame for frame in frames if not frame.file_name.startswith(_folders(_LIBRARIES))]
     near = [frame for frame in frames if not frame.file_name.startswith(_folders(("jax", "jaxlib")))]
     return next(iter(own or near), None)

@@ -275,7 +275,7 @@ def _compare(context: Context, values: Sequence[Value]) -> None:
     for value in values:
         if isinstance(value, Constant) and not _is_filled_with(value.value, 0.0):
             raise context.refuse(
-                "An activation is compared with a constant other than 0, so that the slope depends on the input's scale.",
+                "An activation is compared with a constant other than 0: the slope depends on the input's scale.",
                 "Compare with 0, or make the threshold a bias.",
             )
 
@@ -555,6 +555,8 @@ _OF_GATES = {*_MOVES, "tile", "not", "and", "or", "xor", "neg", "add", "sub", "m
 _REASONS = {
     **dict.fromkeys(("exp", "exp2", "expm1", "log", "log1p"), "It is not homogeneous, as softmax and its kin are not."),
     **dict.fromkeys(("tanh", "logistic", "erf", "erf_inv", "sin", "cos"), "It is curved, not piecewise linear."),
-    **dict.fromkeys(("sqrt", "rsqrt", "cbrt", "pow"), "A root or power of an activation, as layer norm takes, is curved."),
+    **dict.fromkeys(
+        ("sqrt", "rsqrt", "cbrt", "pow"), "A root or power of an activation, as layer norm takes, is curved."
+    ),
     "sort": "The order of activations has no slope of its own.",
 }

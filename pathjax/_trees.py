@@ -22,6 +22,7 @@ def check_like(tree: Any, like: Any, *, name: str, like_name: str = "params") ->
 
     The message names the first key path at which the two part.
     """
+    structure: Any
     leaves, structure = tree_flatten_with_path(tree)
     like_leaves, like_structure = tree_flatten_with_path(like)
     if structure != like_structure:
@@ -53,7 +54,7 @@ def multiply(left: Any, right: Any) -> Any:
 
 def total(tree: Any) -> jax.Array:
     """Sum over all entries of all leaves."""
-    return cast(jax.Array, sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(())))
+    return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
 
 
 def dot(left: Any, right: Any) -> jax.Array:

@@ -150,7 +150,7 @@ class _Recorder(Structure):
 
 def _count_up(present: np.ndarray) -> np.ndarray:
     """1, 2, 3, ... at the entries that are present, 0 elsewhere."""
-    return cast(np.ndarray, np.where(present, np.cumsum(present).reshape(present.shape), 0))
+    return np.where(present, np.cumsum(present).reshape(present.shape), 0)
 
 
 def _single(cells: int = 0, *, factors: Any = None, coefficients: Any = None, sources: Any = None) -> _Table:
@@ -181,8 +181,7 @@ def _merge(operands: Sequence[_Listing]) -> tuple[list[np.ndarray], _Table]:
         sources=np.concatenate([table.sources for table in tables]),
     )
     entries = [
-        np.where(operand.entries > 0, operand.entries + cell, 0)
-        for operand, cell in zip(operands, cells, strict=False)
+        np.where(operand.entries > 0, operand.entries + cell, 0) for operand, cell in zip(operands, cells, strict=False)
     ]
     return entries, merged
 

@@ -7,7 +7,6 @@ and `count`, `density` and `statistics` describe it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -43,6 +42,10 @@ _SCOPES = ("global", "local")
 # Bits of the threshold found in one pass over the scores. XLA vectorizes a reduction that counts several things at
 # once, so that on a CPU the three counts of a pass take a tenth of the time of one.
 _DIGIT = 2
+
+# Weights up to which small leaves are joined: fewer vectors compile faster, and to copy long ones would take longer
+# than to read them.
+_RUN = 2**20
 
 
 def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
@@ -154,23 +157,26 @@ def keep_largest(
     if within is not None:
         check_like(within, scores, name="within", like_name="scores")
         _check_boolean(within, name="within")
-        allowed = jax.tree.leaves(within)
-        within = tuple(allowed[index] for index in chosen)
+        everywhere = jax.tree.leaves(within)
+        within = tuple(everywhere[index] for index in chosen)
     wanted_shape = (len(chosen),) if scope == "local" else ()
     if jnp.shape(counts) != wanted_shape:
         raise ValueError(
             f'With scope "{scope}", `counts` must have shape {wanted_shape}, as `kept_counts` makes them; '
             f"it has {jnp.shape(counts)}."
         )
-    kept, finite, available = _keep_largest(ranked, jnp.asarray(counts, jnp.int32), within, scope=scope)
-    if not isinstance(finite, jax.core.Tracer):
-        names = [keystr(leaves[index][0]) for index in chosen]
-        _check_finite(names, ranked, within, np.asarray(finite))
-        if not isinstance(counts, jax.core.Tracer):
-            _check_available(names, np.asarray(available), np.asarray(counts))
     masks: list[Any] = [jnp.ones(jnp.shape(leaf), bool) for _, leaf in leaves]
-    for index, leaf in zip(chosen, kept, strict=True):
-        masks[index] = leaf
+    counts = jnp.asarray(counts, jnp.int32)
+    groups = (
+        [(slice(None), counts)] if scope == "global" else [(slice(i, i + 1), kept) for i, kept in enumerate(counts)]
+    )
+    for group, kept in groups if chosen else []:
+        allowed = None if within is None else within[group]
+        found = _keep_largest(ranked[group], kept, allowed)
+        names = [keystr(leaves[index][0]) for index in chosen[group]]
+        _check_found(found, names, ranked[group], kept, allowed)
+        for index, mask in zip(chosen[group], found.masks, strict=True):
+            masks[index] = mask
     return tree_unflatten(structure, masks)
 
 
@@ -301,47 +307,57 @@ def _check_boolean(mask: Mask, *, name: str) -> None:
             )
 
 
-def _check_finite(
-    names: list[str], scores: tuple[Array, ...], within: tuple[Array, ...] | None, finite: np.ndarray
+class _Found(NamedTuple):
+    """The masks of some leaves, whether all scores that compete are finite, and how many compete."""
+
+    masks: list[Array]
+    finite: Array
+    available: Array
+
+
+def _check_found(
+    found: _Found, names: list[str], scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None
 ) -> None:
-    if np.all(finite):
-        return
-    for index, (name, score) in enumerate(zip(names, scores, strict=True)):
-        competing = np.asarray(score) if within is None else np.asarray(score)[np.asarray(within[index])]
-        if not np.all(np.isfinite(competing.astype(np.float64))):
-            raise ValueError(
-                f"Scores must be finite; those at {name} have a NaN or an infinity. Look for an overflow in the score "
-                "or for weights that are not finite."
-            )
+    """Raise for scores that are not finite and for too few that compete, as far as their values can be read."""
+    if not isinstance(found.finite, jax.core.Tracer) and not found.finite:
+        for index, (name, score) in enumerate(zip(names, scores, strict=True)):
+            competing = np.asarray(score) if within is None else np.asarray(score)[np.asarray(within[index])]
+            if not np.all(np.isfinite(competing.astype(np.float64))):
+                raise ValueError(
+                    f"Scores must be finite; those at {name} have a NaN or an infinity. Look for an overflow in the "
+                    "score or for weights that are not finite."
+                )
+    if not any(isinstance(number, jax.core.Tracer) for number in (found.available, kept)) and found.available < kept:
+        group = names[0] if len(names) == 1 else "all prunable leaves"
+        raise ValueError(
+            f"Only {found.available} weights of {group} may be kept, fewer than the {kept} wanted. Ask for fewer, or "
+            "leave out `within` to let pruned weights return."
+        )
 
 
-def _check_available(names: list[str], available: np.ndarray, counts: np.ndarray) -> None:
-    groups = names if counts.ndim else ["all prunable leaves"]
-    for name, there, wanted in zip(groups, np.atleast_1d(available), np.atleast_1d(counts), strict=True):
-        if there < wanted:
-            raise ValueError(
-                f"Only {there} weights of {name} may be kept, fewer than the {wanted} wanted. Ask for fewer, or leave "
-                "out `within` to let pruned weights return."
-            )
-
-
-@functools.partial(jax.jit, static_argnames="scope")
-def _keep_largest(
-    scores: tuple[Array, ...], counts: Array, within: tuple[Array, ...] | None, *, scope: str
-) -> tuple[list[Array], Array, Array]:
-    """The masks of the leaves, whether all competing scores are finite, and how many compete; these in the shape of
-    `counts`."""
-    if not scores:
-        return [], jnp.ones_like(counts, bool), jnp.zeros_like(counts)
-    keys = _order_keys(scores, within)
-    if scope == "global":
-        masks, finite, available = _keep_largest_keys(keys, counts)
-    else:
-        groups = [_keep_largest_keys([key], kept) for key, kept in zip(keys, counts, strict=True)]
-        masks = [mask for (mask,), _, _ in groups]
-        finite, available = (jnp.stack(column) for column in list(zip(*groups, strict=True))[1:])
+@jax.jit
+def _keep_largest(scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None) -> _Found:
+    """Masks that keep the `kept` largest scores of all leaves together."""
+    leaf_keys = _order_keys(scores, within)
+    runs = _runs([key.size for key in leaf_keys])
+    found = _keep_largest_keys([jnp.concatenate([leaf_keys[index] for index in run]) for run in runs], kept)
+    masks = [
+        part
+        for mask, run in zip(found.masks, runs, strict=True)
+        for part in jnp.split(mask, np.cumsum([leaf_keys[index].size for index in run])[:-1])
+    ]
     shaped = [mask.reshape(score.shape) for mask, score in zip(masks, scores, strict=True)]
-    return shaped, finite, available
+    return found._replace(masks=shaped)
+
+
+def _runs(sizes: list[int]) -> list[list[int]]:
+    """Leaves that follow each other, by place, in runs of at most `_RUN` weights or of one leaf."""
+    runs: list[list[int]] = [[]]
+    for index, size in enumerate(sizes):
+        if runs[-1] and size + sum(sizes[other] for other in runs[-1]) > _RUN:
+            runs.append([])
+        runs[-1].append(index)
+    return runs
 
 
 def _order_keys(scores: tuple[Array, ...], within: tuple[Array, ...] | None) -> list[Array]:
@@ -362,8 +378,8 @@ def _order_keys(scores: tuple[Array, ...], within: tuple[Array, ...] | None) -> 
     return keys
 
 
-def _keep_largest_keys(keys: list[Array], kept: Array) -> tuple[list[Array], Array, Array]:
-    """Masks that keep the `kept` largest keys, of equal ones those that come first; finite; available."""
+def _keep_largest_keys(keys: list[Array], kept: Array) -> _Found:
+    """Masks that keep the `kept` largest keys, and of equal ones those that come first."""
     integer = keys[0].dtype
     lowest, highest = np.iinfo(integer).min, np.iinfo(integer).max
     infinity = np.array(np.inf, f"float{integer.itemsize * 8}").view(integer).item()
@@ -391,7 +407,7 @@ def _keep_largest_keys(keys: list[Array], kept: Array) -> tuple[list[Array], Arr
         return [tie & (wanted > 0) for tie in ties]
 
     kept_ties = lax.cond(wanted < at_least - above, first_ties, all_or_no_ties)
-    return [(key > threshold) | tie for key, tie in zip(keys, kept_ties, strict=True)], finite, available
+    return _Found([(key > threshold) | tie for key, tie in zip(keys, kept_ties, strict=True)], finite, available)
 
 
 def _kth_largest(keys: list[Array], rank: Array) -> Array:

@@ -53,7 +53,7 @@ class PathKernel:
 
     params: Params
     mask: Mask
-    example: Float[Array, "..."]
+    example: Float[Array, ...]
     exponent: Any
     apply: ApplyFn
     tied: frozenset[int]

@@ -19,6 +19,7 @@ from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
 __all__ = ["UnsupportedPrimitive", "log_path_count", "log_path_norm", "path_sum"]
 
+
 class Scaled(NamedTuple):
     """The numbers `array` · 2^`exponent`.
 
@@ -242,10 +243,10 @@ def path_sum(
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.array([[1.0, -2.0, 3.0]]), "second": -jnp.ones((3, 2))}
-    >>> path_sum(apply, params, jnp.ones((1, 1)))
-    Array([[6., 6.]], dtype=float32)
-    >>> path_sum(apply, params, jnp.ones((1, 1)), gates="data")
-    Array([[4., 4.]], dtype=float32)
+    >>> path_sum(apply, params, jnp.ones((1, 1))).tolist()
+    [[6.0, 6.0]]
+    >>> path_sum(apply, params, jnp.ones((1, 1)), gates="data").tolist()
+    [[4.0, 4.0]]
     """
     if gates not in ("open", "data"):
         raise ValueError(f'`gates` must be "open" or "data", not {gates!r}.')

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from pathjax.types import ApplyFn, Key, Params, Scores
+from pathjax.paths import absolute_power, lift_weights, ones_like_example, open_sum
+from pathjax.types import AnyArray, ApplyFn, Key, Params, Real, Scores, XLike
 
-__all__ = ["cross_entropy", "magnitude", "random", "snip"]
+__all__ = ["cross_entropy", "magnitude", "random", "snip", "synflow", "synflow_data", "synflow_l2"]
 
 LossFn: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """`loss(outputs, labels)`: outputs (n, o) and labels (n,) to the mean over the n examples."""
@@ -106,6 +107,109 @@ def snip(apply: ApplyFn, params: Params, batches: Batches, *, loss: LossFn = cro
     """
     gradient, _ = _mean_gradient(apply, params, batches, loss=loss)
     return jax.tree.map(lambda leaf, slope: jnp.abs(leaf * slope), params, gradient)
+
+
+def synflow(apply: ApplyFn, params: Params, x_like: XLike) -> Scores:
+    """SynFlow, normalized: the share |θ| ⊙ ∂R₁/∂|θ| / R₁ of the path norm R₁ = Σ_p |v_p| through each weight.
+
+    Path form: Σ_{p∋i} |v_p| / Σ_p |v_p|, each path counted as often as it uses the weight. Shares lie in [0, 1] where
+    no weight is met twice, and sum to 1 over the weights and biases of any cut of the network, at any depth and in any
+    floating-point type: the sums are carried with their scale. A weight of 0 has share 0, and so has every weight of a
+    network without a path. Invariant under rescaling of neurons. One forward and one backward pass on |θ|; only the
+    shape of `x_like` is read.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear.
+
+    Source: Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively conserving
+    synaptic flow", 2020. Its code does not divide by R₁, which ranks alike until R₁ overflows (as for ResNet-56 in
+    float32); it sends max pooling through its arg max on ones, where a sum over paths takes all entries.
+
+    >>> import jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.array([[1.0, -3.0]]), "second": jnp.ones((2, 3))}
+    >>> synflow(apply, params, jnp.zeros((5, 1)))["first"].tolist()
+    [[0.25, 0.75]]
+    """
+    weights = lift_weights(params, jnp.abs, None)
+    return _flow(apply, weights, ones_like_example(x_like), q=1, factor=weights)
+
+
+def synflow_l2(apply: ApplyFn, params: Params, x_like: XLike, *, factor: str = "squared") -> Scores:
+    """SynFlow-L2: the share θ² ⊙ ∂R₂/∂θ² / R₂ of R₂ = Σ_p v_p², the Path Kernel's natural norm, through each weight.
+
+    Path form: Σ_{p∋i} v_p² / Σ_p v_p². Conserved over cuts and invariant under rescaling of neurons, as `synflow` is.
+    With `factor="absolute"` the score is |θ| ⊙ ∂R₂/∂θ² / R₂, as three public implementations have it: neither
+    conserved nor invariant. One forward and one backward pass on θ²; only the shape of `x_like` is read.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for another `factor`.
+    Source: Gebhart et al. (2021), section 4.
+
+    >>> import jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.array([[1.0, -3.0]]), "second": jnp.ones((2, 3))}
+    >>> synflow_l2(apply, params, jnp.zeros((5, 1)))["first"].round(2).tolist()
+    [[0.1, 0.9]]
+    """
+    if factor not in ("squared", "absolute"):
+        raise ValueError(f'`factor` must be "squared" or "absolute", not {factor!r}.')
+    weights = lift_weights(params, jnp.square, None)
+    multiplier = weights if factor == "squared" else lift_weights(params, jnp.abs, None)
+    return _flow(apply, weights, ones_like_example(x_like), q=2, factor=multiplier)
+
+
+def synflow_data(
+    apply: ApplyFn, params: Params, inputs: Float[AnyArray, "n ..."] | Iterable[Any], *, q: Real = 1
+) -> Scores:
+    """SynFlow with the inputs' distribution: E|x|^q in place of the all-ones input, q = 1 or 2.
+
+    Path form: Σ_{p∋i} |v_p|^q E|x_s(p)|^q over the same sum of all paths; a path from a bias has 1 for x. Since the
+    open-gated network is linear in its lifted input, the mean input gives the mean over inputs: one forward and one
+    backward pass, after one look at the inputs, an array (n, ...) or an iterable of such. q = 1 augments `synflow`,
+    q = 2 `synflow_l2`.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError where there is no example.
+    Source: Gebhart et al. (2021), section 4.
+
+    >>> import jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.ones((2, 4)), "second": jnp.ones((4, 3))}
+    >>> inputs = jnp.array([[1.0, 0.0], [-2.0, 1.0], [0.0, 0.0]])
+    >>> synflow_data(apply, params, inputs)["first"][:, 0].round(4).tolist()  # 3 to 1, over four units
+    [0.1875, 0.0625]
+    """
+    phi = absolute_power(q)
+    weights = lift_weights(params, phi, None)
+    return _flow(apply, weights, _mean_input(inputs, phi), q=q, factor=weights)
+
+
+def _flow(apply: ApplyFn, weights: Params, inputs: Array, *, q: Real, factor: Params) -> Scores:
+    """`factor` ⊙ ∂ log R/∂ weights for the open-gated sum R, zero where there is no path."""
+
+    def mass(weights: Params) -> Array:
+        return open_sum(apply, weights, inputs, q=q).array
+
+    total, slopes = jax.value_and_grad(mass)(weights)
+    alive = total > 0
+    per_mass = jnp.where(alive, 1.0 / jnp.where(alive, total, 1.0), 0.0)
+    return jax.tree.map(lambda weight, slope: weight * slope * per_mass.astype(slope.dtype), factor, slopes)
+
+
+def _mean_input(inputs: Any, phi: Callable[[Any], Any]) -> Array:
+    """The mean of φ(x) over all examples, (1, ...)."""
+    batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
+    total, examples = jnp.zeros(()), 0
+    for batch in map(jnp.asarray, batches):
+        if not jnp.issubdtype(batch.dtype, jnp.floating):
+            raise ValueError(
+                f"`inputs` must be floating-point, but are {batch.dtype}. Convert and standardize them first."
+            )
+        total, examples = total + phi(batch).sum(axis=0), examples + len(batch)
+    if examples == 0:
+        raise ValueError("`inputs` has no examples. Give at least one; an iterator that was read before is empty.")
+    return (total / examples)[None]
 
 
 def _mean_gradient(apply: ApplyFn, params: Params, batches: Batches, *, loss: LossFn) -> tuple[Params, int]:
