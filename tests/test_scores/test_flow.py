@@ -68,7 +68,7 @@ def test_data_shares_weigh_paths_by_their_inputs(q: int) -> None:
 
 @pytest.mark.parametrize("q", [1, 2])
 def test_shares_of_every_layer_sum_to_one_at_any_depth(q: int) -> None:
-    params = parameters(10, *[30] * 60, 4, dtype=jnp.float32, scale=200.0)
+    params = parameters(10, *[30] * 25, 4, dtype=jnp.float32, scale=1e5)
     score = {1: scores.synflow, 2: scores.synflow_l2}[q]
     shares = jax.jit(lambda params: score(mlp, params, jnp.ones((1, 10), jnp.float32)))(params)
     sums = np.array([float(kernel.sum()) for kernel, _ in shares])
