@@ -1,0 +1,89 @@
+"""The command line: `python -m experiments compare --help`.
+
+What a user can get wrong is looked at before anything heavy is imported, and ends in one sentence and exit status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import tyro
+
+from experiments import data
+from experiments.options import Compare, InputError, validated
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from experiments.results import Folder
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; returns the exit status."""
+    options = tyro.extras.subcommand_cli_from_dict(
+        {"compare": Compare}, prog="python -m experiments", description=__doc__.splitlines()[0], args=arguments
+    )
+    try:
+        compare(options)
+    except (InputError, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; every finished run is kept. The same command continues.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def compare(options: Compare) -> None:
+    """The main job: compute the missing runs, then write the summary, the figures and the report."""
+    options = validated(options, datasets=tuple(data.DATASETS))
+    dataset = data.load(options.dataset, data_dir=options.data_dir)
+    data.balanced_batch(dataset.train_labels, options.ntk_per_class)
+
+    from rich.console import Console
+
+    from experiments import progress, results
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no width of its own
+    with results.claimed(options) as folder:
+        from experiments import compare as job
+
+        total, missing = len(job.cells_of(options)), job.missing_cells(options, folder)
+        with progress.reporting(console, total=total, done=total - len(missing)) as reporter:
+            job.compute(options, dataset, folder, reporter)
+            reporter.stage("report")
+            conclusion = _write_report(folder)
+        console.print(*conclusion, sep="\n", soft_wrap=True)
+
+
+def _write_report(folder: Folder) -> list[Table | str]:
+    """Summary, figures and report, from the finished runs alone; gives what the console shows at the end."""
+    from experiments import listed, report, results, summary
+
+    runs = summary.by_run(folder.runs(), folder.config)
+    table = summary.cells(runs)
+    ranks = summary.rankings(table)
+    error = listed.factorization_error()
+    shown = report.illustrations(runs, table, ranks, folder.config)
+    (folder.path / "figures").mkdir(exist_ok=True)
+    for picture in shown:
+        results.write(folder.path / "figures" / f"{picture.name}.png", picture.png)
+        results.write(folder.path / "figures" / f"{picture.name}.svg", picture.svg)
+    results.write(folder.path / "summary.csv", table.to_csv(index=False, na_rep="nan"))
+    results.write(folder.path / "rankings.csv", summary.rankings_table(ranks).to_csv(index=False, na_rep="nan"))
+    results.write(folder.path / "report.html", report.page(table, ranks, shown, folder.config, error))
+    return [
+        report.console_table(table),
+        f"Θ = J Π Jᵀ on listed paths: relative error {error:.1e}, in float64",
+        f"Report: {folder.path / 'report.html'}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""Loss curves on a fixed batch: what gradient descent does, and what Θ and Π said that it would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pathjax import dynamics, masks
+from pathjax.types import ApplyFn, Mask, Params
+
+__all__ = ["Curves", "centred_one_hot", "gap", "loss_curves"]
+
+_RATE = 0.5
+"""Step size, in units of 1 / λ_max: a quarter of where linearized gradient descent diverges."""
+
+_FLOOR = 1e-6
+"""Relative losses below this are rounding, in float32, and count as this."""
+
+
+class Curves(NamedTuple):
+    """Squared losses at steps 0 … T relative to step 0, the seeds (s) on the leading axis: each (s, T + 1)."""
+
+    real: jax.Array
+    linearized: jax.Array
+    data_free: jax.Array
+
+
+def centred_one_hot(labels: jax.Array, classes: int) -> jax.Array:
+    """Targets (n, classes) of a regression on labels: one-hot, less the mean over classes."""
+    return jax.nn.one_hot(labels, classes, dtype=jnp.float32) - 1.0 / classes
+
+
+def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: int) -> Callable[..., Curves]:
+    """A compiled function (params, mask, kernel, top, nodes, weights, parameters) -> Curves, seeds on a leading axis.
+
+    Full-batch gradient descent on ½ · mean_n ‖f − y‖² at the step size ½ / λ_max(Θ/n), where λ_max(Θ) is `top`, against
+    the linearized network of Θ (n, n, o, o), and against the loss that the largest n·o modes of Π leave: time runs in
+    units of 1 / λ_max in both, and with no data at hand the residual is spread evenly over the modes.
+    """
+    n, o = targets.shape
+    times = jnp.arange(steps + 1, dtype=jnp.float32)
+
+    def loss(params: Params) -> jax.Array:
+        return 0.5 * jnp.mean(jnp.sum((apply(params, batch) - targets) ** 2, axis=1))
+
+    def descend(params: Params, mask: Mask, rate: jax.Array) -> jax.Array:
+        def step(params: Params, _: None) -> tuple[Params, jax.Array]:
+            value, gradient = jax.value_and_grad(loss)(params)
+            gradient = masks.apply_mask(mask, gradient)
+            return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradient), value
+
+        _, losses = jax.lax.scan(step, masks.apply_mask(mask, params), None, length=steps + 1)
+        return losses
+
+    def curves(
+        params: Params,
+        mask: Mask,
+        kernel: jax.Array,
+        top: jax.Array,
+        nodes: jax.Array,
+        weights: jax.Array,
+        parameters: jax.Array,
+    ) -> Curves:
+        rate = _RATE * n / top
+        real = descend(params, mask, rate)
+        outputs = apply(masks.apply_mask(mask, params), batch)
+        predicted = dynamics.linearized(kernel, outputs, targets, times, learning_rate=rate / n)
+        linearized = 0.5 * jnp.mean(jnp.sum((predicted - targets[None]) ** 2, axis=2), axis=1)
+        eigenvalues, shares = _upper_modes(nodes, weights, jnp.minimum(1.0, n * o / parameters))
+        data_free = dynamics.data_free_loss(eigenvalues, shares, times, learning_rate=_RATE / eigenvalues[0])
+        return Curves(real / real[0], linearized / real[0], data_free)
+
+    return jax.jit(jax.vmap(curves))
+
+
+def gap(predicted: np.ndarray | jax.Array, real: np.ndarray | jax.Array) -> float:
+    """Mean over steps of |log10 predicted − log10 real|, in decades; losses below the floor of float32 count as it."""
+    logs = [np.log10(np.maximum(np.asarray(losses), _FLOOR)) for losses in (predicted, real)]
+    return float(np.mean(np.abs(logs[0] - logs[1])))
+
+
+def _upper_modes(nodes: jax.Array, weights: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Nodes, descending, and how the upper `share` of a spectral density (samples, order) spreads over them."""
+    flat, mass = nodes.ravel(), weights.ravel() / nodes.shape[0]
+    order = jnp.argsort(-flat)
+    flat, mass = flat[order], mass[order]
+    before = jnp.cumsum(mass) - mass
+    kept = jnp.clip(share - before, 0.0, mass)
+    return flat, kept / jnp.sum(kept)

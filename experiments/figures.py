@@ -1,0 +1,292 @@
+"""The figures of a comparison. Each takes tables and returns a matplotlib Figure; nothing here computes a result."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from experiments.options import DENSE
+from experiments.runs import QUANTITIES
+from experiments.summary import TARGETS, Ranking, chance_level
+
+__all__ = [
+    "GRID",
+    "INK",
+    "MUTED",
+    "PAPER",
+    "accuracy_over_density",
+    "layer_density",
+    "png",
+    "predicted_curves",
+    "quantity_against_accuracy",
+    "rank_correlations",
+    "svg",
+    "training_loss",
+]
+
+_P = ParamSpec("_P")
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#66707c", "#dde1e6", "#ffffff"
+
+_STYLES = {
+    DENSE: (MUTED, "*"),
+    "random": ("#cc79a7", "s"),
+    "magnitude": ("#e69f00", "^"),
+    "snip": ("#009e73", "D"),
+    "synflow": ("#2f7fc1", "o"),
+    "synflow_l2": ("#56b4e9", "v"),
+    "synflow_data": ("#d55e00", "P"),
+}
+_OTHERS = (("#8f6bb3", "X"), ("#7f8c1f", "h"), ("#a0522d", "<"))
+_THETA, _PI = "#2f7fc1", "#d55e00"
+
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "axes.facecolor": PAPER,
+    "figure.facecolor": PAPER,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.markersize": 5,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "pathjax",
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, the same bytes for the same figure."""
+    return _saved(figure, format="png", dpi=150, metadata={"Software": None})
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes for the same figure."""
+    return _saved(figure, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+
+
+def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+    """Every part of a figure, legends and late text too, is made under the one style."""
+
+    @functools.wraps(draw)
+    def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+        with matplotlib.rc_context(_RC):
+            return draw(*args, **kwargs)
+
+    return styled
+
+
+@_styled
+def accuracy_over_density(table: pd.DataFrame, footer: str) -> Figure:
+    """Test accuracy over density, a line for each method, a band of one standard deviation over seeds."""
+    figure, axes = _figure(7.5, 4.6, footer)
+    axis = axes[0][0]
+    for method, group in _groups(table):
+        mean, deviation = group["test_accuracy_mean"].to_numpy(), group["test_accuracy_std"].fillna(0).to_numpy()
+        colour, marker = _style(method)
+        if method == DENSE:
+            axis.axhline(mean[0], color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=DENSE)
+            axis.axhspan(mean[0] - deviation[0], mean[0] + deviation[0], color=colour, alpha=0.15, linewidth=0)
+            continue
+        axis.plot(group["density"], mean, color=colour, marker=marker, label=method)
+        axis.fill_between(group["density"], mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+    axis.set(xlabel="density (kept share of the prunable weights)", ylabel="test accuracy")
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _density_axis(axis, table)
+    figure.legend(loc="outside right upper")
+    return figure
+
+
+@_styled
+def training_loss(runs: pd.DataFrame, level: float, footer: str) -> Figure:
+    """Cross-entropy on the train set after each epoch, mean over seeds, a panel for each density."""
+    densities = _densities(runs)
+    figure, axes = _figure(3.1 * len(densities) + 1.6, 3.6, footer, columns=len(densities))
+    for axis, density in zip(axes[0], densities, strict=True):
+        for method, group in _groups(runs):
+            chosen = group if method == DENSE else group[group["density"] == density]
+            losses = np.array(chosen["train_loss"].tolist())
+            colour, marker = _style(method)
+            dashes = (0, (4, 3)) if method == DENSE else "solid"
+            every = max(1, losses.shape[1] // 6)
+            axis.plot(losses.mean(axis=0), color=colour, marker=marker, markevery=every, linestyle=dashes, label=method)
+        axis.axhline(level, color=MUTED, linewidth=0.8, linestyle=":")
+        axis.set(title=f"density {density:g}", xlabel="epoch", yscale="log")
+    axes[0][0].set_ylabel("training loss (nats)")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+@_styled
+def predicted_curves(runs: pd.DataFrame, footer: str) -> Figure:
+    """Squared loss under gradient descent, against what Θ and what Π alone predict; a panel for each cell."""
+    densities, methods = _densities(runs), [name for name, _ in _groups(runs) if name != DENSE]
+    rows, columns = len(methods) + 1, max(2, len(densities))
+    figure, axes = _figure(2.6 * columns, 1.75 * rows + 0.2, footer, rows=rows, columns=columns, share=True)
+    places = {(DENSE, 1.0): axes[0][0]}
+    places |= {(m, d): axes[1 + r][c] for r, m in enumerate(methods) for c, d in enumerate(densities)}
+    for axis in {axis for row in axes for axis in row} - set(places.values()):
+        axis.set_axis_off()
+    for (method, density), axis in places.items():
+        _curves(axis, runs[(runs["method"] == method) & (runs["density"] == density)])
+        axis.set_title(method if method == DENSE else f"{method}, {density:g}", fontsize=9)
+        if axis in axes[:, 0]:
+            axis.set_ylabel("loss / start")
+        if axis in axes[-1]:
+            axis.set_xlabel("step")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(0.98, 0.96))
+    return figure
+
+
+@_styled
+def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
+    """Each quantity known before training against test accuracy, a point for each cell; size grows with density."""
+    names = [name for name in QUANTITIES if name != "density"]
+    columns = 4
+    rows = -(-(len(names) + 1) // columns)
+    figure, axes = _figure(10.5, 2.5 * rows + 0.3, footer, rows=rows, columns=columns, share="y")
+    flat = [axis for row in axes for axis in row]
+    for axis, name in zip(flat, names, strict=False):
+        for method, group in _groups(table):
+            colour, marker = _style(method)
+            values = group[f"{name}_mean"].to_numpy()
+            sizes = 70 + 18 * np.log(group["density"].to_numpy())
+            there = np.isfinite(values)
+            axis.scatter(
+                values[there],
+                group["test_accuracy_mean"].to_numpy()[there],
+                s=np.clip(sizes, 12, None)[there],
+                color=colour,
+                marker=marker,
+                alpha=0.85,
+                label=method,
+                linewidth=0,
+            )
+        axis.set_xlabel(QUANTITIES[name])
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axis in flat[len(names) :]:
+        axis.set_axis_off()
+    flat[len(names)].legend(*flat[0].get_legend_handles_labels(), loc="center", fontsize=9)
+    for row in axes:
+        row[0].set_ylabel("test accuracy")
+    return figure
+
+
+@_styled
+def rank_correlations(ranks: Sequence[Ranking], footer: str) -> Figure:
+    """Spearman's ρ of each quantity with each target: over all cells, and within densities."""
+    figure, axes = _figure(9.5, 4.9, footer, columns=len(TARGETS), share=True)
+    for axis, (target, words) in zip(axes[0], TARGETS.items(), strict=True):
+        chosen = [rank for rank in ranks if rank.target == target]
+        places = np.arange(len(chosen))
+        pooled, within = ([getattr(rank, side) for rank in chosen] for side in ("pooled", "within"))
+        axis.barh(places - 0.19, np.nan_to_num(pooled), 0.36, color=_THETA, label="all cells")
+        axis.barh(places + 0.19, np.nan_to_num(within), 0.36, color=_PI, label="within a density (mean)")
+        for size, repeats, colour in (
+            (chosen[0].cells, 1, _THETA),
+            (chosen[-1].per_density, chosen[-1].densities, _PI),
+        ):
+            for sign in (-1, 1):
+                axis.axvline(sign * chance_level(size, repeats=repeats), color=colour, linewidth=1, linestyle=":")
+        axis.axvline(0, color=MUTED, linewidth=0.8)
+        axis.set(title=f"with {words} (n = {chosen[0].cells})", xlabel="Spearman ρ", xlim=(-1.02, 1.02))
+        axis.set_yticks(places, [QUANTITIES[rank.quantity] for rank in chosen])
+        axis.set_ylim(len(chosen) - 0.4, -0.6)
+        axis.grid(axis="y", visible=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return figure
+
+
+@_styled
+def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
+    """The kept share of each layer, mean over seeds, a panel for each density."""
+    densities = _densities(runs)
+    figure, axes = _figure(3.1 * len(densities) + 1.6, 3.4, footer, columns=len(densities), share=True)
+    for axis, density in zip(axes[0], densities, strict=True):
+        for method, group in _groups(runs[runs["density"] == density]):
+            if method == DENSE:
+                continue
+            kept = pd.DataFrame(group["layer_density"].tolist()).mean()
+            colour, marker = _style(method)
+            axis.plot(np.arange(1, len(kept) + 1), kept.to_numpy(), color=colour, marker=marker, label=method)
+        axis.axhline(density, color=MUTED, linewidth=0.8, linestyle=":")
+        axis.set(title=f"density {density:g}", xlabel="layer", yscale="log")
+        axis.xaxis.set_major_locator(FixedLocator(range(1, len(kept) + 1)))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axes[0][0].set_ylabel("kept share of the layer")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def _figure(
+    width: float, height: float, footer: str, *, rows: int = 1, columns: int = 1, share: bool | str = False
+) -> tuple[Figure, Any]:
+    figure = Figure(figsize=(width, height + 0.3), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharex=share in (True, "x"), sharey=share in (True, "y"), squeeze=False)
+    figure.supxlabel(footer, fontsize=7, color=MUTED)
+    return figure, axes
+
+
+def _saved(figure: Figure, **how: Any) -> bytes:
+    with matplotlib.rc_context(_RC), io.BytesIO() as file:
+        if (layout := figure.get_layout_engine()) is not None:
+            layout.execute(figure)
+            figure.set_layout_engine("none")  # once for all formats: it takes longer than drawing
+        figure.savefig(file, **how)
+        return file.getvalue()
+
+
+def _curves(axis: Axes, chosen: pd.DataFrame) -> None:
+    for name, words, colour, dashes, width in (
+        ("real_loss", "gradient descent", INK, "solid", 2.0),
+        ("linearized_loss", "predicted from Θ", _THETA, (0, (5, 2)), 1.5),
+        ("data_free_loss", "predicted from Π alone", _PI, (0, (1, 1.2)), 1.8),
+    ):
+        losses = np.array(chosen[name].tolist())
+        axis.plot(losses.mean(axis=0), color=colour, linestyle=dashes, linewidth=width, label=words)
+    axis.set_yscale("log")
+    gaps = [chosen[name].mean() for name in ("gap_linearized", "gap_data_free")]
+    words = f"gap Θ {gaps[0]:.2f}, Π {gaps[1]:.2f}"
+    axis.text(0.97, 0.95, words, transform=axis.transAxes, ha="right", va="top", fontsize=7)
+
+
+def _groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return [(str(method), group) for method, group in table.groupby("method", sort=False)]
+
+
+def _densities(table: pd.DataFrame) -> list[float]:
+    return sorted(table.loc[table["method"] != DENSE, "density"].unique(), reverse=True)
+
+
+def _density_axis(axis: Axes, table: pd.DataFrame) -> None:
+    densities = _densities(table)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(FixedLocator(densities))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.set_xticklabels([f"{density:g}" for density in densities])
+
+
+def _style(method: str) -> tuple[str, str]:
+    return _STYLES.get(method) or _OTHERS[sum(method.encode()) % len(_OTHERS)]

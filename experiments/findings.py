@@ -1,0 +1,169 @@
+"""What was found, in sentences. Every number in them is computed from the tables at hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from experiments.options import DENSE
+from experiments.runs import QUANTITIES
+from experiments.summary import TARGETS, Ranking, chance_level
+
+__all__ = [
+    "of_accuracy",
+    "of_curves",
+    "of_layers",
+    "of_quantities",
+    "of_rankings",
+    "of_training",
+    "summary",
+]
+
+
+def summary(table: pd.DataFrame, ranks: Sequence[Ranking], factorization_error: float) -> str:
+    """The paragraph that opens the report."""
+    dense = table[table["method"] == DENSE].iloc[0]
+    lowest = _lowest(table)
+    best = lowest.loc[lowest["test_accuracy_mean"].idxmax()]
+    worst = lowest.loc[lowest["test_accuracy_mean"].idxmin()]
+    sentences = [
+        f"The dense network reaches {_accuracy(dense)} test accuracy.",
+        f"At density {best['density']:g}, {best['method']} keeps {_accuracy(best)}"
+        + (f" and {worst['method']} {_accuracy(worst)}." if len(lowest) > 1 else "."),
+        of_curves(table),
+        _strongest(ranks, "test_accuracy"),
+        f"Θ = J Π Jᵀ holds on listed paths with a relative error of {factorization_error:.1e}, and the dense network's "
+        f"NTK is {_percent(dense['infinite_distance_mean'])} away from its infinite-width limit.",
+    ]
+    return " ".join(sentences)
+
+
+def of_accuracy(table: pd.DataFrame) -> str:
+    """How far the methods lie apart, at the highest and at the lowest density."""
+    pruned = table[table["method"] != DENSE]
+    parts = []
+    for density, group in pruned.groupby("density", sort=False):
+        low, high = group["test_accuracy_mean"].min(), group["test_accuracy_mean"].max()
+        best = group.loc[group["test_accuracy_mean"].idxmax(), "method"]
+        parts.append(f"{_points(high - low)} at density {density:g} (best: {best}, {_percent(high)})")
+    return f"Between the best and the worst method lie {_listed(parts)}."
+
+
+def of_training(table: pd.DataFrame, level: float) -> str:
+    """Which cells reach the loss level, and how fast."""
+    reached = table[np.isfinite(table["steps_to_level_mean"])]
+    words = f"{len(reached)} of {len(table)} cells reach a training loss of {level:g} with every seed"
+    if reached.empty:
+        return words + "."
+    first = reached.loc[reached["steps_to_level_mean"].idxmin()]
+    last = reached.loc[reached["steps_to_level_mean"].idxmax()]
+    return (
+        f"{words}; the fastest is {_cell(first)} after {first['steps_to_level_mean']:.0f} steps, the slowest of them "
+        f"{_cell(last)} after {last['steps_to_level_mean']:.0f}."
+    )
+
+
+def of_curves(table: pd.DataFrame) -> str:
+    """How close the two predictions come to gradient descent."""
+    theta, pi = table["gap_linearized_mean"], table["gap_data_free_mean"]
+    closer = int((theta < pi).sum())
+    return (
+        f"The loss curve predicted from Θ is off by {theta.mean():.2f} decades on average over the cells, the one from "
+        f"Π alone by {pi.mean():.2f}; Θ is the closer one in {closer} of {len(table)} cells. Θ is furthest off for "
+        f"{_cell(table.loc[theta.idxmax()])} ({theta.max():.2f}), Π for {_cell(table.loc[pi.idxmax()])} "
+        f"({pi.max():.2f})."
+    )
+
+
+def of_quantities(ranks: Sequence[Ranking]) -> str:
+    """Which quantities go with accuracy once density is the same."""
+    chosen = [rank for rank in ranks if rank.target == "test_accuracy" and math.isfinite(rank.within)]
+    if not chosen:
+        return "There are too few methods at one density to compare them."
+    chosen.sort(key=lambda rank: -abs(rank.within))
+    parts = [f"{QUANTITIES[rank.quantity]} ({rank.within:+.2f})" for rank in chosen[:3]]
+    return f"Among methods at one density, accuracy goes most with {_listed(parts)} by mean Spearman ρ."
+
+
+def of_rankings(ranks: Sequence[Ranking]) -> str:
+    """How the quantities do against density alone and against chance."""
+    sentences = []
+    for target, words in TARGETS.items():
+        chosen = [rank for rank in ranks if rank.target == target]
+        baseline = next(rank for rank in chosen if rank.quantity == "density")
+        others = [rank for rank in chosen if rank.quantity != "density"]
+        better = [rank for rank in others if abs(rank.pooled) > abs(baseline.pooled)]
+        level = chance_level(others[0].per_density, repeats=others[0].densities)
+        clear = [rank for rank in others if abs(rank.within) > level]
+        names = _listed([f"{QUANTITIES[rank.quantity]} ({rank.within:+.2f})" for rank in clear]) if clear else "none"
+        sentences.append(
+            f"Against {words}, density alone has ρ = {baseline.pooled:+.2f} over all {baseline.cells} cells, and "
+            f"{len(better)} of {len(others)} quantities rank the cells better than it. {_strongest(ranks, target)} "
+            f"Within a density, beyond chance (|ρ| > {level:.2f}): {names}."
+        )
+    return " ".join(sentences)
+
+
+def of_layers(runs: pd.DataFrame) -> str:
+    """Where the lowest density leaves least."""
+    lowest = runs[(runs["method"] != DENSE) & (runs["density"] == runs["density"].min())]
+    parts = []
+    for method, group in lowest.groupby("method", sort=False):
+        kept = pd.DataFrame(group["layer_density"].tolist()).mean()
+        parts.append(f"{method} {_percent(kept.min())} of {kept.idxmin()}")
+    emptied = [
+        f"{method} at {density:g}"
+        for (method, density), group in runs.groupby(["method", "density"], sort=False)
+        if any(min(layers.values()) == 0.0 for layers in group["layer_density"])
+    ]
+    last = f" A layer is emptied by {_listed(emptied)}." if emptied else " No layer is emptied."
+    return f"At density {runs['density'].min():g} the most thinned layer keeps: {'; '.join(parts)}.{last}"
+
+
+def _strongest(ranks: Sequence[Ranking], target: str) -> str:
+    chosen = [r for r in ranks if r.target == target and r.quantity != "density" and math.isfinite(r.pooled)]
+    if not chosen:
+        return f"No quantity can be ranked against {TARGETS[target]}."
+    best = max(chosen, key=lambda rank: abs(rank.pooled))
+    within = [rank for rank in chosen if math.isfinite(rank.within)]
+    words = (
+        f"Of what is known before training, {QUANTITIES[best.quantity]} goes most with {TARGETS[target]} over all "
+        f"cells (Spearman ρ = {best.pooled:+.2f}, n = {best.cells})"
+    )
+    if not within:
+        return words + "."
+    inner = max(within, key=lambda rank: abs(rank.within))
+    return (
+        f"{words}; among methods at one density it is {QUANTITIES[inner.quantity]} (mean ρ = {inner.within:+.2f} over "
+        f"{inner.densities} densities of {inner.per_density} methods)."
+    )
+
+
+def _lowest(table: pd.DataFrame) -> pd.DataFrame:
+    pruned = table[table["method"] != DENSE]
+    return pruned[pruned["density"] == pruned["density"].min()]
+
+
+def _cell(row: pd.Series) -> str:
+    return DENSE if row["method"] == DENSE else f"{row['method']} at {row['density']:g}"
+
+
+def _accuracy(row: pd.Series) -> str:
+    deviation = row["test_accuracy_std"]
+    spread = "" if math.isnan(deviation) else f" ± {100 * deviation:.1f}"
+    return f"{100 * row['test_accuracy_mean']:.1f}{spread}%"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.1f} points"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,106 @@
+"""What a user may ask for, and the sentences that say why not. Imports nothing heavy: `--help` stays quick."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["DENSE", "METHODS", "MODELS", "Compare", "InputError", "validated"]
+
+METHODS = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
+MODELS = ("fc",)
+DENSE = "dense"
+"""The unpruned network's name in tables; measured with every comparison, so it is not an option."""
+
+
+class InputError(ValueError):
+    """Something a user gave cannot be used. The message is one sentence for the user, with the remedy."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Compare prunings of one network, before and after training, on one data set.
+
+    Every finished run is kept in the output folder: the same command continues where it stopped.
+    """
+
+    dataset: str = "digits"
+    """Data set to train on: digits."""
+    model: str = "fc"
+    """Network: fc (fully connected, three hidden ReLU layers, with biases)."""
+    density: tuple[float, ...] = (0.5, 0.1, 0.02)
+    """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
+    method: tuple[str, ...] = METHODS
+    """Pruning methods: random, magnitude, snip, synflow, synflow_l2, synflow_data."""
+    seeds: int = 3
+    """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches."""
+    out: Path = Path("runs/digits")
+    """Folder for results.jsonl, summary.csv, figures/ and report.html."""
+    width: int = 100
+    """Units in each hidden layer."""
+    rounds: int = 100
+    """Pruning rounds of the synflow family; the other methods prune in one round."""
+    epochs: int = 30
+    """Passes over the train set with SGD and momentum 0.9."""
+    batch_size: int = 64
+    """Images in a minibatch."""
+    learning_rate: float = 0.05
+    """Step size of SGD, constant through training."""
+    loss_level: float = 0.1
+    """Training loss (cross-entropy, nats) whose first crossing is reported in steps."""
+    ntk_per_class: int = 5
+    """Training images of each class in the fixed batch of the Neural Tangent Kernel."""
+    curve_steps: int = 200
+    """Steps of full-batch gradient descent that are held against the predicted loss curves."""
+    data_dir: Path | None = None
+    """Folder of prepared data sets; left out, the place where TFDS keeps them."""
+    repair: bool = False
+    """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their runs again."""
+
+
+def validated(options: Compare, *, datasets: Sequence[str]) -> Compare:
+    """The options in canonical order (methods as listed, densities from high to low).
+
+    Raises InputError at the first name that does not exist and the first number that has no meaning.
+    """
+    _known("data set", options.dataset, datasets)
+    _known("model", options.model, MODELS)
+    for method in options.method:
+        _known("method", method, METHODS)
+    _distinct("method", options.method)
+    for density in options.density:
+        if not 0.0 < density <= 1.0:
+            raise InputError(f"Density {density:g} is outside (0, 1]: it is the share of weights that is kept.")
+    _distinct("density", [f"{density:g}" for density in options.density])
+    for name in ("seeds", "width", "rounds", "epochs", "batch_size", "ntk_per_class", "curve_steps"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}, but must be at least 1.")
+    for name in ("learning_rate", "loss_level"):
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value > 0.0):
+            raise InputError(f"--{name.replace('_', '-')} is {value:g}, but must be a positive number.")
+    return dataclasses.replace(
+        options,
+        method=tuple(sorted(options.method, key=METHODS.index)),
+        density=tuple(sorted(options.density, reverse=True)),
+    )
+
+
+def _known(kind: str, name: str, existing: Sequence[str]) -> None:
+    if name in existing:
+        return
+    nearest = difflib.get_close_matches(name, existing, n=1)
+    hint = f"; the nearest to it is {nearest[0]}" if nearest else ""
+    verb = "there are" if len(existing) > 1 else "there is"
+    raise InputError(f"There is no {kind} {name!r}{hint}: {verb} {', '.join(existing)}.")
+
+
+def _distinct(kind: str, values: Sequence[str]) -> None:
+    if not values:
+        raise InputError(f"No {kind} is given; give at least one after --{kind}.")
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(f"{kind.capitalize()} {value} is given more than once.")

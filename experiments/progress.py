@@ -1,0 +1,67 @@
+"""What a job says while it runs: a bar on a terminal, plain short lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+__all__ = ["Progress", "Reporter", "reporting"]
+
+
+class Reporter(Protocol):
+    """Where a job reports to."""
+
+    def stage(self, words: str) -> None:
+        """Say what is being done now."""
+
+    def advance(self, figures: str = "") -> None:
+        """Say that one cell is finished, with its figures."""
+
+
+class _Bar:
+    def __init__(self, progress: Progress, total: int, done: int) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=total, completed=done, figures="")
+
+    def stage(self, words: str) -> None:
+        self._progress.update(self._task, description=words)
+
+    def advance(self, figures: str = "") -> None:
+        self._progress.update(self._task, advance=1, figures=figures)
+
+
+class _Lines:
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self._total = total
+        self._done = done
+
+    def stage(self, words: str) -> None:
+        pass  # a log wants one line for each finished cell, not one for each stage
+
+    def advance(self, figures: str = "") -> None:
+        self._done += 1
+        self._console.print(f"[{self._done}/{self._total}] {figures}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def reporting(console: Console, *, total: int, done: int) -> Iterator[Reporter]:
+    """A reporter for `total` cells, `done` of which are finished already."""
+    if not console.is_terminal:
+        yield _Lines(console, total, done)
+        return
+    columns = (
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.fields[figures]}"),
+    )
+    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
+        yield _Bar(progress, total, done)

@@ -1,0 +1,195 @@
+"""The output folder: its configuration, its finished runs, and the promise that none of them is ever lost.
+
+Every file is written beside its place and moved there in one step, so that a job killed at any moment leaves
+either the old file or the new one. One job at a time holds the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.options import Compare, InputError
+from experiments.runs import Run, decode, encode
+
+__all__ = ["Folder", "claimed", "write"]
+
+_ELSEWHERE = ("out", "data_dir", "repair")  # options that do not change a number
+_PACKAGES = ("flax", "jax", "jaxlib", "matfree", "neural-tangents", "numpy", "optax", "pathjax", "scikit-learn")
+
+
+@dataclasses.dataclass
+class Folder:
+    """An output folder that this job alone may write to."""
+
+    path: Path
+    config: dict[str, Any]
+    lines: list[str]
+
+    def runs(self) -> list[Run]:
+        """The finished runs, in the order in which they finished."""
+        return [decode(line) for line in self.lines]
+
+    def add(self, runs: Sequence[Run]) -> None:
+        """Keep the runs that are not kept yet. When this returns they are on the disk, all of them whole."""
+        known = {run.name for run in self.runs()}
+        lines = self.lines + [encode(run) for run in runs if run.name not in known]
+        write(self.path / "results.jsonl", "".join(line + "\n" for line in lines))
+        self.lines = lines
+
+
+@contextlib.contextmanager
+def claimed(options: Compare) -> Iterator[Folder]:
+    """The output folder of `options`, held by this job until the context ends.
+
+    Raises InputError where the folder cannot be written, is held by another job, was made by another
+    configuration, or holds a line that cannot be read (unless `options.repair`).
+    """
+    out = options.out
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise InputError(f"Cannot write to {out}: {error.strerror}. Give another folder with --out.") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"Another job is writing to {out}; wait for its end or give another --out.") from error
+        config = _agreed_config(options)
+        yield Folder(out, config, _read_lines(options))
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step, on the disk before this returns.
+
+    Raises InputError where there is no room or no right to write; the file is then as it was.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise InputError(
+            f"Cannot write {path}: {error.strerror}. Every run finished before is kept; give the same command "
+            "again when this is mended."
+        ) from error
+
+
+def _agreed_config(options: Compare) -> dict[str, Any]:
+    ours = {"format": 1, "options": _numeric_options(options), "versions": _versions()}
+    path = options.out / "config.json"
+    if not path.exists():
+        if (options.out / "results.jsonl").exists():
+            raise InputError(f"{options.out} has a results.jsonl but no config.json; give another folder with --out.")
+        write(path, json.dumps(ours, indent=2, allow_nan=False) + "\n")
+        return ours
+    try:
+        theirs = json.loads(path.read_bytes())
+        differing = list(_differences(theirs, ours))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} is not a configuration of this program; give another folder with --out.") from error
+    if differing:
+        raise InputError(
+            f"{options.out} holds the results of another configuration: {'; '.join(differing)}. "
+            "Give another folder with --out, or the options of before."
+        )
+    return ours
+
+
+def _numeric_options(options: Compare) -> dict[str, Any]:
+    kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in _ELSEWHERE}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
+    if theirs["format"] != ours["format"]:
+        yield f"format is {theirs['format']} there and {ours['format']} here"
+    for part, prefix in (("options", "--"), ("versions", "")):
+        for key in ours[part] | theirs[part]:
+            there, here = (_words(side[part].get(key, "absent")) for side in (theirs, ours))
+            if there != here:
+                yield f"{prefix}{key.replace('_', '-') if prefix else key} is {there} there and {here} here"
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _read_lines(options: Compare) -> list[str]:
+    path = options.out / "results.jsonl"
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+    whole: list[str] = []
+    broken: list[bytes] = []
+    names: set[tuple[str, float, int]] = set()
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        try:
+            run = _belonging(line, options, names)
+        except ValueError as error:
+            if not options.repair:
+                raise InputError(
+                    f"Line {number} of {path} cannot be read ({_fault(line, error)}); every other finished run is "
+                    "kept. Give the same command with --repair to set the line aside and go on."
+                ) from error
+            broken.append(line if line.endswith(b"\n") else line + b"\n")
+            continue
+        names.add(run.name)
+        whole.append(line.decode().rstrip("\n"))
+    if broken:
+        _set_aside(path, whole, broken)
+    return whole
+
+
+def _belonging(line: bytes, options: Compare, names: set[tuple[str, float, int]]) -> Run:
+    run = decode(line.decode())
+    method, density, seed = run.name
+    dense = method == "dense" and density == 1.0
+    if not (dense or (method in options.method and density in options.density)) or seed not in range(options.seeds):
+        raise ValueError(f"{method} at density {density:g}, seed {seed} is not part of this comparison")
+    if run.name in names:
+        raise ValueError(f"{method} at density {density:g}, seed {seed} is there twice")
+    return run
+
+
+def _fault(line: bytes, error: ValueError) -> str:
+    if not line.endswith(b"\n"):
+        return "it is written half"
+    return "it is not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else str(error)
+
+
+def _set_aside(path: Path, whole: Sequence[str], broken: Sequence[bytes]) -> None:
+    aside = path.with_name(path.name + ".broken")
+    before = aside.read_bytes() if aside.exists() else b""
+    write(aside, before + b"".join(broken))
+    write(path, "".join(line + "\n" for line in whole))
