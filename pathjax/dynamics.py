@@ -34,7 +34,7 @@ def linearized(
     Raises ValueError where shapes disagree.
 
     Source: Lee et al. (2019), "Wide neural networks of any depth evolve as linear models under gradient descent",
-    equation 8.
+    section 2.2.
 
     >>> ntk = jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.eye(2))
     >>> times = jnp.array([0.0, 1.0, 2.0, 1e6])
@@ -75,7 +75,7 @@ def data_free_loss(
     Raises ValueError where shapes disagree, and, where their values are known, for weights that are negative or do
     not sum to 1.
 
-    Source: Gebhart, Saxena, Schrater (2021), section 3.
+    Source: Gebhart, Saxena, Schrater (2021).
 
     >>> eigenvalues, weights = jnp.array([1.0, 0.0]), jnp.array([0.75, 0.25])
     >>> data_free_loss(eigenvalues, weights, jnp.array([0.0, 1.0, 1e6]), learning_rate=jnp.log(2) / 2)
@@ -100,8 +100,6 @@ def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
     zeros. Cost: (n·o)³ operations.
 
     Raises ValueError unless the kernel is that of one batch with itself, (n, n, o, o).
-
-    Source: Lee et al. (2019), theorem 2.1.
 
     >>> critical_learning_rate(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([1.0, 4.0]))))
     Array(0.5, dtype=float64)

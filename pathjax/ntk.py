@@ -54,7 +54,7 @@ def empirical(
     output is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; ModuleNotFoundError
     without neural-tangents, whose Jacobian contraction and NTK-vector products these are.
 
-    Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel", section 3.
+    Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel".
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]

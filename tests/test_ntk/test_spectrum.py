@@ -1,0 +1,111 @@
+"""What is read off a kernel: its matrix, eigenvalues, conditioning, and distance to infinite width."""
+
+from __future__ import annotations
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pathjax import ntk
+
+from ..tolerances import EXACT
+
+
+def kernel_of(jacobian1, jacobian2=None):
+    """The kernel of Jacobians (n, o, p)."""
+    return jnp.einsum("iap,jbp->ijab", jacobian1, jacobian1 if jacobian2 is None else jacobian2)
+
+
+def jacobian(n, o, p, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, o, p)))
+
+
+def test_matrix_is_the_product_of_raveled_jacobians():
+    left, right = jacobian(3, 2, 7), jacobian(4, 2, 7, seed=1)
+    np.testing.assert_allclose(
+        ntk.as_matrix(kernel_of(left, right)), left.reshape(6, 7) @ right.reshape(8, 7).T, rtol=EXACT
+    )
+
+
+def test_eigenvalues_are_squared_singular_values_of_the_jacobian_in_descending_order():
+    left = jacobian(3, 2, 9)
+    expected = np.linalg.svd(left.reshape(6, 9), compute_uv=False) ** 2
+    np.testing.assert_allclose(ntk.spectrum(kernel_of(left)), expected, rtol=EXACT)
+
+
+def test_eigenvalues_sum_to_the_trace():
+    kernel = kernel_of(jacobian(4, 3, 20))
+    np.testing.assert_allclose(ntk.spectrum(kernel).sum(), jnp.einsum("iiaa->", kernel), rtol=EXACT)
+
+
+def test_condition_number_is_that_of_the_jacobian_squared():
+    left = jacobian(3, 2, 9)
+    np.testing.assert_allclose(
+        ntk.condition_number(kernel_of(left)), np.linalg.cond(left.reshape(6, 9)) ** 2, rtol=1e-9
+    )
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_a_kernel_singular_within_rounding_has_infinite_condition_number(dtype):
+    fewer_weights_than_outputs = kernel_of(jacobian(5, 2, 6).astype(dtype))
+    assert ntk.condition_number(fewer_weights_than_outputs) == jnp.inf
+    assert ntk.condition_number(jnp.zeros((3, 3, 2, 2), dtype)) == jnp.inf
+
+
+def test_one_example_and_one_output_is_perfectly_conditioned():
+    assert ntk.condition_number(jnp.full((1, 1, 1, 1), 3.0)) == 1.0
+
+
+def test_nan_in_a_kernel_is_not_hidden():
+    kernel = jnp.full((2, 2, 1, 1), jnp.nan)
+    assert jnp.isnan(ntk.condition_number(kernel))
+    assert jnp.isnan(ntk.spectrum(kernel)).all()
+
+
+def test_a_kernel_times_c_has_relative_distance_c_minus_one():
+    infinite = jnp.asarray([[4.0, 1.0, 0.5], [1.0, 3.0, 0.2]])
+    finite = 1.25 * jnp.einsum("ij,ab->ijab", infinite, jnp.eye(4))
+    np.testing.assert_allclose(ntk.relative_distance(finite, infinite), 0.25, rtol=EXACT)
+
+
+def test_correlated_outputs_add_to_the_distance():
+    infinite = jnp.eye(3)
+    finite = jnp.einsum("ij,ab->ijab", infinite, jnp.ones((2, 2)))
+    np.testing.assert_allclose(ntk.relative_distance(finite, infinite), 1.0, rtol=EXACT)
+
+
+@pytest.mark.parametrize("measure", [ntk.spectrum, ntk.condition_number, ntk.as_matrix])
+def test_kernels_can_be_vmapped_jitted_and_differentiated(measure):
+    kernels = jnp.stack([kernel_of(jacobian(3, 2, 9, seed)) for seed in range(3)])
+    together = jax.jit(jax.vmap(measure))(kernels)
+    for kernel, one in zip(kernels, together, strict=True):
+        np.testing.assert_allclose(one, measure(kernel), rtol=1e-9)
+    assert jnp.isfinite(jax.grad(lambda kernel: measure(kernel).sum())(kernels[0])).all()
+
+
+def test_gradient_of_the_condition_number_is_finite_on_a_singular_kernel():
+    assert jnp.isfinite(jax.grad(ntk.condition_number)(kernel_of(jacobian(5, 2, 6)))).all()
+
+
+# Bad input
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (3, 3, 2), (3, 3, 2, 1)])
+def test_what_is_not_a_finite_kernel_is_refused(shape):
+    with pytest.raises(ValueError, match=r"shape \(n, m, o, o\), but .* came.*infinite-width"):
+        inspect.unwrap(ntk.as_matrix)(jnp.ones(shape))
+
+
+@pytest.mark.parametrize("measure", [ntk.spectrum, ntk.condition_number])
+def test_a_kernel_of_two_batches_has_no_spectrum(measure):
+    rectangular = jnp.ones((3, 2, 1, 1))
+    with pytest.raises(ValueError, match="one batch with itself.*Leave out `x2`"):
+        inspect.unwrap(ntk.spectrum)(rectangular)
+
+
+def test_kernels_of_different_examples_are_not_compared():
+    with pytest.raises(ValueError, match=r"shapes \(3, 2, 4, 4\) and \(2, 3\) came.*same `x1` and `x2`"):
+        inspect.unwrap(ntk.relative_distance)(jnp.ones((3, 2, 4, 4)), jnp.ones((2, 3)))
