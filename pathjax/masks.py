@@ -415,8 +415,8 @@ def _kth_largest(keys: list[Array], rank: Array) -> Array:
     integer = keys[0].dtype
     bits = integer.itemsize * 8
 
-    def add_digit(step: Array, threshold: Array) -> Array:
-        shift = (bits - _DIGIT - _DIGIT * step).astype(integer)
+    def add_digit(step: Any, threshold: Array) -> Array:
+        shift = jnp.asarray(bits - _DIGIT - _DIGIT * step, integer)
         candidates = [threshold + (jnp.asarray(digit, integer) << shift) for digit in range(1, 2**_DIGIT)]
         return threshold + (jnp.sum(_counts(keys, candidates) >= rank, dtype=integer) << shift)
 
