@@ -1,0 +1,246 @@
+"""Pruning in rounds: exact counts, nothing revived, one program for all rounds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pathjax import masks, pruning, scores
+
+SIZE = 4 * 9 + 9 * 3
+
+
+def initial(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 2)
+    return {
+        "bias": jnp.ones(9),
+        "first": jax.random.normal(keys[0], (4, 9)),
+        "second": jax.random.normal(keys[1], (9, 3)),
+    }
+
+
+def apply(params, x):
+    return jax.nn.relu(x @ params["first"] + params["bias"][None, :]) @ params["second"]
+
+
+X, Y = jax.random.normal(jax.random.key(8), (6, 4)), jnp.array([0, 1, 2, 0, 1, 2])
+
+
+def magnitude(params, key):
+    return scores.magnitude(params)
+
+
+def snip(params, key):
+    return scores.snip(apply, params, [(X, Y)])
+
+
+def by_chance(params, key):
+    return scores.random(params, key=key)
+
+
+@pytest.mark.parametrize("rounds", (1, 2, 7))
+@pytest.mark.parametrize("density", (1.0, 0.5, 0.1, 0.02))
+def test_schedules_are_their_formulas_and_end_at_the_density(density, rounds):
+    steps = np.arange(1, rounds + 1) / rounds
+    exponential = pruning.densities(density=density, rounds=rounds)
+    linear = pruning.densities(density=density, rounds=rounds, schedule="linear")
+    np.testing.assert_allclose(exponential, density**steps, rtol=1e-12)
+    np.testing.assert_allclose(linear, 1 - (1 - density) * steps, rtol=1e-12)
+    assert exponential[-1] == linear[-1] == density
+
+
+@pytest.mark.parametrize("density", (1.0, 0.5, 0.1, 0.02, 1 / SIZE))
+@pytest.mark.parametrize(
+    ("score", "schedule"), ((magnitude, "linear"), (snip, "exponential"), (by_chance, "exponential"))
+)
+def test_every_round_keeps_the_exact_count_and_revives_nothing(score, density, schedule):
+    params, seen, reports = initial(), [], []
+
+    def watched(params, key):
+        seen.append(jax.tree.map(lambda leaf: leaf != 0, params))
+        return score(params, key)
+
+    mask = pruning.prune(
+        watched,
+        params,
+        density=density,
+        rounds=5,
+        schedule=schedule,
+        key=jax.random.key(1),
+        progress=lambda *report: reports.append(report),
+        jit=False,
+    )
+    counts = [round(reached * SIZE) for reached in pruning.densities(density=density, rounds=5, schedule=schedule)]
+    assert [int(masks.count(now)) for now in (*seen[1:], mask)] == counts
+    assert reports == [(t, 5, counts[t - 1] / SIZE) for t in range(1, 6)]
+    for before, after in zip(seen, (*seen[1:], mask), strict=True):
+        jax.tree.map(lambda old, new: np.testing.assert_array_equal(old & new, new), before, after)
+    assert mask["bias"].all()
+
+
+def test_a_pruned_weight_stays_pruned_though_its_score_is_the_largest():
+    params = {"w": jnp.arange(1.0, 13.0).reshape(3, 4)}
+    mask = pruning.prune(
+        lambda params, key: {"w": jnp.where(params["w"] == 0, 1e9, params["w"])}, params, density=0.25, rounds=4
+    )
+    np.testing.assert_array_equal(mask["w"], params["w"] > 9)
+
+
+def test_ties_at_zero_stay_among_the_kept():
+    params = {"w": jnp.arange(1.0, 13.0).reshape(3, 4)}
+    scored = {"w": jnp.where(params["w"] <= 6, 0.0, 1.0)}
+    mask = pruning.prune(
+        lambda params, key: {"w": jnp.where(params["w"] == 12, 2.0, scored["w"] * (params["w"] > 8))},
+        params,
+        density=0.75,
+        rounds=2,
+    )
+    assert int(mask["w"].sum()) == 9
+    assert mask["w"][2].all()
+    assert mask["w"].ravel().tolist() == [True] * 5 + [False] * 3 + [True] * 4
+
+
+@pytest.mark.parametrize("schedule", ("exponential", "linear"))
+@pytest.mark.parametrize("density", (0.5, 0.1))
+def test_iterative_magnitude_equals_one_shot(density, schedule):
+    params = initial()
+    rounds = pruning.prune(magnitude, params, density=density, rounds=6, schedule=schedule)
+    at_once = masks.from_scores(scores.magnitude(params), density=density)
+    jax.tree.map(np.testing.assert_array_equal, rounds, at_once)
+
+
+def test_local_scope_keeps_the_share_of_each_leaf():
+    mask = pruning.prune(magnitude, initial(), density=0.25, rounds=3, scope="local")
+    assert [entry.kept for entry in masks.statistics(mask)] == [9, round(0.25 * 36), round(0.25 * 27)]
+
+
+def test_only_prunable_leaves_are_pruned():
+    mask = pruning.prune(
+        magnitude, initial(), density=0.5, rounds=3, prunable=lambda path, leaf: path[0].key == "second"
+    )
+    assert [entry.kept for entry in masks.statistics(mask)] == [9, 36, 14]
+
+
+def test_empty_leaves_and_a_single_weight_are_pruned_like_others():
+    params = {"empty": jnp.zeros((0, 3)), "one": jnp.ones((1, 1))}
+    mask = pruning.prune(magnitude, params, density=1.0, rounds=2)
+    assert mask["one"].all()
+    assert mask["empty"].shape == (0, 3)
+
+
+def test_each_round_gets_its_own_key_and_a_key_repeats():
+    params, seen = initial(), []
+
+    def watched(params, key):
+        seen.append(key)
+        return by_chance(params, key)
+
+    key = jax.random.key(5)
+    mask = pruning.prune(watched, params, density=0.5, rounds=3, key=key, jit=False)
+    assert len({tuple(jax.random.key_data(each).tolist()) for each in seen}) == 3
+    again = pruning.prune(by_chance, params, density=0.5, rounds=3, key=key)
+    jax.tree.map(np.testing.assert_array_equal, mask, again)
+
+
+def test_without_a_key_none_is_passed_on():
+    def keyless(params, key):
+        assert key is None
+        return scores.magnitude(params)
+
+    pruning.prune(keyless, initial(), density=0.5, rounds=2)
+
+
+@pytest.mark.parametrize("score", (magnitude, snip, by_chance))
+def test_jit_and_vmap_over_seeds_equal_eager(score):
+    seeds, keys = [initial(seed) for seed in range(3)], jax.random.split(jax.random.key(2), 3)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+
+    def run(params, key):
+        return pruning.prune(score, params, density=0.1, rounds=2, key=key)
+
+    eager = [run(params, key) for params, key in zip(seeds, keys, strict=True)]
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(run)(seeds[0], keys[0]), eager[0])
+    together = jax.vmap(run)(stacked, keys)
+    for index, expected in enumerate(eager):
+        jax.tree.map(lambda got, want, i=index: np.testing.assert_array_equal(got[i], want), together, expected)
+
+
+@pytest.mark.parametrize("over_seeds", (False, True))
+def test_score_is_traced_once_for_all_rounds_and_densities(over_seeds):
+    traced: list[None] = []
+
+    def counted(params, key):
+        traced.append(None)
+        return scores.magnitude(params)
+
+    params, key = initial(), jax.random.key(0)
+    if over_seeds:
+        params, key = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params), jax.random.split(key, 2)
+    for density in (0.5, 0.1):
+
+        def run(params, key, density=density):
+            return pruning.prune(counted, params, density=density, rounds=6, key=key)
+
+        (jax.vmap(run) if over_seeds else run)(params, key)
+    assert len(traced) == 1
+
+
+def test_uncompiled_score_reads_its_data_in_every_round():
+    reads: list[None] = []
+
+    def batches():
+        reads.append(None)
+        yield X[:4], Y[:4]
+        yield X[4:], Y[4:]
+
+    streamed = pruning.prune(
+        lambda params, key: scores.snip(apply, params, batches()), initial(), density=0.2, rounds=3, jit=False
+    )
+    assert len(reads) == 3
+    jax.tree.map(np.testing.assert_array_equal, streamed, pruning.prune(snip, initial(), density=0.2, rounds=3))
+
+
+# errors
+
+
+def test_densities_and_rounds_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"density must lie in \(0, 1\]"):
+        pruning.prune(magnitude, initial(), density=0.0, rounds=2)
+    with pytest.raises(ValueError, match="rounds must be 1 or more; it is 0"):
+        pruning.prune(magnitude, initial(), density=0.5, rounds=0)
+    with pytest.raises(ValueError, match='Unknown schedule "cosine". The schedules are "exponential" and "linear"'):
+        pruning.prune(magnitude, initial(), density=0.5, rounds=2, schedule="cosine")
+    with pytest.raises(ValueError, match='Unknown scope "layer"'):
+        pruning.prune(magnitude, initial(), density=0.5, rounds=2, scope="layer")
+    with pytest.raises(ValueError, match="keeps none of the prunable weights, 63 in number"):
+        pruning.prune(magnitude, initial(), density=0.001, rounds=2)
+    with pytest.raises(ValueError, match="leaves no weight to prune"):
+        pruning.prune(magnitude, {"bias": jnp.ones(3)}, density=0.5, rounds=2)
+
+
+@pytest.mark.parametrize("jit", (False, True))
+def test_a_score_of_another_tree_is_refused(jit):
+    with pytest.raises(ValueError, match=r"`score` has no leaf at \['bias'\]"):
+        pruning.prune(lambda params, key: {"first": params["first"]}, initial(), density=0.5, rounds=2, jit=jit)
+    with pytest.raises(ValueError, match=r"`score` at \['first'\] has shape \(9, 4\)"):
+        pruning.prune(
+            lambda params, key: {**params, "first": params["first"].T}, initial(), density=0.5, rounds=2, jit=jit
+        )
+
+
+def test_scores_that_are_not_finite_name_the_leaf_and_the_round():
+    def overflowing(params, key):
+        pruned = jnp.any(params["first"] == 0)
+        return {**params, "second": jnp.where(pruned, jnp.inf, jnp.abs(params["second"]))}
+
+    with pytest.raises(ValueError, match=r"In round 2 of 3: Scores must be finite; those at \['second'\]"):
+        pruning.prune(overflowing, initial(), density=0.2, rounds=3)
+    empty = jax.jit(lambda params: pruning.prune(overflowing, params, density=0.2, rounds=3))(initial())
+    assert int(masks.count(empty)) == 0
+
+
+def test_scores_of_pruned_weights_may_be_infinite():
+    logarithmic = pruning.prune(
+        lambda params, key: jax.tree.map(lambda leaf: jnp.log(jnp.abs(leaf)), params), initial(), density=0.2, rounds=4
+    )
+    jax.tree.map(np.testing.assert_array_equal, logarithmic, pruning.prune(magnitude, initial(), density=0.2, rounds=4))
