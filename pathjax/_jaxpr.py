@@ -46,18 +46,39 @@ class UnsupportedPrimitive(ValueError):
 
 @dataclass(frozen=True)
 class Equation:
-    """One application of a primitive.
-
-    `in_custom_derivative` says that it stands inside a function with a derivative rule of its own.
-    """
+    """One application of a primitive, and the calls inside which it stands, the outermost first."""
 
     source: JaxprEqn
-    in_custom_derivative: bool
+    callers: tuple[JaxprEqn, ...]
+
+    @property
+    def in_custom_derivative(self) -> bool:
+        """Whether it stands inside a function with a derivative rule of its own."""
+        return any(caller.primitive.name in _CUSTOM_DERIVATIVE for caller in self.callers)
 
     @property
     def name(self) -> str:
-        """The primitive's name, as JAX prints it."""
-        return str(self.source.primitive.name)
+        """The primitive's name, as JAX prints it; of a call that is one step, the function's."""
+        name = str(self.source.primitive.name)
+        return _called(self.source) if name in _CALLS else name
+
+    @property
+    def layer(self) -> str:
+        """The layer's name where the framework gives one, else the file and line."""
+        return self._scope or self._line
+
+    @property
+    def _scope(self) -> str:
+        """The names of the scopes around it, as `block_1/Dense_0`."""
+        stacks = (str(eqn.source_info.name_stack) for eqn in (*self.callers, self.source))
+        return "/".join(stack for stack in stacks if stack)
+
+    @property
+    def _line(self) -> str:
+        """The user's file and line: of the equation itself, or of the innermost call that a user wrote."""
+        frames = (_user_frame(eqn) for eqn in (self.source, *reversed(self.callers)))
+        frame = next((frame for frame in frames if frame is not None), None)
+        return f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else "unknown line"
 
     @property
     def params(self) -> dict[str, Any]:
@@ -78,7 +99,8 @@ class Equation:
 
     def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
         """The error that refuses this equation."""
-        return UnsupportedPrimitive(f"No path rule for `{self.name}` ({_site(self.source)}). {reason} {remedy}")
+        site = f"{self._line}, in layer `{self._scope}`" if self._scope else self._line
+        return UnsupportedPrimitive(f"No path rule for `{self.name}` ({site}). {reason} {remedy}")
 
 
 @dataclass(frozen=True)
@@ -132,29 +154,23 @@ def _check_floating(params: Params, x: XLike) -> None:
 
 
 def walk(
-    program: Program,
+    program: ClosedJaxpr | Jaxpr,
     arguments: Sequence[Any],
     *,
     step: Callable[[Equation, list[Any]], list[Any]],
     constant: Callable[[Any], Any],
+    opaque: Callable[[str], bool],
+    callers: tuple[JaxprEqn, ...] = (),
 ) -> list[Any]:
-    """Interpret `program` on `arguments`: `step` gives an equation's results, `constant` wraps an array it closes over.
+    """Interpret a program on `arguments`: `step` gives an equation's results, `constant` wraps an array it closes over.
 
-    Equations that no result needs are passed over; calls are walked inside.
+    Equations that no result needs are passed over. Calls are walked inside, except those of an `opaque` name, which
+    are one step.
     """
-    consts = [constant(value) for value in program.closed.consts]
-    return _walk(program.closed.jaxpr, consts, arguments, step, constant, in_custom_derivative=False)
-
-
-def _walk(
-    jaxpr: Jaxpr,
-    consts: Sequence[Any],
-    arguments: Sequence[Any],
-    step: Callable[[Equation, list[Any]], list[Any]],
-    constant: Callable[[Any], Any],
-    *,
-    in_custom_derivative: bool,
-) -> list[Any]:
+    if isinstance(program, ClosedJaxpr):
+        jaxpr, consts = program.jaxpr, [constant(value) for value in program.consts]
+    else:
+        jaxpr, consts = program, []
     environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     def read(atom: Any) -> Any:
@@ -163,19 +179,18 @@ def _walk(
     for eqn in _needed(jaxpr):
         inputs = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
-        if name in _CALLS:
-            inner, inner_consts = _inner(eqn.params[_CALLS[name]])
-            custom = in_custom_derivative or name in _CUSTOM_DERIVATIVE
-            wrapped = [constant(value) for value in inner_consts]
-            results = _walk(inner, wrapped, inputs, step, constant, in_custom_derivative=custom)
+        if name in _CALLS and not opaque(_called(eqn)):
+            inner = eqn.params[_CALLS[name]]
+            results = walk(inner, inputs, step=step, constant=constant, opaque=opaque, callers=(*callers, eqn))
         else:
-            results = step(Equation(eqn, in_custom_derivative), inputs)
+            results = step(Equation(eqn, callers), inputs)
         environment.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _inner(jaxpr: Any) -> tuple[Jaxpr, Sequence[Any]]:
-    return (jaxpr.jaxpr, jaxpr.consts) if isinstance(jaxpr, ClosedJaxpr) else (jaxpr, ())
+def _called(eqn: JaxprEqn) -> str:
+    """The name of the function that is called."""
+    return str(eqn.params.get("name", ""))
 
 
 def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
@@ -202,21 +217,11 @@ def is_concrete(array: Any) -> bool:
     return not isinstance(array, jax.core.Tracer)
 
 
-def _site(eqn: JaxprEqn) -> str:
-    """Where the equation was written: the user's file and line, and the layer where the framework names it."""
-    frame = _user_frame(eqn)
-    place = f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else "unknown line"
-    layer = str(eqn.source_info.name_stack)
-    return f"{place}, in layer `{layer}`" if layer else place
-
-
 def _user_frame(eqn: JaxprEqn) -> Any:
-    """The innermost frame outside of the libraries; the innermost one outside of JAX where there is none."""
+    """The innermost frame outside of the libraries, if there is one."""
     traceback = eqn.source_info.traceback
     frames: list[Any] = list(traceback.frames) if traceback is not None else []
-    own = [frame for frame in frames if not frame.file_name.startswith(_folders(_LIBRARIES))]
-    near = [frame for frame in frames if not frame.file_name.startswith(_folders(("jax", "jaxlib")))]
-    return next(iter(own or near), None)
+    return next((frame for frame in frames if not frame.file_name.startswith(_folders(_LIBRARIES))), None)
 
 
 def _folders(packages: Sequence[str]) -> tuple[str, ...]:

@@ -1,9 +1,4 @@
-"""Primitive → path rule, in families.
-
-A value of the network is one of three things: a `Constant` (depends on neither θ nor x), `Paths` (a sum over path
-prefixes), or a `Gate` (piecewise constant in both: a comparison with zero and what is made of it). What a sum over
-prefixes *is* belongs to an `Algebra`: arrays of numbers in `paths`, lists of paths in `enumeration`. The rules here
-are written once, against the algebra's few operations.
+"""Primitive → path rule, in families, written once against the few operations of an `Algebra`.
 
 Gates read the network's real values, carried beside the prefixes at as many points (θ, x) as the caller gives: none
 with all gates open, one for the slopes on an input, two for the products of slopes on a pair of inputs.
@@ -11,133 +6,22 @@ with all gates open, one for the slopes on an input, two for the products of slo
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, cast
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathjax._algebra import INPUT, Algebra, ArrayFunction, Constant, Convolution, Gate, Paths, Value
 from pathjax._jaxpr import Equation, Program, UnsupportedPrimitive, evaluate, is_concrete, walk
 
-__all__ = ["Algebra", "Structure", "interpret"]
+__all__ = ["DECLARED", "PATH_RULES", "Refusal", "inspect", "interpret"]
 
 P = TypeVar("P")
-ArrayFunction: TypeAlias = Callable[..., Any]
-
-INPUT = -1  # stands for x among the things a value depends on; parameter leaves have their position
-
-
-class Algebra(ABC, Generic[P]):
-    """What a sum over path prefixes is, and what the few operations on it are.
-
-    Entries without a path are zero in every algebra, so that functions which pad with zeros serve them all.
-    """
-
-    @abstractmethod
-    def constant(self, value: Any) -> P:
-        """Paths of one constant coefficient each, from the constant-1 source; none where it is zero."""
-
-    @abstractmethod
-    def shape_only(self, function: ArrayFunction, *operands: P) -> P:
-        """Move entries about: `function` takes arrays to an array and does no arithmetic."""
-
-    @abstractmethod
-    def add(self, left: P, right: P) -> P:
-        """Elementwise union; a scalar goes with every entry."""
-
-    @abstractmethod
-    def sum(self, operand: P, axes: Sequence[int]) -> P:
-        """Union over axes."""
-
-    @abstractmethod
-    def multiply(self, left: P, right: P) -> P:
-        """Elementwise: every prefix on the left goes on with every one on the right; a scalar with every entry."""
-
-    @abstractmethod
-    def scale(self, operand: P, coefficient: Any) -> P:
-        """Multiply by constants, elementwise; a prefix ends where the constant is zero."""
-
-    @abstractmethod
-    def dot(self, left: P, right: P, dimension_numbers: Any) -> P:
-        """`lax.dot_general` over multiply and sum."""
-
-    @abstractmethod
-    def gate(self, operand: P, slopes: Sequence[Any], shape: tuple[int, ...]) -> P:
-        """Pass through gates of these slopes, one array per point."""
-
-
-class Structure(Algebra[None]):
-    """No numbers at all: what a network is made of, and whether it has paths."""
-
-    def constant(self, value: Any) -> None:
-        return None
-
-    def shape_only(self, function: ArrayFunction, *operands: None) -> None:
-        return None
-
-    def add(self, left: None, right: None) -> None:
-        return None
-
-    def sum(self, operand: None, axes: Sequence[int]) -> None:
-        return None
-
-    def multiply(self, left: None, right: None) -> None:
-        return None
-
-    def scale(self, operand: None, coefficient: Any) -> None:
-        return None
-
-    def dot(self, left: None, right: None, dimension_numbers: Any) -> None:
-        return None
-
-    def gate(self, operand: None, slopes: Sequence[Any], shape: tuple[int, ...]) -> None:
-        return None
-
-
-@dataclass(frozen=True)
-class Constant:
-    """An array that depends on neither parameters nor inputs."""
-
-    value: Any
-
-
-@dataclass(frozen=True, eq=False)
-class Paths:
-    """A sum over path prefixes.
-
-    `real` holds the network's own values, one per point. Where the value is a constant times another one, entry by
-    entry, `stem` is that other one and `factor` the constant: leaky ReLU is one gate on a stem, not two paths.
-    """
-
-    prefixes: Any
-    real: tuple[Any, ...]
-    shape: tuple[int, ...]
-    depends: frozenset[int]
-    stem: Paths | None = None
-    factor: float = 1.0
-
-    def stems(self) -> list[tuple[Paths, float]]:
-        """The values of which this one is a constant multiple, itself first, each with the constant."""
-        found: list[tuple[Paths, float]] = [(self, 1.0)]
-        while (last := found[-1][0]).stem is not None:
-            found.append((last.stem, found[-1][1] * last.factor))
-        return found
-
-
-@dataclass(frozen=True, eq=False)
-class Gate:
-    """A piecewise constant function of activations, such as x > 0, at each point."""
-
-    real: tuple[Any, ...]
-    shape: tuple[int, ...]
-    depends: frozenset[int]
-
-
-Value: TypeAlias = Constant | Paths | Gate
 
 
 class Lift(NamedTuple):
@@ -148,17 +32,59 @@ class Lift(NamedTuple):
     factor: float = 1.0
 
 
-Rule: TypeAlias = Callable[["Context", Sequence[Value]], Sequence[Lift] | None]
-"""The results' prefixes, or None for a gate."""
+Rule: TypeAlias = Callable[["Context", Sequence[Value]], "Sequence[Lift] | Sequence[Value] | None"]
+"""The results: their prefixes, or whole values, or None for gates."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An equation without a path rule, met on a walk that goes on."""
+
+    layer: str
+    error: UnsupportedPrimitive
+
+
+@dataclass
+class Walk:
+    """One walk through a network: the algebra, and what was noticed on the way.
+
+    `tied` are the positions of leaves that some path meets twice. `refusals` collects what has no rule, where the
+    walk should go on; None makes it stop there.
+    """
+
+    algebra: Algebra[Any]
+    tied: set[int]
+    refusals: list[Refusal] | None = None
+    visited: dict[str, None] | None = None
+
+    def run(self, program: Any, values: Sequence[Value], callers: tuple[Any, ...] = ()) -> list[Value]:
+        """The results of a program, or of one inside these calls."""
+        opaque = DECLARED.__contains__
+        return walk(program, values, step=self.step, constant=Constant, opaque=opaque, callers=callers)
+
+    def step(self, equation: Equation, values: list[Value]) -> list[Value]:
+        """The results of one equation."""
+        if self.visited is not None:
+            self.visited.setdefault(equation.layer)
+        try:
+            return _step(Context(self, equation), values)
+        except UnsupportedPrimitive as error:
+            if self.refusals is None:
+                raise
+            self.refusals.append(Refusal(equation.layer, error))
+            return [Paths(None, (), output.shape, frozenset()) for output in equation.outputs]
 
 
 @dataclass
 class Context:
-    """One equation under interpretation, and the algebra it is interpreted in."""
+    """One equation under interpretation."""
 
-    algebra: Algebra[Any]
+    walk: Walk
     equation: Equation
-    tied: set[int] = field(default_factory=set)
+
+    @property
+    def algebra(self) -> Algebra[Any]:
+        return self.walk.algebra
 
     def prefixes(self, value: Value) -> Any:
         """The prefixes of an operand that joins others additively or multiplicatively."""
@@ -169,6 +95,10 @@ class Context:
                 return value.prefixes
             case _:
                 raise self.refuse_gate()
+
+    def inside(self, program: Any, values: Sequence[Value]) -> list[Value]:
+        """The results of a program that the equation holds."""
+        return self.walk.run(program, values, (*self.equation.callers, self.equation.source))
 
     def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
         return self.equation.refuse(reason, remedy)
@@ -193,20 +123,30 @@ def interpret(
     `weights` holds the prefixes of each parameter leaf, `inputs` those of x; `points` the real leaves and inputs at
     which gates are read. Raises UnsupportedPrimitive where paths are not defined.
     """
+    state = Walk(algebra, set())
+    (output,) = state.run(program.closed, _arguments(program, weights, inputs, points))
+    return _output(output, algebra), frozenset(state.tied)
+
+
+def inspect(program: Program, algebra: Algebra[P], weights: Sequence[P], inputs: P) -> tuple[list[str], list[Refusal]]:
+    """The layers in the order of the network, and every equation without a path rule."""
+    refusals: list[Refusal] = []
+    visited: dict[str, None] = {}
+    state = Walk(algebra, set(), refusals, visited)
+    state.run(program.closed, _arguments(program, weights, inputs, ()))
+    return list(visited), refusals
+
+
+def _arguments(
+    program: Program, weights: Sequence[P], inputs: P, points: Sequence[tuple[Sequence[Any], Any]]
+) -> list[Value]:
     shapes = [*program.parameter_shapes, program.input_shape]
     names = [*range(len(weights)), INPUT]
     reals = [[*leaves, x] for leaves, x in points]
-    arguments = [
+    return [
         Paths(prefixes, tuple(real[i] for real in reals), shapes[i], frozenset([names[i]]))
         for i, prefixes in enumerate([*weights, inputs])
     ]
-    tied: set[int] = set()
-
-    def step(equation: Equation, values: list[Value]) -> list[Value]:
-        return _step(Context(algebra, equation, tied), values)
-
-    (output,) = walk(program, arguments, step=step, constant=Constant)
-    return _output(output, algebra), frozenset(tied)
 
 
 def _output(output: Value, algebra: Algebra[P]) -> P:
@@ -226,23 +166,27 @@ def _step(context: Context, values: list[Value]) -> list[Value]:
     if all(isinstance(value, Constant) for value in values):
         return [Constant(array) for array in evaluate(equation, [cast(Constant, value).value for value in values])]
     depends = frozenset().union(*(value.depends for value in values if not isinstance(value, Constant)))
-    real = _real(equation, values)
+    # a rule that walks inside gives whole values, with the real ones
+    real = [] if equation.name in _INNER else _real(equation, values)
     if _is_gate(equation, values):
         return [Gate(tuple(r[i] for r in real), o.shape, depends) for i, o in enumerate(equation.outputs)]
-    lifts = _rule(context)(context, values)
-    if lifts is None:
+    results = _rule(context)(context, values)
+    if results is None:
         return [Gate(tuple(r[i] for r in real), o.shape, depends) for i, o in enumerate(equation.outputs)]
     return [
-        Paths(lift.prefixes, tuple(r[i] for r in real), o.shape, depends, lift.stem, lift.factor)
-        for i, (lift, o) in enumerate(zip(lifts, equation.outputs, strict=True))
+        Paths(result.prefixes, tuple(r[i] for r in real), o.shape, depends, result.stem, result.factor)
+        if isinstance(result, Lift)
+        else result
+        for i, (result, o) in enumerate(zip(results, equation.outputs, strict=True))
     ]
 
 
 def _rule(context: Context) -> Rule:
     name = context.equation.name
+    if name in DECLARED:
+        return _declared
     if name not in PATH_RULES:
-        reason = _REASONS.get(name, "Paths are defined for piecewise-linear, positively homogeneous layers.")
-        raise context.refuse(reason, "Replace the layer by a piecewise-linear one.")
+        raise context.refuse(*_REASONS.get(name, _ANY_REASON))
     return PATH_RULES[name]
 
 
@@ -453,9 +397,9 @@ def _sum(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 def _multiply(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     left, right = values
+    if not isinstance(left, Paths) and not isinstance(right, Paths):
+        raise context.refuse_gate()
     for operand, other in ((left, right), (right, left)):
-        if isinstance(operand, Constant) and isinstance(other, Gate):
-            raise context.refuse_gate()
         if isinstance(operand, Constant):
             return _times_constant(context, cast(Paths, other), operand.value)
         if isinstance(operand, Gate):
@@ -489,7 +433,7 @@ def _check_product(context: Context, left: Value, right: Value) -> None:
             "It multiplies two activations, as attention does; that is of second order in the input.",
             "Replace one factor by parameters, by constants or by a comparison with 0.",
         )
-    context.tied.update(shared)
+    context.walk.tied.update(shared)
 
 
 def _power(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
@@ -524,13 +468,342 @@ def _shape_only(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     ]
 
 
+def _indexed(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    """Some operands hold entries to move, the others say where; they must be known."""
+    moved = _ENTRIES[context.equation.name]
+    return [Lift(_move(context, values, moved, context.equation.bind))]
+
+
+def _move(context: Context, values: Sequence[Value], moved: Sequence[int], bind: ArrayFunction) -> Any:
+    places = _places(context, values, moved)
+
+    def function(*arrays: Any) -> Any:
+        return bind(*_interleave(places, moved, arrays))[0]
+
+    return context.algebra.shape_only(function, *(context.prefixes(values[i]) for i in moved))
+
+
+def _places(context: Context, values: Sequence[Value], moved: Sequence[int]) -> dict[int, Any]:
+    """The operands that say where, by position."""
+    others = {i: value for i, value in enumerate(values) if i not in moved}
+    if any(not isinstance(value, Constant) for value in others.values()):
+        raise context.refuse("It picks entries by an activation.", "Index by constants, or gate with jnp.where.")
+    return {i: cast(Constant, value).value for i, value in others.items()}
+
+
+def _interleave(places: dict[int, Any], moved: Sequence[int], arrays: Sequence[Any]) -> list[Any]:
+    operands = places | dict(zip(moved, arrays, strict=True))
+    return [operands[i] for i in range(len(operands))]
+
+
+def _scatter_add(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    """x.at[...].add(y): entries of y join those of x."""
+    operand, _, updates = values
+    places = _places(context, values, (0, 2))
+    shape = context.equation.outputs[0].shape
+
+    def spread(array: Any) -> Any:
+        return context.equation.bind(*_interleave(places, (0, 2), (jnp.zeros(shape, array.dtype), array)))[0]
+
+    added = context.algebra.linear(spread, context.prefixes(updates), _shape(updates))
+    return [Lift(context.algebra.add(context.prefixes(operand), added))]
+
+
+def _linear(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    """Sums of entries, as the primitive itself adds them."""
+    (operand,) = values
+    function = lambda array: context.equation.bind(array)[0]  # noqa: E731
+    return [Lift(context.algebra.linear(function, context.prefixes(operand), _shape(operand)))]
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return tuple(np.shape(value.value)) if isinstance(value, Constant) else value.shape
+
+
+def _conv(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    left, right = values
+    if isinstance(left, Paths) and isinstance(right, Paths):
+        _check_product(context, left, right)
+    params = context.equation.params
+    if params["batch_group_count"] != 1:
+        raise context.refuse("It convolves groups of examples.", "Use feature groups instead.")
+    convolution = Convolution(**{name: params[name] for name in Convolution._fields})
+    return [Lift(context.algebra.conv(context.prefixes(left), context.prefixes(right), convolution))]
+
+
+# Largest of many.
+
+
+def _reduce_extremum(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    """jnp.max over axes: a gate on every entry; ties share equally, as in JAX's derivative."""
+    operand = cast(Paths, values[0])
+    axes = context.equation.params["axes"]
+    best = jnp.max if context.equation.name == "reduce_max" else jnp.min
+    slopes = []
+    for real in operand.real:
+        wins = (real == best(real, axis=axes, keepdims=True)).astype(real.dtype)
+        slopes.append(wins / jnp.sum(wins, axis=axes, keepdims=True))
+    gated = context.algebra.gate(operand.prefixes, slopes, operand.shape)
+    return [Lift(context.algebra.sum(gated, axes))]
+
+
+def _pool_extremum(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    """Max pooling: a gate on every entry of every window; the first of a tie passes, as in JAX's derivative."""
+    operand = cast(Paths, values[0])
+    params, smallest = context.equation.params, context.equation.name == "reduce_window_min"
+    if not operand.real and context.algebra.has_free_gates:
+        return [Lift(context.algebra.linear(_window_sum(params), operand.prefixes, operand.shape))]
+    choose, filler = (jnp.argmin, np.inf) if smallest else (jnp.argmax, -np.inf)
+    slopes = []
+    for real in operand.real:
+        entries = _windows(params, filler)(real)
+        slopes.append(jax.nn.one_hot(choose(entries, axis=-1), entries.shape[-1], dtype=real.dtype))
+    entries = context.algebra.shape_only(_windows(params, 0.0), operand.prefixes)
+    shape = (*context.equation.outputs[0].shape, int(np.prod(params["window_dimensions"])))
+    return [Lift(context.algebra.sum(context.algebra.gate(entries, slopes, shape), (len(shape) - 1,)))]
+
+
+def _window_sum(params: dict[str, Any]) -> ArrayFunction:
+    """The sum over each window."""
+    window = [params[name] for name in ("window_dimensions", "window_strides", "padding")]
+    dilation = {name: params[name] for name in ("base_dilation", "window_dilation")}
+    return lambda array: lax.reduce_window(array, np.zeros((), array.dtype), lax.add, *window, **dilation)
+
+
+def _windows(params: dict[str, Any], filler: float) -> ArrayFunction:
+    """The entries of each window along a new last axis, `filler` in the padding."""
+    sizes, strides, dilation = (params[name] for name in ("window_dimensions", "window_strides", "window_dilation"))
+    widths = [
+        (low, high, base - 1) for (low, high), base in zip(params["padding"], params["base_dilation"], strict=True)
+    ]
+
+    def gather(array: Any) -> Any:
+        padded = lax.pad(array, np.asarray(filler, array.dtype), widths)
+        spans = [(size - 1) * step for size, step in zip(sizes, dilation, strict=True)]
+        views = []
+        for offsets in itertools.product(*(range(size) for size in sizes)):
+            start = [offset * step for offset, step in zip(offsets, dilation, strict=True)]
+            stop = [first + size - span for first, size, span in zip(start, padded.shape, spans, strict=True)]
+            views.append(lax.slice(padded, start, stop, strides))
+        return jnp.stack(views, axis=-1)
+
+    return gather
+
+
+# Loops and branches.
+
+
+def _cond(context: Context, values: Sequence[Value]) -> Sequence[Value]:
+    """A branch chosen by a constant is that branch."""
+    which, *operands = values
+    if not isinstance(which, Constant) or not is_concrete(which.value):
+        raise context.refuse(
+            "Which branch runs depends on values that paths do not fix.", "Gate with jnp.where instead of lax.cond."
+        )
+    return context.inside(context.equation.params["branches"][int(which.value)], operands)
+
+
+def _scan(context: Context, values: Sequence[Value]) -> Sequence[Value]:
+    """A loop over stacked layers or steps."""
+    params = context.equation.params
+    split = params["num_consts"], params["num_consts"] + params["num_carry"]
+    consts, carry, stacked = values[: split[0]], values[split[0] : split[1]], values[split[1] :]
+    run = _roll if context.algebra.rolls_loops else _unroll
+    return run(context, consts, carry, stacked)
+
+
+def _unroll(
+    context: Context, consts: Sequence[Value], carry: Sequence[Value], stacked: Sequence[Value]
+) -> Sequence[Value]:
+    params = context.equation.params
+    order = range(params["length"])
+    steps: list[Sequence[Value]] = []
+    for i in reversed(order) if params["reverse"] else order:
+        slices = [_map_entries(context, lambda *arrays, i=i: arrays[0][i], [value]) for value in stacked]
+        results = context.inside(params["jaxpr"], [*consts, *carry, *slices])
+        carry, collected = results[: len(carry)], results[len(carry) :]
+        steps.append(collected)
+    in_order = steps[::-1] if params["reverse"] else steps
+    columns = list(zip(*in_order, strict=True))
+    return [*carry, *(_map_entries(context, lambda *arrays: jnp.stack(arrays), column) for column in columns)]
+
+
+def _map_entries(context: Context, function: ArrayFunction, values: Sequence[Value]) -> Value:
+    """A function that moves entries about, on values of any kind."""
+    if all(isinstance(value, Constant) for value in values):
+        with jax.ensure_compile_time_eval():
+            return Constant(function(*(cast(Constant, value).value for value in values)))
+    depends = frozenset().union(*(value.depends for value in values if not isinstance(value, Constant)))
+    points = max(len(value.real) for value in values if not isinstance(value, Constant))
+    real = tuple(function(*(_at(value, point) for value in values)) for point in range(points))
+    shape = jax.eval_shape(function, *(jax.ShapeDtypeStruct(_shape(value), jnp.float32) for value in values)).shape
+    if all(isinstance(value, Gate) for value in values):
+        return Gate(real, shape, depends)
+    prefixes = context.algebra.shape_only(function, *(context.prefixes(value) for value in values))
+    return Paths(prefixes, real, shape, depends)
+
+
+def _roll(
+    context: Context, consts: Sequence[Value], carry: Sequence[Value], stacked: Sequence[Value]
+) -> Sequence[Value]:
+    """One `lax.scan` over prefixes and real values, so that a deep network compiles once for all its layers."""
+    params, points = context.equation.params, _points([*consts, *carry, *stacked])
+    arrays, rebuild_slices = _stacked_arrays(context, stacked)
+    kinds: list[list[Value]] = []
+
+    def body(state: Any, slices: Any, like: Sequence[Value]) -> Any:
+        values = [*consts, *_unpack(like, state), *rebuild_slices(slices)]
+        results = context.inside(params["jaxpr"], values)
+        after, collected = results[: len(carry)], results[len(carry) :]
+        kinds[:] = [[_shell(value) for value in after], [_shell(value) for value in collected]]
+        promoted = [_promote(context, value, shell, points) for value, shell in zip(after, like, strict=True)]
+        return _pack(context, promoted), _pack(context, collected)
+
+    like = list(carry)
+    while True:
+        first = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), arrays)
+        packed = _pack(context, like)
+        jax.eval_shape(lambda state, slices, like=like: body(state, slices, like), packed, first)
+        joined = [_join(context, before, after, points) for before, after in zip(like, kinds[0], strict=True)]
+        if all(_same_kind(a, b) for a, b in zip(joined, like, strict=True)):
+            break
+        like = joined
+    state, collected = lax.scan(
+        lambda state, slices: body(state, slices, like),
+        packed, arrays, length=params["length"], reverse=params["reverse"],
+    )  # fmt: skip
+    results = _unpack([_shell(value) for value in like], state)
+    shells = [_with_steps(shell, params["length"]) for shell in kinds[1]]
+    return [*results, *(_joined_steps(context, value) for value in _unpack(shells, collected))]
+
+
+def _points(values: Sequence[Value]) -> int:
+    return max((len(value.real) for value in values if not isinstance(value, Constant)), default=0)
+
+
+def _shell(value: Value) -> Value:
+    """The kind of a value, without its arrays."""
+    if isinstance(value, Constant):
+        return Constant(jax.ShapeDtypeStruct(np.shape(value.value), jnp.result_type(value.value)))
+    if isinstance(value, Gate):
+        return Gate((), value.shape, value.depends)
+    return Paths(None, (), value.shape, value.depends)
+
+
+def _same_kind(left: Value, right: Value) -> bool:
+    depends = [frozenset() if isinstance(value, Constant) else value.depends for value in (left, right)]
+    return type(left) is type(right) and depends[0] == depends[1]
+
+
+def _join(context: Context, before: Value, after: Value, points: int) -> Value:
+    """The first value of a carry, of a kind that holds all later ones too."""
+    if isinstance(before, Constant) and isinstance(after, Constant):
+        return before
+    promoted = _promote(context, before, after, points)
+    depends = [frozenset() if isinstance(value, Constant) else value.depends for value in (before, after)]
+    if isinstance(promoted, Paths):
+        return Paths(promoted.prefixes, promoted.real, promoted.shape, depends[0] | depends[1])
+    return promoted
+
+
+def _promote(context: Context, value: Value, like: Value, points: int) -> Value:
+    """A constant as paths, where the loop makes paths of it."""
+    if isinstance(value, Constant) and isinstance(like, Paths):
+        real = tuple(jnp.asarray(value.value) for _ in range(points))
+        return Paths(context.algebra.constant(value.value), real, _shape(value), like.depends)
+    if type(value) is not type(like) and not isinstance(like, Constant):
+        raise context.refuse_gate()
+    return value
+
+
+def _pack(context: Context, values: Sequence[Value]) -> list[Any]:
+    """The arrays of each value."""
+    return [
+        jnp.asarray(value.value)
+        if isinstance(value, Constant)
+        else value.real
+        if isinstance(value, Gate)
+        else (context.algebra.settle(value.prefixes), value.real)
+        for value in values
+    ]
+
+
+def _unpack(like: Sequence[Value], packed: Sequence[Any]) -> list[Value]:
+    """Values of these kinds with the arrays of `_pack`."""
+    values: list[Value] = []
+    for kind, arrays in zip(like, packed, strict=True):
+        if isinstance(kind, Constant):
+            values.append(Constant(arrays))
+        elif isinstance(kind, Gate):
+            values.append(Gate(arrays, kind.shape, kind.depends))
+        else:
+            values.append(Paths(arrays[0], arrays[1], kind.shape, kind.depends))
+    return values
+
+
+def _stacked_arrays(context: Context, stacked: Sequence[Value]) -> tuple[Any, Callable[[Any], list[Value]]]:
+    """What a scan slices, and how a slice becomes values again; scales are common to all slices."""
+    common = [value.prefixes.exponent if isinstance(value, Paths) else None for value in stacked]
+    arrays = [
+        jnp.asarray(value.value)
+        if isinstance(value, Constant)
+        else value.real
+        if isinstance(value, Gate)
+        else (value.prefixes.array, value.real)
+        for value in stacked
+    ]
+
+    def rebuild(slices: Sequence[Any]) -> list[Value]:
+        kinds = [_shell(value) for value in stacked]
+        packed = [
+            (type(value.prefixes)(entry[0], scale), entry[1]) if isinstance(value, Paths) else entry
+            for value, entry, scale in zip(stacked, slices, common, strict=True)
+        ]
+        values = _unpack(kinds, packed)
+        return [value if isinstance(value, Constant) else replace(value, shape=value.shape[1:]) for value in values]
+
+    return arrays, rebuild
+
+
+def _with_steps(shell: Value, length: int) -> Value:
+    return shell if isinstance(shell, Constant) else replace(shell, shape=(length, *shell.shape))
+
+
+def _joined_steps(context: Context, value: Value) -> Value:
+    return replace(value, prefixes=context.algebra.join_steps(value.prefixes)) if isinstance(value, Paths) else value
+
+
+# Declared by users.
+
+DECLARED: dict[str, ArrayFunction] = {}
+"""Gates of users' own, by the name of their primitive or call."""
+
+
+def _declared(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    """An elementwise gate whose slopes are its derivative."""
+    function = DECLARED[context.equation.name]
+    (operand,) = values
+    slopes = [jax.jvp(function, (real,), (jnp.ones_like(real),))[1] for real in cast(Paths, operand).real]
+    return [Lift(_pass(context, operand, slopes))]
+
+
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
-_MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "concatenate", "split")
+_MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "concatenate")
+_SAME = ("copy", "copy_p", "convert_element_type", "reduce_precision", "optimization_barrier")
+
+# Which operands hold entries; the others say where they go.
+_ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1), "scatter": (0, 2)}
 
 PATH_RULES: dict[str, Rule] = {
     **dict.fromkeys(_COMPARISONS, _compare),
-    **dict.fromkeys((*_MOVES, "tile"), _shape_only),
-    **dict.fromkeys(("copy", "copy_p", "convert_element_type", "reduce_precision", "optimization_barrier"), _same),
+    **dict.fromkeys((*_MOVES, "split", "tile", "pad"), _shape_only),
+    **dict.fromkeys(_ENTRIES, _indexed),
+    **dict.fromkeys(_SAME, _same),
+    **dict.fromkeys(("cumsum", "reduce_window_sum"), _linear),
+    **dict.fromkeys(("reduce_max", "reduce_min"), _reduce_extremum),
+    **dict.fromkeys(("reduce_window_max", "reduce_window_min"), _pool_extremum),
+    **dict.fromkeys(("add", "add_any"), _add),
+    **dict.fromkeys(("integer_pow", "square"), _power),
     "sign": _sign,
     "max": _maximum,
     "min": _minimum,
@@ -538,25 +811,63 @@ PATH_RULES: dict[str, Rule] = {
     "clamp": _clamp,
     "select_n": _select,
     "neg": _negate,
-    "add": _add,
-    "add_any": _add,
     "sub": _subtract,
     "reduce_sum": _sum,
     "mul": _multiply,
     "div": _divide,
-    "integer_pow": _power,
-    "square": _power,
     "dot_general": _dot,
+    "conv_general_dilated": _conv,
+    "scatter-add": _scatter_add,
+    "scan": _scan,
+    "cond": _cond,
 }
 
-# Of gates these make gates: the result is piecewise constant because the operands are.
-_OF_GATES = {*_MOVES, "tile", "not", "and", "or", "xor", "neg", "add", "sub", "mul", "select_n", "convert_element_type"}
+_INNER = {"scan", "cond"}
 
+# Of gates these make gates: the result is piecewise constant because the operands are.
+_OF_GATES = {
+    *_MOVES, "split", "tile", "not", "and", "or", "xor", "neg", "add", "sub", "mul", "select_n", "convert_element_type",
+}  # fmt: skip
+
+_ANY_REASON = (
+    "Paths are defined for piecewise-linear, positively homogeneous layers.",
+    "Replace the layer by a piecewise-linear one, or declare a rule with `paths.declare_gate`.",
+)
+_USE_RELU = "Use a ReLU or another piecewise-linear activation instead."
 _REASONS = {
-    **dict.fromkeys(("exp", "exp2", "expm1", "log", "log1p"), "It is not homogeneous, as softmax and its kin are not."),
-    **dict.fromkeys(("tanh", "logistic", "erf", "erf_inv", "sin", "cos"), "It is curved, not piecewise linear."),
     **dict.fromkeys(
-        ("sqrt", "rsqrt", "cbrt", "pow"), "A root or power of an activation, as layer norm takes, is curved."
+        ("exp", "exp2", "expm1", "log", "log1p"),
+        ("An exponential or logarithm, as in softmax, is not homogeneous.", "Return the logits from `apply`."),
     ),
-    "sort": "The order of activations has no slope of its own.",
+    **dict.fromkeys(
+        ("tanh", "logistic", "erf", "erfc", "erf_inv", "sin", "cos", "tan", "atan2"),
+        ("It is curved, not piecewise linear.", _USE_RELU),
+    ),
+    **dict.fromkeys(
+        ("sqrt", "rsqrt", "cbrt", "pow"),
+        (
+            "A root or power of an activation, as normalization by batch statistics, layer norm or RMS norm takes.",
+            "Normalize with running statistics (evaluation mode), or not at all.",
+        ),
+    ),
+    **dict.fromkeys(
+        ("sort", "argmax", "argmin", "top_k", "approx_top_k"),
+        ("The order of activations has no slope of its own.", "Use jnp.max or max pooling."),
+    ),
+    **dict.fromkeys(
+        ("floor", "ceil", "round", "rem", "is_finite"),
+        ("It steps where paths are continuous.", _USE_RELU),
+    ),
+    **dict.fromkeys(
+        ("reduce_prod", "cumprod", "cummax", "cummin", "cumlogsumexp"),
+        ("A running product or extremum of activations has no path rule.", _USE_RELU),
+    ),
+    "while": (
+        "How often the loop runs may depend on data.",
+        "Use lax.scan or lax.fori_loop with a constant number of steps.",
+    ),
+    "stop_gradient": (
+        "It has a value but no derivative, so that the Jacobian is not that of the paths.",
+        "Take it out of `apply`, or close over the stopped value.",
+    ),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
@@ -18,8 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from pathjax._algebra import Algebra, Convolution, Structure
 from pathjax._jaxpr import Program, trace
-from pathjax._rules import Algebra, Structure, interpret
+from pathjax._rules import interpret
 from pathjax._trees import ravel
 from pathjax.paths import Lifting, Scaled, absolute_power
 from pathjax.types import AnyArray, ApplyFn, Params, XLike
@@ -129,6 +131,22 @@ class _Lister(Algebra[_Listing]):
         targets = np.repeat(np.arange(math.prod(shape)), a.shape[-1])
         return _product(left.table, right.table, targets, pairs[0].ravel(), pairs[1].ravel(), shape)
 
+    def conv(self, left: _Listing, right: _Listing, convolution: Convolution) -> _Listing:
+        numbers = convolution.dimension_numbers
+        images, kernels = left.entries.transpose(numbers.lhs_spec), right.entries.transpose(numbers.rhs_spec)
+        groups = convolution.feature_group_count
+        patches = _patches(images, kernels.shape[2:], convolution)
+        examples, channels, places, taps = patches.shape[0], patches.shape[1], patches.shape[2:-1], patches.shape[-1]
+        features = kernels.shape[0]
+        a = patches.reshape(examples, groups, 1, channels // groups, math.prod(places), taps)
+        b = kernels.reshape(1, groups, features // groups, channels // groups, 1, taps)
+        # targets in the order (example, group, feature, place); channels and taps are summed over
+        pairs = [np.moveaxis(side, 3, -1) for side in np.broadcast_arrays(a, b)]
+        shape = (examples, features, *places)
+        targets = np.repeat(np.arange(math.prod(shape)), taps * (channels // groups))
+        result = _product(left.table, right.table, targets, pairs[0].ravel(), pairs[1].ravel(), shape)
+        return result._replace(entries=result.entries.transpose(np.argsort(numbers.out_spec)))
+
     def gate(self, operand: _Listing, slopes: Sequence[Any], shape: tuple[int, ...]) -> _Listing:
         """Every entry gets a gate of its own, numbered in the order of the network."""
         first, self._gates = self._gates, self._gates + math.prod(shape)
@@ -146,6 +164,33 @@ class _Recorder(Structure):
 
     def gate(self, operand: None, slopes: Sequence[Any], shape: tuple[int, ...]) -> None:
         self.slopes.append(slopes[0])
+
+
+def _patches(images: np.ndarray, window: tuple[int, ...], convolution: Convolution) -> np.ndarray:
+    """The entries under each tap of the kernel: (example, channel, *places, tap)."""
+    padded = _spread(images, convolution.lhs_dilation, convolution.padding)
+    reach = [(size - 1) * step for size, step in zip(window, convolution.rhs_dilation, strict=True)]
+    views = []
+    for tap in itertools.product(*(range(size) for size in window)):
+        first = [at * step for at, step in zip(tap, convolution.rhs_dilation, strict=True)]
+        slices = [
+            slice(begin, begin + size - span, stride)
+            for begin, size, span, stride in zip(
+                first, padded.shape[2:], reach, convolution.window_strides, strict=True
+            )
+        ]
+        views.append(padded[(slice(None), slice(None), *slices)])
+    return np.stack(views, axis=-1)
+
+
+def _spread(images: np.ndarray, dilation: Sequence[int], padding: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Images with holes between their entries and a border around them (negative: cut off)."""
+    sizes = [(size - 1) * step + 1 if size else 0 for size, step in zip(images.shape[2:], dilation, strict=True)]
+    spread = np.zeros((*images.shape[:2], *sizes), images.dtype)
+    spread[(slice(None), slice(None), *(slice(None, None, step) for step in dilation))] = images
+    border = [(0, 0), (0, 0), *((max(low, 0), max(high, 0)) for low, high in padding)]
+    cut = [slice(max(-low, 0), size - max(-high, 0)) for (low, high), size in zip(padding, sizes, strict=True)]
+    return np.pad(spread[(slice(None), slice(None), *cut)], border)
 
 
 def _count_up(present: np.ndarray) -> np.ndarray:

@@ -5,19 +5,29 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from pathjax._algebra import Algebra, Convolution, Structure
 from pathjax._jaxpr import UnsupportedPrimitive, trace
-from pathjax._rules import Algebra, Structure, interpret
+from pathjax._rules import DECLARED, inspect, interpret
 from pathjax._trees import check_like
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
-__all__ = ["UnsupportedPrimitive", "log_path_count", "log_path_norm", "path_sum"]
+__all__ = [
+    "Layer",
+    "UnsupportedPrimitive",
+    "declare_gate",
+    "layers",
+    "log_data_gram",
+    "log_path_count",
+    "log_path_norm",
+    "path_sum",
+]
 
 
 class Scaled(NamedTuple):
@@ -48,6 +58,9 @@ class Lifting(Algebra[Scaled]):
     scale must not push theirs out of the format. For derivatives it keeps its scale, since they need not be zero.
     """
 
+    has_free_gates = True
+    rolls_loops = True
+
     def __init__(self, phi: Callable[[Any], Any], *, keep_zeros: bool = False) -> None:
         self._phi = phi
         self._keep_zeros = keep_zeros
@@ -77,6 +90,24 @@ class Lifting(Algebra[Scaled]):
         # Full precision: accelerators would otherwise round the factors to half of float32's digits.
         array = lax.dot_general(left.array, right.array, dimension_numbers, precision=lax.Precision.HIGHEST)
         return self._normalize(array, left.exponent + right.exponent)
+
+    def conv(self, left: Scaled, right: Scaled, convolution: Convolution) -> Scaled:
+        array = lax.conv_general_dilated(
+            left.array, right.array, **convolution._asdict(), precision=lax.Precision.HIGHEST
+        )
+        return self._normalize(array, left.exponent + right.exponent)
+
+    def linear(self, function: Callable[..., Any], operand: Scaled, shape: tuple[int, ...]) -> Scaled:
+        return Scaled(function(operand.array), operand.exponent)
+
+    def settle(self, operand: Scaled) -> Scaled:
+        return Scaled(operand.array, jnp.asarray(operand.exponent, jnp.float32))
+
+    def join_steps(self, steps: Scaled) -> Scaled:
+        common = jnp.max(steps.exponent)
+        shifts = jnp.where(steps.exponent == common, 0.0, steps.exponent - common)
+        factors = power_of_two(shifts, steps.array.dtype)
+        return Scaled(steps.array * factors.reshape(-1, *[1] * (steps.array.ndim - 1)), common)
 
     def gate(self, operand: Scaled, slopes: Sequence[Any], shape: tuple[int, ...]) -> Scaled:
         array = functools.reduce(lambda a, slope: a * slope.astype(a.dtype), slopes, operand.array)
@@ -254,3 +285,121 @@ def path_sum(
     real = lift_weights(params, lambda leaf: leaf, mask)
     points = [(real, x)] if gates == "data" else []
     return lift(apply, lift_weights(params, phi, mask), phi(x), phi=phi, points=points).value()
+
+
+def log_data_gram(
+    apply: ApplyFn,
+    params: Params,
+    x1: Float[AnyArray, "n ..."],
+    x2: Float[AnyArray, "m ..."] | None = None,
+    *,
+    mask: Mask | None = None,
+) -> tuple[Float[Array, "n m o"], Float[Array, "n m o"]]:
+    """Sign and logarithm of the data Gram K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s.
+
+    The diagonal blocks of J_v f (J_v f)ᵀ; the others vanish, since a path ends in one output. Weights and constants do
+    not enter, only which of them are there: paths with a pruned weight or a constant zero do not count. A lifted
+    forward pass for each pair of examples, one row of pairs in memory at a time, with the slopes at both. Without
+    `x2`, all pairs of `x1`.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.array([[1.0, -2.0, 3.0]]), "second": -jnp.ones((3, 2))}
+    >>> sign, log_abs = log_data_gram(apply, params, jnp.array([[1.0], [2.0]]), jnp.array([[3.0], [-1.0], [1.0]]))
+    >>> sign.shape, (sign * jnp.exp(log_abs))[1, :, 0].round(3).tolist()  # two units are on for x > 0, one for x < 0
+    ((2, 3, 2), [12.0, 0.0, 4.0])
+    """
+    left = jnp.asarray(x1)
+    right = left if x2 is None else jnp.asarray(x2)
+    ones = lift_weights(params, jnp.ones_like, mask)
+    real = lift_weights(params, lambda leaf: leaf, mask)
+
+    def pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+        points = [(real, a[None]), (real, b[None])]
+        output = lift(apply, ones, (a * b)[None], phi=absolute_power(0), points=points)
+        return jnp.sign(output.array[0]), output.log_abs()[0]
+
+    return cast("tuple[jax.Array, jax.Array]", lax.map(lambda a: jax.vmap(lambda b: pair(a, b))(right), left))
+
+
+class Layer(NamedTuple):
+    """What paths say of one layer.
+
+    Attributes:
+        name: as the framework names it, or the file and line where it was written.
+        has_paths: whether every operation in it is piecewise linear and homogeneous.
+        problems: for each operation that is not, its primitive, line, reason and remedy.
+    """
+
+    name: str
+    has_paths: bool
+    problems: tuple[str, ...]
+
+
+def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
+    """Which layers of a network have paths and which do not, in the order of the network, without raising.
+
+    The walk goes on behind an operation without a rule as if it had given a sum over paths. Computes nothing.
+
+    >>> def apply(params, x):
+    ...     with jax.named_scope("first"):
+    ...         x = jnp.tanh(x @ params["first"])
+    ...     with jax.named_scope("second"):
+    ...         return x @ params["second"]
+    >>> params = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 4))}
+    >>> [(layer.name, layer.has_paths) for layer in layers(apply, params, jnp.zeros((5, 2)))]
+    [('first', False), ('second', True)]
+    """
+    program = trace(apply, params, ones_like_example(x_like))
+    names, refusals = inspect(program, Structure(), [None] * len(jax.tree.leaves(params)), None)
+    problems: dict[str, list[str]] = {name: [] for name in names}
+    for refusal in refusals:
+        problems[refusal.layer].append(str(refusal.error))
+    return tuple(Layer(name, not found, tuple(found)) for name, found in problems.items())
+
+
+def declare_gate(activation: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Declare an elementwise activation to be a gate, and return it as a function to use in networks.
+
+    For an activation whose own operations have no path rule, a kernel of your own, say. Its slopes are its derivative,
+    by whatever derivative rule it has. Checked here on random probes: it must act on each entry alone, be positively
+    homogeneous (f(c·x) = c·f(x) for c > 0) and piecewise linear (f(x) = f'(x)·x).
+
+    Raises ValueError with the probe that disproves it.
+
+    >>> @declare_gate
+    ... def shrink(x):
+    ...     return jnp.sqrt(x * x) * 0.5 + 0.5 * x
+    >>> params = {"first": jnp.array([[1.0, -2.0]]), "second": jnp.ones((2, 3))}
+    >>> float(path_sum(lambda p, x: shrink(x @ p["first"]) @ p["second"], params, jnp.ones((1, 1)), gates="data")[0, 0])
+    1.0
+    """
+    _check_gate(activation)
+    name = f"gate {activation.__module__}.{activation.__qualname__}"
+
+    def gate(x: Any) -> Any:
+        return activation(x)
+
+    gate.__name__ = gate.__qualname__ = name
+    DECLARED[name] = activation
+    return functools.wraps(activation)(jax.jit(gate))
+
+
+def _check_gate(activation: Callable[[Any], Any]) -> None:
+    x = jax.random.normal(jax.random.key(0), (64,))
+    value, slope = jax.jvp(activation, (x,), (jnp.ones_like(x),))
+    checks: dict[str, tuple[Any, Any]] = {
+        "is not positively homogeneous: f(3·x) is not 3·f(x)": (activation(3.0 * x), 3.0 * value),
+        "is not piecewise linear: f(x) is not f'(x)·x": (value, slope * x),
+        "does not act on each entry alone: f of a part differs from a part of f": (activation(x[:9]), value[:9]),
+    }
+    for problem, (found, expected) in checks.items():
+        off = jnp.abs(found - expected) > 1e-4 * (1 + jnp.abs(expected))
+        if bool(jnp.any(off)):
+            at = int(jnp.argmax(off))
+            raise ValueError(
+                f"`{activation.__qualname__}` cannot be a gate; it {problem}, as at x = {float(x[at]):.4g}. Paths are "
+                "defined for homogeneous piecewise-linear activations only."
+            )

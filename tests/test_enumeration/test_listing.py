@@ -15,7 +15,7 @@ from pathjax import enumeration, ntk
 from .. import models, oracles
 from ..tolerances import EXACT
 
-NAMES = models.names("dense")
+NAMES = models.names()
 
 
 @cache

@@ -16,7 +16,7 @@ from pathjax import path_kernel, paths
 from .. import models, oracles
 from ..tolerances import EXACT
 
-NAMES = models.names("dense")
+NAMES = models.names()
 MASKED = [(name, masked) for name in NAMES for masked in (False, True)]
 
 

@@ -1,0 +1,172 @@
+"""What is not piecewise linear is refused, with the primitive, the line, the reason and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from pathjax import paths
+from pathjax._rules import _REASONS, PATH_RULES
+
+CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
+    # name: what is done to hidden activations (1, 4), the primitive, a phrase of the reason
+    "softmax": (lambda h: jnp.exp(h) / jnp.exp(h).sum(1, keepdims=True), "exp", "is not homogeneous"),
+    "jax softmax": (lambda h: jax.nn.softmax(h), "(exp|sub|stop_gradient)", "."),
+    "log softmax": (lambda h: h - jnp.log(jnp.abs(h)), "log", "is not homogeneous"),
+    "gelu": (lambda h: jax.nn.gelu(h), "(integer_pow|tanh|mul)", "."),
+    "exact gelu": (lambda h: jax.nn.gelu(h, approximate=False), "(erf|erfc)", "curved"),
+    "silu": (lambda h: jax.nn.silu(h), "logistic", "curved"),
+    "tanh": (jnp.tanh, "tanh", "curved"),
+    "sigmoid": (jax.nn.sigmoid, "logistic", "curved"),
+    "softplus": (lambda h: jnp.log1p(jnp.abs(h)), "log1p", "exponential or logarithm"),
+    "square": (jnp.square, "square", "not of first order in the input"),
+    "cube": (lambda h: h**3, "integer_pow", "not of first order in the input"),
+    "square root": (lambda h: jnp.sqrt(jnp.abs(h)), "sqrt", "root or power"),
+    "attention": (lambda h: (h.T @ h) @ h.T, "dot_general", "multiplies two activations, as attention does"),
+    "product": (lambda h: h * h[:, ::-1], "mul", "multiplies two activations"),
+    "division by an activation": (lambda h: h / (jnp.abs(h) + h), "div", "divides by an activation"),
+    "constant over an activation": (lambda h: 1.0 / h, "div", "divides by an activation"),
+    "sort": (lambda h: jnp.sort(h), "sort", "order of activations"),
+    "top k": (lambda h: jnp.tile(lax.top_k(h, 2)[0], (1, 2)), "top_k", "order of activations"),
+    "argmax": (lambda h: jax.nn.one_hot(jnp.argmax(h, 1), 4), "argmax", "order of activations"),
+    "relu6": (jax.nn.relu6, "min", "clipped at a constant other than 0"),
+    "clip": (lambda h: jnp.clip(h, -1.0, 1.0), "max", "clipped at a constant other than 0"),
+    "clamp": (lambda h: lax.clamp(-1.0, h, 1.0), "clamp", "clipped at a constant other than 0"),
+    "threshold": (lambda h: jnp.where(h > 0.5, h, 0.0), "gt", "compared with a constant other than 0"),
+    "mixed thresholds": (lambda h: h * (h > jnp.array([[0.0, 0.0, 0.0, 1.0]])), "gt", "compared with a constant"),
+    "a comparison as a number": (lambda h: h + (h > 0), "add", "used as a number"),
+    "a comparison summed": (lambda h: h * (h > 0).astype(h.dtype).sum(), "reduce_sum", "used as a number"),
+    "a comparison times a mask": (lambda h: h * ((h > 0) * jnp.array([[1.0, 0.0, 1.0, 1.0]])), "mul", "used as a"),
+    "rounding": (lambda h: jnp.round(h), "round", "steps"),
+    "integers": (lambda h: h.astype(jnp.int32).astype(h.dtype), "convert_element_type", "rounded to whole numbers"),
+    "cumulative product": (lambda h: jnp.cumprod(h, axis=1), "cumprod", "running product"),
+    "stopped gradient": (lambda h: lax.stop_gradient(h), "stop_gradient", "no derivative"),
+    "branch": (lambda h: lax.cond(h.sum() > 0, lambda a: a, lambda a: -a, h), "(cond|convert_element_type)", "."),
+    "loop": (lambda h: lax.while_loop(lambda a: a.sum() > 0, lambda a: a - 1, h), "while", "How often the loop runs"),
+    "picking by an activation": (lambda h: h[:, jnp.argmax(h)][:, None] * h, "argmax", "order of activations"),
+    "power": (lambda h: jnp.abs(h) ** 1.5, "pow", "root or power"),
+}
+
+
+def network(hidden: Callable[[Any], Any]) -> tuple[Callable[[Any, Any], Any], Any]:
+    params = {"first": jnp.ones((3, 4)), "second": jnp.ones((4, 2))}
+
+    def apply(params: Any, x: Any) -> Any:
+        h = hidden(x @ params["first"])
+        return h.reshape(1, -1)[:, :4] @ params["second"]
+
+    return apply, params
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_refusal_names_primitive_line_reason_and_remedy(name: str) -> None:
+    hidden, primitive, reason = CASES[name]
+    apply, params = network(hidden)
+    with pytest.raises(paths.UnsupportedPrimitive) as caught:
+        paths.log_path_norm(apply, params, jnp.ones((5, 3)))
+    assert_says(str(caught.value), primitive, reason)
+
+
+def assert_says(message: str, primitive: str, reason: str) -> None:
+    import re
+
+    assert re.search(rf"No path rule for `{primitive}` \(test_refusals\.py:\d+(, in layer `[^`]+`)?\)\. ", message)
+    assert re.search(reason, message)
+    assert message.count(". ") >= 2, f"no remedy: {message}"
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        (nn.LayerNorm(), "(power of an activation|root or power)"),
+        (nn.RMSNorm(), "(power of an activation|root or power)"),
+        (nn.BatchNorm(use_running_average=False), "(power of an activation|root or power)"),
+    ],
+    ids=["layer norm", "rms norm", "batch norm with batch statistics"],
+)
+def test_flax_norms_are_refused_by_layer(layer: Any, reason: str) -> None:
+    model = nn.Sequential([nn.Dense(4), layer, nn.Dense(2)])
+    variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
+
+    def apply(params: Any, x: Any) -> Any:
+        return model.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
+
+    with pytest.raises(paths.UnsupportedPrimitive, match=rf"in layer `Sequential/layers_1`\)\. .*{reason}"):
+        paths.log_path_norm(apply, variables["params"], jnp.ones((5, 3)))
+
+
+def test_every_reason_belongs_to_a_primitive_without_a_rule() -> None:
+    assert not set(_REASONS) & set(PATH_RULES)
+
+
+def test_whole_number_inputs_and_weights_are_refused() -> None:
+    apply, params = network(jax.nn.relu)
+    with pytest.raises(ValueError, match=r"`x` has dtype int\d+; paths start at real-valued inputs"):
+        paths.log_path_norm(apply, params, jnp.ones((5, 3), jnp.int32))
+    counted = params | {"step": jnp.ones((), jnp.int32)}
+    with pytest.raises(ValueError, match=r"`params` at \['step'\] has dtype int32; weights must be floating-point"):
+        paths.log_path_norm(apply, counted, jnp.ones((5, 3)))
+
+
+def test_outputs_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must return one array of shape \(n, o\) with n = 1 examples.*\(1, 3, 1\)"):
+        paths.log_path_norm(lambda params, x: (x * params)[..., None], jnp.ones((1, 3)), jnp.ones((5, 3)))
+    with pytest.raises(ValueError, match="must return one array"):
+        paths.log_path_norm(lambda params, x: (x, x), jnp.ones(3), jnp.ones((5, 3)))
+
+
+def test_what_no_output_needs_is_not_refused() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        jnp.tanh(x @ params)
+        return x @ params
+
+    np.testing.assert_allclose(paths.log_path_norm(apply, jnp.ones((3, 2)), jnp.ones((5, 3))), np.log(6.0))
+
+
+def test_layers_are_reported_without_raising() -> None:
+    model = nn.Sequential([nn.Dense(4), nn.LayerNorm(), jax.nn.relu, nn.Dense(4), jnp.tanh, nn.Dense(2)])
+    params = model.init(jax.random.key(0), jnp.ones((1, 3)))
+    report = paths.layers(model.apply, params, jnp.ones((5, 3)))
+    assert [layer.name for layer in report if not layer.has_paths] == ["Sequential/layers_1", "Sequential"]
+    assert {layer.name for layer in report if layer.has_paths} == {f"Sequential/layers_{i}" for i in (0, 3, 5)}
+    assert any("No path rule for `tanh`" in problem for layer in report for problem in layer.problems)
+
+
+class TestDeclaredGates:
+    @staticmethod
+    def leaky(x: Any) -> Any:
+        return 0.6 * x + 0.4 * jnp.sqrt(x * x)
+
+    def test_a_declared_activation_has_the_paths_of_its_slopes(self) -> None:
+        gate = paths.declare_gate(self.leaky)
+        params = {"first": jnp.array([[1.0, -2.0], [0.5, 3.0], [1.0, 1.0]]), "second": jnp.array([[1.0], [-1.0]])}
+        x = jnp.array([[1.0, 1.0, -2.0], [0.3, -1.0, 0.4]])
+
+        def build(activation: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+            return lambda params, x: activation(x @ params["first"]) @ params["second"]
+
+        reference = build(lambda h: jax.nn.leaky_relu(h, 0.2))
+        for gates in ("open", "data"):
+            ours = paths.path_sum(build(gate), params, x, gates=gates)
+            np.testing.assert_allclose(ours, paths.path_sum(reference, params, x, gates=gates), rtol=1e-10)
+        with pytest.raises(paths.UnsupportedPrimitive):
+            paths.path_sum(build(self.leaky), params, x)
+
+    @pytest.mark.parametrize(
+        ("activation", "problem"),
+        [
+            (jnp.tanh, r"`tanh` cannot be a gate; it is not positively homogeneous: f\(3·x\) is not 3·f\(x\)"),
+            (lambda x: x + x[::-1], "does not act on each entry alone|is not piecewise linear"),
+            (lambda x: jnp.sort(x), "cannot be a gate"),
+        ],
+    )
+    def test_what_is_not_a_gate_is_refused_when_declared(self, activation: Any, problem: str) -> None:
+        with pytest.raises(ValueError, match=problem):
+            paths.declare_gate(activation)
