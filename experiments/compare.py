@@ -10,16 +10,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so that the limit below holds for it too
+import threadpoolctl  # type: ignore[import-untyped]
 
 from experiments import curves, methods, models, quantities, training
 from experiments.data import Dataset, balanced_batch
 from experiments.keys import key_of
-from experiments.options import DENSE, Compare
+from experiments.options import DENSE, Compare, InputError
 from experiments.progress import Reporter
 from experiments.results import Folder
 from experiments.runs import Run
 from pathjax import masks, ntk
-from pathjax.types import Mask
+from pathjax.types import Mask, Params
 
 __all__ = ["Bench", "cells_of", "compute", "missing_cells"]
 
@@ -46,13 +48,15 @@ def compute(options: Compare, dataset: Dataset, folder: Folder, reporter: Report
     if not missing:
         return
     reporter.stage("building")
-    bench = Bench(options, dataset)
-    for method, density in missing:
-        # a cell is always computed for all its seeds: another batch of seeds would round otherwise
-        runs = bench.measured(method, density, reporter)
-        folder.add(runs)
-        accuracy = np.mean([run.test_accuracy for run in runs])
-        reporter.advance(f"{method}, density {density:g}: accuracy {100 * accuracy:.1f}%")
+    # matrices this small take one thread; on a shared machine several wait for each other fifty times as long
+    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+        bench = Bench(options, dataset)
+        for method, density in missing:
+            # a cell is always computed for all its seeds: another batch of seeds would round otherwise
+            runs = bench.measured(method, density, reporter)
+            folder.add(runs)
+            accuracy = np.mean([run.test_accuracy for run in runs])
+            reporter.advance(f"{method}, density {density:g}: accuracy {100 * accuracy:.1f}%")
 
 
 class _Measured(NamedTuple):
@@ -75,6 +79,7 @@ class Bench:
         build = models.MODELS[options.model]
         self._options = options
         self._model = build(dataset.train_images.shape[1:], dataset.classes, width=options.width)
+        _check_densities(options, jax.eval_shape(self._model.init, key_of(0)))
         self._params = jax.jit(jax.vmap(self._model.init))(self._keys("init"))
         few = balanced_batch(dataset.train_labels, _SCORE_PER_CLASS)
         self._masked = methods.masked_seeds(
@@ -158,6 +163,15 @@ class Bench:
             reason=_reason(train_loss),
             **{name: float(value) for name, value in known.items() if name in fields},
         )
+
+
+def _check_densities(options: Compare, params_like: Params) -> None:
+    """Raise InputError at a density that keeps no weight, before any cell is computed."""
+    for density in options.density:
+        try:
+            masks.kept_counts(params_like, density=density)
+        except ValueError as error:
+            raise InputError(f"Density {density:g} cannot be had of {options.model}: {error}") from error
 
 
 def _layers(mask: Mask) -> Sequence[masks.LeafStatistics]:

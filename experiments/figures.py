@@ -17,7 +17,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES
-from experiments.summary import TARGETS, Ranking, chance_level
+from experiments.summary import TARGETS, Ranking, chance_level, chance_within
 
 __all__ = [
     "GRID",
@@ -49,6 +49,7 @@ _STYLES = {
 }
 _OTHERS = (("#8f6bb3", "X"), ("#7f8c1f", "h"), ("#a0522d", "<"))
 _THETA, _PI = "#2f7fc1", "#d55e00"
+_ACCURACIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -105,14 +106,15 @@ def accuracy_over_density(table: pd.DataFrame, footer: str) -> Figure:
     for method, group in _groups(table):
         mean, deviation = group["test_accuracy_mean"].to_numpy(), group["test_accuracy_std"].fillna(0).to_numpy()
         colour, marker = _style(method)
+        low, high = _inside(mean - deviation), _inside(mean + deviation)
         if method == DENSE:
-            axis.axhline(mean[0], color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=DENSE)
-            axis.axhspan(mean[0] - deviation[0], mean[0] + deviation[0], color=colour, alpha=0.15, linewidth=0)
+            axis.axhline(_inside(mean[0]), color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=DENSE)
+            axis.axhspan(low[0], high[0], color=colour, alpha=0.15, linewidth=0)
             continue
-        axis.plot(group["density"], mean, color=colour, marker=marker, label=method)
-        axis.fill_between(group["density"], mean - deviation, mean + deviation, color=colour, alpha=0.18, linewidth=0)
+        axis.plot(group["density"], _inside(mean), color=colour, marker=marker, label=method)
+        axis.fill_between(group["density"], low, high, color=colour, alpha=0.18, linewidth=0)
     axis.set(xlabel="density (kept share of the prunable weights)", ylabel="test accuracy")
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _accuracy_axis(axis, table)
     _density_axis(axis, table)
     figure.legend(loc="outside right upper")
     return figure
@@ -155,6 +157,10 @@ def predicted_curves(runs: pd.DataFrame, footer: str) -> Figure:
             axis.set_ylabel("loss / start")
         if axis in axes[-1]:
             axis.set_xlabel("step")
+    # what Π alone predicts may fall out of the picture: the real curves are to be seen
+    lowest = min(np.nanmin(np.array(runs[name].tolist())) for name in ("real_loss", "linearized_loss"))
+    axes[0][0].set(yscale="log", ylim=(max(lowest, 1e-6) / 3, 1.6))
+    axes[0][0].yaxis.set_minor_locator(NullLocator())
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(0.98, 0.96))
     return figure
 
@@ -175,7 +181,7 @@ def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
             there = np.isfinite(values)
             axis.scatter(
                 values[there],
-                group["test_accuracy_mean"].to_numpy()[there],
+                _inside(group["test_accuracy_mean"].to_numpy())[there],
                 s=np.clip(sizes, 12, None)[there],
                 color=colour,
                 marker=marker,
@@ -184,7 +190,7 @@ def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
                 linewidth=0,
             )
         axis.set_xlabel(QUANTITIES[name])
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _accuracy_axis(flat[0], table)
     for axis in flat[len(names) :]:
         axis.set_axis_off()
     flat[len(names)].legend(*flat[0].get_legend_handles_labels(), loc="center", fontsize=9)
@@ -203,12 +209,9 @@ def rank_correlations(ranks: Sequence[Ranking], footer: str) -> Figure:
         pooled, within = ([getattr(rank, side) for rank in chosen] for side in ("pooled", "within"))
         axis.barh(places - 0.19, np.nan_to_num(pooled), 0.36, color=_THETA, label="all cells")
         axis.barh(places + 0.19, np.nan_to_num(within), 0.36, color=_PI, label="within a density (mean)")
-        for size, repeats, colour in (
-            (chosen[0].cells, 1, _THETA),
-            (chosen[-1].per_density, chosen[-1].densities, _PI),
-        ):
+        for level, colour in ((chance_level(chosen[0].cells), _THETA), (chance_within(chosen), _PI)):
             for sign in (-1, 1):
-                axis.axvline(sign * chance_level(size, repeats=repeats), color=colour, linewidth=1, linestyle=":")
+                axis.axvline(sign * level, color=colour, linewidth=1, linestyle=":")
         axis.axvline(0, color=MUTED, linewidth=0.8)
         axis.set(title=f"with {words} (n = {chosen[0].cells})", xlabel="Spearman ρ", xlim=(-1.02, 1.02))
         axis.set_yticks(places, [QUANTITIES[rank.quantity] for rank in chosen])
@@ -224,12 +227,12 @@ def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
     densities = _densities(runs)
     figure, axes = _figure(3.1 * len(densities) + 1.6, 3.4, footer, columns=len(densities), share=True)
     for axis, density in zip(axes[0], densities, strict=True):
-        for method, group in _groups(runs[runs["density"] == density]):
-            if method == DENSE:
-                continue
+        groups = [(m, group) for m, group in _groups(runs[runs["density"] == density]) if m != DENSE]
+        for place, (method, group) in enumerate(groups):
             kept = pd.DataFrame(group["layer_density"].tolist()).mean()
             colour, marker = _style(method)
-            axis.plot(np.arange(1, len(kept) + 1), kept.to_numpy(), color=colour, marker=marker, label=method)
+            beside = 0.3 * ((place + 0.5) / len(groups) - 0.5)  # methods that agree stay visible
+            axis.plot(beside + np.arange(1, len(kept) + 1), kept, color=colour, marker=marker, label=method)
         axis.axhline(density, color=MUTED, linewidth=0.8, linestyle=":")
         axis.set(title=f"density {density:g}", xlabel="layer", yscale="log")
         axis.xaxis.set_major_locator(FixedLocator(range(1, len(kept) + 1)))
@@ -266,10 +269,10 @@ def _curves(axis: Axes, chosen: pd.DataFrame) -> None:
     ):
         losses = np.array(chosen[name].tolist())
         axis.plot(losses.mean(axis=0), color=colour, linestyle=dashes, linewidth=width, label=words)
-    axis.set_yscale("log")
     gaps = [chosen[name].mean() for name in ("gap_linearized", "gap_data_free")]
-    words = f"gap Θ {gaps[0]:.2f}, Π {gaps[1]:.2f}"
-    axis.text(0.97, 0.95, words, transform=axis.transAxes, ha="right", va="top", fontsize=7)
+    words = "gap Θ {}, Π {}".format(*("–" if np.isnan(gap) else f"{gap:.2f}" for gap in gaps))
+    ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.0}
+    axis.text(0.04, 0.06, words, transform=axis.transAxes, va="bottom", fontsize=7, bbox=ground)
 
 
 def _groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
@@ -278,6 +281,23 @@ def _groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _densities(table: pd.DataFrame) -> list[float]:
     return sorted(table.loc[table["method"] != DENSE, "density"].unique(), reverse=True)
+
+
+def _inside(accuracy: Any) -> Any:
+    """Shares as a logit axis can show them: 0 and 1 themselves lie infinitely far out."""
+    return np.clip(accuracy, _ACCURACIES[0], _ACCURACIES[-1])
+
+
+def _accuracy_axis(axis: Axes, table: pd.DataFrame) -> None:
+    """A logit axis, on which 97 and 98 per cent lie as far apart as 67 and 75."""
+    deviation = table["test_accuracy_std"].fillna(0)
+    low = _inside((table["test_accuracy_mean"] - deviation).min())
+    high = _inside((table["test_accuracy_mean"] + deviation).max())
+    shown = [share for share in _ACCURACIES if low <= share <= high]
+    axis.set_yscale("logit")
+    axis.yaxis.set_major_locator(FixedLocator(shown))
+    axis.yaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _density_axis(axis: Axes, table: pd.DataFrame) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES
-from experiments.summary import TARGETS, Ranking, chance_level
+from experiments.summary import TARGETS, Ranking, chance_within, order_predicted
 
 __all__ = [
     "of_accuracy",
@@ -69,12 +69,13 @@ def of_training(table: pd.DataFrame, level: float) -> str:
 def of_curves(table: pd.DataFrame) -> str:
     """How close the two predictions come to gradient descent."""
     theta, pi = table["gap_linearized_mean"], table["gap_data_free_mean"]
-    closer = int((theta < pi).sum())
+    closer, order = int((theta < pi).sum()), order_predicted(table)
     return (
         f"The loss curve predicted from Θ is off by {theta.mean():.2f} decades on average over the cells, the one from "
         f"Π alone by {pi.mean():.2f}; Θ is the closer one in {closer} of {len(table)} cells. Θ is furthest off for "
         f"{_cell(table.loc[theta.idxmax()])} ({theta.max():.2f}), Π for {_cell(table.loc[pi.idxmax()])} "
-        f"({pi.max():.2f})."
+        f"({pi.max():.2f}). How far the losses fall is ordered over the cells with ρ = {order[0]:+.2f} by Θ and "
+        f"{order[1]:+.2f} by Π."
     )
 
 
@@ -95,15 +96,18 @@ def of_rankings(ranks: Sequence[Ranking]) -> str:
         chosen = [rank for rank in ranks if rank.target == target]
         baseline = next(rank for rank in chosen if rank.quantity == "density")
         others = [rank for rank in chosen if rank.quantity != "density"]
+        if math.isnan(baseline.pooled):
+            sentences.append(f"Nothing can be ranked against {words}: it is the same everywhere.")
+            continue
         better = [rank for rank in others if abs(rank.pooled) > abs(baseline.pooled)]
-        level = chance_level(others[0].per_density, repeats=others[0].densities)
-        clear = [rank for rank in others if abs(rank.within) > level]
-        names = _listed([f"{QUANTITIES[rank.quantity]} ({rank.within:+.2f})" for rank in clear]) if clear else "none"
         sentences.append(
             f"Against {words}, density alone has ρ = {baseline.pooled:+.2f} over all {baseline.cells} cells, and "
-            f"{len(better)} of {len(others)} quantities rank the cells better than it. {_strongest(ranks, target)} "
-            f"Within a density, beyond chance (|ρ| > {level:.2f}): {names}."
+            f"{len(better)} of {len(others)} quantities rank the cells better than it. {_strongest(ranks, target)}"
         )
+        level = chance_within(chosen)
+        if math.isfinite(level):
+            clear = [f"{QUANTITIES[r.quantity]} ({r.within:+.2f})" for r in others if abs(r.within) > level]
+            sentences.append(f"Within a density, beyond chance (|ρ| > {level:.2f}): {_listed(clear or ['none'])}.")
     return " ".join(sentences)
 
 

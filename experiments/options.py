@@ -49,7 +49,7 @@ class Compare:
     """Images in a minibatch."""
     learning_rate: float = 0.05
     """Step size of SGD, constant through training."""
-    loss_level: float = 0.1
+    loss_level: float = 0.3
     """Training loss (cross-entropy, nats) whose first crossing is reported in steps."""
     ntk_per_class: int = 5
     """Training images of each class in the fixed batch of the Neural Tangent Kernel."""

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from experiments import figures, findings
 from experiments.runs import QUANTITIES
-from experiments.summary import TARGETS, Ranking, chance_level
+from experiments.summary import TARGETS, Ranking, chance_level, chance_within
 
 __all__ = ["Illustration", "console_table", "footer", "illustrations", "page"]
 
@@ -206,12 +206,12 @@ def _cells_table(table: pd.DataFrame) -> str:
 
 
 def _rankings_words(ranks: Sequence[Ranking]) -> str:
-    some = ranks[-1]
+    some = max(ranks, key=lambda rank: rank.densities)
     return (
         "<p>Spearman’s ρ between a quantity known before training and what training decided: over all "
         f"{some.cells} cells, and within each density ({some.densities} densities of {some.per_density} methods, mean "
         f"of ρ). Unrelated rankings exceed |ρ| = {chance_level(some.cells):.2f} over all cells, and "
-        f"{chance_level(some.per_density, repeats=some.densities):.2f} in the mean within densities, once in twenty; "
+        f"{chance_within(ranks):.2f} in the mean within densities, once in twenty; "
         f"with {len(QUANTITIES)} quantities tried, some will by luck.</p>"
     )
 

@@ -6,6 +6,7 @@ either the old file or the new one. One job at a time holds the folder.
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import dataclasses
 import fcntl
@@ -127,6 +128,10 @@ def _versions() -> dict[str, str]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    # the experiments run from the source tree, where pathjax need not be installed
+    described = configparser.ConfigParser()
+    described.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    versions["pathjax"] = described.get("metadata", "version", fallback=versions["pathjax"])
     return versions
 
 

@@ -11,14 +11,26 @@ import pandas as pd
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES, Run
 
-__all__ = ["TARGETS", "Ranking", "by_run", "cells", "chance_level", "rankings", "rankings_table", "spearman"]
+__all__ = [
+    "TARGETS",
+    "Ranking",
+    "by_run",
+    "cells",
+    "chance_level",
+    "chance_within",
+    "order_predicted",
+    "rankings",
+    "rankings_table",
+    "spearman",
+]
 
 TARGETS = {"test_accuracy": "test accuracy", "steps_to_level": "steps to the loss level"}
 """What training decides, with the words for it."""
 
 _OUTCOMES = ("test_accuracy", "final_train_loss", "steps_to_level")
 _GAPS = ("gap_linearized", "gap_data_free")
-_AVERAGED = (*_OUTCOMES, *(name for name in QUANTITIES if name != "density"), "infinite_distance", *_GAPS)
+_DROPS = ("real_drop", "linearized_drop", "data_free_drop")
+_AVERAGED = (*_OUTCOMES, *(name for name in QUANTITIES if name != "density"), "infinite_distance", *_GAPS, *_DROPS)
 
 
 class Ranking(NamedTuple):
@@ -38,11 +50,17 @@ class Ranking(NamedTuple):
 
 
 def by_run(runs: Sequence[Run], config: dict[str, Any]) -> pd.DataFrame:
-    """One row for each run: dense first, then methods as listed, densities from high to low, seeds upward."""
+    """One row for each run: dense first, then methods as listed, densities from high to low, seeds upward.
+
+    The drops are the decades by which a squared loss, real or predicted, falls in all steps of gradient descent.
+    """
     order = [DENSE, *config["options"]["method"]]
     runs = sorted(runs, key=lambda run: (order.index(run.method), -run.density, run.seed))
     table = pd.DataFrame([vars(run) for run in runs])
     table["final_train_loss"] = [run.train_loss[-1] for run in runs]
+    for name in _DROPS:
+        last = np.array([getattr(run, name.replace("_drop", "_loss"))[-1] for run in runs])
+        table[name] = -np.log10(np.maximum(last, np.finfo(np.float32).tiny))
     return table
 
 
@@ -90,6 +108,12 @@ def rankings(table: pd.DataFrame) -> list[Ranking]:
     return found
 
 
+def order_predicted(table: pd.DataFrame) -> tuple[float, float]:
+    """Spearman's ρ over cells of the real drop of the squared loss with what Θ, and with what Π alone, predicts."""
+    real, theta, pi = (table[f"{name}_mean"].to_numpy() for name in _DROPS)
+    return spearman(theta, real), spearman(pi, real)
+
+
 def rankings_table(ranks: Sequence[Ranking]) -> pd.DataFrame:
     """The rankings as rows, for a file."""
     return pd.DataFrame([rank._asdict() for rank in ranks])
@@ -107,6 +131,12 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     centred = [side - side.mean() for side in ranks]
     scale = np.sqrt((centred[0] @ centred[0]) * (centred[1] @ centred[1]))
     return float(centred[0] @ centred[1] / scale) if scale > 0 else float("nan")
+
+
+def chance_within(ranks: Sequence[Ranking]) -> float:
+    """`chance_level` of the mean of ρ within densities, for as many densities as the best known quantity has."""
+    most = max(ranks, key=lambda rank: rank.densities)
+    return chance_level(most.per_density, repeats=most.densities)
 
 
 def chance_level(size: int, *, repeats: int = 1, draws: int = 4000) -> float:

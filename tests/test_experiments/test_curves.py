@@ -1,0 +1,51 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import curves
+from pathjax import ntk
+
+
+def linear(params, x):
+    return x @ params["kernel"]
+
+
+def test_on_a_linear_network_descent_follows_the_prediction_from_theta():
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (6, 4), jnp.float32)
+    targets = jax.random.normal(keys[1], (6, 2), jnp.float32)
+    params = {"kernel": jax.random.normal(keys[2], (1, 4, 2), jnp.float32)}
+    mask = {"kernel": jnp.ones((1, 4, 2), bool).at[0, 0, 0].set(False)}
+    kernel = ntk.empirical(linear, jax.tree.map(lambda leaf: leaf[0], params), x, mask={"kernel": mask["kernel"][0]})
+    top = ntk.spectrum(kernel)[:1]
+    nodes, weights = jnp.ones((1, 1, 2), jnp.float32), jnp.full((1, 1, 2), 0.5, jnp.float32)
+    run = curves.loss_curves(linear, x, targets, steps=100)
+    found = run(params, mask, kernel[None], top, nodes, weights, jnp.array([8], jnp.int32))
+    assert found.real.shape == found.linearized.shape == found.data_free.shape == (1, 101)
+    assert found.real[0, 0] == found.data_free[0, 0] == 1
+    # a discrete step (1 − ηλ) against a flow e^(−ηλ): they differ in the fast modes, and then no more
+    np.testing.assert_allclose(found.real[0, 20:], found.linearized[0, 20:], rtol=0.05)
+
+
+def test_the_prediction_from_pi_takes_the_largest_modes_in_units_of_the_largest():
+    run = curves.loss_curves(linear, jnp.ones((2, 3), jnp.float32), jnp.ones((2, 1), jnp.float32), steps=2)
+    params, mask = {"kernel": jnp.ones((1, 3, 1), jnp.float32)}, {"kernel": jnp.ones((1, 3, 1), bool)}
+    kernel = jnp.full((1, 2, 2, 1, 1), 3.0, jnp.float32)
+    nodes = jnp.array([[[0.0, 4.0, 8.0]]], jnp.float32)
+    weights = jnp.array([[[0.5, 0.375, 0.125]]], jnp.float32)
+    # n·o = 2 of 8 parameters: the mode at 8 whole, and of that at 4 as much again
+    found = run(params, mask, kernel, jnp.array([6.0], jnp.float32), nodes, weights, jnp.array([8], jnp.int32))
+    expected = [(np.exp(-t) + np.exp(-t / 2)) / 2 for t in range(3)]
+    np.testing.assert_allclose(found.data_free[0], expected, rtol=1e-6)
+
+
+def test_the_gap_counts_decades_above_the_floor():
+    assert curves.gap(np.array([1.0, 0.1]), np.array([1.0, 0.001])) == pytest.approx(1.0)
+    assert curves.gap(np.array([1.0, 0.0]), np.array([1.0, 1e-4])) == pytest.approx(1.0)
+    assert np.isnan(curves.gap(np.array([1.0, np.nan]), np.array([1.0, 0.1])))
+
+
+def test_targets_are_centred():
+    targets = curves.centred_one_hot(jnp.array([1, 0]), 3)
+    np.testing.assert_allclose(targets, [[-1 / 3, 2 / 3, -1 / 3], [2 / 3, -1 / 3, -1 / 3]], rtol=1e-6)
