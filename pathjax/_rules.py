@@ -788,8 +788,8 @@ def _declared(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
-_MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "rev", "slice", "concatenate")
-_SAME = ("copy", "copy_p", "convert_element_type", "reduce_precision", "optimization_barrier")
+_MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev", "slice", "concatenate")
+_SAME = ("copy", "convert_element_type", "reduce_precision", "optimization_barrier")
 
 # Which operands hold entries; the others say where they go.
 _ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1), "scatter": (0, 2)}

@@ -1,0 +1,137 @@
+"""Every rule of the table has a network, and spellings that the table of networks lacks are held to JAX here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.flatten_util import ravel_pytree
+
+from pathjax import _rules, enumeration, paths
+
+from .. import models
+from ..tolerances import EXACT
+
+SPELLINGS: dict[str, Callable[[Any], Any]] = {
+    # what is done to hidden activations (n, 4), to give (n, 4)
+    "clamp to the positive": lambda h: lax.clamp(0.0, h, jnp.inf),
+    "clamp to the negative": lambda h: lax.clamp(-jnp.inf, h, 0.0),
+    "clip from above": lambda h: jnp.clip(h, None, 0.0),
+    "minimum of two": lambda h: jnp.minimum(h, h[:, ::-1] * 0.5),
+    "maximum of a multiple": lambda h: jnp.maximum(h, 0.1 * h),
+    "absolute by where": lambda h: jnp.where(h < 0, -h, h),
+    "absolute by sign": lambda h: h * jnp.sign(h),
+    "where not above": lambda h: jnp.where(h <= 0, 0.0, h),
+    "not equal": lambda h: jnp.where(h != 0, h, 0.0),
+    "equal": lambda h: jnp.where(h == h.max(axis=1, keepdims=True), h, 0.0),
+    "gates combined": lambda h: h * ((h > 0) & ~(h[:, ::-1] < 0)),
+    "slopes by arithmetic": lambda h: h * ((h > 0) + 0.2 * (h <= 0)),
+    "another unit's gate": lambda h: h[:, ::-1] * (h > 0),
+    "smallest": lambda h: h + h.min(axis=1, keepdims=True),
+    "smallest of windows": lambda h: -lax.reduce_window(h, jnp.inf, lax.min, (1, 2), (1, 1), "SAME"),
+    "running sum": lambda h: jnp.cumsum(h, axis=1),
+    "running sum backwards": lambda h: lax.cumsum(h, axis=1, reverse=True),
+    "tile": lambda h: jnp.tile(h[:, :2], (1, 2)),
+    "dynamic slice": lambda h: jnp.tile(lax.dynamic_slice(h, (0, 1), (h.shape[0], 2)), (1, 2)),
+    "dynamic update": lambda h: lax.dynamic_update_slice(h, 3.0 * h[:, 2:], (0, 0)),
+    "set": lambda h: h.at[:, 1].set(h[:, 0]),
+    "set to zero": lambda h: h.at[:, jnp.array([0, 2])].set(0.0),
+    "add at": lambda h: h.at[:, jnp.array([1, 1])].add(2.0 * h[:, :2]),
+    "copy": lambda h: jnp.array(h, copy=True),
+    "lower precision and back": lambda h: lax.reduce_precision(h, 11, 52).astype(jnp.float64),
+    "cast": lambda h: h.astype(jnp.float32).astype(jnp.float64),
+    "barrier": lambda h: lax.optimization_barrier(h),
+    "known branch": lambda h: lax.cond(True, lambda a: 2.0 * a, lambda a: jnp.tanh(a), h),
+    "switch by a constant": lambda h: lax.switch(jnp.array(1), [jnp.tanh, jnp.negative], h),
+    "a derivative inside": lambda h: jax.grad(lambda a: (a * h).sum() + (2.0 * a[:, ::-1] * h).sum())(0.0 * h + 1.0),
+    "fixed number of steps": lambda h: lax.fori_loop(0, 3, lambda i, a: jnp.maximum(a + 0.1 * h, 0.0), h),
+    "scan backwards": lambda h: (
+        lax.scan(lambda c, a: (c + a, jax.nn.relu(c - a)), h[0], h[:1], reverse=True)[1] + 0 * h
+    ),
+    "vmap": lambda h: jax.vmap(lambda a: jax.nn.relu(a) - jnp.roll(a, 1))(h),
+    "mean removed by parameters": lambda h: h - 0.5,
+    "sum of everything": lambda h: h + h.sum(axis=1, keepdims=True) / 4.0,
+}
+
+WEIGHTS = ["square", "integer_pow"]
+
+
+def build(hidden: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda params, x: hidden(x @ params["first"] + params["bias"][None]) @ params["second"]
+
+
+@cache
+def parameters() -> Any:
+    rng = np.random.default_rng(5)
+    shapes = {"first": (3, 4), "bias": (4,), "second": (4, 2)}
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
+
+
+def examples() -> Any:
+    return jnp.asarray(np.random.default_rng(6).normal(size=(2, 3)))
+
+
+def assert_paths_are_the_network(apply: Callable[[Any, Any], Any], params: Any, *, tolerance: float = EXACT) -> None:
+    """Signed sums are the outputs, listed factors compose to the Jacobian, and open sums are those of listed paths."""
+    x = examples()
+    lift = jax.jit(lambda p: paths.lift(apply, p, x, phi=lambda v: v, points=[(p, x)]).value())
+    np.testing.assert_allclose(lift(params), apply(params, x), rtol=tolerance, atol=tolerance)
+    listed = enumeration.enumerate_paths(apply, params, x, limit=5_000)
+    activations = enumeration.path_activations(listed, apply, params, x)
+    jacobian = jax.jacobian(lambda p: apply(ravel_pytree(params)[1](p), x))(ravel_pytree(params)[0])
+    composed = activations @ enumeration.path_jacobian(listed, params)
+    np.testing.assert_allclose(composed, jacobian, rtol=tolerance, atol=tolerance)
+    norm = jnp.log(jnp.abs(enumeration.path_values(listed, params)).sum())
+    np.testing.assert_allclose(paths.log_path_norm(apply, params, x), norm, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_spelling_has_the_paths_of_the_network(name: str) -> None:
+    # float32 inside a network is float32 in its real values
+    tolerance = 1e-6 if name == "cast" else EXACT
+    assert_paths_are_the_network(build(SPELLINGS[name]), parameters(), tolerance=tolerance)
+
+
+def test_windows_with_holes_are_those_of_shifted_copies() -> None:
+    def with_holes(h: Any) -> Any:
+        return lax.reduce_window(h, -jnp.inf, lax.max, (1, 2), (1, 1), "VALID", window_dilation=(1, 2))
+
+    def of_shifts(h: Any) -> Any:
+        return jnp.maximum(h[:, :2], h[:, 2:])
+
+    params = parameters() | {"second": parameters()["second"][:2]}
+    for gates in ("open", "data"):
+        sums = [paths.path_sum(build(pool), params, examples(), gates=gates) for pool in (with_holes, of_shifts)]
+        np.testing.assert_allclose(sums[0], sums[1], rtol=EXACT)
+
+
+@pytest.mark.parametrize("power", [jnp.square, lambda w: w**3], ids=WEIGHTS)
+def test_powers_of_a_weight_meet_it_several_times(power: Any) -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return jax.nn.relu(x @ power(params["first"]) + params["bias"][None]) @ params["second"]
+
+    assert_paths_are_the_network(apply, parameters())
+
+
+def test_every_rule_has_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: set[str] = set()
+    rule = _rules._rule
+
+    def record(context: Any) -> Any:
+        met.add(context.equation.name)
+        return rule(context)
+
+    monkeypatch.setattr(_rules, "_rule", record)
+    for network in models.networks():
+        paths.layers(network.apply, network.params, network.x)
+    for hidden in SPELLINGS.values():
+        paths.layers(build(hidden), parameters(), examples())
+    for power in (jnp.square, lambda w: w**3):
+        paths.layers(lambda p, x, power=power: x @ power(p), parameters()["first"], examples())
+    assert set(_rules.PATH_RULES) - met == set()
