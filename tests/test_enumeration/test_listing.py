@@ -63,16 +63,19 @@ def test_values_and_jacobian_equal_the_oracles(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_activations_carry_the_network(name: str) -> None:
-    network, paths = models.build(name), enumerated(name)
-    activations = enumeration.path_activations(paths, network.apply, network.params, network.x)
-    outputs = activations @ enumeration.path_values(paths, network.params)
+def test_activations_carry_the_network_and_its_ntk(name: str) -> None:
+    network, listed, paths = models.build(name), models.listed(name), enumerated(name)
+    activations = np.asarray(enumeration.path_activations(paths, network.apply, network.params, network.x))
+    outputs = activations @ np.asarray(enumeration.path_values(paths, network.params))
     np.testing.assert_allclose(outputs, network.apply(network.params, network.x), rtol=EXACT, atol=1e-12)
+    kernel = np.asarray(enumeration.path_kernel(paths, network.params))
+    composed = np.einsum("nok,kl,mpl->nmop", activations, kernel, activations, optimize=True)
+    exact = oracles.neural_tangent_kernel(network.graph, listed, network.theta, np.asarray(network.x))
+    np.testing.assert_allclose(composed, exact, rtol=EXACT, atol=EXACT * np.max(np.abs(exact)))
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_listed_factors_compose_to_the_ntk(name: str) -> None:
-    network, paths = models.build(name), enumerated(name)
+def test_listed_factors_compose_to_the_ntk_of_neural_tangents() -> None:
+    network, paths = models.build("leaky_mlp"), enumerated("leaky_mlp")
     activations = enumeration.path_activations(paths, network.apply, network.params, network.x)
     kernel = enumeration.path_kernel(paths, network.params)
     composed = np.einsum("nok,kl,mpl->nmop", activations, kernel, activations, optimize=True)
