@@ -58,8 +58,8 @@ AnyArray: TypeAlias = jax.Array | np.ndarray
 XLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 """A batch of inputs read for its shape and dtype alone."""
 
-ApplyFn: TypeAlias = Callable[[Params, jax.Array], jax.Array]
-"""`apply(params, x)`: inputs (n, ...) to outputs (n, o)."""
+ApplyFn: TypeAlias = Callable[[Params, jax.Array], Any]
+"""`apply(params, x)`: inputs (n, ...) to outputs (n, o). The result is Any, as frameworks annotate theirs widely."""
 
 Prunable: TypeAlias = Callable[[tuple[Any, ...], jax.Array], bool]
 """`prunable(key_path, leaf)`: whether the weights of a leaf may be pruned."""

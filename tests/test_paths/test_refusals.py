@@ -96,7 +96,7 @@ def test_flax_norms_are_refused_by_layer(layer: Any, reason: str) -> None:
     variables = model.init(jax.random.key(0), jnp.ones((1, 3)))
 
     def apply(params: Any, x: Any) -> Any:
-        return model.apply(variables | {"params": params}, x, mutable=["batch_stats"])[0]
+        return model.apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]
 
     with pytest.raises(paths.UnsupportedPrimitive, match=rf"in layer `Sequential/layers_1`\)\. .*{reason}"):
         paths.log_path_norm(apply, variables["params"], jnp.ones((5, 3)))
