@@ -5,18 +5,16 @@ What a user can get wrong is looked at before anything heavy is imported, and en
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import tyro
-
-from experiments import data
-from experiments.options import Compare, InputError, validated
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from experiments.options import Compare
     from experiments.results import Folder
 
 __all__ = ["main"]
@@ -24,22 +22,27 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status."""
+    import tyro
+
+    from experiments import data
+    from experiments.options import Compare, InputError
+
     options = tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare}, prog="python -m experiments", description=__doc__.splitlines()[0], args=arguments
+        {"compare": Compare}, prog="python -m experiments", description="The experiments of pathjax.", args=arguments
     )
     try:
         compare(options)
     except (InputError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("Interrupted; every finished run is kept. The same command continues.", file=sys.stderr)
-        return 130
     return 0
 
 
 def compare(options: Compare) -> None:
     """The main job: compute the missing runs, then write the summary, the figures and the report."""
+    from experiments import data
+    from experiments.options import validated
+
     options = validated(options, datasets=tuple(data.DATASETS))
     dataset = data.load(options.dataset, data_dir=options.data_dir)
     data.balanced_batch(dataset.train_labels, options.ntk_per_class)
@@ -54,11 +57,12 @@ def compare(options: Compare) -> None:
     with results.claimed(options) as folder:
         from experiments import compare as job
 
-        total, missing = len(job.cells_of(options)), job.missing_cells(options, folder)
-        with progress.reporting(console, total=total, done=total - len(missing)) as reporter:
+        cells, missing = job.cells_of(options), job.missing_cells(options, folder)
+        with progress.reporting(console, total=len(cells) + 1, done=len(cells) - len(missing)) as reporter:
             job.compute(options, dataset, folder, reporter)
             reporter.stage("report")
             conclusion = _write_report(folder)
+            reporter.advance("report")
         console.print(*conclusion, sep="\n", soft_wrap=True)
 
 
@@ -85,5 +89,15 @@ def _write_report(folder: Folder) -> list[Table | str]:
     ]
 
 
+def _interrupted(*_: Any) -> NoReturn:
+    """End at once, as a kill would: an exception might be swallowed by JAX's callbacks, or meet its threads at work."""
+    if sys.stdout.isatty():
+        os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the progress bar had hidden
+    os.write(2, b"Interrupted; every finished run is kept. The same command continues.\n")
+    os._exit(130)
+
+
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _interrupted)
     sys.exit(main())

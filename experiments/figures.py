@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES
@@ -134,7 +134,8 @@ def training_loss(runs: pd.DataFrame, level: float, footer: str) -> Figure:
             every = max(1, losses.shape[1] // 6)
             axis.plot(losses.mean(axis=0), color=colour, marker=marker, markevery=every, linestyle=dashes, label=method)
         axis.axhline(level, color=MUTED, linewidth=0.8, linestyle=":")
-        axis.set(title=f"density {density:g}", xlabel="epoch", yscale="log")
+        axis.set(title=f"density {density:g}", xlabel="epoch")
+        _log_axis(axis)
     axes[0][0].set_ylabel("training loss (nats)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     return figure
@@ -159,8 +160,8 @@ def predicted_curves(runs: pd.DataFrame, footer: str) -> Figure:
             axis.set_xlabel("step")
     # what Π alone predicts may fall out of the picture: the real curves are to be seen
     lowest = min(np.nanmin(np.array(runs[name].tolist())) for name in ("real_loss", "linearized_loss"))
-    axes[0][0].set(yscale="log", ylim=(max(lowest, 1e-6) / 3, 1.6))
-    axes[0][0].yaxis.set_minor_locator(NullLocator())
+    axes[0][0].set_ylim(max(lowest, 1e-6) / 3, 1.6)
+    _log_axis(axes[0][0])
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(0.98, 0.96))
     return figure
 
@@ -234,7 +235,8 @@ def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
             beside = 0.3 * ((place + 0.5) / len(groups) - 0.5)  # methods that agree stay visible
             axis.plot(beside + np.arange(1, len(kept) + 1), kept, color=colour, marker=marker, label=method)
         axis.axhline(density, color=MUTED, linewidth=0.8, linestyle=":")
-        axis.set(title=f"density {density:g}", xlabel="layer", yscale="log")
+        axis.set(title=f"density {density:g}", xlabel="layer")
+        _log_axis(axis, digits=(1, 2, 5))
         axis.xaxis.set_major_locator(FixedLocator(range(1, len(kept) + 1)))
         axis.xaxis.set_minor_locator(NullLocator())
     axes[0][0].set_ylabel("kept share of the layer")
@@ -281,6 +283,14 @@ def _groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _densities(table: pd.DataFrame) -> list[float]:
     return sorted(table.loc[table["method"] != DENSE, "density"].unique(), reverse=True)
+
+
+def _log_axis(axis: Axes, *, digits: Sequence[int] = (1,)) -> None:
+    """A logarithmic axis in plain numbers: powers of ten would be set as formulas, which takes long."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_locator(LogLocator(subs=digits))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _inside(accuracy: Any) -> Any:

@@ -48,7 +48,9 @@ def of_accuracy(table: pd.DataFrame) -> str:
     for density, group in pruned.groupby("density", sort=False):
         low, high = group["test_accuracy_mean"].min(), group["test_accuracy_mean"].max()
         best = group.loc[group["test_accuracy_mean"].idxmax(), "method"]
-        parts.append(f"{_points(high - low)} at density {density:g} (best: {best}, {_percent(high)})")
+        noise = group["test_accuracy_std"].mean()
+        over_seeds = "" if math.isnan(noise) else f"; over seeds ± {100 * noise:.1f}"
+        parts.append(f"{_points(high - low)} at density {density:g} (best: {best}, {_percent(high)}{over_seeds})")
     return f"Between the best and the worst method lie {_listed(parts)}."
 
 
@@ -69,13 +71,14 @@ def of_training(table: pd.DataFrame, level: float) -> str:
 def of_curves(table: pd.DataFrame) -> str:
     """How close the two predictions come to gradient descent."""
     theta, pi = table["gap_linearized_mean"], table["gap_data_free_mean"]
-    closer, order = int((theta < pi).sum()), order_predicted(table)
+    closer = int((theta < pi).sum())
+    order = [_rho(rho) for rho in order_predicted(table)]
     return (
         f"The loss curve predicted from Θ is off by {theta.mean():.2f} decades on average over the cells, the one from "
         f"Π alone by {pi.mean():.2f}; Θ is the closer one in {closer} of {len(table)} cells. Θ is furthest off for "
         f"{_cell(table.loc[theta.idxmax()])} ({theta.max():.2f}), Π for {_cell(table.loc[pi.idxmax()])} "
-        f"({pi.max():.2f}). How far the losses fall is ordered over the cells with ρ = {order[0]:+.2f} by Θ and "
-        f"{order[1]:+.2f} by Π."
+        f"({pi.max():.2f}). How far the losses fall is ordered over the cells with ρ = {order[0]} by Θ, {order[1]} by "
+        f"Π and {order[2]} by density alone."
     )
 
 
@@ -85,7 +88,7 @@ def of_quantities(ranks: Sequence[Ranking]) -> str:
     if not chosen:
         return "There are too few methods at one density to compare them."
     chosen.sort(key=lambda rank: -abs(rank.within))
-    parts = [f"{QUANTITIES[rank.quantity]} ({rank.within:+.2f})" for rank in chosen[:3]]
+    parts = [f"{QUANTITIES[rank.quantity]} ({_rho(rank.within)})" for rank in chosen[:3]]
     return f"Among methods at one density, accuracy goes most with {_listed(parts)} by mean Spearman ρ."
 
 
@@ -101,12 +104,12 @@ def of_rankings(ranks: Sequence[Ranking]) -> str:
             continue
         better = [rank for rank in others if abs(rank.pooled) > abs(baseline.pooled)]
         sentences.append(
-            f"Against {words}, density alone has ρ = {baseline.pooled:+.2f} over all {baseline.cells} cells, and "
+            f"Against {words}, density alone has ρ = {_rho(baseline.pooled)} over all {baseline.cells} cells, and "
             f"{len(better)} of {len(others)} quantities rank the cells better than it. {_strongest(ranks, target)}"
         )
         level = chance_within(chosen)
         if math.isfinite(level):
-            clear = [f"{QUANTITIES[r.quantity]} ({r.within:+.2f})" for r in others if abs(r.within) > level]
+            clear = [f"{QUANTITIES[r.quantity]} ({_rho(r.within)})" for r in others if abs(r.within) > level]
             sentences.append(f"Within a density, beyond chance (|ρ| > {level:.2f}): {_listed(clear or ['none'])}.")
     return " ".join(sentences)
 
@@ -135,13 +138,13 @@ def _strongest(ranks: Sequence[Ranking], target: str) -> str:
     within = [rank for rank in chosen if math.isfinite(rank.within)]
     words = (
         f"Of what is known before training, {QUANTITIES[best.quantity]} goes most with {TARGETS[target]} over all "
-        f"cells (Spearman ρ = {best.pooled:+.2f}, n = {best.cells})"
+        f"cells (Spearman ρ = {_rho(best.pooled)}, n = {best.cells})"
     )
     if not within:
         return words + "."
     inner = max(within, key=lambda rank: abs(rank.within))
     return (
-        f"{words}; among methods at one density it is {QUANTITIES[inner.quantity]} (mean ρ = {inner.within:+.2f} over "
+        f"{words}; among methods at one density it is {QUANTITIES[inner.quantity]} (mean ρ = {_rho(inner.within)} over "
         f"{inner.densities} densities of {inner.per_density} methods)."
     )
 
@@ -159,6 +162,10 @@ def _accuracy(row: pd.Series) -> str:
     deviation = row["test_accuracy_std"]
     spread = "" if math.isnan(deviation) else f" ± {100 * deviation:.1f}"
     return f"{100 * row['test_accuracy_mean']:.1f}{spread}%"
+
+
+def _rho(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _percent(share: float) -> str:

@@ -28,7 +28,7 @@ class Compare:
     """
 
     dataset: str = "digits"
-    """Data set to train on: digits."""
+    """Data set to train on: digits, made here; or mnist, fashion_mnist, cifar10 where they are prepared."""
     model: str = "fc"
     """Network: fc (fully connected, three hidden ReLU layers, with biases)."""
     density: tuple[float, ...] = (0.5, 0.1, 0.02)

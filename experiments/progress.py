@@ -15,23 +15,25 @@ __all__ = ["Progress", "Reporter", "reporting"]
 class Reporter(Protocol):
     """Where a job reports to."""
 
-    def stage(self, words: str) -> None:
-        """Say what is being done now."""
+    def stage(self, words: str, share: float = 0.0) -> None:
+        """Say what is being done now, and which share of this step is behind."""
 
-    def advance(self, figures: str = "") -> None:
-        """Say that one cell is finished, with its figures."""
+    def advance(self, figures: str) -> None:
+        """Say that one step is finished, with its figures."""
 
 
 class _Bar:
     def __init__(self, progress: Progress, total: int, done: int) -> None:
         self._progress = progress
+        self._done = done
         self._task = progress.add_task("", total=total, completed=done, figures="")
 
-    def stage(self, words: str) -> None:
-        self._progress.update(self._task, description=words)
+    def stage(self, words: str, share: float = 0.0) -> None:
+        self._progress.update(self._task, description=words, completed=self._done + share)
 
-    def advance(self, figures: str = "") -> None:
-        self._progress.update(self._task, advance=1, figures=figures)
+    def advance(self, figures: str) -> None:
+        self._done += 1
+        self._progress.update(self._task, completed=self._done, figures=figures)
 
 
 class _Lines:
@@ -40,17 +42,17 @@ class _Lines:
         self._total = total
         self._done = done
 
-    def stage(self, words: str) -> None:
-        pass  # a log wants one line for each finished cell, not one for each stage
+    def stage(self, words: str, share: float = 0.0) -> None:
+        pass  # a log wants one line for each finished step, not one for each stage
 
-    def advance(self, figures: str = "") -> None:
+    def advance(self, figures: str) -> None:
         self._done += 1
         self._console.print(f"[{self._done}/{self._total}] {figures}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def reporting(console: Console, *, total: int, done: int) -> Iterator[Reporter]:
-    """A reporter for `total` cells, `done` of which are finished already."""
+    """A reporter for `total` steps, `done` of which are finished already."""
     if not console.is_terminal:
         yield _Lines(console, total, done)
         return

@@ -152,8 +152,9 @@ def page(
         _reasons(table),
         *(_figure(number, picture) for number, picture in enumerate(shown, start=1)),
         "<h2>Summary</h2>",
-        f"<p>Mean ± standard deviation over {options['seeds']} seeds. Logarithms are natural. Steps to level: training "
-        f"steps until the training loss falls to {options['loss_level']:g}; “never” where a seed does not reach it. "
+        f"<p>Mean ± standard deviation over {options['seeds']} seeds. Logarithms are natural. Steps to level: "
+        f"training steps until the training loss falls to {options['loss_level']:g}; “never” where a seed does not "
+        "reach it. The condition number is cut off where the smallest eigenvalue is lost in the rounding of float32. "
         "Gaps in decades.</p>",
         _cells_table(table),
         "<h2>Rank correlations</h2>",
@@ -259,7 +260,10 @@ def _entry(row: pd.Series, name: str, form: str | None = None, *, spread: bool =
         return "never" if name == "steps_to_level" else ("∞" if mean > 0 else "−∞")
     scale, form, unit = (100, ".1f", "%") if form == "%" else (1, form, "")
     around = f" ± {scale * deviation:{form}}" if spread and not math.isnan(deviation) else ""
-    return f"{scale * mean:{form}}{around}{unit}".replace("-", "−")
+    words = f"{scale * mean:{form}}"
+    if not float(words):
+        words = words.lstrip("-")
+    return f"{words}{around}{unit}".replace("-", "−")
 
 
 def _rho(value: float) -> str:

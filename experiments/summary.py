@@ -108,10 +108,10 @@ def rankings(table: pd.DataFrame) -> list[Ranking]:
     return found
 
 
-def order_predicted(table: pd.DataFrame) -> tuple[float, float]:
-    """Spearman's ρ over cells of the real drop of the squared loss with what Θ, and with what Π alone, predicts."""
+def order_predicted(table: pd.DataFrame) -> tuple[float, float, float]:
+    """Spearman's ρ over cells of the real drop of the squared loss with the predicted ones and with density."""
     real, theta, pi = (table[f"{name}_mean"].to_numpy() for name in _DROPS)
-    return spearman(theta, real), spearman(pi, real)
+    return spearman(theta, real), spearman(pi, real), spearman(table["density"].to_numpy(), real)
 
 
 def rankings_table(ranks: Sequence[Ranking]) -> pd.DataFrame:

@@ -2,19 +2,18 @@ import dataclasses
 import math
 import re
 
-import pytest
-
 from experiments import figures, findings, report, summary
-from experiments.options import METHODS, Compare
+from experiments.options import Compare
 from tests.test_experiments.examples import example
 
+METHODS = ["random", "magnitude", "synflow"]
 OPTIONS = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(Compare()).items()}
-CONFIG = {"options": OPTIONS | {"seeds": 2, "out": None}, "versions": {"pathjax": "1", "jax": "2"}}
+CONFIG = {"options": OPTIONS | {"method": METHODS, "seeds": 2}, "versions": {"pathjax": "1", "jax": "2"}}
 
 
 def tables(**changed):
     """Tables of results in which everything falls with density, and `changed` holds for random at 0.02."""
-    cells = [("dense", 1.0), *((method, density) for method in METHODS for density in (0.5, 0.1, 0.02))]
+    cells = [("dense", 1.0), *((method, density) for method in METHODS for density in (0.5, 0.02))]
     runs = []
     for method, density in cells:
         for seed in (0, 1):
@@ -51,13 +50,12 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("changed", [{}, BROKEN], ids=["whole", "broken"])
-def test_a_report_can_be_made_of_results(changed):
-    by_run, table, ranks = tables(**changed)
+def test_a_report_can_be_made_of_broken_results():
+    by_run, table, ranks = tables(**BROKEN)
     shown = report.illustrations(by_run, table, ranks, CONFIG)
     page = report.page(table, ranks, shown, CONFIG, 1e-16)
+    assert "random at density 0.02: the training loss is not finite from epoch 1 on" in page
     assert "1.0e-16" in page and "jax 2" in report.footer(CONFIG)
-    assert ("random at density 0.02: the training loss is not finite" in page) == bool(changed)
     assert not re.search(r"\bnan\b", page)
     assert report.console_table(table).row_count == len(table)
 
