@@ -4,9 +4,11 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
 # written last, so that an environment whose installation was cut off is made again
 INSTALLED := .venv/installed
+FUZZ_NETWORKS ?= 1200
+FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test lint types clean
+.PHONY: help report test fuzz lint types clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -16,6 +18,9 @@ report: $(INSTALLED) ## compare prunings on the digits data set and write runs/d
 
 test: lint types ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -q -n 2
+
+fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths; FUZZ_NETWORKS=… FUZZ_SEED=… for others
+	FUZZ_NETWORKS=$(FUZZ_NETWORKS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/test_fuzz/test_networks.py
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check
