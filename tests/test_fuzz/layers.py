@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -28,9 +28,12 @@ Take = Callable[..., np.ndarray]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer; `is_exact` where all its constants are short binary fractions."""
+    """A layer of a network."""
 
-    is_exact: ClassVar[bool] = True
+    @property
+    def is_exact(self) -> bool:
+        """Whether all its constants are short binary fractions."""
+        return True
 
     @property
     def label(self) -> str:
@@ -402,7 +405,7 @@ class Pool(Layer):
         return f"Pool {self.kind}"
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]
+    def is_exact(self) -> bool:
         return self.kind == "max" or math.prod(self.size) in (1, 2, 4, 8)
 
     def apply(self, x, weights):
@@ -427,7 +430,7 @@ class GlobalPool(Layer):
         return f"GlobalPool {self.kind}"
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]
+    def is_exact(self) -> bool:
         return self.kind != "mean"
 
     def apply(self, x, weights):
@@ -452,7 +455,7 @@ class Reduce(Layer):
         return f"Reduce {self.kind}"
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]
+    def is_exact(self) -> bool:
         return self.kind != "mean"
 
     def apply(self, x, weights):
@@ -483,7 +486,7 @@ class Norm(Layer):
         return f"Norm {self.form}{' affine' if self.affine else ''}"
 
     @property
-    def is_exact(self) -> bool:  # type: ignore[override]
+    def is_exact(self) -> bool:
         return self.form != "linen"
 
     def apply(self, x, weights):
