@@ -318,6 +318,8 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
         )
     with jax.ensure_compile_time_eval():
         output, _ = interpret(program, _Lister(), _weights(program), _sources(example.shape))
+    # a network may end in moves, which leave the table as it was: bring its cells into the outputs' order
+    output = _gather(output.table, np.arange(output.entries.size), output.entries.ravel(), output.entries.shape)
     ends = np.repeat(np.flatnonzero(output.entries), output.table.lengths)
     return Paths(
         factors=jnp.asarray(_trim(output.table.factors)),

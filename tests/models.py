@@ -830,6 +830,22 @@ def moves(rng):
 
 
 @network("layers", "monotone")
+def ends_in_moves(rng):
+    """Outputs flipped, repeated and cut: no arithmetic after the last neuron."""
+    params = {"in": normal(rng, 2, 4), "out": normal(rng, 4, 3)}
+
+    def apply(params, x):
+        h = jax.nn.relu(x @ params["in"]) @ params["out"]
+        return jnp.repeat(h[:, ::-1], 2, axis=1)[:, 1:]
+
+    def draw(graph, x, w):
+        h = graph.dense(graph.relu(graph.dense(x, w["in"])), w["out"])
+        return np.repeat(h[::-1], 2)[1:]
+
+    return plain(rng, (2,), params, apply, draw)
+
+
+@network("layers", "monotone")
 def general_dense(rng):
     """DenseGeneral over two axes, dropout in evaluation, and an einsum."""
 
