@@ -56,7 +56,7 @@ def compute(options: Compare, dataset: Dataset, folder: Folder, reporter: Report
             runs = bench.measured(method, density, reporter)
             folder.add(runs)
             accuracy = np.mean([run.test_accuracy for run in runs])
-            reporter.advance(f"{method}, density {density:g}: accuracy {100 * accuracy:.1f}%")
+            reporter.advance(f"{method} {density:g}: accuracy {100 * accuracy:.1f}%")
 
 
 class _Measured(NamedTuple):

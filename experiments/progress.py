@@ -8,8 +8,9 @@ from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
-__all__ = ["Progress", "Reporter", "reporting"]
+__all__ = ["Reporter", "reporting"]
 
 
 class Reporter(Protocol):
@@ -56,14 +57,16 @@ def reporting(console: Console, *, total: int, done: int) -> Iterator[Reporter]:
     if not console.is_terminal:
         yield _Lines(console, total, done)
         return
+    # on a narrow terminal the words give way, never the numbers
+    whole, words = Column(min_width=7, no_wrap=True), Column(ratio=1, no_wrap=True, overflow="ellipsis")
     columns = (
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("[bold]{task.description}"),
-        TextColumn("{task.fields[figures]}"),
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=whole.copy()),
+        TimeElapsedColumn(table_column=whole.copy()),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=whole.copy()),
+        TextColumn("[bold]{task.description}", table_column=words.copy()),
+        TextColumn("{task.fields[figures]}", table_column=words.copy()),
     )
-    with Progress(*columns, console=console, speed_estimate_period=600) as progress:
+    with Progress(*columns, console=console, speed_estimate_period=600, expand=True) as progress:
         yield _Bar(progress, total, done)
