@@ -22,7 +22,7 @@ from ..tolerances import EXACT
 from .graphs import has_close_contests
 from .programs import Program, programs
 
-NETWORKS = int(os.environ.get("FUZZ_NETWORKS", "24"))
+NETWORKS = int(os.environ.get("FUZZ_NETWORKS", "16"))
 SEED = int(os.environ.get("FUZZ_SEED", "0"))
 SHARES = 1 if "FUZZ_NETWORKS" in os.environ else 4  # so that a few can be shared among processes
 
