@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from pathjax.types import ApplyFn, Params, XLike
 
@@ -52,9 +52,10 @@ class Equation:
     callers: tuple[JaxprEqn, ...]
 
     @property
-    def in_custom_derivative(self) -> bool:
-        """Whether it stands inside a function with a derivative rule of its own."""
-        return any(caller.primitive.name in _CUSTOM_DERIVATIVE for caller in self.callers)
+    def derivative_owner(self) -> JaxprEqn | None:
+        """The innermost call around it of a function with a derivative rule of its own."""
+        owners = (caller for caller in reversed(self.callers) if caller.primitive.name in _CUSTOM_DERIVATIVE)
+        return next(owners, None)
 
     @property
     def name(self) -> str:
@@ -84,6 +85,22 @@ class Equation:
     def params(self) -> dict[str, Any]:
         """The primitive's static parameters."""
         return dict(self.source.params)
+
+    @property
+    def inputs(self) -> list[jax.ShapeDtypeStruct]:
+        """Shape and dtype of each operand."""
+        avals: list[Any] = [var.aval for var in self.source.invars]
+        return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+
+    @property
+    def calls_jax(self) -> bool:
+        """Whether it calls a function of JAX's own, `jax.nn.relu` say."""
+        inner = self.source.params[_CALLS[self.source.primitive.name]]
+        return str(_inner(inner).debug_info.func_filename).startswith(_folders(("jax",)))
+
+    def body(self, *arrays: Any) -> list[Any]:
+        """The results of a call by the equations inside it, without its derivative rule."""
+        return list(jaxpr_as_fun(self.source.params[_CALLS[self.source.primitive.name]])(*arrays))
 
     @property
     def outputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -160,12 +177,13 @@ def walk(
     step: Callable[[Equation, list[Any]], list[Any]],
     constant: Callable[[Any], Any],
     opaque: Callable[[str], bool],
+    enter: Callable[[Equation], None],
     callers: tuple[JaxprEqn, ...] = (),
 ) -> list[Any]:
     """Interpret a program on `arguments`: `step` gives an equation's results, `constant` wraps an array it closes over.
 
     Equations that no result needs are passed over. Calls are walked inside, except those of an `opaque` name, which
-    are one step.
+    are one step; `enter` is told of those with a derivative rule of their own.
     """
     if isinstance(program, ClosedJaxpr):
         jaxpr, consts = program.jaxpr, [constant(value) for value in program.consts]
@@ -180,12 +198,18 @@ def walk(
         inputs = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         if name in _CALLS and not opaque(_called(eqn)):
-            inner = eqn.params[_CALLS[name]]
-            results = walk(inner, inputs, step=step, constant=constant, opaque=opaque, callers=(*callers, eqn))
+            if name in _CUSTOM_DERIVATIVE:
+                enter(Equation(eqn, callers))
+            inner, around = eqn.params[_CALLS[name]], (*callers, eqn)
+            results = walk(inner, inputs, step=step, constant=constant, opaque=opaque, enter=enter, callers=around)
         else:
             results = step(Equation(eqn, callers), inputs)
         environment.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _inner(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
 def _called(eqn: JaxprEqn) -> str:

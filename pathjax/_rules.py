@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
 import jax
@@ -49,18 +49,26 @@ class Walk:
     """One walk through a network: the algebra, and what was noticed on the way.
 
     `tied` are the positions of leaves that some path meets twice. `refusals` collects what has no rule, where the
-    walk should go on; None makes it stop there.
+    walk should go on; None makes it stop there. `ties` holds the slope of max(x, 0) at 0 inside calls with a
+    derivative rule of their own.
     """
 
     algebra: Algebra[Any]
     tied: set[int]
     refusals: list[Refusal] | None = None
     visited: dict[str, None] | None = None
+    ties: dict[int, float] = field(default_factory=dict)
 
     def run(self, program: Any, values: Sequence[Value], callers: tuple[Any, ...] = ()) -> list[Value]:
         """The results of a program, or of one inside these calls."""
         opaque = DECLARED.__contains__
-        return walk(program, values, step=self.step, constant=Constant, opaque=opaque, callers=callers)
+        return walk(
+            program, values, step=self.step, constant=Constant, opaque=opaque, enter=self.enter, callers=callers
+        )
+
+    def enter(self, equation: Equation) -> None:
+        """Learn the slope at a tie inside a function with a derivative rule of its own."""
+        self.ties[id(equation.source)] = 0.0 if equation.calls_jax else _slope_at_zero(equation)
 
     def step(self, equation: Equation, values: list[Value]) -> list[Value]:
         """The results of one equation."""
@@ -298,19 +306,45 @@ def _extremum(context: Context, values: Sequence[Value], wins: Any, neutral: flo
 def _wins(context: Context, left: Value, right: Value, wins: Any) -> list[Any]:
     """1 where the left operand wins, 0 where it loses; on ties, what JAX's derivative has.
 
-    That is 1/2, except inside a function with a derivative rule of its own, where `jax.nn.relu` has 0 for max(x, 0).
+    That is 1/2, except for max(x, 0) inside a function with a derivative rule of its own: 0 in `jax.nn.relu`.
     """
-    points = max(len(value.real) for value in (left, right) if isinstance(value, Paths))
-    zero_on_ties = context.equation.in_custom_derivative
+    share = 0.5
+    owner = context.equation.derivative_owner
+    if owner is not None and (isinstance(left, Constant) or isinstance(right, Constant)):
+        slope = context.walk.ties[id(owner)]
+        share = 1.0 - slope if isinstance(left, Constant) else slope
     shares = []
-    for point in range(points):
+    for point in range(_points([left, right])):
         a, b = (jnp.broadcast_to(_at(value, point), context.equation.outputs[0].shape) for value in (left, right))
-        strict = wins(a, b).astype(a.dtype)
-        tie = 0.5 * (a == b)
-        if zero_on_ties and (isinstance(left, Constant) or isinstance(right, Constant)):
-            tie = jnp.where(a == b, 1.0 if isinstance(left, Constant) else 0.0, 0.0)
-        shares.append(strict + tie.astype(a.dtype))
+        shares.append(jnp.where(a == b, jnp.asarray(share, a.dtype), wins(a, b).astype(a.dtype)))
     return shares
+
+
+def _slope_at_zero(call: Equation) -> float:
+    """The derivative at 0 by the call's own rule, which must elsewhere be the derivative of what the call computes.
+
+    Read on probes: a straight-through estimator, say, has paths in its values but not in its derivative.
+    """
+    if not all(jnp.issubdtype(operand.dtype, jnp.floating) for operand in call.inputs):
+        return 0.0
+    keys = jax.random.split(jax.random.key(0), len(call.inputs))
+    with jax.ensure_compile_time_eval():
+        probes = [jax.random.normal(key, like.shape, like.dtype) for key, like in zip(keys, call.inputs, strict=True)]
+        by_rule, of_body = (_pulled_back(function, probes) for function in (call.bind, call.body))
+        if not all(np.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(by_rule, of_body, strict=True)):
+            raise call.refuse(
+                "Its derivative rule is not the derivative of what it computes.",
+                "Take the rule away, or compute what it differentiates.",
+            )
+        if len(probes) > 1 or probes[0].size == 0:
+            return 0.0
+        return float(jnp.ravel(_pulled_back(call.bind, [jnp.zeros_like(probes[0])])[0])[0])
+
+
+def _pulled_back(function: ArrayFunction, arrays: Sequence[Any]) -> Sequence[Any]:
+    """The derivative of the sum of all results."""
+    results, pull = jax.vjp(function, *arrays)
+    return cast("Sequence[Any]", pull([jnp.ones_like(result) for result in results]))
 
 
 def _absolute(context: Context, values: Sequence[Value]) -> Sequence[Lift]:

@@ -98,6 +98,45 @@ def test_spelling_has_the_paths_of_the_network(name: str) -> None:
     assert_paths_are_the_network(build(SPELLINGS[name]), parameters(), tolerance=tolerance)
 
 
+@jax.custom_jvp
+def half_at_zero(x: Any) -> Any:
+    return jnp.maximum(x, 0.0)
+
+
+half_at_zero.defjvps(lambda t, _, x: t * ((x > 0) + 0.5 * (x == 0)))
+
+
+@jax.custom_vjp
+def one_at_zero(x: Any) -> Any:
+    return jnp.maximum(0.0, x)
+
+
+one_at_zero.defvjp(lambda x: (jnp.maximum(0.0, x), x), lambda x, t: (t * (x >= 0),))
+
+
+@jax.custom_jvp
+def straight_through(x: Any) -> Any:
+    return jnp.maximum(x, 0.0)
+
+
+straight_through.defjvps(lambda t, _, x: t)
+
+
+@pytest.mark.parametrize("activation", [half_at_zero, one_at_zero, jax.nn.relu], ids=["half", "one", "zero"])
+def test_slopes_at_a_tie_are_those_of_the_function_s_own_rule(activation: Any) -> None:
+    params = jax.tree.map(jnp.zeros_like, parameters()) | {"second": parameters()["second"]}
+    apply, x = build(activation), examples()
+    listed = enumeration.enumerate_paths(apply, params, x, limit=5_000)
+    composed = enumeration.path_activations(listed, apply, params, x) @ enumeration.path_jacobian(listed, params)
+    flat, unravel = ravel_pytree(params)
+    np.testing.assert_allclose(composed, jax.jacrev(lambda p: apply(unravel(p), x))(flat), rtol=EXACT, atol=EXACT)
+
+
+def test_a_rule_that_is_not_the_derivative_is_refused() -> None:
+    with pytest.raises(paths.UnsupportedPrimitive, match="Its derivative rule is not the derivative of what it"):
+        paths.log_path_norm(build(straight_through), parameters(), examples())
+
+
 def test_windows_with_holes_are_those_of_shifted_copies() -> None:
     def with_holes(h: Any) -> Any:
         return lax.reduce_window(h, -jnp.inf, lax.max, (1, 2), (1, 1), "VALID", window_dilation=(1, 2))
