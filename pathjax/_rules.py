@@ -68,7 +68,12 @@ class Walk:
 
     def enter(self, equation: Equation) -> None:
         """Learn the slope at a tie inside a function with a derivative rule of its own."""
-        self.ties[id(equation.source)] = 0.0 if equation.calls_jax else _slope_at_zero(equation)
+        self.ties[id(equation.source)] = 0.0
+        if not equation.calls_jax:
+            try:
+                self.ties[id(equation.source)] = _slope_at_zero(equation)
+            except UnsupportedPrimitive as error:
+                self._refused(equation, error)
 
     def step(self, equation: Equation, values: list[Value]) -> list[Value]:
         """The results of one equation."""
@@ -77,10 +82,14 @@ class Walk:
         try:
             return _step(Context(self, equation), values)
         except UnsupportedPrimitive as error:
-            if self.refusals is None:
-                raise
-            self.refusals.append(Refusal(equation.layer, error))
+            self._refused(equation, error)
             return [Paths(None, (), output.shape, frozenset()) for output in equation.outputs]
+
+    def _refused(self, equation: Equation, error: UnsupportedPrimitive) -> None:
+        """Stop at an equation without a rule, or note it where the walk should go on."""
+        if self.refusals is None:
+            raise error
+        self.refusals.append(Refusal(equation.layer, error))
 
 
 @dataclass

@@ -135,6 +135,8 @@ def test_slopes_at_a_tie_are_those_of_the_function_s_own_rule(activation: Any) -
 def test_a_rule_that_is_not_the_derivative_is_refused() -> None:
     with pytest.raises(paths.UnsupportedPrimitive, match="Its derivative rule is not the derivative of what it"):
         paths.log_path_norm(build(straight_through), parameters(), examples())
+    report = paths.layers(build(straight_through), parameters(), examples())
+    assert [layer.has_paths for layer in report].count(False) == 1
 
 
 def test_windows_with_holes_are_those_of_shifted_copies() -> None:
