@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from pathjax._algebra import Algebra, Convolution, Structure
-from pathjax._jaxpr import UnsupportedPrimitive, trace
+from pathjax._jaxpr import UnsupportedPrimitive, is_concrete, trace
 from pathjax._rules import DECLARED, inspect, interpret
 from pathjax._trees import check_like
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
@@ -66,13 +68,17 @@ class Lifting(Algebra[Scaled]):
         self._keep_zeros = keep_zeros
 
     def constant(self, value: Any) -> Scaled:
-        return Scaled(self._phi(jnp.asarray(value)), 0.0)
+        return Scaled(_known(lambda number: self._phi(jnp.asarray(number)), value), 0.0)
 
     def shape_only(self, function: Callable[..., Any], *operands: Scaled) -> Scaled:
         arrays, exponent = self._align(operands)
         return Scaled(function(*arrays), exponent)
 
     def add(self, left: Scaled, right: Scaled) -> Scaled:
+        for zero, other in ((left, right), (right, left)):
+            # such as the mean of a batch norm at initialization
+            if _is_known_zero(zero) and jnp.shape(zero.array) in ((), jnp.shape(other.array)):
+                return other
         (a, b), exponent = self._align((left, right))
         return Scaled(a + b, exponent)
 
@@ -83,18 +89,18 @@ class Lifting(Algebra[Scaled]):
         return self._normalize(left.array * right.array, left.exponent + right.exponent)
 
     def scale(self, operand: Scaled, coefficient: Any) -> Scaled:
-        factor = self._phi(jnp.asarray(coefficient, operand.array.dtype))
-        return Scaled(operand.array * factor, operand.exponent)
+        factor = _known(lambda number: self._phi(jnp.asarray(number, operand.array.dtype)), coefficient)
+        return Scaled(_known(operator.mul, operand.array, factor), operand.exponent)
 
     def dot(self, left: Scaled, right: Scaled, dimension_numbers: Any) -> Scaled:
         # Full precision: accelerators would otherwise round the factors to half of float32's digits.
-        array = lax.dot_general(left.array, right.array, dimension_numbers, precision=lax.Precision.HIGHEST)
+        a, b = _of_one_type([left.array, right.array])
+        array = lax.dot_general(a, b, dimension_numbers, precision=lax.Precision.HIGHEST)
         return self._normalize(array, left.exponent + right.exponent)
 
     def conv(self, left: Scaled, right: Scaled, convolution: Convolution) -> Scaled:
-        array = lax.conv_general_dilated(
-            left.array, right.array, **convolution._asdict(), precision=lax.Precision.HIGHEST
-        )
+        a, b = _of_one_type([left.array, right.array])
+        array = lax.conv_general_dilated(a, b, **convolution._asdict(), precision=lax.Precision.HIGHEST)
         return self._normalize(array, left.exponent + right.exponent)
 
     def linear(self, function: Callable[..., Any], operand: Scaled, shape: tuple[int, ...]) -> Scaled:
@@ -115,29 +121,47 @@ class Lifting(Algebra[Scaled]):
 
     def _align(self, operands: Sequence[Scaled]) -> tuple[list[Any], Any]:
         """The operands' arrays at one common scale, the largest."""
+        arrays = _of_one_type([operand.array for operand in operands])
         if len(operands) == 1 or all(isinstance(operand.exponent, float) for operand in operands):
-            return [operand.array for operand in operands], operands[0].exponent
+            return arrays, operands[0].exponent
         exponents = [self._weight(operand) for operand in operands]
-        common = functools.reduce(jnp.maximum, exponents)
-        shifts = [jnp.where(exponent == common, 0.0, exponent - common) for exponent in exponents]
-        arrays = [
-            operand.array * power_of_two(shift, operand.array.dtype)
-            for operand, shift in zip(operands, shifts, strict=True)
-        ]
-        return arrays, common
+        common = functools.reduce(lax.max, exponents)
+        shifts = [lax.select(lax.eq(e, common), np.float32(0.0), lax.sub(e, common)) for e in exponents]
+        aligned = [array * power_of_two(shift, array.dtype) for array, shift in zip(arrays, shifts, strict=True)]
+        return aligned, common
 
     def _weight(self, operand: Scaled) -> Any:
         """The exponent with which the operand takes part in the choice of a common one."""
         exponent = jnp.asarray(operand.exponent, jnp.float32)
         if self._keep_zeros:
             return exponent
-        return jnp.where(jnp.any(lax.stop_gradient(operand.array) != 0), exponent, -jnp.inf)
+        live = jnp.any(lax.stop_gradient(operand.array) != 0)
+        return lax.select(live, exponent, np.float32(-np.inf))
 
     def _normalize(self, array: Any, exponent: Any) -> Scaled:
         """The same numbers with the largest in [1, 2): exact, and of no influence on derivatives."""
-        peak = lax.stop_gradient(jnp.max(jnp.abs(array), initial=0.0))
-        shift = jnp.where(peak > 0, _whole_exponent(peak), 0.0)
-        return Scaled(array * power_of_two(-shift, array.dtype), exponent + shift)
+        peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
+        shift = lax.select(peak > 0, _whole_exponent(peak), np.float32(0.0))
+        return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift)
+
+
+def _known(function: Callable[..., Any], *arrays: Any) -> Any:
+    """function(*arrays): at once where the arrays are known, so that the result is known too."""
+    if not all(map(is_concrete, arrays)):
+        return function(*arrays)
+    with jax.ensure_compile_time_eval():
+        return function(*arrays)
+
+
+def _is_known_zero(operand: Scaled) -> bool:
+    """Whether every number is known to be zero, and has no derivative that could be another."""
+    return isinstance(operand.exponent, float) and is_concrete(operand.array) and not np.asarray(operand.array).any()
+
+
+def _of_one_type(arrays: Sequence[Any]) -> list[Any]:
+    """The arrays in the widest of their types: a network may mix them, and its conversions leave sums as they are."""
+    dtype = jnp.result_type(*arrays)
+    return [array.astype(dtype) for array in arrays]
 
 
 def _whole_exponent(number: Any) -> Any:
