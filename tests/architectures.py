@@ -196,8 +196,10 @@ class MobileNet(nn.Module):
         return self.activation(x) if self.activation else gate(x, self.power)
 
 
-def linen(module: Callable[..., nn.Module], shape: tuple[int, ...], *, seed: int = 0) -> Architecture:
-    """A Flax linen network with random running statistics, closed over.
+def linen(
+    module: Callable[..., nn.Module], shape: tuple[int, ...], *, seed: int = 0, dtype: Any = jnp.float64
+) -> Architecture:
+    """A Flax linen network with random running statistics, closed over. Every `dtype` draws the same numbers.
 
     Batch norm subtracts its mean and divides by √(variance + ε); in the open sum it adds |mean|^q and divides by the
     power q of that root.
@@ -212,6 +214,8 @@ def linen(module: Callable[..., nn.Module], shape: tuple[int, ...], *, seed: int
         ),
         shapes.get("batch_stats", {}),
     )
+
+    x, params, statistics = jax.tree.map(lambda leaf: leaf.astype(dtype), (x, params, statistics))
 
     def raised(path: Any, leaf: jax.Array, q: int) -> jax.Array:
         return (leaf + EPSILON) ** q - EPSILON if path[-1].key == "var" else -(jnp.abs(leaf) ** q)
