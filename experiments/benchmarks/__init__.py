@@ -1,0 +1,1 @@
+"""Speeds and memory, each measured against its peer in the same run."""
