@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -179,12 +180,14 @@ def top_eigenpairs(
 ) -> tuple[Float[Array, " r"], Params]:
     """The largest eigenvalues of G, descending, and their eigenvectors as a pytree with a leading axis (r, ...).
 
-    Lanczos iteration with full reorthogonalization from a random start on the kept weights (matfree), of `order`
-    steps, by default 2 · rank + 30. Stores order · p numbers. Up to 512 parameters G is formed and decomposed
-    instead. Multiply the eigenvalues by exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors
-    are J_θ v times these, divided by the root of the eigenvalue.
+    Up to 512 kept weights G is formed on them and decomposed: exact. Otherwise, and under `jit` or `vmap`, where the
+    mask cannot be read, Lanczos iteration with full reorthogonalization from a random start on the kept weights
+    (matfree), of `order` steps, by default 2 · rank + 30. Stores order · p numbers. One start finds one eigenvector of
+    each repeated eigenvalue; pairs beyond the dimension that it reaches are zero. Multiply the eigenvalues by
+    exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors are J_θ v times these, divided by the root
+    of the eigenvalue.
 
-    Raises ValueError where `rank` is not between 1 and the number of parameters.
+    Raises ValueError where `rank` is not between 1 and the number of weights, kept ones where the mask can be read.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -194,19 +197,18 @@ def top_eigenpairs(
     >>> eigenvalues.shape, eigenvectors["second"].shape
     ((3,), (3, 2, 3))
     """
-    size = sum(leaf.size for leaf in jax.tree.leaves(kernel.params))
+    kept = _kept(kernel)
+    size = sum(leaf.size for leaf in jax.tree.leaves(kernel.params)) if kept is None else len(kept)
     if not 1 <= rank <= size:
-        raise ValueError(f"`rank` must lie between 1 and the number of parameters, {size}, but is {rank}.")
+        raise ValueError(f"`rank` must lie between 1 and the number of kept weights, {size}, but is {rank}.")
     _, unravel = ravel(kernel.params)
-    if size <= _DENSE:
-        values, vectors = jnp.linalg.eigh(_dense(kernel))
-        vectors = vectors.T
+    if kept is not None and size <= _DENSE:
+        values, vectors = _decompose(kernel, kept)
     else:
-        from matfree import decomp, eig  # heavy: on first use
-
         steps = min(size, 2 * rank + 30 if order is None else max(order, rank))
-        tridiagonal = decomp.tridiag_sym(steps, reortho="full", custom_vjp=False)
-        values, vectors = eig.eigh_partial(tridiagonal)(_flat_matvec(kernel), _random_start(kernel, key))
+        basis, tridiagonal = _lanczos(kernel, steps, key)
+        values, small = jnp.linalg.eigh(tridiagonal)
+        vectors = small.T @ basis
     return values[::-1][:rank], jax.vmap(unravel)(vectors[::-1][:rank])
 
 
@@ -229,13 +231,10 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
     """
     if order < 1 or samples < 1:
         raise ValueError(f"`order` and `samples` must be at least 1, but are {order} and {samples}.")
-    from matfree import decomp  # heavy: on first use
-
-    size = sum(leaf.size for leaf in jax.tree.leaves(kernel.params))
-    tridiagonalize = decomp.tridiag_sym(min(order, size), reortho="full", custom_vjp=False)
+    steps = min(order, sum(leaf.size for leaf in jax.tree.leaves(kernel.params)))
 
     def quadrature(sample_key: Key) -> tuple[Any, Any]:
-        _, tridiagonal, *_ = tridiagonalize(_flat_matvec(kernel), _random_start(kernel, sample_key))
+        _, tridiagonal = _lanczos(kernel, steps, sample_key)
         nodes, vectors = jnp.linalg.eigh(tridiagonal)
         return nodes, jnp.square(vectors[0])
 
@@ -243,10 +242,37 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
     return SpectralDensity(nodes, weights, kernel.log_scale)
 
 
-def _dense(kernel: PathKernel) -> Any:
-    """G itself, (p, p)."""
+def _lanczos(kernel: PathKernel, steps: int, key: Key) -> tuple[Any, Any]:
+    """Orthonormal vectors (steps, p) and the tridiagonal matrix of G on them, from a random start.
+
+    Where G has no more than some number of distinct eigenvalues, so many steps exhaust it and what follows is rounding:
+    vectors and entries behind the first negligible off-diagonal one are zero.
+    """
+    from matfree import decomp  # heavy: on first use
+
+    tridiagonalize = decomp.tridiag_sym(steps, reortho="full", custom_vjp=False)
+    basis, tridiagonal, *_ = tridiagonalize(_flat_matvec(kernel), _random_start(kernel, key))
+    diagonal, beside = jnp.diag(tridiagonal), jnp.diag(tridiagonal, 1)
+    size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
+    goes_on = beside > jnp.finfo(basis.dtype).eps ** (2 / 3) * size
+    alive = jnp.concatenate([jnp.ones(1, bool), jnp.cumprod(goes_on).astype(bool)])
+    return jnp.where(alive[:, None], basis, 0), jnp.where(alive[:, None] & alive[None, :], tridiagonal, 0)
+
+
+def _kept(kernel: PathKernel) -> np.ndarray | None:
+    """Positions of the kept weights among all, raveled; None where the mask cannot be read."""
+    leaves = jax.tree.leaves(kernel.mask)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return None
+    return np.flatnonzero(np.concatenate([np.ravel(leaf) for leaf in leaves]))
+
+
+def _decompose(kernel: PathKernel, kept: np.ndarray) -> tuple[Any, Any]:
+    """All eigenvalues of G on the kept weights, ascending, and their eigenvectors (kept, p)."""
     flat, _ = ravel(kernel.params)
-    return jax.vmap(_flat_matvec(kernel))(jnp.eye(flat.size, dtype=flat.dtype))
+    units = jnp.zeros((len(kept), flat.size), flat.dtype).at[np.arange(len(kept)), kept].set(1)
+    values, small = jnp.linalg.eigh(jax.vmap(_flat_matvec(kernel))(units)[:, kept])
+    return values, jnp.zeros_like(units).at[:, kept].set(small.T)
 
 
 def _flat_matvec(kernel: PathKernel) -> Any:

@@ -108,9 +108,40 @@ def test_zero_last_layer_keeps_its_own_derivatives() -> None:
     np.testing.assert_allclose(kernel.trace() * jnp.exp(kernel.log_scale), mass, rtol=EXACT)
 
 
+def linear(params: Any, x: Any) -> Any:
+    return x @ params
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_kernels_of_fewer_dimensions_than_steps_have_their_largest_eigenvalue(jit: bool) -> None:
+    # G of a linear layer on ones is the identity: one step exhausts what a start can reach
+    kernel = path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30)))
+    find = lambda k: path_kernel.top_eigenpairs(k, 1, key=jax.random.key(0))  # noqa: E731
+    values, vectors = (jax.jit(find) if jit else find)(kernel)
+    np.testing.assert_allclose(values * jnp.exp(kernel.log_scale), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(jnp.sum(vectors**2), 1.0, rtol=1e-6)
+    density = path_kernel.spectral_density(kernel, order=20, samples=3, key=jax.random.key(0))
+    nodes = density.nodes * jnp.exp(density.log_scale)
+    np.testing.assert_allclose((density.weights * nodes**2).sum(axis=1), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("kept", [0.02, 0.05])
+def test_heavily_pruned_kernels_keep_their_largest_eigenvalue(dtype: Any, kept: float) -> None:
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), parameters(64, 64, 64, 10))
+    rng = np.random.default_rng(2)
+    mask = jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape) < kept), params)
+    find = lambda k: path_kernel.top_eigenpairs(k, 1, key=jax.random.key(0))[0]  # noqa: E731
+    kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 64), dtype), mask=mask)
+    exact = find(kernel)
+    assert np.isfinite(exact).all()
+    assert exact[0] > 0
+    np.testing.assert_allclose(jax.jit(find)(kernel), exact, rtol=1e-4)
+
+
 @pytest.mark.parametrize("rank", [0, 10**6])
 def test_impossible_ranks_are_refused(large: path_kernel.PathKernel, rank: int) -> None:
-    with pytest.raises(ValueError, match="`rank` must lie between 1 and the number of parameters"):
+    with pytest.raises(ValueError, match="`rank` must lie between 1 and the number of kept weights"):
         path_kernel.top_eigenpairs(large, rank, key=jax.random.key(0))
 
 
