@@ -233,6 +233,8 @@ def _is_gate(equation: Equation, values: Sequence[Value]) -> bool:
 
 def _compare(context: Context, values: Sequence[Value]) -> None:
     """x > 0 and its kin; comparing two activations is as homogeneous as comparing one with zero."""
+    if any(isinstance(value, Gate) for value in values):
+        raise context.refuse_gate()
     for value in values:
         if isinstance(value, Constant) and not _is_filled_with(value.value, 0.0):
             raise context.refuse(
@@ -279,6 +281,8 @@ def _choose(context: Context, left: Value, right: Value, chosen: Sequence[Any]) 
         for value, shares in ((left, chosen), (right, [1 - a for a in chosen]))
         if not (isinstance(value, Constant) and _is_filled_with(value.value, 0.0))
     ]
+    if not kept:
+        return [Lift(context.algebra.scale(_pass(context, left, chosen), 0.0))]
     return [Lift(kept[0] if len(kept) == 1 else context.algebra.add(*kept))]
 
 
@@ -513,6 +517,8 @@ def _shape_only(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 def _indexed(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """Some operands hold entries to move, the others say where; they must be known."""
+    if context.equation.params.get("fill_value") not in (None, 0):
+        raise context.refuse("It fills with a constant other than 0.", "Fill with 0, and add the constant as a bias.")
     moved = _ENTRIES[context.equation.name]
     return [Lift(_move(context, values, moved, context.equation.bind))]
 
@@ -831,7 +837,7 @@ def _declared(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
-_MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev", "slice", "concatenate")
+_MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev", "slice", "concatenate", "stack")
 _SAME = ("copy", "convert_element_type", "reduce_precision", "optimization_barrier")
 
 # Which operands hold entries; the others say where they go.

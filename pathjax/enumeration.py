@@ -339,6 +339,8 @@ def _count(program: Program) -> int:
         weights = [Scaled(jnp.ones(shape, jnp.float64), 0.0) for shape in program.parameter_shapes]
         ones = Scaled(jnp.ones(program.input_shape, jnp.float64), 0.0)
         output, _ = interpret(program, Lifting(absolute_power(0)), weights, ones)
+        if not jnp.any(output.array):
+            return 0
         numerator, denominator = float(jnp.sum(output.array)).as_integer_ratio()
         return (numerator << int(output.exponent)) // denominator
 

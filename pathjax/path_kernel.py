@@ -105,7 +105,8 @@ class PathKernel:
         else:
             (gradient, exponent), (curvature, _) = jax.jvp(gradient_of, (squares,), (direction,))
         # the scale is chosen by rounded numbers, which another compilation may round otherwise
-        factor = power_of_two(exponent - self.exponent, self.example.dtype)
+        step = jnp.where(jnp.isfinite(exponent), exponent - self.exponent, 0.0)
+        factor = power_of_two(step, self.example.dtype)
         return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), (gradient, curvature))
 
     def _second_diagonal(self, position: int) -> Any:
@@ -171,7 +172,8 @@ def path_kernel(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | N
     masked = lift_weights(params, lambda leaf: leaf, kept)
     example = ones_like_example(x_like)
     scale = _sum_of_squares(apply, jax.tree.map(jnp.square, masked), example)
-    exponent = jnp.asarray(lax.stop_gradient(scale.exponent), example.dtype)
+    exponent = jnp.asarray(lax.stop_gradient(scale.exponent), jnp.float32)
+    exponent = jnp.where(jnp.isfinite(exponent), exponent, 0.0)
     return PathKernel(masked, kept, example, exponent, apply, tied_leaves(apply, params, x_like))
 
 

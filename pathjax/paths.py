@@ -35,16 +35,17 @@ __all__ = [
 class Scaled(NamedTuple):
     """The numbers `array` · 2^`exponent`.
 
-    A power of two, so that renormalizing rounds nothing; a plain 0.0 while it has not been needed.
+    A power of two, so that renormalizing rounds nothing. A plain float while it has not been needed: 0.0, or −∞ for
+    what is known to be zero and to have no derivative, such as padding.
     """
 
     array: Any
     exponent: Any
 
     def log_abs(self) -> jax.Array:
-        """log |value|, −∞ for zero, with derivative zero there."""
-        size = jnp.abs(self.array)
-        live = size > 0
+        """log |value|, in float32 or wider: −∞ for zero, with derivative zero there; NaN and ∞ as they are."""
+        size = jnp.abs(self.array).astype(jnp.promote_types(self.array.dtype, jnp.float32))
+        live = size != 0
         logarithm = jnp.where(live, jnp.log(jnp.where(live, size, 1.0)), -jnp.inf)
         return logarithm + math.log(2.0) * jnp.where(live, self.exponent, 0.0).astype(logarithm.dtype)
 
@@ -68,7 +69,8 @@ class Lifting(Algebra[Scaled]):
         self._keep_zeros = keep_zeros
 
     def constant(self, value: Any) -> Scaled:
-        return Scaled(_known(lambda number: self._phi(jnp.asarray(number)), value), 0.0)
+        lifted = _known(lambda number: self._phi(jnp.asarray(number)), value)
+        return Scaled(lifted, -math.inf if _is_known_zero(lifted) else 0.0)
 
     def shape_only(self, function: Callable[..., Any], *operands: Scaled) -> Scaled:
         arrays, exponent = self._align(operands)
@@ -77,7 +79,8 @@ class Lifting(Algebra[Scaled]):
     def add(self, left: Scaled, right: Scaled) -> Scaled:
         for zero, other in ((left, right), (right, left)):
             # such as the mean of a batch norm at initialization
-            if _is_known_zero(zero) and jnp.shape(zero.array) in ((), jnp.shape(other.array)):
+            shape = jnp.shape(other.array)
+            if _has_no_part(zero) and np.broadcast_shapes(jnp.shape(zero.array), shape) == shape:
                 return other
         (a, b), exponent = self._align((left, right))
         return Scaled(a + b, exponent)
@@ -90,7 +93,8 @@ class Lifting(Algebra[Scaled]):
 
     def scale(self, operand: Scaled, coefficient: Any) -> Scaled:
         factor = _known(lambda number: self._phi(jnp.asarray(number, operand.array.dtype)), coefficient)
-        return Scaled(_known(operator.mul, operand.array, factor), operand.exponent)
+        exponent = -math.inf if _is_known_zero(factor) else operand.exponent
+        return Scaled(_known(operator.mul, operand.array, factor), exponent)
 
     def dot(self, left: Scaled, right: Scaled, dimension_numbers: Any) -> Scaled:
         # Full precision: accelerators would otherwise round the factors to half of float32's digits.
@@ -122,8 +126,10 @@ class Lifting(Algebra[Scaled]):
     def _align(self, operands: Sequence[Scaled]) -> tuple[list[Any], Any]:
         """The operands' arrays at one common scale, the largest."""
         arrays = _of_one_type([operand.array for operand in operands])
-        if len(operands) == 1 or all(isinstance(operand.exponent, float) for operand in operands):
+        if len(operands) == 1:
             return arrays, operands[0].exponent
+        if all(isinstance(operand.exponent, float) for operand in operands):
+            return arrays, max(operand.exponent for operand in operands)
         exponents = [self._weight(operand) for operand in operands]
         common = functools.reduce(lax.max, exponents)
         shifts = [lax.select(lax.eq(e, common), np.float32(0.0), lax.sub(e, common)) for e in exponents]
@@ -133,7 +139,7 @@ class Lifting(Algebra[Scaled]):
     def _weight(self, operand: Scaled) -> Any:
         """The exponent with which the operand takes part in the choice of a common one."""
         exponent = jnp.asarray(operand.exponent, jnp.float32)
-        if self._keep_zeros:
+        if self._keep_zeros or _has_no_part(operand):
             return exponent
         live = jnp.any(lax.stop_gradient(operand.array) != 0)
         return lax.select(live, exponent, np.float32(-np.inf))
@@ -141,7 +147,7 @@ class Lifting(Algebra[Scaled]):
     def _normalize(self, array: Any, exponent: Any) -> Scaled:
         """The same numbers with the largest in [1, 2): exact, and of no influence on derivatives."""
         peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
-        shift = lax.select(peak > 0, _whole_exponent(peak), np.float32(0.0))
+        shift = lax.select((peak > 0) & (peak < np.inf), _whole_exponent(peak), np.float32(0.0))
         return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift)
 
 
@@ -153,9 +159,14 @@ def _known(function: Callable[..., Any], *arrays: Any) -> Any:
         return function(*arrays)
 
 
-def _is_known_zero(operand: Scaled) -> bool:
-    """Whether every number is known to be zero, and has no derivative that could be another."""
-    return isinstance(operand.exponent, float) and is_concrete(operand.array) and not np.asarray(operand.array).any()
+def _is_known_zero(array: Any) -> bool:
+    """Whether every number of a constant is known to be zero."""
+    return is_concrete(array) and not np.asarray(array).any()
+
+
+def _has_no_part(operand: Scaled) -> bool:
+    """Whether it is known to be zero and to have no derivative: it takes no part in a sum, nor in its scale."""
+    return isinstance(operand.exponent, float) and operand.exponent == -math.inf
 
 
 def _of_one_type(arrays: Sequence[Any]) -> list[Any]:
@@ -180,6 +191,8 @@ def power_of_two(exponent: Any, dtype: Any) -> jax.Array:
 
 def absolute_power(q: Real) -> Callable[[Any], Any]:
     """φ(v) = |v|^q; for q = 0, whether v is not zero."""
+    if q < 0:
+        raise ValueError(f"`q` must not be negative, but is {q}: a path through a weight of 0 would have no value.")
     special: dict[Real, Callable[[Any], Any]] = {
         0: lambda v: (v != 0).astype(jnp.result_type(v, jnp.float32)),
         1: jnp.abs,
@@ -231,7 +244,8 @@ def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -
     if mask is None:
         return jax.tree.map(lambda leaf: phi(jnp.asarray(leaf)), params)
     check_like(mask, params, name="mask")
-    return jax.tree.map(lambda leaf, kept: jnp.where(kept, phi(jnp.asarray(leaf)), 0), params, mask)
+    # φ never sees a pruned weight, so that what it is there cannot reach a derivative either
+    return jax.tree.map(lambda leaf, kept: jnp.where(kept, phi(jnp.where(kept, leaf, 1)), 0), params, mask)
 
 
 def log_path_norm(
@@ -380,7 +394,7 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
     names, refusals = inspect(program, Structure(), [None] * len(jax.tree.leaves(params)), None)
     problems: dict[str, list[str]] = {name: [] for name in names}
     for refusal in refusals:
-        problems[refusal.layer].append(str(refusal.error))
+        problems.setdefault(refusal.layer, []).append(str(refusal.error))
     return tuple(Layer(name, not found, tuple(found)) for name, found in problems.items())
 
 
@@ -395,13 +409,13 @@ def declare_gate(activation: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     >>> @declare_gate
     ... def shrink(x):
-    ...     return jnp.sqrt(x * x) * 0.5 + 0.5 * x
+    ...     return x * jnp.ceil(jnp.clip(x, 0.0, 1.0))
     >>> params = {"first": jnp.array([[1.0, -2.0]]), "second": jnp.ones((2, 3))}
     >>> float(path_sum(lambda p, x: shrink(x @ p["first"]) @ p["second"], params, jnp.ones((1, 1)), gates="data")[0, 0])
     1.0
     """
     _check_gate(activation)
-    name = f"gate {activation.__module__}.{activation.__qualname__}"
+    name = f"gate {_name_of(activation)} #{len(DECLARED)}"
 
     def gate(x: Any) -> Any:
         return activation(x)
@@ -411,8 +425,12 @@ def declare_gate(activation: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return functools.wraps(activation)(jax.jit(gate))
 
 
+def _name_of(activation: Callable[[Any], Any]) -> str:
+    return str(getattr(activation, "__qualname__", activation))
+
+
 def _check_gate(activation: Callable[[Any], Any]) -> None:
-    x = jax.random.normal(jax.random.key(0), (64,))
+    x = jnp.append(jax.random.normal(jax.random.key(0), (63,)) * jnp.logspace(-4, 4, 63), 0.0)
     value, slope = jax.jvp(activation, (x,), (jnp.ones_like(x),))
     checks: dict[str, tuple[Any, Any]] = {
         "is not positively homogeneous: f(3·x) is not 3·f(x)": (activation(3.0 * x), 3.0 * value),
@@ -420,10 +438,10 @@ def _check_gate(activation: Callable[[Any], Any]) -> None:
         "does not act on each entry alone: f of a part differs from a part of f": (activation(x[:9]), value[:9]),
     }
     for problem, (found, expected) in checks.items():
-        off = jnp.abs(found - expected) > 1e-4 * (1 + jnp.abs(expected))
+        off = ~(jnp.abs(found - expected) <= 1e-4 * (1e-6 + jnp.abs(expected)))
         if bool(jnp.any(off)):
             at = int(jnp.argmax(off))
             raise ValueError(
-                f"`{activation.__qualname__}` cannot be a gate; it {problem}, as at x = {float(x[at]):.4g}. Paths are "
+                f"`{_name_of(activation)}` cannot be a gate; it {problem}, as at x = {float(x[at]):.4g}. Paths are "
                 "defined for homogeneous piecewise-linear activations only."
             )

@@ -44,6 +44,12 @@ CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "a comparison as a number": (lambda h: h + (h > 0), "add", "used as a number"),
     "a comparison summed": (lambda h: h * (h > 0).astype(h.dtype).sum(), "reduce_sum", "used as a number"),
     "a comparison times a mask": (lambda h: h * ((h > 0) * jnp.array([[1.0, 0.0, 1.0, 1.0]])), "mul", "used as a"),
+    "a comparison compared": (lambda h: jnp.where(h > (h == h).astype(h.dtype), h, 0.0), "gt", "used as a number"),
+    "filling": (
+        lambda h: jnp.take(h, jnp.array([0, 9, 1, 2]), axis=1, fill_value=1.0),
+        "gather",
+        "fills with a constant",
+    ),
     "rounding": (lambda h: jnp.round(h), "round", "steps"),
     "integers": (lambda h: h.astype(jnp.int32).astype(h.dtype), "convert_element_type", "rounded to whole numbers"),
     "cumulative product": (lambda h: jnp.cumprod(h, axis=1), "cumprod", "running product"),
@@ -142,7 +148,7 @@ def test_layers_are_reported_without_raising() -> None:
 class TestDeclaredGates:
     @staticmethod
     def leaky(x: Any) -> Any:
-        return 0.6 * x + 0.4 * jnp.sqrt(x * x)
+        return x * (0.2 + 0.8 * jnp.ceil(jnp.clip(x, 0.0, 1.0)))
 
     def test_a_declared_activation_has_the_paths_of_its_slopes(self) -> None:
         gate = paths.declare_gate(self.leaky)
@@ -159,12 +165,23 @@ class TestDeclaredGates:
         with pytest.raises(paths.UnsupportedPrimitive):
             paths.path_sum(build(self.leaky), params, x)
 
+    def test_gates_of_one_factory_stay_apart(self) -> None:
+        def leaky(slope: float) -> Any:
+            return paths.declare_gate(lambda x: x * (slope + (1 - slope) * jnp.ceil(jnp.clip(x, 0.0, 1.0))))
+
+        params, x = jnp.array([[-1.0]]), jnp.ones((1, 1))
+        gates = [leaky(slope) for slope in (0.0, 0.5)]
+        sums = [float(paths.path_sum(lambda p, x, g=g: g(x @ p) @ p, params, x, gates="data")[0, 0]) for g in gates]
+        assert sums == [0.0, 0.5]
+
     @pytest.mark.parametrize(
         ("activation", "problem"),
         [
             (jnp.tanh, r"`tanh` cannot be a gate; it is not positively homogeneous: f\(3·x\) is not 3·f\(x\)"),
             (lambda x: x + x[::-1], "does not act on each entry alone|is not piecewise linear"),
             (lambda x: jnp.sort(x), "cannot be a gate"),
+            (lambda x: jnp.clip(x, 0.0, 100.0), "is not positively homogeneous"),
+            (lambda x: jnp.sqrt(x * x), r"is not piecewise linear.* as at x = 0"),
         ],
     )
     def test_what_is_not_a_gate_is_refused_when_declared(self, activation: Any, problem: str) -> None:

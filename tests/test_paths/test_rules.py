@@ -37,6 +37,8 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {
     "smallest of windows": lambda h: -lax.reduce_window(h, jnp.inf, lax.min, (1, 2), (1, 1), "SAME"),
     "running sum": lambda h: jnp.cumsum(h, axis=1),
     "running sum backwards": lambda h: lax.cumsum(h, axis=1, reverse=True),
+    "stack": lambda h: jnp.stack([h[:, :2], 2.0 * h[:, 2:]], axis=1).reshape(-1, 4),
+    "known to be zero": lambda h: h + jnp.where(h > 0, 0.0, 0.0),
     "tile": lambda h: jnp.tile(h[:, :2], (1, 2)),
     "dynamic slice": lambda h: jnp.tile(lax.dynamic_slice(h, (0, 1), (h.shape[0], 2)), (1, 2)),
     "dynamic update": lambda h: lax.dynamic_update_slice(h, 3.0 * h[:, 2:], (0, 0)),

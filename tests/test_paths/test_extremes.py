@@ -1,0 +1,73 @@
+"""Numbers at the edge of their format: none is mistaken for "no path", and padding does not touch a scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pathjax import path_kernel, paths
+
+from ..tolerances import SINGLE
+
+
+def mlp(params: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+
+def weights(value: float, dtype: Any) -> Any:
+    return {"first": jnp.full((3, 4), value, dtype), "second": jnp.ones((4, 2), dtype)}
+
+
+def test_broken_weights_give_nan_or_infinity_and_not_minus_infinity() -> None:
+    ones = weights(1.0, jnp.float64)
+    for broken, is_broken in ((jnp.nan, jnp.isnan), (jnp.inf, jnp.isinf)):
+        params = ones | {"first": ones["first"].at[0, 0].set(broken)}
+        norm = paths.log_path_norm(mlp, params, jnp.ones((1, 3)))
+        assert bool(is_broken(norm))
+        assert norm != -jnp.inf
+
+
+def test_squares_beyond_the_format_are_infinite_and_not_missing() -> None:
+    norm = paths.log_path_norm(mlp, weights(1e20, jnp.float32), jnp.ones((1, 3), jnp.float32), q=2)
+    assert norm == jnp.inf
+
+
+def test_pruned_weights_leave_no_trace_in_derivatives_of_any_power() -> None:
+    params = weights(1.0, jnp.float64)
+    mask = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    mask["first"] = mask["first"].at[0].set(False)
+    for value in (0.0, jnp.nan):
+        pruned = params | {"first": params["first"].at[0].set(value)}
+        slope = jax.grad(lambda p: paths.log_path_norm(mlp, p, jnp.ones((1, 3)), q=0.5, mask=mask))(pruned)
+        assert bool(jnp.isfinite(slope["first"]).all())
+        assert bool((slope["first"][0] == 0).all())
+
+
+def test_negative_powers_are_refused() -> None:
+    with pytest.raises(ValueError, match="`q` must not be negative, but is -1"):
+        paths.log_path_norm(mlp, weights(1.0, jnp.float64), jnp.ones((1, 3)), q=-1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_padding_does_not_push_a_kernel_out_of_its_format(padded: bool) -> None:
+    def deep(params: Any, x: Any) -> Any:
+        for kernel in params:
+            x = jax.nn.relu(x @ kernel)
+            x = jnp.concatenate([x, jnp.zeros((len(x), 1), x.dtype)], axis=1)[:, :4] if padded else x
+        return x
+
+    params = [jnp.full((4, 4), 1e-4, jnp.float32)] * 12
+    kernel = path_kernel.path_kernel(deep, params, jnp.ones((1, 4), jnp.float32))
+    # every weight w of a layer: v / w squared, summed over the paths through it
+    exact = np.log(12 * 4.0**13) + 22 * np.log(1e-4)
+    np.testing.assert_allclose(jnp.log(kernel.trace()) + kernel.log_scale, exact, rtol=SINGLE)
+
+
+def test_low_precision_weights_have_logarithms_of_full_precision() -> None:
+    norm = paths.log_path_norm(mlp, weights(1.0, jnp.bfloat16), jnp.ones((1, 3), jnp.bfloat16))
+    assert norm.dtype == jnp.float32
+    np.testing.assert_allclose(norm, np.log(24.0), rtol=1e-6)
