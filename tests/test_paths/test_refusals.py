@@ -169,9 +169,11 @@ class TestDeclaredGates:
         def leaky(slope: float) -> Any:
             return paths.declare_gate(lambda x: x * (slope + (1 - slope) * jnp.ceil(jnp.clip(x, 0.0, 1.0))))
 
-        params, x = jnp.array([[-1.0]]), jnp.ones((1, 1))
-        gates = [leaky(slope) for slope in (0.0, 0.5)]
-        sums = [float(paths.path_sum(lambda p, x, g=g: g(x @ p) @ p, params, x, gates="data")[0, 0]) for g in gates]
+        def slope_of(gate: Any) -> float:
+            params = jnp.array([[-1.0]])
+            return float(paths.path_sum(lambda p, x: gate(x @ p) @ p, params, jnp.ones((1, 1)), gates="data")[0, 0])
+
+        sums = [slope_of(leaky(slope)) for slope in (0.0, 0.5)]
         assert sums == [0.0, 0.5]
 
     @pytest.mark.parametrize(
