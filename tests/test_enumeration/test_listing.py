@@ -97,7 +97,7 @@ def test_limit_names_the_exact_count() -> None:
 
 def test_counts_past_any_float_are_still_refused() -> None:
     params = [jnp.ones((200, 200))] * 150
-    with pytest.raises(ValueError, match=r"about 4\.\d+e\+347 paths"):
+    with pytest.raises(ValueError, match=r"about 2\.854e\+347 paths"):
         enumeration.enumerate_paths(mlp, params, jnp.ones((2, 200)), limit=1_000)
 
 
