@@ -8,7 +8,7 @@ FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test fuzz lint types clean
+.PHONY: help report test fuzz lint types bench clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -28,6 +28,10 @@ lint: $(INSTALLED) ## ruff: rules and formatting
 
 types: $(INSTALLED) ## mypy, strict on pathjax/
 	$(BIN)/mypy
+
+bench: $(INSTALLED) ## what lifted passes and listings cost beside their peers; minutes, best on an idle machine
+	$(BIN)/python -m experiments.benchmarks.lifting
+	$(BIN)/python -m experiments.benchmarks.listing
 
 clean: ## remove the environment and the caches, never the results under runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
