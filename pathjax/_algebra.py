@@ -1,6 +1,6 @@
 """What the interpreter's rules are written against: the values of a network, and the algebra of its path sums.
 
-A value of the network is one of three things: a `Constant` (depends on neither θ nor x), `Paths` (a sum over path
+A value of the network is one of three things: a `Constant` (depends on neither θ nor x), `PathSum` (over path
 prefixes), or a `Gate` (piecewise constant in both: a comparison with zero and what is made of it). What a sum over
 prefixes *is* belongs to an `Algebra`: arrays of numbers in `paths`, lists of paths in `enumeration`.
 """
@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-__all__ = ["INPUT", "Algebra", "ArrayFunction", "Constant", "Convolution", "Gate", "Paths", "Structure", "Value"]
+__all__ = ["INPUT", "Algebra", "ArrayFunction", "Constant", "Convolution", "Gate", "PathSum", "Structure", "Value"]
 
 P = TypeVar("P")
 ArrayFunction: TypeAlias = Callable[..., Any]
@@ -95,6 +95,10 @@ class Algebra(ABC, Generic[P]):
         """The same prefixes in the one form that a rolled loop carries."""
         return operand
 
+    def steps(self, operand: P) -> tuple[Any, Callable[[Any], P]]:
+        """What a rolled loop slices along the first axis, and how a slice becomes prefixes again."""
+        raise NotImplementedError
+
     def join_steps(self, steps: P) -> P:
         """One array of prefixes from those of a loop's steps, along the first axis."""
         raise NotImplementedError
@@ -136,13 +140,17 @@ class Structure(Algebra[None]):
 
 @dataclass(frozen=True)
 class Constant:
-    """An array that depends on neither parameters nor inputs."""
+    """An array that depends on neither parameters nor inputs.
+
+    While tracing, `fill` is the number that is everywhere in it, where there is one.
+    """
 
     value: Any
+    fill: Any = None
 
 
 @dataclass(frozen=True, eq=False)
-class Paths:
+class PathSum:
     """A sum over path prefixes.
 
     `real` holds the network's own values, one per point. Where the value is a constant times another one, entry by
@@ -153,12 +161,12 @@ class Paths:
     real: tuple[Any, ...]
     shape: tuple[int, ...]
     depends: frozenset[int]
-    stem: Paths | None = None
-    factor: float = 1.0
+    stem: PathSum | None = None
+    factor: Any = 1.0
 
-    def stems(self) -> list[tuple[Paths, float]]:
+    def stems(self) -> list[tuple[PathSum, Any]]:
         """The values of which this one is a constant multiple, itself first, each with the constant."""
-        found: list[tuple[Paths, float]] = [(self, 1.0)]
+        found: list[tuple[PathSum, Any]] = [(self, 1.0)]
         while (last := found[-1][0]).stem is not None:
             found.append((last.stem, found[-1][1] * last.factor))
         return found
@@ -173,4 +181,4 @@ class Gate:
     depends: frozenset[int]
 
 
-Value: TypeAlias = Constant | Paths | Gate
+Value: TypeAlias = Constant | PathSum | Gate

@@ -18,7 +18,17 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from pathjax.types import ApplyFn, Params, XLike
 
-__all__ = ["Equation", "Program", "UnsupportedPrimitive", "evaluate", "is_concrete", "trace", "walk"]
+__all__ = [
+    "Equation",
+    "Program",
+    "Refusal",
+    "UnsupportedPrimitive",
+    "check_batch",
+    "evaluate",
+    "is_concrete",
+    "trace",
+    "walk",
+]
 
 # A call's own equations say all there is to say about it: walk inside. The value names the parameter that holds them.
 _CALLS = {
@@ -121,6 +131,14 @@ class Equation:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """An equation that has no paths, met on a walk that goes on."""
+
+    layer: str
+    error: UnsupportedPrimitive
+
+
+@dataclass(frozen=True)
 class Program:
     """A traced network: its equations; its arguments are the parameter leaves and, last, the input."""
 
@@ -143,9 +161,11 @@ def trace(apply: ApplyFn, params: Params, x: XLike) -> Program:
     Raises ValueError where `x` or a parameter is not of a floating-point type, or where the result is not one array
     of shape (n, o).
     """
+    check_batch(x)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
     _check_floating(shapes, x)
-    closed, result = jax.make_jaxpr(apply, return_shape=True)(shapes, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    batch = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+    closed, result = jax.make_jaxpr(apply, return_shape=True)(shapes, batch)
     outputs = jax.tree.leaves(result)
     if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[0] != x.shape[0]:
         found = ", ".join(str(tuple(leaf.shape)) for leaf in outputs) or "nothing"
@@ -154,6 +174,15 @@ def trace(apply: ApplyFn, params: Params, x: XLike) -> Program:
             f"{found}. Wrap the network in a function that returns its outputs in that shape."
         )
     return Program(closed)
+
+
+def check_batch(x: Any) -> None:
+    """Raise ValueError where `x` is not an array of examples, (n, ...)."""
+    if not getattr(x, "shape", ()):
+        raise ValueError(
+            "`x` must be an array of shape (n, ...), a batch of examples, or its ShapeDtypeStruct, but is "
+            f"{type(x).__name__ if not hasattr(x, 'shape') else 'of shape ()'}. Convert it with jnp.asarray."
+        )
 
 
 def _check_floating(params: Params, x: XLike) -> None:
@@ -176,8 +205,8 @@ def walk(
     *,
     step: Callable[[Equation, list[Any]], list[Any]],
     constant: Callable[[Any], Any],
-    opaque: Callable[[str], bool],
-    enter: Callable[[Equation], None],
+    opaque: Callable[[str], bool] = lambda name: False,
+    enter: Callable[[Equation], None] = lambda equation: None,
     callers: tuple[JaxprEqn, ...] = (),
 ) -> list[Any]:
     """Interpret a program on `arguments`: `step` gives an equation's results, `constant` wraps an array it closes over.

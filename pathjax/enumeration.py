@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pathjax._algebra import Algebra, Convolution, Structure
-from pathjax._jaxpr import Program, trace
+from pathjax._examples import trace_apart
+from pathjax._jaxpr import Program, check_batch, trace
 from pathjax._rules import interpret
 from pathjax._trees import ravel
 from pathjax.paths import Lifting, Scaled, absolute_power
@@ -307,8 +308,9 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
     >>> len(paths), paths.factors[0].tolist(), int(paths.sources[0]), int(paths.outputs[0])
     (24, [0, 6], 0, 0)
     """
+    check_batch(x_like)
     example = jax.ShapeDtypeStruct((1, *x_like.shape[1:]), x_like.dtype)
-    program = trace(apply, params, example)
+    program = trace_apart(apply, params, example)
     count = _count(program)
     if count > limit:
         number = f"{count:,}" if count < 10**15 else f"about {Decimal(count):.3e}"
@@ -460,7 +462,7 @@ def path_activations(
         )
     x = jnp.asarray(x)
     slopes = jax.vmap(lambda example: _slopes(apply, params, example[None]))(x)
-    return _activations(paths, slopes, x.reshape(len(x), -1))
+    return _activations(paths, slopes, x.reshape(len(x), paths.inputs))
 
 
 @jax.jit

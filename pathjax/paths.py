@@ -15,8 +15,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pathjax._algebra import Algebra, Convolution, Structure
-from pathjax._jaxpr import UnsupportedPrimitive, is_concrete, trace
-from pathjax._rules import DECLARED, inspect, interpret
+from pathjax._context import DECLARED
+from pathjax._examples import mixtures, trace_apart
+from pathjax._jaxpr import UnsupportedPrimitive, check_batch, is_concrete, trace
+from pathjax._rules import inspect, interpret
 from pathjax._trees import check_like
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
@@ -113,10 +115,13 @@ class Lifting(Algebra[Scaled]):
     def settle(self, operand: Scaled) -> Scaled:
         return Scaled(operand.array, jnp.asarray(operand.exponent, jnp.float32))
 
+    def steps(self, operand: Scaled) -> tuple[Any, Callable[[Any], Scaled]]:
+        return operand.array, lambda array: Scaled(array, operand.exponent)
+
     def join_steps(self, steps: Scaled) -> Scaled:
-        common = jnp.max(steps.exponent)
-        shifts = jnp.where(steps.exponent == common, 0.0, steps.exponent - common)
-        factors = power_of_two(shifts, steps.array.dtype)
+        exponents = jax.vmap(self._weight)(steps)
+        common = jnp.max(exponents)
+        factors = power_of_two(_shift(exponents, common), steps.array.dtype)
         return Scaled(steps.array * factors.reshape(-1, *[1] * (steps.array.ndim - 1)), common)
 
     def gate(self, operand: Scaled, slopes: Sequence[Any], shape: tuple[int, ...]) -> Scaled:
@@ -132,9 +137,8 @@ class Lifting(Algebra[Scaled]):
             return arrays, max(operand.exponent for operand in operands)
         exponents = [self._weight(operand) for operand in operands]
         common = functools.reduce(lax.max, exponents)
-        shifts = [lax.select(lax.eq(e, common), np.float32(0.0), lax.sub(e, common)) for e in exponents]
-        aligned = [array * power_of_two(shift, array.dtype) for array, shift in zip(arrays, shifts, strict=True)]
-        return aligned, common
+        factors = [power_of_two(_shift(exponent, common), arrays[0].dtype) for exponent in exponents]
+        return [array * factor for array, factor in zip(arrays, factors, strict=True)], common
 
     def _weight(self, operand: Scaled) -> Any:
         """The exponent with which the operand takes part in the choice of a common one."""
@@ -149,6 +153,11 @@ class Lifting(Algebra[Scaled]):
         peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
         shift = lax.select((peak > 0) & (peak < np.inf), _whole_exponent(peak), np.float32(0.0))
         return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift)
+
+
+def _shift(exponent: Any, common: Any) -> Any:
+    """How far below the common exponent one lies; −∞ lies level with itself."""
+    return jnp.where(exponent == common, 0.0, exponent - common)
 
 
 def _known(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -215,7 +224,7 @@ def lift(
     `weights` and `inputs` are φ(θ) and φ(x) already, so that derivatives can be taken in them. `points` are the
     (θ, x) at which gates are read: none, and they are open; one, the slopes there; two, their products.
     """
-    program = trace(apply, weights, inputs)
+    program = trace_apart(apply, weights, inputs)
     leaves = [Scaled(leaf, 0.0) for leaf in jax.tree.leaves(weights)]
     reals = [(jax.tree.leaves(params), x) for params, x in points]
     output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros), leaves, Scaled(inputs, 0.0), points=reals)
@@ -230,13 +239,14 @@ def open_sum(apply: ApplyFn, weights: Params, inputs: Any, *, q: Real, keep_zero
 
 def tied_leaves(apply: ApplyFn, params: Params, x_like: XLike) -> frozenset[int]:
     """Positions of the parameter leaves that some path may meet more than once."""
-    program = trace(apply, params, ones_like_example(x_like))
+    program = trace_apart(apply, params, ones_like_example(x_like))
     return interpret(program, Structure(), [None] * len(jax.tree.leaves(params)), None)[1]
 
 
 def ones_like_example(x_like: XLike) -> jax.Array:
     """One example of ones, (1, ...): the all-ones input of data-free sums."""
-    return jnp.ones((1, *x_like.shape[1:]), x_like.dtype)
+    check_batch(x_like)
+    return jnp.ones((1, *x_like.shape[1:]), jax.dtypes.canonicalize_dtype(x_like.dtype))
 
 
 def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -> Params:
@@ -320,9 +330,14 @@ def path_sum(
     if gates not in ("open", "data"):
         raise ValueError(f'`gates` must be "open" or "data", not {gates!r}.')
     phi = absolute_power(q)
-    real = lift_weights(params, lambda leaf: leaf, mask)
-    points = [(real, x)] if gates == "data" else []
-    return lift(apply, lift_weights(params, phi, mask), phi(x), phi=phi, points=points).value()
+    weights, real = (lift_weights(params, function, mask) for function in (phi, lambda leaf: leaf))
+
+    def of_example(example: jax.Array) -> jax.Array:
+        points = [(real, example[None])] if gates == "data" else []
+        return lift(apply, weights, phi(example[None]), phi=phi, points=points).value()[0]
+
+    # one scale for each example, so that a large one leaves the others their digits
+    return jax.vmap(of_example)(jnp.asarray(x))
 
 
 def log_data_gram(
@@ -390,10 +405,11 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
     >>> [(layer.name, layer.has_paths) for layer in layers(apply, params, jnp.zeros((5, 2)))]
     [('first', False), ('second', True)]
     """
-    program = trace(apply, params, ones_like_example(x_like))
+    example = ones_like_example(x_like)
+    program = trace(apply, params, example)
     names, refusals = inspect(program, Structure(), [None] * len(jax.tree.leaves(params)), None)
     problems: dict[str, list[str]] = {name: [] for name in names}
-    for refusal in refusals:
+    for refusal in [*refusals, *mixtures(apply, params, program, example)]:
         problems.setdefault(refusal.layer, []).append(str(refusal.error))
     return tuple(Layer(name, not found, tuple(found)) for name, found in problems.items())
 

@@ -121,7 +121,7 @@ class TrainedNorm(nn.Module):
 
 REFUSED = {
     # what is refused, its images, the primitive, its layer, a phrase of the reason
-    "batch norm in training": (TrainedNorm(), (4, 4, 3), r"\w+", "TrainedNorm/first_norm", "power of an activation"),
+    "batch norm in training": (TrainedNorm(), (4, 4, 3), r"\w+", "TrainedNorm/first_norm", "mixes the examples"),
     "ReLU6": (
         architectures.MobileNet(width=2, stages=((2, 1),), activation=jax.nn.relu6),
         (4, 4, 3),

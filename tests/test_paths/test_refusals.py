@@ -13,6 +13,7 @@ import pytest
 from jax import lax
 
 from pathjax import paths
+from pathjax._jaxpr import check_batch
 from pathjax._rules import _REASONS, PATH_RULES
 
 CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
@@ -29,7 +30,11 @@ CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "square": (jnp.square, "square", "not of first order in the input"),
     "cube": (lambda h: h**3, "integer_pow", "not of first order in the input"),
     "square root": (lambda h: jnp.sqrt(jnp.abs(h)), "sqrt", "root or power"),
-    "attention": (lambda h: (h.T @ h) @ h.T, "dot_general", "multiplies two activations, as attention does"),
+    "attention": (
+        lambda h: jax.vmap(lambda a: (a[:, None] @ a[None]) @ a)(h),
+        "(mul|dot_general)",
+        "multiplies two activations, as attention does",
+    ),
     "product": (lambda h: h * h[:, ::-1], "mul", "multiplies two activations"),
     "division by an activation": (lambda h: h / (jnp.abs(h) + h), "div", "divides by an activation"),
     "constant over an activation": (lambda h: 1.0 / h, "div", "divides by an activation"),
@@ -42,7 +47,54 @@ CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "threshold": (lambda h: jnp.where(h > 0.5, h, 0.0), "gt", "compared with a constant other than 0"),
     "mixed thresholds": (lambda h: h * (h > jnp.array([[0.0, 0.0, 0.0, 1.0]])), "gt", "compared with a constant"),
     "a comparison as a number": (lambda h: h + (h > 0), "add", "used as a number"),
-    "a comparison summed": (lambda h: h * (h > 0).astype(h.dtype).sum(), "reduce_sum", "used as a number"),
+    "a comparison summed": (
+        lambda h: h * (h > 0).astype(h.dtype).sum(axis=1, keepdims=True),
+        "reduce_sum",
+        "used as a number",
+    ),
+    "a comparison and a mask": (
+        lambda h: h * ((h > 0) & (jnp.arange(4)[None] > 1)),
+        "and",
+        "multiply masks into these",
+    ),
+    "a masked choice": (lambda h: h * jnp.where(h > 0, jnp.arange(4.0)[None], 0.0), "select_n", "used as a number"),
+    "a step": (lambda h: jnp.where(h > 0, 2.0, 1.0) @ jnp.ones((4, 4)), "dot_general", "used as a number"),
+    "a step to zero": (lambda h: jnp.where(h > 0, 1.0, 0.0) @ jnp.ones((4, 4)), "dot_general", "used as a number"),
+    "a comparison in a maximum": (lambda h: jnp.maximum((h > 0) * 1.0, -jnp.inf), "max", "used as a number"),
+    "a comparison's largest": (lambda h: h * jnp.max((h > 0) * 1.0, 1, keepdims=True), "reduce_max", "used as a"),
+    "a comparison clipped": (lambda h: lax.clamp(0.0, (h > 0) * 1.0, jnp.inf), "clamp", "used as a number"),
+    "a comparison that a loop sums": (
+        lambda h: h * lax.scan(lambda c, a: (c + (a > 0), None), jnp.zeros(len(h)), h.T)[0][:, None],
+        "(add|scan)",
+        "used as a number",
+    ),
+    "infinities": (lambda h: h + jnp.inf, "add", "infinite or NaN"),
+    "a threshold that is not known": (
+        lambda h: jax.jit(lambda a, t: jnp.where(a > t, a, 0.0))(h, 1.0),
+        "gt",
+        "constant other than 0",
+    ),
+    "mean of the batch": (lambda h: h - h.mean(axis=0, keepdims=True), "reduce_sum", "mixes the examples of a batch"),
+    "order of the batch": (lambda h: h[::-1], "rev", "mixes the examples of a batch"),
+    "another example's gate": (
+        lambda h: h * (h.sum(axis=0, keepdims=True) > 0),
+        "reduce_sum",
+        "mixes the examples of a batch",
+    ),
+    "first example": (lambda h: h + h[:1], "slice", "mixes the examples of a batch"),
+    "examples rolled": (lambda h: jnp.roll(h, 1, axis=0), "slice", "mixes the examples of a batch"),
+    "examples one after another": (
+        lambda h: lax.scan(lambda c, a: (c + a, c), jnp.zeros(4), h)[1],
+        "scan",
+        "mixes the examples of a batch",
+    ),
+    "examples times examples": (
+        lambda h: h + (h @ h.T > 0) @ jnp.ones((len(h), 4)),
+        "dot_general",
+        "mixes the examples",
+    ),
+    "examples among units": (lambda h: h.T.reshape(h.shape), "dot_general", "mixes the examples of a batch"),
+    "running sum of examples": (lambda h: jnp.cumsum(h, axis=0), "cumsum", "mixes the examples of a batch"),
     "a comparison times a mask": (lambda h: h * ((h > 0) * jnp.array([[1.0, 0.0, 1.0, 1.0]])), "mul", "used as a"),
     "a comparison compared": (lambda h: jnp.where(h > (h == h).astype(h.dtype), h, 0.0), "gt", "used as a number"),
     "filling": (
@@ -54,9 +106,13 @@ CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     "integers": (lambda h: h.astype(jnp.int32).astype(h.dtype), "convert_element_type", "rounded to whole numbers"),
     "cumulative product": (lambda h: jnp.cumprod(h, axis=1), "cumprod", "running product"),
     "stopped gradient": (lambda h: lax.stop_gradient(h), "stop_gradient", "no derivative"),
-    "branch": (lambda h: lax.cond(h.sum() > 0, lambda a: a, lambda a: -a, h), "(cond|convert_element_type)", "."),
+    "branch": (
+        lambda h: lax.map(lambda a: lax.cond(a.sum() > 0, lambda b: b, lambda b: -b, a), h),
+        "(cond|convert_element_type)",
+        ".",
+    ),
     "loop": (lambda h: lax.while_loop(lambda a: a.sum() > 0, lambda a: a - 1, h), "while", "How often the loop runs"),
-    "picking by an activation": (lambda h: h[:, jnp.argmax(h)][:, None] * h, "argmax", "order of activations"),
+    "picking by an activation": (lambda h: jax.vmap(lambda a: a[jnp.argmax(a)] * a)(h), "argmax", "order of"),
     "power": (lambda h: jnp.abs(h) ** 1.5, "pow", "root or power"),
 }
 
@@ -66,7 +122,7 @@ def network(hidden: Callable[[Any], Any]) -> tuple[Callable[[Any, Any], Any], An
 
     def apply(params: Any, x: Any) -> Any:
         h = hidden(x @ params["first"])
-        return h.reshape(1, -1)[:, :4] @ params["second"]
+        return h[:, :4] @ params["second"]
 
     return apply, params
 
@@ -93,7 +149,7 @@ def assert_says(message: str, primitive: str, reason: str) -> None:
     [
         (nn.LayerNorm(), "(power of an activation|root or power)"),
         (nn.RMSNorm(), "(power of an activation|root or power)"),
-        (nn.BatchNorm(use_running_average=False), "(power of an activation|root or power)"),
+        (nn.BatchNorm(use_running_average=False), "mixes the examples of a batch, as batch statistics do"),
     ],
     ids=["layer norm", "rms norm", "batch norm with batch statistics"],
 )
@@ -126,6 +182,28 @@ def test_outputs_of_another_shape_are_refused() -> None:
         paths.log_path_norm(lambda params, x: (x * params)[..., None], jnp.ones((1, 3)), jnp.ones((5, 3)))
     with pytest.raises(ValueError, match="must return one array"):
         paths.log_path_norm(lambda params, x: (x, x), jnp.ones(3), jnp.ones((5, 3)))
+
+
+@pytest.mark.parametrize("computed", [jnp.sqrt, jnp.exp, lambda w: 1.0 / (1.0 + jnp.tanh(w))])
+def test_what_is_computed_from_parameters_alone_is_refused_with_its_own_remedy(computed: Any) -> None:
+    with pytest.raises(
+        paths.UnsupportedPrimitive, match="computed from parameters alone.* Close over it as a constant"
+    ):
+        paths.log_path_norm(lambda params, x: x @ computed(params), jnp.ones((3, 2)), jnp.ones((5, 3)))
+
+
+def test_thresholds_that_are_traced_are_said_to_be_unknown() -> None:
+    def norm(threshold: Any) -> Any:
+        apply, params = network(lambda h: jnp.where(h > threshold, h, 0.0))
+        return paths.log_path_norm(apply, params, jnp.ones((5, 3)))
+
+    with pytest.raises(paths.UnsupportedPrimitive, match="a constant that is not known while tracing"):
+        jax.jit(norm)(0.0)
+
+
+def test_lists_are_refused_as_inputs() -> None:
+    with pytest.raises(ValueError, match=r"`x` must be an array of shape \(n, ...\).*but is list"):
+        check_batch([[1.0, 2.0, 3.0]])
 
 
 def test_what_no_output_needs_is_not_refused() -> None:

@@ -53,9 +53,17 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {
     "switch by a constant": lambda h: lax.switch(jnp.array(1), [jnp.tanh, jnp.negative], h),
     "a derivative inside": lambda h: jax.grad(lambda a: (a * h).sum() + (2.0 * a[:, ::-1] * h).sum())(0.0 * h + 1.0),
     "fixed number of steps": lambda h: lax.fori_loop(0, 3, lambda i, a: jnp.maximum(a + 0.1 * h, 0.0), h),
-    "scan backwards": lambda h: (
-        lax.scan(lambda c, a: (c + a, jax.nn.relu(c - a)), h[0], h[:1], reverse=True)[1] + 0 * h
+    "scan backwards": lambda h: lax.scan(lambda c, a: (c + a, jax.nn.relu(c - a)), h[:, 0], h.T, reverse=True)[1].T,
+    "examples one by one": lambda h: lax.map(lambda a: jax.nn.relu(a) - a[::-1], h),
+    "two slopes by where": lambda h: h * jnp.where(h > 0, 1.0, 0.2),
+    "halved slope": lambda h: h * ((h > 0) / 2.0),
+    "weighted by a choice": lambda h: h[:, ::-1] * jnp.where(h > 0, 1.0, 0.0),
+    "maximum with a filler": lambda h: jnp.maximum(h, -jnp.inf),
+    "largest of those that a mask leaves": lambda h: (
+        h + jnp.where(jnp.array([True, False, True, True]), h, -jnp.inf).max(axis=1, keepdims=True)
     ),
+    "barrier of two": lambda h: sum(lax.optimization_barrier((h, 2.0 * h))),
+    "no step at all": lambda h: lax.scan(lambda c, a: (jnp.tanh(c), a), h, jnp.zeros((0, 2)))[0],
     "vmap": lambda h: jax.vmap(lambda a: jax.nn.relu(a) - jnp.roll(a, 1))(h),
     "mean removed by parameters": lambda h: h - 0.5,
     "sum of everything": lambda h: h + h.sum(axis=1, keepdims=True) / 4.0,
@@ -166,9 +174,9 @@ def test_every_rule_has_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     met: set[str] = set()
     rule = _rules._rule
 
-    def record(context: Any) -> Any:
+    def record(context: Any, values: Any) -> Any:
         met.add(context.equation.name)
-        return rule(context)
+        return rule(context, values)
 
     monkeypatch.setattr(_rules, "_rule", record)
     for network in models.networks():

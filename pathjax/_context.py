@@ -1,0 +1,161 @@
+"""What a path rule works with: one equation, the values of its operands, and the walk that it is part of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+
+from pathjax._algebra import Algebra, Constant, PathSum, Value
+from pathjax._jaxpr import Equation, Refusal, UnsupportedPrimitive, is_concrete, walk
+from pathjax._probes import slope_at_zero
+
+__all__ = ["DECLARED", "Context", "Lift", "Rule", "Walk", "at_point", "depends_on", "points", "shape_of"]
+
+DECLARED: dict[str, Callable[[Any], Any]] = {}
+"""Gates of users' own, by the name of their call."""
+
+
+class Lift(NamedTuple):
+    """What a path rule gives for one result."""
+
+    prefixes: Any
+    stem: PathSum | None = None
+    factor: Any = 1.0
+
+
+@dataclass
+class Walk:
+    """One walk through a network: the algebra, what an equation does, and what was noticed on the way.
+
+    `tied` are the positions of leaves that some path meets twice. `refusals` collects what has no rule, where the
+    walk should go on; None makes it stop there. `ties` holds the slope of max(x, 0) at 0 inside calls with a
+    derivative rule of their own.
+    """
+
+    algebra: Algebra[Any]
+    apply_rule: Callable[[Context, list[Value]], list[Value]]
+    tied: set[int] = field(default_factory=set)
+    refusals: list[Refusal] | None = None
+    visited: dict[str, None] | None = None
+    ties: dict[int, float] = field(default_factory=dict)
+
+    def run(self, program: Any, values: Sequence[Value], callers: tuple[Any, ...] = ()) -> list[Value]:
+        """The results of a program, or of one inside these calls."""
+        return walk(
+            program,
+            values,
+            step=self.step,
+            constant=Constant,
+            opaque=DECLARED.__contains__,
+            enter=self.enter,
+            callers=callers,
+        )
+
+    def enter(self, equation: Equation) -> None:
+        """Learn the slope at a tie inside a function with a derivative rule of its own."""
+        self.ties[id(equation.source)] = 0.0
+        if not equation.calls_jax:
+            try:
+                self.ties[id(equation.source)] = slope_at_zero(equation)
+            except UnsupportedPrimitive as error:
+                self._refused(equation, error)
+
+    def step(self, equation: Equation, values: list[Value]) -> list[Value]:
+        """The results of one equation."""
+        if self.visited is not None:
+            self.visited.setdefault(equation.layer)
+        try:
+            return self.apply_rule(Context(self, equation), values)
+        except UnsupportedPrimitive as error:
+            self._refused(equation, error)
+            return [PathSum(None, (), output.shape, frozenset()) for output in equation.outputs]
+
+    def _refused(self, equation: Equation, error: UnsupportedPrimitive) -> None:
+        """Stop at an equation without a rule, or note it where the walk should go on."""
+        if self.refusals is None:
+            raise error
+        self.refusals.append(Refusal(equation.layer, error))
+
+
+@dataclass
+class Context:
+    """One equation under interpretation."""
+
+    walk: Walk
+    equation: Equation
+
+    @property
+    def algebra(self) -> Algebra[Any]:
+        return self.walk.algebra
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first result."""
+        return tuple(self.equation.outputs[0].shape)
+
+    def paths(self, value: Value) -> PathSum:
+        """An operand that must be a sum over paths."""
+        if not isinstance(value, PathSum):
+            raise self.refuse_gate()
+        return value
+
+    def prefixes(self, value: Value) -> Any:
+        """The prefixes of an operand that joins others additively or multiplicatively."""
+        if isinstance(value, Constant):
+            self.check_finite(value)
+            return self.algebra.constant(value.value)
+        return self.paths(value).prefixes
+
+    def check_finite(self, constant: Constant) -> None:
+        """Refuse to compute with infinities."""
+        if is_concrete(constant.value) and not np.all(np.isfinite(constant.value)):
+            raise self.refuse(
+                "It computes with a constant that is infinite or NaN.",
+                "Use such constants only to fill what a maximum passes over, or take them out.",
+            )
+
+    def entries(self, value: Value) -> Any:
+        """The prefixes of an operand whose entries are moved: an infinite filler, for a maximum, has no path."""
+        if isinstance(value, Constant) and is_concrete(value.value) and np.any(np.isinf(value.value)):
+            return self.algebra.constant(np.where(np.isinf(value.value), 0, value.value))
+        return self.prefixes(value)
+
+    def inside(self, program: Any, values: Sequence[Value]) -> list[Value]:
+        """The results of a program that the equation holds."""
+        return self.walk.run(program, values, (*self.equation.callers, self.equation.source))
+
+    def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
+        return self.equation.refuse(reason, remedy)
+
+    def refuse_gate(self) -> UnsupportedPrimitive:
+        return self.refuse(
+            "A comparison of activations is used as a number here; that steps where paths are continuous.",
+            "Multiply it with an activation, or use it to select between activations; multiply masks into these.",
+        )
+
+
+Rule: TypeAlias = Callable[[Context, Sequence[Value]], "Sequence[Lift | Value] | None"]
+"""The results: their prefixes, or whole values, or None for gates."""
+
+
+def points(values: Sequence[Value]) -> int:
+    """At how many points the real values are known."""
+    return max((len(value.real) for value in values if not isinstance(value, Constant)), default=0)
+
+
+def at_point(value: Value, point: int) -> Any:
+    """The real value at a point."""
+    return value.value if isinstance(value, Constant) else value.real[point]
+
+
+def shape_of(value: Value) -> tuple[int, ...]:
+    return tuple(jnp.shape(value.value)) if isinstance(value, Constant) else value.shape
+
+
+def depends_on(values: Sequence[Value]) -> frozenset[int]:
+    """The parameter leaves, and perhaps the input, on which values depend."""
+    return frozenset().union(*(value.depends for value in values if not isinstance(value, Constant)))
