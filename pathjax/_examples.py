@@ -36,8 +36,7 @@ class Following:
 
     equation: Equation
     places: Sequence[Where]
-    examples: int
-    inside: Callable[[Any, Sequence[Where]], list[Where]]
+    walk: _Follower
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,6 +58,10 @@ class Following:
         if place is not None and place.axis in axes:
             raise self.mixed()
         return place
+
+    def inside(self, program: Any, places: Sequence[Where]) -> list[Where]:
+        """The places of the results of a program that the equation holds."""
+        return self.walk.run(program, places, (*self.equation.callers, self.equation.source))
 
 
 def _agreed(at: Following, places: Iterable[Where]) -> Where:
@@ -109,13 +112,10 @@ class _Follower:
         return walk(program, places, step=self.step, constant=lambda _: None, callers=callers)
 
     def step(self, equation: Equation, places: list[Where]) -> list[Where]:
-        def inside(program: Any, operands: Sequence[Where]) -> list[Where]:
-            return self.run(program, operands, (*equation.callers, equation.source))
-
         if not any(places):
             return [None for _ in equation.outputs]
         try:
-            result = _RULES.get(equation.name, _elementwise)(Following(equation, places, self.examples, inside))
+            result = _RULES.get(equation.name, _elementwise)(Following(equation, places, self))
         except UnsupportedPrimitive as error:
             self.refusals.append(Refusal(equation.layer, error))
             result = None
@@ -149,7 +149,7 @@ def _reshape(at: Following) -> Where:
     sizes = at.equation.outputs[0].shape
     for axis, size in reversed(list(enumerate(sizes))):
         inner, rest = divmod(distance, below)
-        if not rest and size % (inner * at.examples) == 0:
+        if not rest and size % (inner * at.walk.examples) == 0:
             return Lying(axis, inner)
         below *= size
     raise at.mixed()

@@ -220,11 +220,8 @@ def walk(
         jaxpr, consts = program, []
     environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
-    def read(atom: Any) -> Any:
-        return constant(atom.val) if isinstance(atom, Literal) else environment[atom]
-
     for eqn in _needed(jaxpr):
-        inputs = [read(atom) for atom in eqn.invars]
+        inputs = [_read(environment, atom, constant) for atom in eqn.invars]
         name = eqn.primitive.name
         if name in _CALLS and not opaque(_called(eqn)):
             if name in _CUSTOM_DERIVATIVE:
@@ -234,7 +231,11 @@ def walk(
         else:
             results = step(Equation(eqn, callers), inputs)
         environment.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    return [_read(environment, atom, constant) for atom in jaxpr.outvars]
+
+
+def _read(environment: dict[Any, Any], atom: Any, constant: Callable[[Any], Any]) -> Any:
+    return constant(atom.val) if isinstance(atom, Literal) else environment[atom]
 
 
 def _inner(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pathjax import path_kernel, paths
+from pathjax import enumeration, path_kernel, paths
 
 from ..tolerances import SINGLE
 
@@ -65,6 +66,27 @@ def test_padding_does_not_push_a_kernel_out_of_its_format(padded: bool) -> None:
     # every weight w of a layer: v / w squared, summed over the paths through it
     exact = np.log(12 * 4.0**13) + 22 * np.log(1e-4)
     np.testing.assert_allclose(jnp.log(kernel.trace()) + kernel.log_scale, exact, rtol=SINGLE)
+
+
+def test_examples_of_different_scales_keep_their_digits() -> None:
+    x = jnp.stack([jnp.full(3, 1e28, jnp.float32), jnp.full(3, 1e-28, jnp.float32)])
+    sums = paths.path_sum(mlp, weights(1.0, jnp.float32), x)
+    np.testing.assert_allclose(sums, np.array([[12e28] * 2, [12e-28] * 2]), rtol=SINGLE)
+
+
+def test_a_batch_without_examples_has_empty_sums() -> None:
+    params, none = weights(1.0, jnp.float64), jnp.ones((0, 3))
+    assert paths.path_sum(mlp, params, none, gates="data").shape == (0, 2)
+    assert paths.log_data_gram(mlp, params, none)[1].shape == (0, 0, 2)
+    listed = enumeration.enumerate_paths(mlp, params, none, limit=100)
+    assert enumeration.path_activations(listed, mlp, params, none).shape == (0, 2, 24)
+
+
+def test_double_precision_inputs_of_numpy_are_read_where_jax_is_in_single_precision() -> None:
+    with jax.enable_x64(False), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        norm = paths.log_path_norm(mlp, weights(1.0, jnp.float32), np.ones((5, 3)))
+    np.testing.assert_allclose(norm, np.log(24.0), rtol=1e-6)
 
 
 def test_low_precision_weights_have_logarithms_of_full_precision() -> None:

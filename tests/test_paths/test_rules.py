@@ -55,6 +55,15 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {
     "fixed number of steps": lambda h: lax.fori_loop(0, 3, lambda i, a: jnp.maximum(a + 0.1 * h, 0.0), h),
     "scan backwards": lambda h: lax.scan(lambda c, a: (c + a, jax.nn.relu(c - a)), h[:, 0], h.T, reverse=True)[1].T,
     "examples one by one": lambda h: lax.map(lambda a: jax.nn.relu(a) - a[::-1], h),
+    "units as further examples": lambda h: jax.nn.relu(h.reshape(-1, 2) @ jnp.array([[1.0, 2.0], [3.0, -1.0]])).reshape(
+        h.shape
+    ),
+    "units before examples and back": lambda h: (
+        jax.nn.relu(h.reshape(-1, 2, 2).transpose(1, 0, 2).reshape(-1, 2))
+        .reshape(2, -1, 2)
+        .transpose(1, 0, 2)
+        .reshape(h.shape)
+    ),
     "two slopes by where": lambda h: h * jnp.where(h > 0, 1.0, 0.2),
     "halved slope": lambda h: h * ((h > 0) / 2.0),
     "weighted by a choice": lambda h: h[:, ::-1] * jnp.where(h > 0, 1.0, 0.0),
@@ -106,6 +115,45 @@ def test_spelling_has_the_paths_of_the_network(name: str) -> None:
     # float32 inside a network is float32 in its real values
     tolerance = 1e-6 if name == "cast" else EXACT
     assert_paths_are_the_network(build(SPELLINGS[name]), parameters(), tolerance=tolerance)
+
+
+def leaky_stack(params: Any, x: Any, slopes: Any) -> Any:
+    """Leaky layers in a loop, each with a slope of its own."""
+    layer = lambda h, slope: (jax.nn.leaky_relu(h @ params["inner"], slope), None)  # noqa: E731
+    return lax.scan(layer, x @ params["first"], slopes)[0] @ params["second"]
+
+
+@pytest.mark.parametrize("gates", ["open", "data"])
+def test_slopes_that_are_traced_are_slopes_and_not_paths(gates: str) -> None:
+    params = parameters() | {"inner": jnp.asarray(np.random.default_rng(8).normal(size=(4, 4)))}
+
+    def listed(params: Any, x: Any) -> Any:
+        h = x @ params["first"]
+        for slope in (0.1, 0.2, 0.3):
+            h = jax.nn.leaky_relu(h @ params["inner"], slope)
+        return h @ params["second"]
+
+    def traced(slopes: Any) -> Any:
+        return paths.path_sum(lambda p, x: leaky_stack(p, x, slopes), params, examples(), gates=gates)
+
+    slopes = jnp.array([0.1, 0.2, 0.3])
+    expected = paths.path_sum(listed, params, examples(), gates=gates)
+    np.testing.assert_allclose(traced(slopes), expected, rtol=EXACT)
+    np.testing.assert_allclose(jax.jit(traced)(slopes), expected, rtol=EXACT)
+    one = jax.jit(lambda a: paths.path_sum(build(lambda h: jax.nn.leaky_relu(h, a)), params, examples(), gates=gates))
+    known = paths.path_sum(build(lambda h: jax.nn.leaky_relu(h, 0.2)), params, examples(), gates=gates)
+    np.testing.assert_allclose(one(0.2), known, rtol=EXACT)
+
+
+def test_loops_may_widen_their_type() -> None:
+    """Activations of half precision times weights of single precision."""
+
+    def apply(params: Any, x: Any) -> Any:
+        layer = lambda h, w: (jax.nn.relu(h.astype(jnp.float32) @ w).astype(jnp.bfloat16), None)  # noqa: E731
+        return lax.scan(layer, x, params)[0]
+
+    norm = paths.log_path_norm(apply, jnp.full((3, 4, 4), 0.5, jnp.float32), jnp.ones((1, 4), jnp.bfloat16))
+    np.testing.assert_allclose(norm, np.log(4.0 * 2.0**3), rtol=1e-6)
 
 
 @jax.custom_jvp
