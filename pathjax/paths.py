@@ -38,11 +38,13 @@ class Scaled(NamedTuple):
     """The numbers `array` · 2^`exponent`.
 
     A power of two, so that renormalizing rounds nothing. A plain float while it has not been needed: 0.0, or −∞ for
-    what is known to be zero and to have no derivative, such as padding.
+    what is known to be zero and to have no derivative, such as padding. `live` says whether any of them is not zero,
+    where that has been read already.
     """
 
     array: Any
     exponent: Any
+    live: Any = None
 
     def log_abs(self) -> jax.Array:
         """log |value|, in float32 or wider: −∞ for zero, with derivative zero there; NaN and ∞ as they are."""
@@ -84,8 +86,9 @@ class Lifting(Algebra[Scaled]):
             shape = jnp.shape(other.array)
             if _has_no_part(zero) and np.broadcast_shapes(jnp.shape(zero.array), shape) == shape:
                 return other
+        left, right = self._read(left), self._read(right)
         (a, b), exponent = self._align((left, right))
-        return Scaled(a + b, exponent)
+        return Scaled(a + b, exponent, None if left.live is None or right.live is None else left.live | right.live)
 
     def sum(self, operand: Scaled, axes: Sequence[int]) -> Scaled:
         return Scaled(jnp.sum(operand.array, axis=tuple(axes)), operand.exponent)
@@ -96,7 +99,8 @@ class Lifting(Algebra[Scaled]):
     def scale(self, operand: Scaled, coefficient: Any) -> Scaled:
         factor = _known(lambda number: self._phi(jnp.asarray(number, operand.array.dtype)), coefficient)
         exponent = -math.inf if _is_known_zero(factor) else operand.exponent
-        return Scaled(_known(operator.mul, operand.array, factor), exponent)
+        live = operand.live if is_concrete(factor) and np.asarray(factor).all() else None
+        return Scaled(_known(operator.mul, operand.array, factor), exponent, live)
 
     def dot(self, left: Scaled, right: Scaled, dimension_numbers: Any) -> Scaled:
         # Full precision: accelerators would otherwise round the factors to half of float32's digits.
@@ -145,14 +149,19 @@ class Lifting(Algebra[Scaled]):
         exponent = jnp.asarray(operand.exponent, jnp.float32)
         if self._keep_zeros or _has_no_part(operand):
             return exponent
-        live = jnp.any(lax.stop_gradient(operand.array) != 0)
-        return lax.select(live, exponent, np.float32(-np.inf))
+        return lax.select(self._read(operand).live, exponent, np.float32(-np.inf))
+
+    def _read(self, operand: Scaled) -> Scaled:
+        """The operand, knowing whether any of its numbers is not zero, where that matters."""
+        if self._keep_zeros or operand.live is not None:
+            return operand
+        return operand._replace(live=jnp.any(lax.stop_gradient(operand.array) != 0))
 
     def _normalize(self, array: Any, exponent: Any) -> Scaled:
         """The same numbers with the largest in [1, 2): exact, and of no influence on derivatives."""
         peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
         shift = lax.select((peak > 0) & (peak < np.inf), _whole_exponent(peak), np.float32(0.0))
-        return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift)
+        return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift, peak != 0)
 
 
 def _shift(exponent: Any, common: Any) -> Any:

@@ -264,6 +264,8 @@ def fuzz(networks: int, seed: int, *, every: int = 16) -> Tally:
     def holds(program: Program) -> None:
         check(program, compiled=program.seed % every == every - 1 and len(program.graph.edges) < 100)
         tally.add(program)
+        if tally.networks % 50 == 0:
+            jax.clear_caches()  # every network has shapes of its own, so that what was compiled only takes memory
 
     try:
         holds()
