@@ -6,14 +6,16 @@ or a gate that reads another example ends it, whatever the values are.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import numpy as np
 
-from pathjax._jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, trace, walk
+from pathjax._jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, is_concrete, trace, walk
 from pathjax.types import ApplyFn, Params, XLike
 
 __all__ = ["mixtures", "trace_apart"]
@@ -26,8 +28,13 @@ class Lying(NamedTuple):
     inner: int = 1
 
 
-Where: TypeAlias = Lying | None
-"""Where the examples of a value lie; None where it is the same for all."""
+class Same(NamedTuple):
+    """It has nothing of the examples in it; along the `even` axes all its entries are one."""
+
+    even: frozenset[int] = frozenset()
+
+
+Where: TypeAlias = Lying | Same
 
 
 @dataclass
@@ -39,23 +46,30 @@ class Following:
     walk: _Follower
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first operand."""
-        return tuple(self.equation.inputs[0].shape)
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each operand."""
+        return [tuple(like.shape) for like in self.equation.inputs]
 
-    def joined(self) -> Where:
-        """The one place that all operands agree on."""
-        return _agreed(self, self.places)
+    def agreed(self, places: Sequence[Where]) -> Where:
+        """The one place of values that are joined axis by axis: what has no examples must be even across them."""
+        lying = {place for place in places if isinstance(place, Lying)}
+        if not lying:
+            return Same(frozenset.intersection(*(place.even for place in places if isinstance(place, Same))))
+        place = next(iter(lying))
+        if len(lying) > 1 or any(isinstance(same, Same) and place.axis not in same.even for same in places):
+            raise self.mixed()
+        return place
 
     def mixed(self) -> UnsupportedPrimitive:
         return self.equation.refuse(
-            "It mixes the examples of a batch, as batch statistics do; paths are those of one example.",
+            "It mixes the examples of a batch, or tells them apart by their position, as batch statistics do; paths "
+            "are those of one example.",
             "Let every example go through the network alone, with running statistics for instance.",
         )
 
     def untouched(self, place: Where, axes: Sequence[Any]) -> Where:
         """The place, which must not lie along one of these axes, whole numbers of Python or NumPy."""
-        if place is not None and place.axis in axes:
+        if isinstance(place, Lying) and place.axis in axes:
             raise self.mixed()
         return place
 
@@ -64,15 +78,14 @@ class Following:
         return self.walk.run(program, places, (*self.equation.callers, self.equation.source))
 
 
-def _agreed(at: Following, places: Iterable[Where]) -> Where:
-    """The one place among these, if any lies along an axis."""
-    found = {place for place in places if place is not None}
-    if len(found) > 1:
-        raise at.mixed()
-    return next(iter(found), None)
-
-
 Rule: TypeAlias = Callable[[Following], "Where | list[Where]"]
+
+
+def _renamed(place: Where, axes: dict[int, int]) -> Where:
+    """The place where axes have new numbers; what is even along an axis that is gone need not be kept."""
+    if isinstance(place, Lying):
+        return place._replace(axis=axes[place.axis])
+    return Same(frozenset(axes[axis] for axis in place.even if axis in axes))
 
 
 def trace_apart(apply: ApplyFn, params: Params, x: XLike) -> Program:
@@ -88,11 +101,11 @@ def mixtures(apply: ApplyFn, params: Params, program: Program, x: XLike) -> list
     if program.input_shape[0] < 2:
         program = trace(apply, params, jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype))
     follow = _Follower(program.input_shape[0])
-    arguments: list[Where] = [None] * len(program.parameter_shapes)
+    arguments: list[Where] = [Same() for _ in program.parameter_shapes]
     (output,) = follow.run(program.closed, [*arguments, Lying(0)])
-    if not follow.refusals and output not in (None, Lying(0)):
-        follow.refusals.append(Refusal("output", UnsupportedPrimitive(_OUT_OF_ORDER)))
-    return follow.refusals
+    if not follow.refusals and output != Lying(0) and 0 not in getattr(output, "even", ()):
+        follow.refusals["output"] = Refusal("output", UnsupportedPrimitive(_OUT_OF_ORDER))
+    return list(follow.refusals.values())
 
 
 _OUT_OF_ORDER = (
@@ -106,27 +119,51 @@ class _Follower:
     """The walk: how many examples there are, and where they were mixed."""
 
     examples: int
-    refusals: list[Refusal] = field(default_factory=list)
+    refusals: dict[str, Refusal] = field(default_factory=dict)  # by message: loops are walked more than once
 
     def run(self, program: Any, places: Sequence[Where], callers: tuple[Any, ...] = ()) -> list[Where]:
-        return walk(program, places, step=self.step, constant=lambda _: None, callers=callers)
+        return walk(program, places, step=self.step, constant=_constant, callers=callers)
 
     def step(self, equation: Equation, places: list[Where]) -> list[Where]:
-        if not any(places):
-            return [None for _ in equation.outputs]
+        rule = _RULES.get(equation.name, _elementwise)
+        if rule not in _KNOWS_EVEN and not any(isinstance(place, Lying) for place in places):
+            return [Same() for _ in equation.outputs]
         try:
-            result = _RULES.get(equation.name, _elementwise)(Following(equation, places, self))
+            result = rule(Following(equation, places, self))
         except UnsupportedPrimitive as error:
-            self.refusals.append(Refusal(equation.layer, error))
-            result = None
+            self.refusals.setdefault(str(error), Refusal(equation.layer, error))
+            result = _ANYTHING
         return result if isinstance(result, list) else [result for _ in equation.outputs]
 
 
+_ANYTHING = Same(frozenset(range(64)))  # even along any axis, so that what follows a refusal is not refused again
+
+
+def _constant(value: Any) -> Where:
+    """What the network closes over, even along the axes where its entries are known to be one."""
+    if not is_concrete(value):
+        return Same()
+    array = np.asarray(value)
+    return Same(frozenset(axis for axis in range(array.ndim) if np.all(array == array.take([0], axis))))
+
+
 def _elementwise(at: Following) -> Where:
-    """Entry by entry. What changes the shape otherwise has no path rule, so that nothing needs to be known of it."""
-    place = at.joined()
-    like = next(like for like, found in zip(at.equation.inputs, at.places, strict=True) if found is not None)
-    return place if like.shape == at.equation.outputs[0].shape else None
+    """Entry by entry; scalars, and axes of size 1, with every entry. What else changes shapes has no path rule."""
+    shape = at.equation.outputs[0].shape
+    arrays = [(place, own) for place, own in zip(at.places, at.shapes, strict=True) if own]
+    if not at.places or any(len(own) != len(shape) for _, own in arrays):
+        return Same()
+    everywhere = Same(frozenset(range(len(shape))))
+    return at.agreed([everywhere, *(_spread(place, own, shape) for place, own in arrays)])
+
+
+def _spread(place: Where, own: Sequence[int], shape: Sequence[int]) -> Where:
+    """The place in an array of a shape, to which axes of size 1 are spread."""
+    if isinstance(place, Lying):
+        return place
+    return Same(
+        place.even | {axis for axis, (before, after) in enumerate(zip(own, shape, strict=True)) if before != after}
+    )
 
 
 def _each(at: Following) -> list[Where]:
@@ -135,38 +172,58 @@ def _each(at: Following) -> list[Where]:
 
 
 def _broadcast(at: Following) -> Where:
-    place = at.joined()
-    return place and place._replace(axis=int(at.equation.params["broadcast_dimensions"][place.axis]))
+    (place, *_), (shape, *_) = at.places, at.shapes
+    to = at.equation.params["broadcast_dimensions"]
+    found = _renamed(place, dict(enumerate(map(int, to))))
+    if isinstance(found, Lying):
+        return found
+    sizes = at.equation.outputs[0].shape
+    spread = {axis for axis in range(len(sizes)) if axis not in to or shape[list(to).index(axis)] != sizes[axis]}
+    return Same(found.even | spread)
 
 
 def _reshape(at: Following) -> Where:
     """Entries keep their order, so the distance between neighbouring examples stays what it was."""
-    place = at.joined()
-    if place is None:
-        return None
-    distance = place.inner * math.prod(at.shape[place.axis + 1 :])
-    below = 1
+    (place,), (shape,) = at.places, at.shapes
+    order = at.equation.params["dimensions"] or range(len(shape))
+    place, shape = _renamed(place, {axis: new for new, axis in enumerate(order)}), tuple(shape[axis] for axis in order)
     sizes = at.equation.outputs[0].shape
+    if isinstance(place, Same):
+        return _reshaped_evenly(place, shape, sizes)
+    distance = place.inner * _count(shape[place.axis + 1 :])
+    below = 1
     for axis, size in reversed(list(enumerate(sizes))):
         inner, rest = divmod(distance, below)
-        if not rest and size % (inner * at.walk.examples) == 0:
+        if not rest and inner and max(size, 1) % (inner * at.walk.examples) == 0:
             return Lying(axis, inner)
-        below *= size
+        below *= max(size, 1)
     raise at.mixed()
 
 
+def _reshaped_evenly(place: Same, before: Sequence[int], after: Sequence[int]) -> Same:
+    """Axes that stay as they are, with the same sizes before and behind them, stay even; so does all of one number."""
+    if len(place.even) == len(before):
+        return Same(frozenset(range(len(after))))
+    even = {(before[axis], _count(before[axis + 1 :])) for axis in place.even}
+    return Same(frozenset(axis for axis, size in enumerate(after) if (size, _count(after[axis + 1 :])) in even))
+
+
+def _count(sizes: Sequence[int]) -> int:
+    """The number of entries, an axis without any counted as one."""
+    return math.prod(max(size, 1) for size in sizes)
+
+
 def _transpose(at: Following) -> Where:
-    place = at.joined()
-    return place and place._replace(axis=list(at.equation.params["permutation"]).index(place.axis))
+    return _renamed(at.places[0], {int(axis): new for new, axis in enumerate(at.equation.params["permutation"])})
 
 
 def _dropped(name: str) -> Rule:
     """Axes go, or are united."""
 
     def rule(at: Following) -> Where:
-        axes = at.equation.params[name]
-        place = at.untouched(at.joined(), axes)
-        return place and place._replace(axis=place.axis - sum(axis < place.axis for axis in axes))
+        gone = at.equation.params[name]
+        kept = [axis for axis in range(len(at.shapes[0])) if axis not in gone]
+        return _renamed(at.untouched(at.places[0], gone), {axis: new for new, axis in enumerate(kept)})
 
     return rule
 
@@ -176,126 +233,149 @@ def _along(name: str) -> Rule:
 
     def rule(at: Following) -> Where:
         axes = at.equation.params[name]
-        return at.untouched(at.joined(), axes if isinstance(axes, Sequence) else [axes])
+        return at.untouched(at.agreed(at.places), axes if isinstance(axes, Sequence) else [axes])
 
     return rule
 
 
 def _kept_whole(at: Following) -> Where:
-    """Cuts or pads: the examples' axis must stay as it is."""
-    place = at.joined()
-    changed = [
-        axis
-        for axis, (before, after) in enumerate(zip(at.shape, at.equation.outputs[0].shape, strict=True))
-        if before != after
-    ]
-    return at.untouched(place, changed)
+    """Cuts: the examples' axis must stay as it is."""
+    sizes = zip(at.shapes[0], at.equation.outputs[0].shape, strict=True)
+    return at.untouched(at.places[0], [axis for axis, (before, after) in enumerate(sizes) if before != after])
+
+
+def _tile(at: Following) -> Where:
+    """Copies one after another, in which examples come in the same order again."""
+    return at.places[0]
 
 
 def _pad(at: Following) -> Where:
-    padded = [axis for axis, width in enumerate(at.equation.params["padding_config"]) if any(width)]
-    return at.untouched(at.places[0], padded)
+    return at.untouched(at.places[0], [axis for axis, w in enumerate(at.equation.params["padding_config"]) if any(w)])
 
 
 def _window(at: Following) -> Where:
     params = at.equation.params
-    wide = [axis for axis, size in enumerate(params["window_dimensions"]) if size > 1]
-    stepped = [axis for axis, step in enumerate(params["window_strides"]) if step > 1]
-    return at.untouched(at.joined(), [*wide, *stepped])
+    names = ("window_dimensions", "window_strides", "base_dilation")
+    moving = [axis for name in names for axis, size in enumerate(params[name]) if size != 1]
+    return at.untouched(at.places[0], [*moving, *(axis for axis, w in enumerate(params["padding"]) if any(w))])
 
 
 def _dot(at: Following) -> Where:
     contracted, batched = at.equation.params["dimension_numbers"]
     found: list[Where] = []
-    passed = 0  # free axes of the operands before
-    for place, like, gone, shared in zip(at.places, at.equation.inputs, contracted, batched, strict=True):
-        free = [axis for axis in range(like.ndim) if axis not in (*gone, *shared)]
-        at.untouched(place, gone)
+    passed, rank = 0, len(at.equation.outputs[0].shape)  # free axes of the operands before; of the result
+    for place, shape, gone, shared in zip(at.places, at.shapes, contracted, batched, strict=True):
+        free = [axis for axis in range(len(shape)) if axis not in (*gone, *shared)]
         order = [*shared, *[None] * passed, *free]  # of the result's axes, as this operand's
-        found.append(place and place._replace(axis=order.index(place.axis)))
+        moved = _renamed(at.untouched(place, gone), {axis: new for new, axis in enumerate(order) if axis is not None})
+        others = frozenset(range(rank)) - {new for new, axis in enumerate(order) if axis is not None}
+        found.append(Same(moved.even | others) if isinstance(moved, Same) else moved)
         passed += len(free)
-    return _agreed(at, found)
+    return at.agreed(found)
 
 
 def _conv(at: Following) -> Where:
     images, kernels = at.places
     numbers = at.equation.params["dimension_numbers"]
-    if kernels is not None or (images is not None and images.axis != numbers.lhs_spec[0]):
+    if isinstance(kernels, Lying) or (isinstance(images, Lying) and images.axis != numbers.lhs_spec[0]):
         raise at.mixed()
-    return images and images._replace(axis=numbers.out_spec[0])
+    return _renamed(images, {numbers.lhs_spec[0]: numbers.out_spec[0]})
 
 
 def _gather(at: Following) -> Where:
-    place, indices = at.places
-    if place is None or indices is not None:
-        return None  # an index that depends on x has no path rule
+    (place, indices), (shape, *_) = at.places, at.shapes
+    if isinstance(indices, Lying):
+        return Same()  # an index that depends on x has no path rule
     params = at.equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-    at.untouched(place, [axis for axis, size in enumerate(sizes) if axis in gone or size != at.shape[axis]])
-    rank = sum(axis not in gone for axis in range(place.axis))
-    return place._replace(axis=int(sorted(numbers.offset_dims)[rank]))
+    at.untouched(place, [axis for axis, size in enumerate(sizes) if axis in gone or size != shape[axis]])
+    kept = [axis for axis in range(len(shape)) if axis not in gone]
+    return _renamed(place, dict(zip(kept, map(int, sorted(numbers.offset_dims)), strict=True)))
 
 
 def _scatter(at: Following) -> Where:
     operand, indices, updates = at.places
-    if indices is not None:
-        return None
+    if isinstance(indices, Lying):
+        return Same()
+    shape, _, parts = at.shapes
     numbers = at.equation.params["dimension_numbers"]
     gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-    window = [axis for axis in range(len(at.shape)) if axis not in gone]
-    axes = sorted(numbers.update_window_dims)
-    if updates is not None and updates.axis not in axes:
-        raise at.mixed()
-    moved = updates and updates._replace(axis=window[axes.index(updates.axis)])
-    sizes = [at.equation.inputs[2].shape[axis] for axis in axes]
-    whole = {axis for axis, size in zip(window, sizes, strict=True) if size == at.shape[axis]}
-    return at.untouched(_agreed(at, [operand, moved]), [axis for axis in range(len(at.shape)) if axis not in whole])
+    window = [axis for axis in range(len(shape)) if axis not in gone]
+    axes = dict(zip(map(int, sorted(numbers.update_window_dims)), window, strict=True))
+    at.untouched(updates, [axis for axis in range(len(parts)) if axis not in axes])
+    whole = {axis for part, axis in axes.items() if parts[part] == shape[axis]}
+    return at.untouched(
+        at.agreed([operand, _renamed(updates, axes)]), [axis for axis in range(len(shape)) if axis not in whole]
+    )
 
 
 def _dynamic_slice(at: Following) -> Where:
-    return at.places[0] if any(at.places[1:]) else _kept_whole(at)
+    return Same() if any(isinstance(place, Lying) for place in at.places[1:]) else _kept_whole(at)
 
 
 def _dynamic_update(at: Following) -> Where:
-    place = at.joined()
-    update = at.equation.inputs[1].shape
-    return at.untouched(place, [axis for axis, size in enumerate(at.shape) if update[axis] != size])
+    if any(isinstance(place, Lying) for place in at.places[2:]):
+        return Same()
+    shape, part, *_ = at.shapes
+    return at.untouched(at.agreed(at.places[:2]), [axis for axis, size in enumerate(shape) if part[axis] != size])
 
 
 def _stack(at: Following) -> Where:
-    place, new = at.joined(), at.equation.params["axis"]
-    return place and place._replace(axis=place.axis + (new <= place.axis))
+    place, new = at.agreed(at.places), at.equation.params["axis"]
+    return _renamed(place, {axis: axis + (new <= axis) for axis in range(len(at.shapes[0]))})
 
 
 def _scan(at: Following) -> list[Where]:
-    """A loop over layers, or over examples: that one may hand nothing from one to the next."""
-    params = at.equation.params
-    split = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, stacked = at.places[: split[0]], list(at.places[split[0] : split[1]]), at.places[split[1] :]
-    over_examples = any(place is not None and place.axis == 0 for place in stacked)
-    if over_examples and (carry or any(place not in (None, Lying(0)) for place in stacked)):
-        raise at.mixed()
-    slices = [None if over_examples or place is None else place._replace(axis=place.axis - 1) for place in stacked]
+    """A loop over layers, or over examples."""
+    consts, carry, stacked = at.equation.loop_operands(at.places)
+    if any(isinstance(place, Lying) and place.axis == 0 for place in stacked):
+        return _scan_examples(at, consts, carry, stacked)
+    slices = [_slice(place) for place in stacked]
+    body = at.equation.params["jaxpr"]
     while True:
-        results = at.inside(params["jaxpr"], [*consts, *carry, *slices])
-        after = [old if new is None else new for old, new in zip(carry, results, strict=False)]
+        results = at.inside(body, [*consts, *carry, *slices])
+        after = [_either(old, new) for old, new in zip(carry, results, strict=False)]
         if after == carry:
             break
-        if any(old not in (None, new) for old, new in zip(carry, after, strict=True)):
+        if any(isinstance(old, Lying) and old != new for old, new in zip(carry, after, strict=True)):
             raise at.mixed()
         carry = after
-    collected = results[len(carry) :]
-    if over_examples:
-        return [Lying(0) for _ in collected]
-    return [*carry, *(place and place._replace(axis=place.axis + 1) for place in collected)]
+    shapes = [like.shape for like in at.equation.outputs[len(carry) :]]
+    pairs = zip(results[len(carry) :], shapes, strict=True)
+    return [*carry, *(_renamed(place, {axis: axis + 1 for axis in range(len(shape))}) for place, shape in pairs)]
+
+
+def _scan_examples(
+    at: Following, consts: Sequence[Where], carry: Sequence[Where], stacked: Sequence[Where]
+) -> list[Where]:
+    """One example at a time: nothing may go round, or come in that tells examples apart."""
+    at.agreed([*stacked, Lying(0)])
+    if carry or any(isinstance(place, Lying) for place in consts):
+        raise at.mixed()
+    results = at.inside(at.equation.params["jaxpr"], [*consts, *(Same() for _ in stacked)])
+    return [Lying(0) for _ in results]
+
+
+def _slice(place: Where) -> Where:
+    """The place in one step's slice."""
+    if isinstance(place, Lying):
+        return place._replace(axis=place.axis - 1)
+    return Same(frozenset(axis - 1 for axis in place.even if axis))
+
+
+def _either(old: Where, new: Where) -> Where:
+    """Where a carry's examples lie, at first or later."""
+    if isinstance(old, Same) and isinstance(new, Same):
+        return Same(old.even & new.even)
+    return old if isinstance(new, Same) else new
 
 
 def _cond(at: Following) -> list[Where]:
     """Any of the branches."""
     which, *operands = at.places
     branches = [at.inside(branch, operands) for branch in at.equation.params["branches"]]
-    return [_agreed(at, [which, *places]) for places in zip(*branches, strict=True)]
+    return [functools.reduce(_either, places) for places in zip(*branches, strict=True)]
 
 
 _RULES: dict[str, Rule] = {
@@ -309,7 +389,8 @@ _RULES: dict[str, Rule] = {
     "concatenate": _along("dimension"),
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _along("axis")),
     "sort": _along("dimension"),
-    **dict.fromkeys(("slice", "split", "tile"), _kept_whole),
+    **dict.fromkeys(("slice", "split"), _kept_whole),
+    "tile": _tile,
     "pad": _pad,
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _window),
     "dot_general": _dot,
@@ -323,3 +404,6 @@ _RULES: dict[str, Rule] = {
     "scan": _scan,
     "cond": _cond,
 }
+
+# What is told of values without examples; of what else is made of them nothing is known.
+_KNOWS_EVEN = {_broadcast, _reshape, _transpose, _elementwise, _scan, _cond, _each}

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ __all__ = [
     "trace",
     "walk",
 ]
+
+T = TypeVar("T")
 
 # A call's own equations say all there is to say about it: walk inside. The value names the parameter that holds them.
 _CALLS = {
@@ -101,6 +103,12 @@ class Equation:
         """Shape and dtype of each operand."""
         avals: list[Any] = [var.aval for var in self.source.invars]
         return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+
+    def loop_operands(self, values: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
+        """The operands of a `scan`: constants, what goes round, and what it takes one step at a time."""
+        consts = self.source.params["num_consts"]
+        stacked = consts + self.source.params["num_carry"]
+        return values[:consts], values[consts:stacked], values[stacked:]
 
     @property
     def calls_jax(self) -> bool:

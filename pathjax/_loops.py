@@ -29,10 +29,8 @@ def cond(context: Context, values: Sequence[Value]) -> Sequence[Value]:
 
 def scan(context: Context, values: Sequence[Value]) -> Sequence[Value]:
     """A loop over stacked layers or steps."""
-    params = context.equation.params
-    split = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, stacked = values[: split[0]], values[split[0] : split[1]], values[split[1] :]
-    if not params["length"]:
+    consts, carry, stacked = context.equation.loop_operands(values)
+    if not context.equation.params["length"]:
         outputs = context.equation.outputs[len(carry) :]
         return [*carry, *(Constant(jnp.zeros(output.shape, output.dtype)) for output in outputs)]
     run = _roll if context.algebra.rolls_loops else _unroll
