@@ -154,7 +154,8 @@ class PathSum:
     """A sum over path prefixes.
 
     `real` holds the network's own values, one per point. Where the value is a constant times another one, entry by
-    entry, `stem` is that other one and `factor` the constant: leaky ReLU is one gate on a stem, not two paths.
+    entry, `stem` is that other one and `factor` the constant: leaky ReLU is one gate on a stem, not two paths. `filler`
+    is the infinity among its entries that only a maximum or minimum may pass over.
     """
 
     prefixes: Any
@@ -163,6 +164,7 @@ class PathSum:
     depends: frozenset[int]
     stem: PathSum | None = None
     factor: Any = 1.0
+    filler: float | None = None
 
     def stems(self) -> list[tuple[PathSum, Any]]:
         """The values of which this one is a constant multiple, itself first, each with the constant."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class Lift(NamedTuple):
     prefixes: Any
     stem: PathSum | None = None
     factor: Any = 1.0
+    filler: float | None = None
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Walk:
     def enter(self, equation: Equation) -> None:
         """Learn the slope at a tie inside a function with a derivative rule of its own."""
         self.ties[id(equation.source)] = 0.0
-        if not equation.calls_jax:
+        if not equation.is_of_jax:
             try:
                 self.ties[id(equation.source)] = slope_at_zero(equation)
             except UnsupportedPrimitive as error:
@@ -97,11 +98,15 @@ class Context:
         """Shape of the first result."""
         return tuple(self.equation.outputs[0].shape)
 
-    def paths(self, value: Value) -> PathSum:
-        """An operand that must be a sum over paths."""
+    def paths(self, value: Value, *, passed_over: float | None = None) -> PathSum:
+        """An operand that must be a sum over paths, without fillers but those that are passed over."""
         if not isinstance(value, PathSum):
             raise self.refuse_gate()
-        return value
+        if value.filler is None:
+            return value
+        if value.filler != passed_over:
+            raise self.refuse_infinity()
+        return replace(value, filler=None)
 
     def prefixes(self, value: Value) -> Any:
         """The prefixes of an operand that joins others additively or multiplicatively."""
@@ -113,16 +118,41 @@ class Context:
     def check_finite(self, constant: Constant) -> None:
         """Refuse to compute with infinities."""
         if is_concrete(constant.value) and not np.all(np.isfinite(constant.value)):
-            raise self.refuse(
-                "It computes with a constant that is infinite or NaN.",
-                "Use such constants only to fill what a maximum passes over, or take them out.",
-            )
+            raise self.refuse_infinity()
 
-    def entries(self, value: Value) -> Any:
-        """The prefixes of an operand whose entries are moved: an infinite filler, for a maximum, has no path."""
-        if isinstance(value, Constant) and is_concrete(value.value) and np.any(np.isinf(value.value)):
+    def refuse_infinity(self) -> UnsupportedPrimitive:
+        return self.refuse(
+            "It computes with a constant that is infinite or NaN.",
+            "Use infinities only to fill what a maximum or minimum passes over, or take them out.",
+        )
+
+    def entries(self, values: Sequence[Value]) -> tuple[list[Any], float | None]:
+        """The prefixes of operands whose entries are moved, and the infinity among them, which has no path."""
+        fillers = [self._filler(value) for value in values]
+        found = {filler for filler in fillers if filler is not None}
+        if len(found) > 1:
+            raise self.refuse_infinity()
+        prefixes = [self._of_finite(value, filler) for value, filler in zip(values, fillers, strict=True)]
+        return prefixes, next(iter(found), None)
+
+    def _filler(self, value: Value) -> float | None:
+        """The infinity among an operand's entries."""
+        if isinstance(value, PathSum):
+            return value.filler
+        if isinstance(value, Constant) and is_concrete(value.value):
+            array = np.asarray(value.value)
+            infinite = set(array[np.isinf(array)].tolist())
+            if len(infinite) > 1:
+                raise self.refuse_infinity()
+            return next(iter(infinite), None)
+        return None
+
+    def _of_finite(self, value: Value, filler: float | None) -> Any:
+        if filler is None:
+            return self.prefixes(value)
+        if isinstance(value, Constant):
             return self.algebra.constant(np.where(np.isinf(value.value), 0, value.value))
-        return self.prefixes(value)
+        return self.paths(value, passed_over=filler).prefixes
 
     def inside(self, program: Any, values: Sequence[Value]) -> list[Value]:
         """The results of a program that the equation holds."""

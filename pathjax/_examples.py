@@ -284,11 +284,17 @@ def _conv(at: Following) -> Where:
 
 def _gather(at: Following) -> Where:
     (place, indices), (shape, *_) = at.places, at.shapes
-    if isinstance(indices, Lying):
-        return Same()  # an index that depends on x has no path rule
     params = at.equation.params
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     gone = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    if isinstance(place, Lying) and place.axis in numbers.operand_batching_dims:
+        # every example reads entries of its own; which ones must not depend on its position
+        paired = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(place.axis)]
+        others = [axis for axis in range(len(at.equation.outputs[0].shape)) if axis not in numbers.offset_dims]
+        at.agreed([Lying(int(paired)), indices])
+        return place._replace(axis=others[paired])
+    if isinstance(indices, Lying):
+        return Same()  # an index that depends on x has no path rule
     at.untouched(place, [axis for axis, size in enumerate(sizes) if axis in gone or size != shape[axis]])
     kept = [axis for axis in range(len(shape)) if axis not in gone]
     return _renamed(place, dict(zip(kept, map(int, sorted(numbers.offset_dims)), strict=True)))

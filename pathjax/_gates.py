@@ -135,7 +135,10 @@ def _extremum(context: Context, values: Sequence[Value], wins: Any, neutral: flo
             return [unchanged(context, context.paths(other))]
         if isinstance(bound, Constant) and not _is_filled_with(bound, 0.0):
             raise _refuse_bound(context, bound)
-    return _choose(context, left, right, _wins(context, left, right, wins))
+    fillers = [value.filler if isinstance(value, PathSum) else None for value in values]
+    left, right = (v if isinstance(v, Constant) else context.paths(v, passed_over=neutral) for v in values)
+    (chosen,) = _choose(context, left, right, _wins(context, left, right, wins))
+    return [chosen._replace(filler=neutral if all(fillers) else None)]
 
 
 def _wins(context: Context, left: Value, right: Value, wins: Any) -> list[Any]:
@@ -190,7 +193,8 @@ def _select_by_constant(context: Context, which: Any, cases: Sequence[Value]) ->
     def choose(*arrays: Any) -> Any:
         return lax.select_n(which, *arrays)
 
-    return [Lift(context.algebra.shape_only(choose, *(context.entries(case) for case in cases)))]
+    entries, filler = context.entries(cases)
+    return [Lift(context.algebra.shape_only(choose, *entries), filler=filler)]
 
 
 def _select_of_constants(context: Context, which: Gate, cases: Sequence[Value]) -> Sequence[Value]:
@@ -220,9 +224,10 @@ def clamp(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 def extremum_of_axes(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """jnp.max over axes: a gate on every entry; ties share equally, as in JAX's derivative."""
-    operand = context.paths(values[0])
+    largest = context.equation.name == "reduce_max"
+    operand = context.paths(values[0], passed_over=-np.inf if largest else np.inf)
     axes = context.equation.params["axes"]
-    best = jnp.max if context.equation.name == "reduce_max" else jnp.min
+    best = jnp.max if largest else jnp.min
     slopes = []
     for real in operand.real:
         wins = (real == best(real, axis=axes, keepdims=True)).astype(real.dtype)
@@ -233,8 +238,8 @@ def extremum_of_axes(context: Context, values: Sequence[Value]) -> Sequence[Lift
 
 def extremum_of_windows(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """Max pooling: a gate on every entry of every window; the first of a tie passes, as in JAX's derivative."""
-    operand = context.paths(values[0])
     params, smallest = context.equation.params, context.equation.name == "reduce_window_min"
+    operand = context.paths(values[0], passed_over=np.inf if smallest else -np.inf)
     if not operand.real and context.algebra.has_free_gates:
         return [Lift(context.algebra.linear(_window_sum(params), operand.prefixes, operand.shape))]
     choose, filler = (jnp.argmin, np.inf) if smallest else (jnp.argmax, -np.inf)

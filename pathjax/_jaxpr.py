@@ -65,15 +65,15 @@ class Equation:
 
     @property
     def derivative_owner(self) -> JaxprEqn | None:
-        """The innermost call around it of a function with a derivative rule of its own."""
-        owners = (caller for caller in reversed(self.callers) if caller.primitive.name in _CUSTOM_DERIVATIVE)
+        """The outermost call around it of a function with a derivative rule of its own: that rule holds."""
+        owners = (caller for caller in self.callers if caller.primitive.name in _CUSTOM_DERIVATIVE)
         return next(owners, None)
 
     @property
     def name(self) -> str:
         """The primitive's name, as JAX prints it; of a call that is one step, the function's."""
         name = str(self.source.primitive.name)
-        return _called(self.source) if name in _CALLS else name
+        return (_called(self.source) or name) if name in _CALLS else name
 
     @property
     def layer(self) -> str:
@@ -111,10 +111,15 @@ class Equation:
         return values[:consts], values[consts:stacked], values[stacked:]
 
     @property
-    def calls_jax(self) -> bool:
-        """Whether it calls a function of JAX's own, `jax.nn.relu` say."""
-        inner = self.source.params[_CALLS[self.source.primitive.name]]
-        return str(_inner(inner).debug_info.func_filename).startswith(_folders(("jax",)))
+    def is_of_jax(self) -> bool:
+        """Whether it calls one of JAX's own activations, `jax.nn.relu` say, by the rule that JAX gives it."""
+        if self.source.primitive.name != "custom_jvp_call":
+            return False
+        inner = _inner(self.source.params[_CALLS["custom_jvp_call"]])
+        written = str(inner.debug_info.func_filename)
+        of_jax = written.startswith(_folders(("jax",))) and written.endswith(os.path.join("nn", "functions.py"))
+        # a rule put around JAX's own function holds one that has JAX's
+        return of_jax and not any(eqn.primitive.name in _CUSTOM_DERIVATIVE for eqn in inner.eqns)
 
     def body(self, *arrays: Any) -> list[Any]:
         """The results of a call by the equations inside it, without its derivative rule."""
@@ -126,10 +131,10 @@ class Equation:
         avals: list[Any] = [var.aval for var in self.source.outvars]
         return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
-    def bind(self, *arrays: Any) -> list[Any]:
-        """The primitive itself, on ordinary arrays."""
+    def bind(self, *arrays: Any, **changed: Any) -> list[Any]:
+        """The primitive itself, on ordinary arrays, some of its parameters perhaps changed."""
         primitive = self.source.primitive
-        results = primitive.bind(*arrays, **primitive.get_bind_params(self.source.params))
+        results = primitive.bind(*arrays, **primitive.get_bind_params(self.source.params | changed))
         return list(results) if primitive.multiple_results else [results]
 
     def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
+import jax.numpy as jnp
+
 from pathjax import _gates, _loops, _sums
 from pathjax._algebra import INPUT, Algebra, Constant, Gate, PathSum, Value
 from pathjax._context import DECLARED, Context, Lift, Rule, Walk, at_point, depends_on, points
@@ -56,8 +58,13 @@ def _arguments(
 
 def _output(output: Value, algebra: Algebra[P]) -> P:
     match output:
-        case PathSum():
+        case PathSum(filler=None):
             return cast(P, output.prefixes)
+        case PathSum():
+            raise UnsupportedPrimitive(
+                "No paths to the output: some of its entries are infinities that a mask or padding filled in. Take a "
+                "maximum over them, or fill with 0."
+            )
         case Constant():
             return algebra.constant(output.value)
         case Gate():
@@ -80,7 +87,9 @@ def _apply_rule(context: Context, values: list[Value]) -> list[Value]:
     return [
         Gate(tuple(r[i] for r in real), output.shape, depends)
         if result is None
-        else PathSum(result.prefixes, tuple(r[i] for r in real), output.shape, depends, result.stem, result.factor)
+        else PathSum(
+            result.prefixes, tuple(r[i] for r in real), output.shape, depends, result.stem, result.factor, result.filler
+        )
         if isinstance(result, Lift)
         else result
         for i, (result, output) in enumerate(zip(given, equation.outputs, strict=True))
@@ -91,7 +100,10 @@ def _constants(equation: Equation, values: Sequence[Constant]) -> list[Value]:
     """The results on constants, and the number that fills them where it is only known to be one."""
     results = evaluate(equation, [value.value for value in values])
     number = _gates.known_number(values[0]) if len(values) == 1 and equation.name in _FILLS else None
-    return [Constant(result, None if number is None or is_concrete(result) else number) for result in results]
+    return [
+        Constant(result, None if number is None or is_concrete(result) else jnp.asarray(number).astype(result.dtype))
+        for result in results
+    ]
 
 
 def _real(equation: Equation, values: Sequence[Value]) -> list[list[Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._algebra import INPUT, ArrayFunction, Constant, Convolution, Gate, PathSum, Value
+from pathjax._algebra import INPUT, Constant, Convolution, Gate, PathSum, Value
 from pathjax._context import Context, Lift, shape_of
 from pathjax._gates import combine_gates, known_number, pass_through
 
@@ -26,7 +26,9 @@ def same(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value]:
     for value, output in zip(values, context.equation.outputs, strict=True):
         if isinstance(value, PathSum) and not jnp.issubdtype(output.dtype, jnp.floating):
             raise context.refuse("An activation is rounded to whole numbers, which steps.", "Keep it floating-point.")
-    return [Lift(value.prefixes, value) if isinstance(value, PathSum) else value for value in values]
+    return [
+        Lift(value.prefixes, value, filler=value.filler) if isinstance(value, PathSum) else value for value in values
+    ]
 
 
 def negate(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
@@ -118,29 +120,29 @@ def dot(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 def shape_only(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """Every operand holds entries to move."""
-    operands = [context.entries(value) for value in values]
+    operands, filler = context.entries(values)
     return [
-        Lift(context.algebra.shape_only(lambda *arrays, i=i: context.equation.bind(*arrays)[i], *operands))
+        Lift(
+            context.algebra.shape_only(lambda *arrays, i=i: context.equation.bind(*arrays)[i], *operands), filler=filler
+        )
         for i in range(len(context.equation.outputs))
     ]
 
 
 def indexed(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """Some operands hold entries to move, the others say where; they must be known."""
-    filler = context.equation.params.get("fill_value") or 0
-    if np.isfinite(filler) and filler != 0:
-        raise context.refuse("It fills with a constant other than 0.", "Fill with 0, and add the constant as a bias.")
     moved = ENTRIES[context.equation.name]
-    return [Lift(_move(context, values, moved, context.equation.bind))]
-
-
-def _move(context: Context, values: Sequence[Value], moved: Sequence[int], bind: ArrayFunction) -> Any:
     places = _places(context, values, moved)
+    entries, filler = context.entries([values[i] for i in moved])
+    outside = context.equation.params.get("fill_value") or 0  # what a gather takes for entries that are not there
+    if np.isfinite(outside) and outside != 0:
+        raise context.refuse("It fills with a constant other than 0.", "Fill with 0, and add the constant as a bias.")
+    changed = {} if np.isfinite(outside) else {"fill_value": 0}
 
     def function(*arrays: Any) -> Any:
-        return bind(*_interleave(places, moved, arrays))[0]
+        return context.equation.bind(*_interleave(places, moved, arrays), **changed)[0]
 
-    return context.algebra.shape_only(function, *(context.entries(values[i]) for i in moved))
+    return [Lift(context.algebra.shape_only(function, *entries), filler=outside if np.isinf(outside) else filler)]
 
 
 def _places(context: Context, values: Sequence[Value], moved: Sequence[int]) -> dict[int, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -34,17 +35,20 @@ __all__ = [
 ]
 
 
-class Scaled(NamedTuple):
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["array", "exponent", "live"], meta_fields=["growth"])
+@dataclasses.dataclass(frozen=True)
+class Scaled:
     """The numbers `array` · 2^`exponent`.
 
     A power of two, so that renormalizing rounds nothing. A plain float while it has not been needed: 0.0, or −∞ for
     what is known to be zero and to have no derivative, such as padding. `live` says whether any of them is not zero,
-    where that has been read already.
+    where that has been read already; `growth` by how many bits sums may have grown since the array was normalized.
     """
 
     array: Any
     exponent: Any
     live: Any = None
+    growth: int = 0
 
     def log_abs(self) -> jax.Array:
         """log |value|, in float32 or wider: −∞ for zero, with derivative zero there; NaN and ∞ as they are."""
@@ -55,7 +59,15 @@ class Scaled(NamedTuple):
 
     def value(self) -> jax.Array:
         """The numbers themselves, infinite where they leave the format."""
-        return self.array * power_of_two(self.exponent, self.array.dtype)
+        half = jnp.floor(jnp.where(jnp.isfinite(self.exponent), self.exponent, 0.0) / 2)
+        whole = jnp.where(jnp.isfinite(self.exponent), self.exponent, 0.0)
+        factors = [power_of_two(part, self.array.dtype) for part in (half, whole - half)]
+        # in two steps, as the factor may leave a format that the numbers do not leave; nothing of 0 is infinite
+        return jnp.where(self.array == 0, 0, self.array * factors[0] * factors[1])
+
+
+# By so many bits sums may grow before they are normalized.
+_ROOM = 24
 
 
 class Lifting(Algebra[Scaled]):
@@ -78,7 +90,7 @@ class Lifting(Algebra[Scaled]):
 
     def shape_only(self, function: Callable[..., Any], *operands: Scaled) -> Scaled:
         arrays, exponent = self._align(operands)
-        return Scaled(function(*arrays), exponent)
+        return Scaled(function(*arrays), exponent, growth=max(operand.growth for operand in operands))
 
     def add(self, left: Scaled, right: Scaled) -> Scaled:
         for zero, other in ((left, right), (right, left)):
@@ -88,35 +100,46 @@ class Lifting(Algebra[Scaled]):
                 return other
         left, right = self._read(left), self._read(right)
         (a, b), exponent = self._align((left, right))
-        return Scaled(a + b, exponent, None if left.live is None or right.live is None else left.live | right.live)
+        live = None if left.live is None or right.live is None else left.live | right.live
+        return self._grown(Scaled(a + b, exponent, live, max(left.growth, right.growth)), 2)
 
     def sum(self, operand: Scaled, axes: Sequence[int]) -> Scaled:
-        return Scaled(jnp.sum(operand.array, axis=tuple(axes)), operand.exponent)
+        terms = math.prod(operand.array.shape[axis] for axis in axes)
+        total = jnp.sum(operand.array, axis=tuple(axes))
+        return self._grown(Scaled(total, operand.exponent, growth=operand.growth), terms)
 
     def multiply(self, left: Scaled, right: Scaled) -> Scaled:
-        return self._normalize(left.array * right.array, left.exponent + right.exponent)
+        return _normalized(left.array * right.array, left.exponent + right.exponent)
 
     def scale(self, operand: Scaled, coefficient: Any) -> Scaled:
         factor = _known(lambda number: self._phi(jnp.asarray(number, operand.array.dtype)), coefficient)
-        exponent = -math.inf if _is_known_zero(factor) else operand.exponent
-        live = operand.live if is_concrete(factor) and np.asarray(factor).all() else None
-        return Scaled(_known(operator.mul, operand.array, factor), exponent, live)
+        if _is_known_zero(factor):
+            return Scaled(_known(operator.mul, operand.array, factor), -math.inf)
+        largest = float(np.max(np.abs(factor), initial=0.0)) if is_concrete(factor) else math.inf
+        if not math.isfinite(largest):
+            return _normalized(operand.array * factor, operand.exponent)
+        bits = math.frexp(largest)[1] - 1
+        live = operand.live if np.asarray(factor).all() else None
+        product = _known(lambda array, number: array * (number * 2.0**-bits), operand.array, factor)
+        return self._grown(Scaled(product, operand.exponent + bits, live, operand.growth), 2)
 
     def dot(self, left: Scaled, right: Scaled, dimension_numbers: Any) -> Scaled:
         # Full precision: accelerators would otherwise round the factors to half of float32's digits.
         a, b = _of_one_type([left.array, right.array])
         array = lax.dot_general(a, b, dimension_numbers, precision=lax.Precision.HIGHEST)
-        return self._normalize(array, left.exponent + right.exponent)
+        return _normalized(array, left.exponent + right.exponent)
 
     def conv(self, left: Scaled, right: Scaled, convolution: Convolution) -> Scaled:
         a, b = _of_one_type([left.array, right.array])
         array = lax.conv_general_dilated(a, b, **convolution._asdict(), precision=lax.Precision.HIGHEST)
-        return self._normalize(array, left.exponent + right.exponent)
+        return _normalized(array, left.exponent + right.exponent)
 
     def linear(self, function: Callable[..., Any], operand: Scaled, shape: tuple[int, ...]) -> Scaled:
-        return Scaled(function(operand.array), operand.exponent)
+        return self._grown(Scaled(function(operand.array), operand.exponent, growth=operand.growth), math.prod(shape))
 
     def settle(self, operand: Scaled) -> Scaled:
+        if operand.growth:
+            operand = _normalized(operand.array, operand.exponent)
         return Scaled(operand.array, jnp.asarray(operand.exponent, jnp.float32))
 
     def steps(self, operand: Scaled) -> tuple[Any, Callable[[Any], Scaled]]:
@@ -130,7 +153,7 @@ class Lifting(Algebra[Scaled]):
 
     def gate(self, operand: Scaled, slopes: Sequence[Any], shape: tuple[int, ...]) -> Scaled:
         array = functools.reduce(lambda a, slope: a * slope.astype(a.dtype), slopes, operand.array)
-        return Scaled(array, operand.exponent)
+        return Scaled(array, operand.exponent, growth=operand.growth)
 
     def _align(self, operands: Sequence[Scaled]) -> tuple[list[Any], Any]:
         """The operands' arrays at one common scale, the largest."""
@@ -138,7 +161,8 @@ class Lifting(Algebra[Scaled]):
         if len(operands) == 1:
             return arrays, operands[0].exponent
         if all(isinstance(operand.exponent, float) for operand in operands):
-            return arrays, max(operand.exponent for operand in operands)
+            known = max(operand.exponent for operand in operands)
+            return [_lowered(a, known - operand.exponent) for a, operand in zip(arrays, operands, strict=True)], known
         exponents = [self._weight(operand) for operand in operands]
         common = functools.reduce(lax.max, exponents)
         factors = [power_of_two(_shift(exponent, common), arrays[0].dtype) for exponent in exponents]
@@ -155,13 +179,26 @@ class Lifting(Algebra[Scaled]):
         """The operand, knowing whether any of its numbers is not zero, where that matters."""
         if self._keep_zeros or operand.live is not None:
             return operand
-        return operand._replace(live=jnp.any(lax.stop_gradient(operand.array) != 0))
+        return dataclasses.replace(operand, live=jnp.any(lax.stop_gradient(operand.array) != 0))
 
-    def _normalize(self, array: Any, exponent: Any) -> Scaled:
-        """The same numbers with the largest in [1, 2): exact, and of no influence on derivatives."""
-        peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
-        shift = lax.select((peak > 0) & (peak < np.inf), _whole_exponent(peak), np.float32(0.0))
-        return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift, peak != 0)
+    def _grown(self, operand: Scaled, terms: int) -> Scaled:
+        """A sum of so many terms, normalized before sums of sums could leave the format."""
+        growth = operand.growth + math.ceil(math.log2(max(terms, 1)))
+        if growth > _ROOM:
+            return _normalized(operand.array, operand.exponent)
+        return dataclasses.replace(operand, growth=growth)
+
+
+def _normalized(array: Any, exponent: Any) -> Scaled:
+    """The same numbers with the largest in [1, 2): exact, and of no influence on derivatives."""
+    peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
+    shift = lax.select((peak > 0) & (peak < np.inf), _whole_exponent(peak), np.float32(0.0))
+    return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift, peak != 0)
+
+
+def _lowered(array: Any, bits: float) -> Any:
+    """The array at a scale higher by so many bits; ∞ is that of zeros."""
+    return array if bits in (0.0, math.inf) or math.isnan(bits) else _known(lambda a: a * 2.0**-bits, array)
 
 
 def _shift(exponent: Any, common: Any) -> Any:
@@ -208,15 +245,26 @@ def power_of_two(exponent: Any, dtype: Any) -> jax.Array:
 
 
 def absolute_power(q: Real) -> Callable[[Any], Any]:
-    """φ(v) = |v|^q; for q = 0, whether v is not zero."""
+    """φ(v) = |v|^q, in single precision at least; for q = 0, whether v is not zero."""
     if q < 0:
         raise ValueError(f"`q` must not be negative, but is {q}: a path through a weight of 0 would have no value.")
     special: dict[Real, Callable[[Any], Any]] = {
-        0: lambda v: (v != 0).astype(jnp.result_type(v, jnp.float32)),
+        0: lambda v: (v != 0).astype(v.dtype),
         1: jnp.abs,
         2: jnp.square,
     }
-    return special.get(q, lambda v: jnp.abs(v) ** q)
+    power = special.get(q) or (lambda v: jnp.abs(v) ** q)
+
+    def wide_power(number: Any) -> Any:
+        return power(_wide(number))
+
+    return wide_power
+
+
+def _wide(array: Any) -> jax.Array:
+    """The array in single precision at least: sums of powers leave half precision at once."""
+    wide = jnp.asarray(array)
+    return wide.astype(jnp.promote_types(wide.dtype, jnp.float32))
 
 
 def lift(
@@ -226,23 +274,35 @@ def lift(
     *,
     phi: Callable[[Any], Any],
     points: Sequence[tuple[Params, Any]] = (),
+    like: tuple[Params, XLike] | None = None,
     keep_zeros: bool = False,
 ) -> Scaled:
     """The lifted network: Σ over paths to each output (n, o) of weights · φ(constants) · gates · inputs.
 
-    `weights` and `inputs` are φ(θ) and φ(x) already, so that derivatives can be taken in them. `points` are the
-    (θ, x) at which gates are read: none, and they are open; one, the slopes there; two, their products.
+    `weights` and `inputs` are φ(θ) and φ(x) already, so that derivatives can be taken in them; `inputs` may be scaled.
+    `points` are the (θ, x) at which gates are read: none, and they are open; one, the slopes there; two, their
+    products. `like` are a θ and x of the types that the network takes, where `weights` and `inputs` have others.
     """
-    program = trace_apart(apply, weights, inputs)
-    leaves = [Scaled(leaf, 0.0) for leaf in jax.tree.leaves(weights)]
+    scaled = inputs if isinstance(inputs, Scaled) else Scaled(inputs, 0.0)
+    program = trace_apart(apply, *(like or (points[0] if points else (weights, scaled.array))))
+    leaves = [Scaled(_wide(leaf), 0.0) for leaf in jax.tree.leaves(weights)]
+    source = dataclasses.replace(scaled, array=_wide(scaled.array))
     reals = [(jax.tree.leaves(params), x) for params, x in points]
-    output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros), leaves, Scaled(inputs, 0.0), points=reals)
+    output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros), leaves, source, points=reals)
     return output
 
 
-def open_sum(apply: ApplyFn, weights: Params, inputs: Any, *, q: Real, keep_zeros: bool = False) -> Scaled:
+def open_sum(
+    apply: ApplyFn,
+    weights: Params,
+    inputs: Any,
+    *,
+    q: Real,
+    like: tuple[Params, XLike] | None = None,
+    keep_zeros: bool = False,
+) -> Scaled:
     """The lifted network with all gates open, summed over examples and outputs."""
-    output = lift(apply, weights, inputs, phi=absolute_power(q), keep_zeros=keep_zeros)
+    output = lift(apply, weights, inputs, phi=absolute_power(q), like=like, keep_zeros=keep_zeros)
     return Scaled(jnp.sum(output.array), output.exponent)
 
 
@@ -287,9 +347,8 @@ def log_path_norm(
     >>> round(float(norm), 4)  # 2 · 3 · 4 paths of |0.5 · −1|
     12.0
     """
-    phi = absolute_power(q)
-    weights = lift_weights(params, phi, mask)
-    return open_sum(apply, weights, ones_like_example(x_like), q=q).log_abs()
+    weights, ones = lift_weights(params, absolute_power(q), mask), ones_like_example(x_like)
+    return open_sum(apply, weights, ones, q=q, like=(params, ones)).log_abs()
 
 
 def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | None = None) -> Float[Array, ""]:
@@ -306,8 +365,8 @@ def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask 
     >>> round(float(jnp.exp(log_path_count(apply, params, jnp.zeros((5, 2))))))
     24
     """
-    weights = lift_weights(params, jnp.ones_like, mask)
-    return open_sum(apply, weights, ones_like_example(x_like), q=0).log_abs()
+    weights, ones = lift_weights(params, jnp.ones_like, mask), ones_like_example(x_like)
+    return open_sum(apply, weights, ones, q=0, like=(params, ones)).log_abs()
 
 
 def path_sum(
@@ -342,8 +401,9 @@ def path_sum(
     weights, real = (lift_weights(params, function, mask) for function in (phi, lambda leaf: leaf))
 
     def of_example(example: jax.Array) -> jax.Array:
-        points = [(real, example[None])] if gates == "data" else []
-        return lift(apply, weights, phi(example[None]), phi=phi, points=points).value()[0]
+        point = (real, example[None])
+        points = [point] if gates == "data" else []
+        return lift(apply, weights, phi(example[None]), phi=phi, points=points, like=point).value()[0]
 
     # one scale for each example, so that a large one leaves the others their digits
     return jax.vmap(of_example)(jnp.asarray(x))
@@ -380,7 +440,8 @@ def log_data_gram(
 
     def pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
         points = [(real, a[None]), (real, b[None])]
-        output = lift(apply, ones, (a * b)[None], phi=absolute_power(0), points=points)
+        product = Lifting(absolute_power(0)).multiply(*(_normalized(_wide(side[None]), 0.0) for side in (a, b)))
+        output = lift(apply, ones, product, phi=absolute_power(0), points=points)
         return jnp.sign(output.array[0]), output.log_abs()[0]
 
     return cast("tuple[jax.Array, jax.Array]", lax.map(lambda a: jax.vmap(lambda b: pair(a, b))(right), left))

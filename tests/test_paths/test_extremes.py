@@ -32,6 +32,47 @@ def test_broken_weights_give_nan_or_infinity_and_not_minus_infinity() -> None:
         assert norm != -jnp.inf
 
 
+@pytest.mark.parametrize(("value", "q"), [(1e-4, 2), (300.0, 2), (1.0, 0.5)])
+def test_half_precision_is_widened_before_powers(value: float, q: float) -> None:
+    half = jnp.full((4, 3), value, jnp.float16)
+    norm = paths.log_path_norm(lambda p, x: x @ p, half, jnp.ones((1, 4), jnp.float16), q=q)
+    np.testing.assert_allclose(norm, np.log(12.0) + q * np.log(float(half[0, 0])), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "factor"),
+    [(lambda h: 1.9 * jax.nn.relu(h), 1.9), (lambda h: h + jax.nn.relu(h), 2.0), (lambda h: h / 3.0, 1 / 3)],
+    ids=["scaled", "residual", "divided"],
+)
+@pytest.mark.parametrize("rolled", [False, True])
+def test_sums_without_weights_between_stay_within_the_format(layer: Any, factor: float, rolled: bool) -> None:
+    def apply(params: Any, x: Any) -> Any:
+        h = x * params[None]
+        if rolled:
+            return jax.lax.scan(lambda h, _: (layer(h), None), h, None, length=300)[0]
+        for _ in range(300):
+            h = layer(h)
+        return h
+
+    norm = paths.log_path_norm(apply, jnp.ones(3, jnp.float32), jnp.ones((1, 3), jnp.float32))
+    np.testing.assert_allclose(norm, np.log(3.0) + 300 * np.log(factor), rtol=SINGLE)
+
+
+def test_sums_at_the_edge_of_the_format_are_given_as_they_are() -> None:
+    params = {"first": jnp.full((2, 2), 1e25, jnp.float32), "second": jnp.array([[1e25, 0.0]] * 2, jnp.float32)}
+    sums = paths.path_sum(mlp, params, jnp.ones((1, 2), jnp.float32))
+    assert sums.tolist() == [[np.inf, 0.0]]
+    small = {"first": jnp.full((1, 2), 1e-22, jnp.float32), "second": jnp.full((2, 1), 1e-21, jnp.float32)}
+    raised = paths.path_sum(lambda p, x: 1e15 * mlp(p, x), small, jnp.ones((1, 1), jnp.float32))
+    np.testing.assert_allclose(raised, 2e-28, rtol=SINGLE)
+
+
+def test_data_grams_of_small_inputs_do_not_vanish() -> None:
+    sign, log_abs = paths.log_data_gram(mlp, weights(1.0, jnp.float32), jnp.full((1, 3), 1e-25, jnp.float32))
+    np.testing.assert_allclose(log_abs, np.log(12.0) + 2 * np.log(1e-25), rtol=SINGLE)
+    assert bool((sign == 1).all())
+
+
 def test_squares_beyond_the_format_are_infinite_and_not_missing() -> None:
     norm = paths.log_path_norm(mlp, weights(1e20, jnp.float32), jnp.ones((1, 3), jnp.float32), q=2)
     assert norm == jnp.inf

@@ -74,6 +74,25 @@ CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
         "gt",
         "constant other than 0",
     ),
+    "infinities behind a mask": (
+        lambda h: jnp.where(jnp.arange(4)[None] > 1, h, -jnp.inf) + 1.0,
+        "add",
+        "infinite or NaN",
+    ),
+    "smallest with the wrong filler": (
+        lambda h: jnp.where(jnp.arange(4)[None] > 1, h, -jnp.inf).min(axis=1, keepdims=True) * jnp.ones((len(h), 4)),
+        "reduce_min",
+        "infinite or NaN",
+    ),
+    "every example added to each": (lambda h: lax.map(lambda a: (a[None] + h).sum(axis=0), h), "scan", "mixes the"),
+    "position in the batch": (lambda h: h * jnp.arange(1.0, 1.0 + len(h))[:, None], "mul", "by their position"),
+    "a bias of each place": (lambda h: h + jnp.linspace(0.0, 1.0, len(h))[:, None], "add", "by their position"),
+    "shifted by a window": (
+        lambda h: lax.reduce_window(h, -jnp.inf, lax.max, (1, 1), (1, 1), ((1, -1), (0, 0))),
+        "reduce_window_max",
+        "mixes the examples",
+    ),
+    "read in another order": (lambda h: lax.reshape(h, h.shape, dimensions=(1, 0)), "dot_general", "mixes the"),
     "mean of the batch": (lambda h: h - h.mean(axis=0, keepdims=True), "reduce_sum", "mixes the examples of a batch"),
     "order of the batch": (lambda h: h[::-1], "rev", "mixes the examples of a batch"),
     "another example's gate": (
@@ -149,7 +168,7 @@ def assert_says(message: str, primitive: str, reason: str) -> None:
     [
         (nn.LayerNorm(), "(power of an activation|root or power)"),
         (nn.RMSNorm(), "(power of an activation|root or power)"),
-        (nn.BatchNorm(use_running_average=False), "mixes the examples of a batch, as batch statistics do"),
+        (nn.BatchNorm(use_running_average=False), "mixes the examples of a batch"),
     ],
     ids=["layer norm", "rms norm", "batch norm with batch statistics"],
 )

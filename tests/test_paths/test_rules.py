@@ -13,10 +13,15 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from pathjax import _rules, enumeration, paths
+from pathjax import _examples, _rules, enumeration, paths
 
 from .. import models
 from ..tolerances import EXACT
+
+
+def convolved(images: Any, kernel: Any) -> Any:
+    return lax.conv_general_dilated(images, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
 
 SPELLINGS: dict[str, Callable[[Any], Any]] = {
     # what is done to hidden activations (n, 4), to give (n, 4)
@@ -64,6 +69,13 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {
         .transpose(1, 0, 2)
         .reshape(h.shape)
     ),
+    "tiled examples": lambda h: jnp.tile(h, (3, 1)).reshape(3, *h.shape).sum(axis=0),
+    "filled with infinity": lambda h: (
+        h + h.at[:, jnp.array([0, 5, 2])].get(mode="fill", fill_value=-jnp.inf).max(axis=1, keepdims=True)
+    ),
+    "channels one by one": lambda h: jax.vmap(
+        lambda a, k: jax.nn.relu(convolved(a[..., None], k))[..., 0], in_axes=(-1, -1), out_axes=-1
+    )(h.reshape(-1, 2, 2), jnp.array([1.0, -2.0, 0.5, 1.0]).reshape(2, 1, 1, 2)).reshape(h.shape),
     "two slopes by where": lambda h: h * jnp.where(h > 0, 1.0, 0.2),
     "halved slope": lambda h: h * ((h > 0) / 2.0),
     "weighted by a choice": lambda h: h[:, ::-1] * jnp.where(h > 0, 1.0, 0.0),
@@ -180,7 +192,35 @@ def straight_through(x: Any) -> Any:
 straight_through.defjvps(lambda t, _, x: t)
 
 
-@pytest.mark.parametrize("activation", [half_at_zero, one_at_zero, jax.nn.relu], ids=["half", "one", "zero"])
+@jax.custom_jvp
+def around_relu(x: Any) -> Any:
+    return jax.nn.relu(x)
+
+
+around_relu.defjvps(lambda t, _, x: t * (x >= 0))
+
+guided_relu = jax.custom_vjp(jax.nn.relu)
+guided_relu.defvjp(lambda x: (jax.nn.relu(x), x), lambda x, t: (t * (x > 0) * (t > 0),))
+
+steep_absolute = jax.custom_jvp(jnp.abs)
+steep_absolute.defjvps(lambda t, _, x: 5.0 * t)
+
+
+@jax.custom_vjp
+def clipped_cotangent(x: Any) -> Any:
+    return jnp.maximum(x, 0.0)
+
+
+clipped_cotangent.defvjp(
+    lambda x: (jnp.maximum(x, 0.0), x), lambda x, t: (jnp.minimum(jnp.maximum(t, -1.5), 1.5) * (x > 0),)
+)
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [half_at_zero, one_at_zero, jax.nn.relu, around_relu],
+    ids=["half", "one", "zero", "one around zero"],
+)
 def test_slopes_at_a_tie_are_those_of_the_function_s_own_rule(activation: Any) -> None:
     params = jax.tree.map(jnp.zeros_like, parameters()) | {"second": parameters()["second"]}
     apply, x = build(activation), examples()
@@ -190,9 +230,13 @@ def test_slopes_at_a_tie_are_those_of_the_function_s_own_rule(activation: Any) -
     np.testing.assert_allclose(composed, jax.jacrev(lambda p: apply(unravel(p), x))(flat), rtol=EXACT, atol=EXACT)
 
 
-def test_a_rule_that_is_not_the_derivative_is_refused() -> None:
+@pytest.mark.parametrize("activation", [straight_through, guided_relu, steep_absolute, clipped_cotangent])
+def test_a_rule_that_is_not_the_derivative_is_refused(activation: Any) -> None:
     with pytest.raises(paths.UnsupportedPrimitive, match="Its derivative rule is not the derivative of what it"):
-        paths.log_path_norm(build(straight_through), parameters(), examples())
+        paths.log_path_norm(build(activation), parameters(), examples())
+
+
+def test_layers_tell_of_a_rule_that_is_not_the_derivative() -> None:
     report = paths.layers(build(straight_through), parameters(), examples())
     assert [layer.has_paths for layer in report].count(False) == 1
 
@@ -216,6 +260,14 @@ def test_powers_of_a_weight_meet_it_several_times(power: Any) -> None:
         return jax.nn.relu(x @ power(params["first"]) + params["bias"][None]) @ params["second"]
 
     assert_paths_are_the_network(apply, parameters())
+
+
+def test_every_rule_says_where_examples_lie() -> None:
+    """What has no entry of its own there acts entry by entry."""
+    comparisons = {"gt", "ge", "lt", "le", "eq", "ne"}
+    of_one = {"sign", "abs", "neg", "integer_pow", "square", "copy", "convert_element_type", "reduce_precision"}
+    elementwise = {*comparisons, *of_one, "max", "min", "clamp", "select_n", "sub", "add", "add_any", "mul", "div"}
+    assert set(_rules.PATH_RULES) - set(_examples._RULES) == elementwise
 
 
 def test_every_rule_has_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
