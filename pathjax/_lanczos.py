@@ -17,6 +17,9 @@ from pathjax.types import Key
 
 __all__ = ["Krylov", "Pairs", "krylov", "largest"]
 
+# A product is right to this many roundings of the largest eigenvalue.
+_ROUNDINGS = 50
+
 Operator: TypeAlias = Callable[[jax.Array], jax.Array]
 """A linear map of vectors (p,), symmetric and positive semi-definite."""
 
@@ -60,8 +63,11 @@ class _State(NamedTuple):
     round: Any
 
 
-def krylov(operator: Operator, start: Any, steps: int) -> Krylov:
-    """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero."""
+def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0) -> Krylov:
+    """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
+
+    It ends where the next vector is small beside the operator on the space, or not above `noise`.
+    """
     from matfree import decomp  # heavy: on first use
 
     tiny = jnp.finfo(start.dtype).tiny
@@ -69,7 +75,7 @@ def krylov(operator: Operator, start: Any, steps: int) -> Krylov:
     tridiagonalize = decomp.tridiag_sym(steps, materialize=False, reortho="full", custom_vjp=False)
     basis, (diagonal, beside), residual, _ = tridiagonalize(operator, jnp.where(exists, start, jnp.ones_like(start)))
     size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
-    goes_on = beside > jnp.finfo(basis.dtype).eps ** (2 / 3) * size
+    goes_on = beside > jnp.maximum(jnp.finfo(basis.dtype).eps ** (2 / 3) * size, noise)
     alive = jnp.cumprod(jnp.concatenate([exists[None], goes_on])).astype(bool)
     matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     return Krylov(
@@ -124,7 +130,10 @@ def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, st
     open_pairs = ~_within(pairs, tolerance)
     anew = ~jnp.any(open_pairs)
     start = jnp.where(anew, random(draw), state.errors[jnp.argmax(open_pairs)])
-    space = krylov(lambda q: complement(operator(complement(q))), _direction(complement, start), steps)
+    # where the vectors that are kept hold all that is not null, a product in their complement is rounding
+    noise = _ROUNDINGS * jnp.finfo(vectors.dtype).eps * jnp.max(pairs.values)
+    first = _direction(complement, start)
+    space = krylov(lambda q: complement(operator(complement(q))), first, steps, noise=noise)
     found = _ritz(pairs, state.errors, space)
     products = lax.map(operator, found)
     quotients = jnp.sum(found * products, axis=1)

@@ -32,6 +32,7 @@ from jax import lax
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Float
 
+from pathjax._jaxpr import Equation, walk
 from pathjax._lanczos import Krylov, Pairs, krylov, largest
 from pathjax._trees import check_like, dot, multiply, ravel, total
 from pathjax.paths import Scaled, absolute_power, lift, lift_weights, ones_like_example, power_of_two, tied_leaves
@@ -57,6 +58,18 @@ _DENSE = 512
 
 # Numbers in the vectors that are multiplied at once where G is formed.
 _AT_ONCE = 2**22
+
+# Options of a convolution besides the order of axes.
+_CONVOLUTION = (
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "feature_group_count",
+    "batch_group_count",
+    "precision",
+    "preferred_element_type",
+)
 
 # Eigenvalues below this many roundings of the largest count as zero.
 _ROUNDINGS = 512
@@ -97,7 +110,7 @@ class PathKernel:
     @property
     def log_scale(self) -> Float[Array, ""]:
         """Natural logarithm of the factor between the scaled operator and the true one."""
-        return math.log(2.0) * self.exponent
+        return math.log(2.0) * jnp.asarray(self.exponent, float)
 
     def matvec(self, tree: Params) -> Params:
         """G w for a tree w like `params`: one Hessian-vector product, some three times a gradient's cost.
@@ -269,9 +282,44 @@ def _cross_exponent(left: PathKernel, right: PathKernel) -> Any:
 
 
 def _linear(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
-    """The same map with what does not depend on w computed once: two thirds of the cost, for use in loops."""
+    """The same map for use in loops: what does not depend on w is computed once, about two thirds of the cost."""
     zeros = jax.tree.map(jnp.zeros_like, right.params)
-    return cast("Callable[[Params], Params]", jax.linearize(_cross(left, right), zeros)[1])
+    _, product = jax.linearize(_cross(left, right), zeros)
+    closed, like = jax.make_jaxpr(product, return_shape=True)(zeros)
+
+    def run(tree: Params) -> Params:
+        results = walk(
+            closed,
+            jax.tree.leaves(tree),
+            step=_in_order,
+            constant=lambda array: array,
+            opaque=lambda name: False,
+            enter=lambda call: None,
+        )
+        return jax.tree.unflatten(jax.tree.structure(like), results)
+
+    return run
+
+
+def _in_order(equation: Equation, arrays: list[Any]) -> list[Any]:
+    """The results of an equation, those of a convolution by way of channels last in every operand.
+
+    On a CPU, XLA has fast convolutions for that order alone, and brings others into it outside of loops alone. Those of
+    derivatives have others, and take up to ten times as long.
+    """
+    if equation.name != "conv_general_dilated":
+        return equation.bind(*arrays)
+    options = equation.params
+    batch, channels, *space = range(arrays[0].ndim)
+    last, first = (batch, *space, channels), (0, len(space) + 1, *range(1, len(space) + 1))
+    left, right, out = options["dimension_numbers"]
+    array = lax.conv_general_dilated(
+        jnp.transpose(arrays[0], [left[axis] for axis in last]),
+        jnp.transpose(arrays[1], [right[axis] for axis in (*space, channels, batch)]),
+        dimension_numbers=lax.ConvDimensionNumbers(first, (len(space) + 1, len(space), *range(len(space))), first),
+        **{name: options[name] for name in _CONVOLUTION},
+    )
+    return [jnp.transpose(array, np.argsort([out[axis] for axis in last]))]
 
 
 class Estimate(NamedTuple):
@@ -464,7 +512,7 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
 
     def logarithm(eigenvalues: Any) -> Any:
         positive = eigenvalues > 0
-        true = jnp.log(jnp.where(positive, eigenvalues, 1)) + kernel.log_scale
+        true = jnp.log(jnp.where(positive, eigenvalues, 1)) + kernel.log_scale.astype(eigenvalues.dtype)
         floor = jnp.log(jnp.asarray(epsilon, true.dtype))
         return jnp.where(positive, jnp.logaddexp(true, floor), floor)
 
@@ -557,7 +605,7 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
     _check_comparable(left, right)
     norms = _squared_norms([(left, right), (left, left), (right, right)], key, samples)
     found = _product_of_means(norms, [1.0, -0.5, -0.5])
-    factor = _cross_factor(left, right).astype(found.value.dtype) ** 2
+    factor = _cross_factor(left, right, found.value.dtype) ** 2
     return Estimate(factor * found.value, factor * found.standard_error)
 
 
@@ -591,7 +639,7 @@ def overlap(
     images = lax.map(product, right_pairs[1])
     coupling = jax.vmap(lambda v: jax.vmap(lambda image: dot(v, image))(images))(left_pairs[1])
     sides = [_inverse_roots(values) for values, _ in (left_pairs, right_pairs)]
-    cosines = sides[0][:, None] * coupling * sides[1][None, :] * _cross_factor(left, right).astype(coupling.dtype)
+    cosines = sides[0][:, None] * coupling * sides[1][None, :] * _cross_factor(left, right, coupling.dtype)
     dimension = jnp.minimum(*(jnp.sum(side > 0) for side in sides))
     return jnp.sum(jnp.square(cosines)) / dimension
 
@@ -773,9 +821,10 @@ def _product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
     return Estimate(value, value * _estimate((samples.values / means[None]) @ exponents).standard_error)
 
 
-def _cross_factor(left: PathKernel, right: PathKernel) -> Any:
+def _cross_factor(left: PathKernel, right: PathKernel, dtype: Any) -> Any:
     """1 or 1/√2, by which a product of `_cross` comes to be in units of the root of both kernels' scales."""
-    return jnp.exp2(_cross_exponent(left, right) - (left.exponent + right.exponent) / 2)
+    difference = _cross_exponent(left, right) - (left.exponent + right.exponent) / 2
+    return jnp.exp2(difference.astype(dtype))
 
 
 def _ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:
