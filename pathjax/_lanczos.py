@@ -57,8 +57,9 @@ class Pairs(NamedTuple):
 
 
 class _State(NamedTuple):
-    pairs: Pairs
+    pairs: Pairs  # one more than asked for
     errors: Any  # A v − λ v, as rows
+    before: Any  # the values at the last start from a random vector
     key: Any
     round: Any
 
@@ -72,8 +73,10 @@ def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0) -> K
 
     tiny = jnp.finfo(start.dtype).tiny
     exists = jnp.vdot(start, start) > tiny
-    tridiagonalize = decomp.tridiag_sym(steps, materialize=False, reortho="full", custom_vjp=False)
-    basis, (diagonal, beside), residual, _ = tridiagonalize(operator, jnp.where(exists, start, jnp.ones_like(start)))
+    # its Hessenberg matrix, for `tridiag_sym` averages it with its transpose, which hides where a space is exhausted
+    arnoldi = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
+    basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(exists, start, jnp.ones_like(start)))
+    diagonal, beside = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
     size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
     goes_on = beside > jnp.maximum(jnp.finfo(basis.dtype).eps ** (2 / 3) * size, noise)
     alive = jnp.cumprod(jnp.concatenate([exists[None], goes_on])).astype(bool)
@@ -98,15 +101,17 @@ def largest(
 ) -> Pairs:
     """The `rank` largest eigenpairs by thick-restarted Lanczos; `random(key)` draws a start.
 
-    Each round keeps the best `rank` vectors, walks `steps` on in their orthogonal complement and takes the best of both
+    Each round keeps the best vectors, walks `steps` on in their orthogonal complement and takes the best of both
     (Rayleigh and Ritz). It walks on from the error of the first pair that is not within tolerance: then the two
-    together are one Krylov space (Wu and Simon, 2000). Where all are, it starts anew at random, which is how a repeated
-    eigenvalue shows its other vectors; once that brings nothing, the search is over.
+    together are one Krylov space (Wu and Simon, 2000). Where all are, the one beyond `rank` is given up and the walk
+    starts anew at random, which is how a repeated eigenvalue shows its other vectors. Once the pair beyond `rank` that
+    this leads to is settled below the others, and none of them has grown, the search is over.
     """
     like = random(key)
-    dtype = like.dtype
-    none = Pairs(jnp.zeros(rank, dtype), jnp.zeros((rank, like.size), dtype), jnp.zeros(rank, dtype), jnp.array(False))
-    initial = _State(none, none.vectors, key, jnp.zeros((), jnp.int32))
+    none = jnp.zeros(rank + 1, like.dtype)
+    vectors = jnp.zeros((rank + 1, like.size), like.dtype)
+    pairs = Pairs(none, vectors, none, jnp.array(False))
+    initial = _State(pairs, vectors, none[1:] - jnp.inf, key, jnp.zeros((), jnp.int32))
 
     def advance(state: _State) -> _State:
         return _advance(operator, random, state, steps, tolerance)
@@ -115,38 +120,48 @@ def largest(
         return ~state.pairs.settled & (state.round < restarts)
 
     pairs = lax.while_loop(goes_on, advance, initial).pairs
-    descending = jnp.argsort(-pairs.values)
+    descending = jnp.argsort(-pairs.values[:rank])
     return Pairs(pairs.values[descending], pairs.vectors[descending], pairs.residuals[descending], pairs.settled)
 
 
 def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, steps: int, tolerance: Any) -> _State:
     key, draw = jax.random.split(state.key)
-    pairs = state.pairs
-    vectors = pairs.vectors
+    unsettled = _unsettled(state.pairs, tolerance)
+    anew = ~jnp.any(unsettled)
+    before = jnp.where(anew, _found(state.pairs), state.before)
+    kept = jnp.ones(len(unsettled), bool).at[-1].set(~anew)
+    values, vectors, errors = (
+        jnp.where(kept.reshape(-1, *[1] * (array.ndim - 1)), array, 0)
+        for array in (state.pairs.values, state.pairs.vectors, state.errors)
+    )
 
     def complement(vector: Any) -> Any:
         return vector - (vectors @ vector) @ vectors
 
-    open_pairs = ~_within(pairs, tolerance)
-    anew = ~jnp.any(open_pairs)
-    start = jnp.where(anew, random(draw), state.errors[jnp.argmax(open_pairs)])
     # where the vectors that are kept hold all that is not null, a product in their complement is rounding
-    noise = _ROUNDINGS * jnp.finfo(vectors.dtype).eps * jnp.max(pairs.values)
-    first = _direction(complement, start)
-    space = krylov(lambda q: complement(operator(complement(q))), first, steps, noise=noise)
-    found = _ritz(pairs, state.errors, space)
-    products = lax.map(operator, found)
-    quotients = jnp.sum(found * products, axis=1)
-    errors = products - quotients[:, None] * found
-    next_pairs = Pairs(quotients, found, jnp.linalg.norm(errors, axis=1), pairs.settled)
-    grown = jnp.max(quotients - pairs.values) > tolerance * jnp.max(quotients)
-    more = jnp.any(found != 0, axis=1).sum() > jnp.any(vectors != 0, axis=1).sum()
-    settled = anew & jnp.all(_within(next_pairs, tolerance)) & ~grown & ~more
-    return _State(next_pairs._replace(settled=settled), errors, key, state.round + 1)
+    noise = _ROUNDINGS * jnp.finfo(vectors.dtype).eps * jnp.max(values)
+    start = _direction(complement, jnp.where(anew, random(draw), errors[jnp.argmax(unsettled)]))
+    space = krylov(lambda q: complement(operator(complement(q))), start, steps, noise=noise)
+    vectors = _ritz(values, vectors, errors, space)
+    products = lax.map(operator, vectors)
+    values = jnp.sum(vectors * products, axis=1)
+    errors = products - values[:, None] * vectors
+    pairs = Pairs(values, vectors, jnp.linalg.norm(errors, axis=1), anew)
+    grown = jnp.any(_found(pairs) > before + tolerance * jnp.max(values))
+    settled = ~grown & ~jnp.any(_unsettled(pairs, tolerance))
+    return _State(pairs._replace(settled=settled), errors, before, key, state.round + 1)
 
 
-def _within(pairs: Pairs, tolerance: Any) -> Any:
-    return pairs.residuals <= tolerance * jnp.max(pairs.values)
+def _found(pairs: Pairs) -> Any:
+    """The values that were asked for, −∞ where there is none yet."""
+    return jnp.where(jnp.any(pairs.vectors != 0, axis=1), pairs.values, -jnp.inf)[:-1]
+
+
+def _unsettled(pairs: Pairs, tolerance: Any) -> Any:
+    """Which residuals are too large; of the last pair, large enough for it to belong among the others."""
+    allowed = jnp.full(len(pairs.values), tolerance * jnp.max(pairs.values), pairs.values.dtype)
+    gap = jnp.min(pairs.values[:-1]) - pairs.values[-1]
+    return pairs.residuals > allowed.at[-1].max(gap)
 
 
 def _direction(complement: Operator, start: Any) -> Any:
@@ -156,14 +171,14 @@ def _direction(complement: Operator, start: Any) -> Any:
     return jnp.where(jnp.linalg.norm(inside) > jnp.finfo(start.dtype).eps ** 0.5, inside, 0)
 
 
-def _ritz(pairs: Pairs, errors: Any, space: Krylov) -> Any:
+def _ritz(values: Any, vectors: Any, errors: Any, space: Krylov) -> Any:
     """The vectors of the largest eigenvalues of the operator on the kept vectors and the new space together."""
-    rank = len(pairs.values)
+    count = len(values)
     coupling = errors @ space.basis
-    matrix = jnp.block([[jnp.diag(pairs.values), coupling], [coupling.T, space.matrix]])
+    matrix = jnp.block([[jnp.diag(values), coupling], [coupling.T, space.matrix]])
     # what is not there goes to the end of the spectrum, below all that is
-    there = jnp.concatenate([jnp.any(pairs.vectors != 0, axis=1), space.alive])
+    there = jnp.concatenate([jnp.any(vectors != 0, axis=1), space.alive])
     below = 1 + 2 * jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
-    values, small = jnp.linalg.eigh(matrix - jnp.diag(jnp.where(there, 0, below)))
-    small = jnp.where(values > -below / 2, small, 0)[:, ::-1][:, :rank]
-    return small[:rank].T @ pairs.vectors + small[rank:].T @ space.basis.T
+    quotients, small = jnp.linalg.eigh(matrix - jnp.diag(jnp.where(there, 0, below)))
+    small = jnp.where(quotients > -below / 2, small, 0)[:, ::-1][:, :count]
+    return small[:count].T @ vectors + small[count:].T @ space.basis.T

@@ -344,10 +344,10 @@ def top_eigenpairs(
     full reorthogonalization (matfree), `order` steps in each round, by default rank + 20, until ‖G v − λ v‖ ≤
     `tolerance` · λ_max for each pair, by products with G itself, and a round from a new random start has found nothing
     to add; so repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs. After
-    `restarts` rounds, by default rank + 30, a UserWarning says by how much the tolerance was missed; not under `jit` or
+    `restarts` rounds, by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or
     `vmap`, where it cannot be known: compare with `kernel.matvec`.
 
-    A round costs order + rank products. Stores at most (order + 4 · rank + 10) · p numbers at a time, besides what one
+    A round costs order + rank products. Stores at most (order + 5 · rank + 10) · p numbers at a time, besides what one
     product takes: for less, ask for a smaller `order`.
 
     Multiply the eigenvalues by exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors are J_θ v
@@ -371,7 +371,7 @@ def top_eigenpairs(
     if not 1 <= rank <= size:
         raise ValueError(f"`rank` must lie between 1 and the number of kept weights, {size}, but is {rank}.")
     steps = min(size, rank + 20 if order is None else order)
-    rounds = rank + 30 if restarts is None else restarts
+    rounds = rank + 50 if restarts is None else restarts
     if steps < 1 or rounds < 1:
         raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
     if size <= _DENSE:
