@@ -193,8 +193,8 @@ def test_fewer_nonzero_eigenvalues_than_rank_are_followed_by_null_vectors() -> N
     assert_eigenpairs(kernel, values, vectors, 1e-12)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
-def test_a_kernel_of_zeros_has_zeros_for_eigenvalues(dtype: Any) -> None:
+def test_a_kernel_of_zeros_has_zeros_for_eigenvalues() -> None:
+    dtype = jnp.float32
     params = jax.tree.map(lambda leaf: (0 * leaf).astype(dtype), parameters(20, 20, 20, 3))
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 20), dtype))
     values, vectors = path_kernel.top_eigenpairs(kernel, 3, key=jax.random.key(0))
@@ -266,7 +266,9 @@ def test_seeds_can_be_mapped_over() -> None:
 
     both = jax.vmap(find)(stacked)
     for i in range(2):
-        np.testing.assert_allclose(both[i], find(jax.tree.map(lambda leaf, i=i: leaf[i], stacked)), rtol=1e-8)
+        params = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        exact = dense_eigenvalues(path_kernel.path_kernel(mlp, params, jnp.ones((1, 9))))[:2]
+        np.testing.assert_allclose(both[i], exact, rtol=1e-8)
 
 
 # Functions of the spectrum
