@@ -120,7 +120,7 @@ def largest(
         return ~state.pairs.settled & (state.round < restarts)
 
     pairs = lax.while_loop(goes_on, advance, initial).pairs
-    descending = jnp.argsort(-pairs.values[:rank])
+    descending = jnp.argsort(-_found(pairs))
     return Pairs(pairs.values[descending], pairs.vectors[descending], pairs.residuals[descending], pairs.settled)
 
 

@@ -319,7 +319,7 @@ def _in_order(equation: Equation, arrays: list[Any]) -> list[Any]:
         dimension_numbers=lax.ConvDimensionNumbers(first, (len(space) + 1, len(space), *range(len(space))), first),
         **{name: options[name] for name in _CONVOLUTION},
     )
-    return [jnp.transpose(array, np.argsort([out[axis] for axis in last]))]
+    return [jnp.transpose(array, np.argsort([out[axis] for axis in last]).tolist())]
 
 
 class Estimate(NamedTuple):
