@@ -65,18 +65,16 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
         density = path_kernel.spectral_density(
             kernel, order=_LANCZOS_ORDER, samples=_LANCZOS_SAMPLES, key=jax.random.fold_in(key, 1)
         )
-        kept = sum((jnp.sum(leaf) for leaf in jax.tree.leaves(mask)), start=jnp.zeros((), jnp.int32))
-        squares = kept * jnp.mean(jnp.sum(density.weights * density.nodes**2, axis=-1))
         return BeforeTraining(
             log_path_count=paths.log_path_count(apply, params, x_like, mask=mask),
             log_path_norm_1=paths.log_path_norm(apply, params, x_like, q=1, mask=mask),
             log_path_norm_2=paths.log_path_norm(apply, params, x_like, q=2, mask=mask),
             log_trace_path_kernel=jnp.log(trace) + kernel.log_scale,
             log_top_path_kernel=jnp.log(top[0]) + kernel.log_scale,
-            effective_rank_path_kernel=trace**2 / squares,
+            effective_rank_path_kernel=trace**2 / density.estimate(jnp.square).value,
             nodes=density.nodes,
             weights=density.weights,
-            parameters=kept,
+            parameters=density.dimension,
             ntk=ntk.empirical(apply, params, batch, mask=mask),
         )
 

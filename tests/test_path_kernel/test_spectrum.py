@@ -39,7 +39,7 @@ def dense_eigenvalues(kernel: path_kernel.PathKernel) -> Any:
 @pytest.fixture(scope="module")
 def large() -> path_kernel.PathKernel:
     """More parameters than are decomposed densely."""
-    params = parameters(9, 20, 20, 3)
+    params = parameters(9, 24, 24, 3)
     mask = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(0).random(leaf.shape) < 0.7), params)
     return path_kernel.path_kernel(mlp, params, jnp.ones((4, 9)), mask=mask)
 
@@ -149,3 +149,263 @@ def test_a_mask_of_another_tree_is_refused() -> None:
     params = parameters(3, 4, 2)
     with pytest.raises(ValueError, match=r"`mask` must be a pytree of the same structure as `params`"):
         path_kernel.path_kernel(mlp, params, jnp.ones((1, 3)), mask={"a": True})
+
+
+# Restarts
+
+
+def twice(params: Any, x: Any) -> Any:
+    """Two networks side by side: with equal weights, every eigenvalue comes twice."""
+    return jnp.concatenate([mlp(each, x) for each in params], axis=1)
+
+
+def assert_eigenpairs(kernel: path_kernel.PathKernel, values: Any, vectors: Any, tolerance: float) -> None:
+    columns = np.asarray(jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors))
+    products = np.asarray(jax.vmap(lambda tree: ravel_pytree(kernel.matvec(tree))[0])(vectors))
+    np.testing.assert_allclose(columns @ columns.T, np.eye(len(columns)), atol=10 * tolerance)
+    errors = np.linalg.norm(products - np.asarray(values)[:, None] * columns, axis=1)
+    assert errors.max() <= 1.01 * tolerance * float(values[0])
+
+
+def test_residuals_are_within_the_tolerance(large: path_kernel.PathKernel) -> None:
+    tolerance = 1e-7
+    values, vectors = path_kernel.top_eigenpairs(large, 6, key=jax.random.key(1), tolerance=tolerance, order=8)
+    assert_eigenpairs(large, values, vectors, tolerance)
+    np.testing.assert_allclose(values, dense_eigenvalues(large)[:6], rtol=tolerance)
+    again, _ = path_kernel.top_eigenpairs(large, 6, key=jax.random.key(1), tolerance=tolerance, order=8)
+    np.testing.assert_array_equal(values, again)
+
+
+def test_repeated_eigenvalues_come_with_all_their_vectors() -> None:
+    half = parameters(9, 16, 8, 3)
+    kernel = path_kernel.path_kernel(twice, [half, half], jnp.ones((1, 9)))
+    values, vectors = path_kernel.top_eigenpairs(kernel, 5, key=jax.random.key(2))
+    np.testing.assert_allclose(values, dense_eigenvalues(kernel)[:5], rtol=1e-8)
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-8)
+    assert_eigenpairs(kernel, values, vectors, 1e-5)
+
+
+def test_fewer_nonzero_eigenvalues_than_rank_are_followed_by_null_vectors() -> None:
+    # of a linear layer on ones, only the weights to the chosen output move: an identity of 30 among 600
+    kernel = path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30)), outputs=[3])
+    values, vectors = path_kernel.top_eigenpairs(kernel, 33, key=jax.random.key(0), order=4)
+    np.testing.assert_allclose(values * jnp.exp(kernel.log_scale), [1.0] * 30 + [0.0] * 3, atol=1e-12)
+    assert_eigenpairs(kernel, values, vectors, 1e-12)
+
+
+def test_a_kernel_of_zeros_has_zeros_for_eigenvalues() -> None:
+    dtype = jnp.float32
+    params = jax.tree.map(lambda leaf: (0 * leaf).astype(dtype), parameters(20, 20, 20, 3))
+    kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 20), dtype))
+    values, vectors = path_kernel.top_eigenpairs(kernel, 3, key=jax.random.key(0))
+    np.testing.assert_array_equal(values, 0.0)
+    assert_eigenpairs(kernel, values, vectors, 1e-6)
+
+
+def test_a_missed_tolerance_is_said_in_numbers(large: path_kernel.PathKernel) -> None:
+    with pytest.warns(UserWarning, match="after 1 rounds, the largest residual is") as said:
+        values, vectors = path_kernel.top_eigenpairs(large, 4, key=jax.random.key(0), order=4, restarts=1)
+    columns = jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors)
+    products = jax.vmap(lambda tree: ravel_pytree(large.matvec(tree))[0])(vectors)
+    missed = jnp.linalg.norm(products - values[:, None] * columns, axis=1).max() / values[0]
+    assert f"is {float(missed):.2g} · λ_max" in str(said[0].message)
+    with pytest.warns(UserWarning, match="2 of 5 eigenpairs were found"):
+        path_kernel.top_eigenpairs(
+            path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30))), 5, key=jax.random.key(0), restarts=2
+        )
+
+
+def test_a_traced_mask_of_fewer_weights_than_rank_gives_zeros() -> None:
+    params = parameters(20, 20, 20, 3)
+    mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), params)
+    path = ((2, 4), (4, 0), (0, 1))
+    mask = [(kernel.at[at].set(True), bias) for (kernel, bias), at in zip(mask, path, strict=True)]
+
+    @jax.jit
+    def find(mask: Any) -> Any:
+        kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 20)), mask=mask)
+        values, vectors = path_kernel.top_eigenpairs(kernel, 5, key=jax.random.key(0))
+        return values * jnp.exp(kernel.log_scale), vectors
+
+    values, vectors = find(mask)
+    weights = [kernel[at] for (kernel, _), at in zip(params, path, strict=True)]
+    top = sum(np.prod([w for w in weights if w is not left]) ** 2 for left in weights)  # one path, so rank 1
+    np.testing.assert_allclose(values, [top, 0, 0, 0, 0], atol=1e-12 * top)
+    assert all(not np.asarray(leaf[3:]).any() for leaf in jax.tree.leaves(vectors))
+
+
+def test_eigenvalues_have_their_derivative_and_eigenvectors_say_that_they_have_none() -> None:
+    params = parameters(9, 20, 20, 3)
+
+    def logarithm(params: Any) -> Any:
+        kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)))
+        return jnp.log(path_kernel.top_eigenpairs(kernel, 1, key=jax.random.key(0), tolerance=1e-8)[0][0])
+
+    direction = jax.tree.map(jnp.cos, params)
+    slope = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (jax.grad(logarithm)(params), direction))))  # noqa: B905
+    kernels = [
+        path_kernel.path_kernel(mlp, jax.tree.map(lambda a, b, t=t: a + t * b, params, direction), jnp.ones((1, 9)))
+        for t in (-1e-5, 1e-5)
+    ]
+    low, high = (np.log(dense_eigenvalues(k)[0]) + float(k.log_scale) for k in kernels)
+    np.testing.assert_allclose(slope, (high - low) / 2e-5, rtol=1e-5)
+
+    def coordinate(params: Any) -> Any:
+        kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)))
+        return path_kernel.top_eigenpairs(kernel, 1, key=jax.random.key(0))[1][0][0][0, 0, 0]
+
+    assert np.isnan(jax.grad(coordinate)(params)[0][0]).all()
+
+
+def test_seeds_can_be_mapped_over() -> None:
+    stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, jnp.flip(leaf) * 1.5]), parameters(9, 20, 20, 3))
+
+    def find(params: Any) -> Any:
+        kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)))
+        return path_kernel.top_eigenpairs(kernel, 2, key=jax.random.key(0))[0]
+
+    both = jax.vmap(find)(stacked)
+    for i in range(2):
+        params = jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+        exact = dense_eigenvalues(path_kernel.path_kernel(mlp, params, jnp.ones((1, 9))))[:2]
+        np.testing.assert_allclose(both[i], exact, rtol=1e-8)
+
+
+# Functions of the spectrum
+
+
+def test_rescaling_symmetries_are_the_null_space() -> None:
+    network = models.build("bias_free_mlp")
+    kernel = path_kernel.path_kernel(network.apply, network.params, network.x)
+    layers = [np.asarray(layer["w"]) for layer in network.params]
+    symmetries = []
+    for depth, kernel_in in enumerate(layers[:-1]):
+        for unit in range(kernel_in.shape[1]):
+            moved = [np.zeros_like(layer) for layer in layers]
+            moved[depth][:, unit] = kernel_in[:, unit]
+            moved[depth + 1][unit] = -layers[depth + 1][unit]
+            symmetries.append(moved)
+            product = kernel.matvec([{"w": jnp.asarray(layer)} for layer in moved])
+            np.testing.assert_allclose(ravel_pytree(product)[0], 0.0, atol=1e-12 * float(kernel.trace()))
+    values, _ = path_kernel.top_eigenpairs(kernel, sum(layer.size for layer in layers), key=jax.random.key(0))
+    assert int(np.sum(values > 1e-10 * values[0])) == len(values) - len(symmetries)
+    nonzero = np.asarray(values)[: len(values) - len(symmetries)]
+    np.testing.assert_allclose(path_kernel.smallest(kernel, key=jax.random.key(0)), nonzero[-1], rtol=1e-8)
+
+
+def test_estimates_are_within_their_error_bars(large: path_kernel.PathKernel) -> None:
+    eigenvalues = dense_eigenvalues(large)[: int(sum(leaf.sum() for leaf in jax.tree.leaves(large.mask)))]
+    true = np.maximum(eigenvalues, 0) * np.exp(float(large.log_scale))
+    key = jax.random.key(4)
+    assert eigenvalues.size > 512
+    determinant = jax.jit(lambda k: path_kernel.log_determinant(k, 0.5, key=key, order=30, samples=20))(large)
+    rank = jax.jit(lambda k: path_kernel.effective_rank(k, key=key, samples=40))(large)
+    for (value, error), exact, most in (
+        (determinant, np.log(true + 0.5).sum(), 20.0),
+        (rank, true.sum() ** 2 / np.sum(true**2), 10.0),
+    ):
+        assert abs(value - exact) < 4 * error
+        assert 0 < error < most
+
+
+def test_a_single_sample_has_no_error_bar(large: path_kernel.PathKernel) -> None:
+    value, error = path_kernel.effective_rank(large, key=jax.random.key(0), samples=1)
+    assert np.isfinite(value)
+    assert np.isnan(error)
+
+
+def bottleneck(params: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ params[0]) @ params[1]
+
+
+def test_condition_is_right_where_it_can_be_resolved_and_nan_elsewhere(large: path_kernel.PathKernel) -> None:
+    # of one hidden unit with weights a in and b out, the eigenvalues are |a|² + |b|², |a|², |b|² and 0
+    a, b = (jax.random.normal(jax.random.key(i), (300,)) * (i + 1) for i in range(2))
+    kernel = path_kernel.path_kernel(bottleneck, [a[:, None], b[None]], jnp.ones((1, 300)))
+    low, high = sorted([float(a @ a), float(b @ b)])
+    find = lambda k, **options: path_kernel.condition_number(k, key=jax.random.key(0), **options)  # noqa: E731
+    np.testing.assert_allclose(find(kernel), (low + high) / low, rtol=1e-8)
+    smallest = path_kernel.smallest(kernel, key=jax.random.key(0)) * jnp.exp(kernel.log_scale)
+    np.testing.assert_allclose(smallest, low, rtol=1e-8)
+    assert np.isnan(jax.jit(lambda k: find(k, order=12))(large))
+
+
+# Comparisons
+
+
+def test_cosine_is_within_its_error_bar_and_one_for_proportional_kernels(large: path_kernel.PathKernel) -> None:
+    moved = jax.tree.map(lambda leaf: leaf + 0.5 * jnp.cos(100 * leaf), large.params)
+    other = path_kernel.path_kernel(mlp, moved, jnp.ones((1, 9)), mask=large.mask)
+    value, error = path_kernel.cosine(large, other, key=jax.random.key(0), samples=40)
+    flat, unravel = ravel_pytree(large.params)
+
+    def dense(left: Any, right: Any) -> Any:
+        product = path_kernel._cross(left, right)
+        return jax.jit(jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0]))(jnp.eye(flat.size))
+
+    norms = [jnp.linalg.norm(dense(*pair)) for pair in ((large, other), (large, large), (other, other))]
+    odd = float(large.exponent + other.exponent) % 2
+    exact = norms[0] ** 2 / norms[1] / norms[2] / 2**odd
+    assert 0 < error < 0.1
+    assert abs(value - exact) < 4 * error
+    # v_p is homogeneous in the weights of a network without biases, so Π only changes its scale
+    kernels = [
+        path_kernel.path_kernel(bottleneck, [jnp.full((300, 1), size), jnp.full((1, 250), size)], jnp.ones((1, 300)))
+        for size in (1.0, 3e-9)
+    ]
+    value, error = path_kernel.cosine(*kernels, key=jax.random.key(0), samples=3)
+    np.testing.assert_allclose([value, error], [1.0, 0.0], atol=1e-12)
+
+
+def test_comparison_is_blind_to_the_scale_of_hidden_units_only_through_paths() -> None:
+    """Rescaling moves G and Π, and the two networks share their paths' values: the cosine says how much Π moved."""
+    (first, bias), *rest = parameters(3, 4, 2)
+    rescaled = [(first * 3.0, bias * 3.0), (rest[0][0] / 3.0, rest[0][1])]
+    left, right = (path_kernel.path_kernel(mlp, p, jnp.ones((1, 3))) for p in ([(first, bias), *rest], rescaled))
+    value, error = path_kernel.cosine(left, right, key=jax.random.key(0))
+    assert 0.3 < value < 0.99
+    assert error == 0
+    np.testing.assert_allclose(path_kernel.cosine(right, left, key=jax.random.key(0)).value, value, rtol=EXACT)
+
+
+def test_overlap_of_a_kernel_with_itself_is_one(large: path_kernel.PathKernel) -> None:
+    pairs = path_kernel.top_eigenpairs(large, 4, key=jax.random.key(0), tolerance=1e-9)
+    np.testing.assert_allclose(path_kernel.overlap(large, pairs, large, pairs), 1.0, rtol=1e-8)
+    fewer = (pairs[0][:2], jax.tree.map(lambda leaf: leaf[:2], pairs[1]))
+    np.testing.assert_allclose(path_kernel.overlap(large, fewer, large, pairs), 1.0, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"apply": lambda p, x: mlp(p, x)}, "The two kernels are of different functions `apply`"),
+        ({"outputs": [0]}, "The two kernels are of different outputs or shapes of inputs"),
+        ({"params": parameters(3, 5, 2)}, r"`right.params` at \[0\]\[0\] has shape \(3, 5\)"),
+    ],
+)
+def test_kernels_that_share_no_paths_are_not_compared(options: Any, words: str) -> None:
+    arguments = {"apply": mlp, "params": parameters(3, 4, 2), "outputs": None}
+
+    def kernel(apply: Any, params: Any, outputs: Any) -> path_kernel.PathKernel:
+        return path_kernel.path_kernel(apply, params, jnp.ones((1, 3)), outputs=outputs)
+
+    left, right = kernel(**arguments), kernel(**(arguments | options))
+    with pytest.raises(ValueError, match=words):
+        path_kernel.cosine(left, right, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda kernel, key: path_kernel.top_eigenpairs(kernel, 2, key=key, order=0), "`order` and `restarts` must be"),
+        (lambda kernel, key: path_kernel.top_eigenpairs(kernel, 2, key=key, restarts=0), "`order` and `restarts` must"),
+        (lambda kernel, key: path_kernel.log_determinant(kernel, 0.0, key=key), "`epsilon` must be positive, but is 0"),
+        (lambda kernel, key: path_kernel.log_determinant(kernel, 1.0, key=key, order=0), "`order` must be at least 1"),
+        (lambda kernel, key: path_kernel.effective_rank(kernel, key=key, samples=0), "`samples` must be at least 1"),
+        (lambda kernel, key: path_kernel.smallest(kernel, key=key, order=-1), "`order` must be at least 1, but is -1"),
+        (lambda kernel, key: path_kernel.cosine(kernel, kernel, key=key, samples=0), "`samples` must be at least 1"),
+    ],
+)
+def test_impossible_options_are_refused(large: path_kernel.PathKernel, call: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call(large, jax.random.key(0))
