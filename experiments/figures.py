@@ -290,12 +290,13 @@ def _densities(table: pd.DataFrame) -> list[float]:
     return sorted(table.loc[table["method"] != DENSE, "density"].unique(), reverse=True)
 
 
-def log_axis(axis: Axes, *, digits: Sequence[int] = (1,)) -> None:
+def log_axis(axis: Axes, *, side: str = "y", digits: Sequence[int] = (1,)) -> None:
     """A logarithmic axis in plain numbers: powers of ten would be set as formulas, which takes long."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=digits))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_locator(NullLocator())
+    axis.set(**{f"{side}scale": "log"})
+    chosen = axis.xaxis if side == "x" else axis.yaxis
+    chosen.set_major_locator(LogLocator(subs=digits))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    chosen.set_minor_locator(NullLocator())
 
 
 def _inside(accuracy: Any) -> Any:

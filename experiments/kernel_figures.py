@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from experiments.figures import INK, MUTED, blank, log_axis, style_of, styled
 from experiments.kernels import Cell, Kernels
@@ -44,7 +44,7 @@ def density_of_states(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
 @styled
 def eigenvalues(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
     """The i-th largest eigenvalue of Θ over the i-th largest of Π, both relative to the first; a panel per density."""
-    figure, axes = _panels(kernels, footer, height=3.8, share=True)
+    figure, axes = _panels(kernels, footer, height=3.8, share="y")
     for axis, method, of in _drawn(axes, kernels):
         count = min(len(of.log_eigenvalues), len(of.log_ntk_eigenvalues))
         path, ntk = of.log_eigenvalues[:count], of.log_ntk_eigenvalues[:count]
@@ -62,11 +62,15 @@ def eigenvalues(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
             label=method,
             **_dashes(method),
         )
-        axis.set(xlabel="λᵢ(Π) / λ₁(Π)", xscale="log")
-        _plain_decades(axis)
+        axis.set_xlabel("λᵢ(Π) / λ₁(Π)")
+        log_axis(axis)
+        log_axis(axis, side="x")
     for axis in axes[0]:
-        low = min(axis.get_xlim()[0], axis.get_ylim()[0])
-        axis.plot([low, 1], [low, 1], color=MUTED, linestyle=":", linewidth=0.8, zorder=0)
+        low, high = axis.get_xlim()
+        span = np.log10(high / low)
+        log_axis(axis, side="x", digits=(1,) if span > 2 else (1, 2, 5) if span > 0.7 else range(1, 10))
+        axis.set(xlim=(low, high), ylim=axis.get_ylim())  # the line must not widen them
+        axis.plot([1e-30, 1], [1e-30, 1], color=MUTED, linestyle=":", linewidth=0.8, zorder=0)
     axes[0][0].set_ylabel("λᵢ(Θ) / λ₁(Θ)")
     return _with_legend(figure, axes)
 
@@ -87,9 +91,8 @@ def cumulative_shares(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
             **_dashes(method),
         )
         axis.set(xlabel="modes of Π")
-    log_axis(axes[0][0], digits=(1, 2, 5))
-    for axis in axes[0]:
-        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    log_axis(axes[0][0])
+    axes[0][0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
     axes[0][0].set_ylabel("share of Tr Θ")
     return _with_legend(figure, axes)
 
@@ -135,7 +138,9 @@ def _densities(kernels: Mapping[Cell, Kernels]) -> list[float]:
     return sorted({density for method, density in kernels if method != DENSE}, reverse=True)
 
 
-def _panels(kernels: Mapping[Cell, Kernels], footer: str, *, height: float, share: bool = False) -> tuple[Figure, Any]:
+def _panels(
+    kernels: Mapping[Cell, Kernels], footer: str, *, height: float, share: bool | str = False
+) -> tuple[Figure, Any]:
     densities = _densities(kernels)
     figure, axes = blank(3.1 * len(densities) + 1.6, height, footer, columns=len(densities), share=share)
     for axis, density in zip(axes[0], densities, strict=True):
@@ -153,13 +158,6 @@ def _drawn(axes: Any, kernels: Mapping[Cell, Kernels]) -> Iterator[tuple[Axes, s
 
 def _dashes(method: str) -> dict[str, Any]:
     return {"linestyle": (0, (4, 3))} if method == DENSE else {}
-
-
-def _plain_decades(axis: Axes) -> None:
-    log_axis(axis)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1,)))
-    axis.xaxis.set_major_formatter(axis.yaxis.get_major_formatter())
-    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def _with_legend(figure: Figure, axes: Any) -> Figure:

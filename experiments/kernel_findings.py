@@ -27,8 +27,8 @@ def best_and_worst(table: pd.DataFrame) -> list[Cell]:
 def of_density(kernels: Mapping[Cell, Kernels]) -> str:
     """Where the median eigenvalue of Π lies, dense and at the lowest density."""
     return (
-        f"Half of the dense network’s eigenvalues that are not zero lie above {_power(_median(kernels[DENSE, 1.0]))}; "
-        f"at density {_lowest(kernels):g} {_range(kernels, _median, _power)}. Zero are "
+        f"Half of the dense network’s eigenvalues shown lie above {_power(_median(kernels[DENSE, 1.0]))}; "
+        f"at density {_lowest(kernels):g} {_range(kernels, _median, _power)}. Left out are "
         f"{_percent(_zero(kernels[DENSE, 1.0]))} of the dense network’s and {_range(kernels, _zero, _percent)}."
     )
 

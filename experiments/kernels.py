@@ -28,12 +28,16 @@ Cell = tuple[str, float]
 
 _RANK = 32
 
+_ROUNDINGS = 100
+"""Nodes below this many roundings of the largest are those of a null space."""
+
 
 class Kernels(NamedTuple):
     """Numbers of one method and density. Eigenvalues are natural logarithms, −∞ for zero.
 
     Attributes:
-        log_nodes: (s, samples, order) of the spectral density of Π over the kept weights, for all seeds (s).
+        log_nodes: (s, samples, order) of the spectral density of Π over the kept weights, for all seeds (s); −∞
+            where they are lost in its rounding.
         weights: (s, samples, order) of the nodes; each row sums to 1.
         log_eigenvalues: (r,) the largest of Π; seed 0, as all that follows.
         shares: (r,) of Tr Θ, carried by each of the modes that belong to them.
@@ -141,7 +145,7 @@ def _centered_cosines(kernel: jax.Array) -> jax.Array:
 def _log_nodes(nodes: np.ndarray, log_top: np.ndarray) -> np.ndarray:
     """Logarithms of nodes (s, samples, order) whose largest is the largest eigenvalue, of known logarithm (s,)."""
     relative = nodes / nodes.max(axis=(1, 2), keepdims=True)
-    live = relative > np.finfo(nodes.dtype).eps
+    live = relative > _ROUNDINGS * np.finfo(nodes.dtype).eps
     return np.where(live, np.log(np.where(live, relative, 1.0)) + log_top[:, None, None], -np.inf)
 
 

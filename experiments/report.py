@@ -136,17 +136,18 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
             *_drawn(kernel_figures.density_of_states(kernels, foot)),
             "Density of states of the Path Kernel",
             "How the eigenvalues of Π, one for each kept weight and bias, spread over the decades, by stochastic "
-            f"Lanczos quadrature ({over_seeds}; smoothed by 0.15 decades). Zeros, as of weights that no path "
-            "needs and of rescaling symmetries, are left out; float32 tells seven decades apart. The wider a curve, "
-            "the more rates of learning the architecture and its weights bring, before any data.",
+            f"Lanczos quadrature ({over_seeds}; smoothed by 0.15 decades). What float32 cannot tell from "
+            "zero, a hundred thousandth of the largest, is left out: weights on no path, and rescaling symmetries. The "
+            "wider a curve, the more rates of learning the architecture and its weights bring, before any data.",
             kernel_findings.of_density(kernels),
         ),
         Illustration(
             "eigenvalues",
             *_drawn(kernel_figures.eigenvalues(kernels, foot)),
             "Eigenvalues of Θ over those of Π",
-            f"The largest {modes} found of each, in order and relative to the first (seed 0). On the dotted line the "
-            "data would leave Π's spectrum as it is; above it Θ falls more slowly, below it faster.",
+            f"The largest {modes} found of each, in order and relative to the first (seed 0); equal ones of Π may be "
+            "found once only. On the dotted line the data would leave Π’s spectrum as it is; above it Θ falls more "
+            "slowly, below it faster.",
             kernel_findings.of_eigenvalues(kernels),
         ),
         Illustration(

@@ -100,7 +100,7 @@ def test_findings_of_kernels_follow_the_numbers():
     few = example_kernels(log_nodes=np.where(nodes < -6, -np.inf, nodes), weights=np.array([[[0.4, 0.1, 0.3, 0.2]]]))
     found = kernel_findings.of_density({("dense", 1.0): few, ("random", 0.5): few})
     assert "lie above 10^−1.0; at density 0.5 10^−1.0 (random)" in found
-    assert "Zero are 40.0% of the dense network’s and 40.0% (random)" in found
+    assert "Left out are 40.0% of the dense network’s and 40.0% (random)" in found
 
 
 def test_maps_are_of_the_dense_network_and_the_ends_of_the_lowest_density():
