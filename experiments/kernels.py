@@ -42,7 +42,7 @@ class Kernels(NamedTuple):
         log_eigenvalues: (r,) the largest of Π; seed 0, as all that follows.
         shares: (r,) of Tr Θ, carried by each of the modes that belong to them.
         log_ntk_eigenvalues: (n·o,) of Θ, descending; −∞ where they are lost in its rounding.
-        bounds: (6,) the fields of `factorization.Bounds`.
+        bounds: (6,) the fields of `factorization.Bounds`, in its order.
         cosines: (3, n, n) of the examples in Θ, in its part of rank r and in K_v, each summed over outputs and
             centered: what all examples share, as through the biases, would cover the rest.
         alignments: (3,) centered kernel–target alignment of the same three.
@@ -105,21 +105,21 @@ def measurer(
     def measured(params: Params, mask: Mask, key: Key, known: BeforeTraining, spectrum: NtkSpectrum) -> Kernels:
         params, mask = jax.tree.map(lambda leaf: leaf[0], (params, mask))
         found = jax.device_get(on_data(params, mask, key, known.ntk[0]))
-        bounds = {
-            "log_top_ntk": spectrum.log_top_ntk,
-            "log_trace_ntk": spectrum.log_trace_ntk,
-            "log_top_path_kernel": known.log_top_path_kernel[0],
-            "log_trace_path_kernel": known.log_trace_path_kernel[0],
-            "log_top_data_gram": found.log_top_data_gram,
-            "log_trace_data_gram": found.log_trace_data_gram,
-        }
+        bounds = [
+            spectrum.log_top_ntk,
+            spectrum.log_trace_ntk,
+            known.log_top_path_kernel[0],
+            known.log_trace_path_kernel[0],
+            found.log_top_data_gram,
+            found.log_trace_data_gram,
+        ]
         return Kernels(
             log_nodes=_log_nodes(np.asarray(known.nodes), np.asarray(known.log_top_path_kernel)),
             weights=np.asarray(known.weights),
             log_eigenvalues=found.log_eigenvalues,
             shares=found.shares,
             log_ntk_eigenvalues=_log_above_rounding(spectrum.eigenvalues, known.ntk.dtype),
-            bounds=np.array([bounds[name] for name in factorization.Bounds._fields], np.float32),
+            bounds=np.array(bounds, np.float32),
             cosines=found.cosines,
             alignments=found.alignments,
             labels=np.asarray(labels),
