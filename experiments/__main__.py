@@ -61,20 +61,21 @@ def compare(options: Compare) -> None:
         with progress.reporting(console, total=len(cells) + 1, done=len(cells) - len(missing)) as reporter:
             job.compute(options, dataset, folder, reporter)
             reporter.stage("report")
-            conclusion = _write_report(folder)
+            conclusion = _write_report(folder, cells)
             reporter.advance("report")
         console.print(*conclusion, sep="\n", soft_wrap=True)
 
 
-def _write_report(folder: Folder) -> list[Table | str]:
-    """Summary, figures and report, from the finished runs alone; gives what the console shows at the end."""
-    from experiments import listed, report, results, summary
+def _write_report(folder: Folder, cells: Sequence[tuple[str, float]]) -> list[Table | str]:
+    """Summary, figures and report, from what is kept of the finished runs; gives what the console shows at the end."""
+    from experiments import kernels, listed, report, results, summary
 
     runs = summary.by_run(folder.runs(), folder.config)
     table = summary.cells(runs)
     ranks = summary.rankings(table)
     error = listed.factorization_error()
-    shown = report.illustrations(runs, table, ranks, folder.config)
+    kept = {cell: kernels.load(kernels.file_of(folder.path, *cell)) for cell in cells}
+    shown = report.illustrations(runs, table, ranks, kept, folder.config)
     (folder.path / "figures").mkdir(exist_ok=True)
     for picture in shown:
         results.write(folder.path / "figures" / f"{picture.name}.png", picture.png)

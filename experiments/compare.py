@@ -13,8 +13,9 @@ import numpy as np
 import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so that the limit below holds for it too
 import threadpoolctl  # type: ignore[import-untyped]
 
-from experiments import curves, methods, models, quantities, training
+from experiments import curves, kernels, methods, models, quantities, training
 from experiments.data import Dataset, balanced_batch
+from experiments.kernels import Cell
 from experiments.keys import key_of
 from experiments.options import DENSE, Compare, InputError
 from experiments.progress import Reporter
@@ -27,9 +28,6 @@ __all__ = ["Bench", "cells_of", "compute", "missing_cells"]
 
 _SCORE_PER_CLASS = 10
 
-Cell = tuple[str, float]
-"""A method and a density."""
-
 
 def cells_of(options: Compare) -> list[Cell]:
     """All cells of a comparison, the dense network first."""
@@ -37,9 +35,14 @@ def cells_of(options: Compare) -> list[Cell]:
 
 
 def missing_cells(options: Compare, folder: Folder) -> list[Cell]:
-    """The cells of which the folder lacks a seed."""
+    """The cells of which the folder lacks a seed, or the kernels."""
     kept = {run.name for run in folder.runs()}
-    return [cell for cell in cells_of(options) if any((*cell, seed) not in kept for seed in range(options.seeds))]
+    return [
+        cell
+        for cell in cells_of(options)
+        if any((*cell, seed) not in kept for seed in range(options.seeds))
+        or not kernels.file_of(folder.path, *cell).exists()
+    ]
 
 
 def compute(options: Compare, dataset: Dataset, folder: Folder, reporter: Reporter) -> None:
@@ -53,7 +56,8 @@ def compute(options: Compare, dataset: Dataset, folder: Folder, reporter: Report
         bench = Bench(options, dataset)
         for method, density in missing:
             # a cell is always computed for all its seeds: another batch of seeds would round otherwise
-            runs = bench.measured(method, density, reporter)
+            runs, shown = bench.measured(method, density, reporter)
+            kernels.save(kernels.file_of(folder.path, method, density), shown)
             folder.add(runs)
             accuracy = np.mean([run.test_accuracy for run in runs])
             reporter.advance(f"{method} {density:g}: accuracy {100 * accuracy:.1f}%")
@@ -88,6 +92,7 @@ class Bench:
         fixed = balanced_batch(dataset.train_labels, options.ntk_per_class)
         self._batch = images[fixed]
         self._known = quantities.before_training(self._model.apply, self._batch)
+        self._kernels = kernels.measurer(self._model.apply, self._batch, labels[fixed])
         targets = curves.centred_one_hot(labels[fixed], dataset.classes)
         self._curves = curves.loss_curves(self._model.apply, self._batch, targets, steps=options.curve_steps)
         self._steps_per_epoch = len(labels) // min(options.batch_size, len(labels))
@@ -100,14 +105,15 @@ class Bench:
             epochs=options.epochs,
         )
 
-    def measured(self, method: str, density: float, reporter: Reporter) -> list[Run]:
-        """All seeds of one cell, from scores to the trained network."""
+    def measured(self, method: str, density: float, reporter: Reporter) -> tuple[list[Run], kernels.Kernels]:
+        """All seeds of one cell, from scores to the trained network, and what the pictures of its kernels show."""
         name = f"{method} {density:g}"
         reporter.stage(f"{name}: scores")
         mask = self.mask(method, density)
         reporter.stage(f"{name}: kernels", 0.2)
         known = jax.device_get(self._known(self._params, mask, self._keys("lanczos")))
         spectra = [quantities.ntk_spectrum(kernel) for kernel in known.ntk]
+        shown = self._kernels(self._params, mask, key_of(0, "kernels"), known, spectra[0])
         reporter.stage(f"{name}: curves", 0.5)
         top = np.array([spectrum.eigenvalues[0] for spectrum in spectra], np.float32)
         losses = self._curves(self._params, mask, known.ntk, top, known.nodes, known.weights, known.parameters)
@@ -121,7 +127,7 @@ class Bench:
         for seed, spectrum in enumerate(spectra):
             of_seed = _Measured(spectrum, *jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked))
             runs.append(self._run(method, density, seed, of_seed))
-        return runs
+        return runs, shown
 
     def mask(self, method: str, density: float) -> Mask:
         """The masks of one cell, the seeds on a leading axis."""

@@ -25,11 +25,15 @@ __all__ = [
     "MUTED",
     "PAPER",
     "accuracy_over_density",
+    "blank",
     "layer_density",
+    "log_axis",
     "png",
     "predicted_curves",
     "quantity_against_accuracy",
     "rank_correlations",
+    "style_of",
+    "styled",
     "svg",
     "training_loss",
 ]
@@ -87,7 +91,7 @@ def svg(figure: Figure) -> bytes:
     return _saved(figure, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
 
 
-def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     """Every part of a figure, legends and late text too, is made under the one style."""
 
     @functools.wraps(draw)
@@ -98,14 +102,14 @@ def _styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     return styled
 
 
-@_styled
+@styled
 def accuracy_over_density(table: pd.DataFrame, footer: str) -> Figure:
     """Test accuracy over density, a line for each method, a band of one standard deviation over seeds."""
-    figure, axes = _figure(7.5, 4.6, footer)
+    figure, axes = blank(7.5, 4.6, footer)
     axis = axes[0][0]
     for method, group in _groups(table):
         mean, deviation = group["test_accuracy_mean"].to_numpy(), group["test_accuracy_std"].fillna(0).to_numpy()
-        colour, marker = _style(method)
+        colour, marker = style_of(method)
         low, high = _inside(mean - deviation), _inside(mean + deviation)
         if method == DENSE:
             axis.axhline(_inside(mean[0]), color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=DENSE)
@@ -120,33 +124,33 @@ def accuracy_over_density(table: pd.DataFrame, footer: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def training_loss(runs: pd.DataFrame, level: float, footer: str) -> Figure:
     """Cross-entropy on the train set after each epoch, mean over seeds, a panel for each density."""
     densities = _densities(runs)
-    figure, axes = _figure(3.1 * len(densities) + 1.6, 3.6, footer, columns=len(densities))
+    figure, axes = blank(3.1 * len(densities) + 1.6, 3.6, footer, columns=len(densities))
     for axis, density in zip(axes[0], densities, strict=True):
         for method, group in _groups(runs):
             chosen = group if method == DENSE else group[group["density"] == density]
             losses = np.array(chosen["train_loss"].tolist())
-            colour, marker = _style(method)
+            colour, marker = style_of(method)
             dashes = (0, (4, 3)) if method == DENSE else "solid"
             every = max(1, losses.shape[1] // 6)
             axis.plot(losses.mean(axis=0), color=colour, marker=marker, markevery=every, linestyle=dashes, label=method)
         axis.axhline(level, color=MUTED, linewidth=0.8, linestyle=":")
         axis.set(title=f"density {density:g}", xlabel="epoch")
-        _log_axis(axis)
+        log_axis(axis)
     axes[0][0].set_ylabel("training loss (nats)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
 
-@_styled
+@styled
 def predicted_curves(runs: pd.DataFrame, footer: str) -> Figure:
     """Squared loss under gradient descent, against what Θ and what Π alone predict; a panel for each cell."""
     densities, methods = _densities(runs), [name for name, _ in _groups(runs) if name != DENSE]
     rows, columns = len(methods) + 1, max(2, len(densities))
-    figure, axes = _figure(2.6 * columns, 1.75 * rows + 0.2, footer, rows=rows, columns=columns, share=True)
+    figure, axes = blank(2.6 * columns, 1.75 * rows + 0.2, footer, rows=rows, columns=columns, share=True)
     places = {(DENSE, 1.0): axes[0][0]}
     places |= {(m, d): axes[1 + r][c] for r, m in enumerate(methods) for c, d in enumerate(densities)}
     for axis in {axis for row in axes for axis in row} - set(places.values()):
@@ -161,22 +165,22 @@ def predicted_curves(runs: pd.DataFrame, footer: str) -> Figure:
     # what Π alone predicts may fall out of the picture: the real curves are to be seen
     lowest = min(np.nanmin(np.array(runs[name].tolist())) for name in ("real_loss", "linearized_loss"))
     axes[0][0].set_ylim(max(lowest, 1e-6) / 3, 1.6)
-    _log_axis(axes[0][0])
+    log_axis(axes[0][0])
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="upper right", bbox_to_anchor=(0.98, 0.96))
     return figure
 
 
-@_styled
+@styled
 def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
     """Each quantity known before training against test accuracy, a point for each cell; size grows with density."""
     names = [name for name in QUANTITIES if name != "density"]
     columns = 4
     rows = -(-(len(names) + 1) // columns)
-    figure, axes = _figure(10.5, 2.5 * rows + 0.3, footer, rows=rows, columns=columns, share="y")
+    figure, axes = blank(10.5, 2.5 * rows + 0.3, footer, rows=rows, columns=columns, share="y")
     flat = [axis for row in axes for axis in row]
     for axis, name in zip(flat, names, strict=False):
         for method, group in _groups(table):
-            colour, marker = _style(method)
+            colour, marker = style_of(method)
             values = group[f"{name}_mean"].to_numpy()
             sizes = 70 + 18 * np.log(group["density"].to_numpy())
             there = np.isfinite(values)
@@ -200,10 +204,10 @@ def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def rank_correlations(ranks: Sequence[Ranking], footer: str) -> Figure:
     """Spearman's ρ of each quantity with each target: over all cells, and within densities."""
-    figure, axes = _figure(9.5, 4.9, footer, columns=len(TARGETS), share=True)
+    figure, axes = blank(9.5, 4.9, footer, columns=len(TARGETS), share=True)
     for axis, (target, words) in zip(axes[0], TARGETS.items(), strict=True):
         chosen = [rank for rank in ranks if rank.target == target]
         places = np.arange(len(chosen))
@@ -222,21 +226,21 @@ def rank_correlations(ranks: Sequence[Ranking], footer: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
     """The kept share of each layer, mean over seeds, a panel for each density."""
     densities = _densities(runs)
-    figure, axes = _figure(3.1 * len(densities) + 1.6, 3.4, footer, columns=len(densities), share=True)
+    figure, axes = blank(3.1 * len(densities) + 1.6, 3.4, footer, columns=len(densities), share=True)
     for axis, density in zip(axes[0], densities, strict=True):
         groups = [(m, group) for m, group in _groups(runs[runs["density"] == density]) if m != DENSE]
         for place, (method, group) in enumerate(groups):
             kept = pd.DataFrame(group["layer_density"].tolist()).mean()
-            colour, marker = _style(method)
+            colour, marker = style_of(method)
             beside = 0.3 * ((place + 0.5) / len(groups) - 0.5)  # methods that agree stay visible
             axis.plot(beside + np.arange(1, len(kept) + 1), kept, color=colour, marker=marker, label=method)
         axis.axhline(density, color=MUTED, linewidth=0.8, linestyle=":")
         axis.set(title=f"density {density:g}", xlabel="layer")
-        _log_axis(axis, digits=(1, 2, 5))
+        log_axis(axis, digits=(1, 2, 5))
         axis.xaxis.set_major_locator(FixedLocator(range(1, len(kept) + 1)))
         axis.xaxis.set_minor_locator(NullLocator())
     axes[0][0].set_ylabel("kept share of the layer")
@@ -244,9 +248,10 @@ def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
     return figure
 
 
-def _figure(
+def blank(
     width: float, height: float, footer: str, *, rows: int = 1, columns: int = 1, share: bool | str = False
 ) -> tuple[Figure, Any]:
+    """A figure of this size in inches with its footer, and its axes (rows, columns)."""
     figure = Figure(figsize=(width, height + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=share in (True, "x"), sharey=share in (True, "y"), squeeze=False)
@@ -285,12 +290,13 @@ def _densities(table: pd.DataFrame) -> list[float]:
     return sorted(table.loc[table["method"] != DENSE, "density"].unique(), reverse=True)
 
 
-def _log_axis(axis: Axes, *, digits: Sequence[int] = (1,)) -> None:
+def log_axis(axis: Axes, *, side: str = "y", digits: Sequence[int] = (1,)) -> None:
     """A logarithmic axis in plain numbers: powers of ten would be set as formulas, which takes long."""
-    axis.set_yscale("log")
-    axis.yaxis.set_major_locator(LogLocator(subs=digits))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.yaxis.set_minor_locator(NullLocator())
+    axis.set(**{f"{side}scale": "log"})
+    chosen = axis.xaxis if side == "x" else axis.yaxis
+    chosen.set_major_locator(LogLocator(subs=digits))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    chosen.set_minor_locator(NullLocator())
 
 
 def _inside(accuracy: Any) -> Any:
@@ -318,5 +324,6 @@ def _density_axis(axis: Axes, table: pd.DataFrame) -> None:
     axis.set_xticklabels([f"{density:g}" for density in densities])
 
 
-def _style(method: str) -> tuple[str, str]:
+def style_of(method: str) -> tuple[str, str]:
+    """The colour and the marker of a method, the same in every figure."""
     return _STYLES.get(method) or _OTHERS[sum(method.encode()) % len(_OTHERS)]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from experiments import figures, findings
+from experiments import figures, findings, kernel_figures, kernel_findings
+from experiments.kernels import Cell, Kernels
 from experiments.runs import QUANTITIES
 from experiments.summary import TARGETS, Ranking, chance_level, chance_within
 
@@ -66,7 +67,11 @@ def footer(config: dict[str, Any]) -> str:
 
 
 def illustrations(
-    runs: pd.DataFrame, table: pd.DataFrame, ranks: Sequence[Ranking], config: dict[str, Any]
+    runs: pd.DataFrame,
+    table: pd.DataFrame,
+    ranks: Sequence[Ranking],
+    kernels: Mapping[Cell, Kernels],
+    config: dict[str, Any],
 ) -> list[Illustration]:
     """All figures of a comparison, with captions computed from its results."""
     foot, level, seeds = footer(config), config["options"]["loss_level"], config["options"]["seeds"]
@@ -117,6 +122,52 @@ def illustrations(
             "Where the weights are kept",
             f"Kept share of each layer's kernel ({over_seeds}). Dotted: the density over all layers.",
             findings.of_layers(runs),
+        ),
+        *_of_kernels(table, kernels, foot, over_seeds),
+    ]
+
+
+def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str, over_seeds: str) -> list[Illustration]:
+    mapped = kernel_findings.best_and_worst(table)
+    modes = max(len(of.shares) for of in kernels.values())
+    return [
+        Illustration(
+            "density_of_states",
+            *_drawn(kernel_figures.density_of_states(kernels, foot)),
+            "Density of states of the Path Kernel",
+            "How the eigenvalues of Π, one for each kept weight and bias, spread over the decades, by stochastic "
+            f"Lanczos quadrature ({over_seeds}; smoothed by 0.15 decades). What float32 cannot tell from "
+            "zero, a hundred thousandth of the largest, is left out: weights on no path, and rescaling symmetries. The "
+            "wider a curve, the more rates of learning the architecture and its weights bring, before any data.",
+            kernel_findings.of_density(kernels),
+        ),
+        Illustration(
+            "eigenvalues",
+            *_drawn(kernel_figures.eigenvalues(kernels, foot)),
+            "Eigenvalues of Θ over those of Π",
+            f"The largest {modes} found of each, in order and relative to the first (seed 0); equal ones of Π may be "
+            "found once only. On the dotted line the data would leave Π’s spectrum as it is; above it Θ falls more "
+            "slowly, below it faster.",
+            kernel_findings.of_eigenvalues(kernels),
+        ),
+        Illustration(
+            "cumulative_shares",
+            *_drawn(kernel_figures.cumulative_shares(kernels, foot)),
+            "How much of Θ the leading modes of Π carry",
+            "Θ = Σ λᵢ bᵢ bᵢᵀ over the eigenpairs of Π: the share of Tr Θ in the first terms that were found (seed 0). "
+            "A line that starts high and flattens belongs to a network whose NTK the largest modes of Π decide; a line "
+            "that stays low to one whose NTK is spread over many more.",
+            kernel_findings.of_shares(kernels),
+        ),
+        Illustration(
+            "heat_maps",
+            *_drawn(kernel_figures.heat_maps(kernels, mapped, foot)),
+            "The kernels between examples",
+            "Cosines between the examples of the fixed batch less their mean, ordered by class and summed over "
+            f"outputs (seed 0): in Θ, in the part of it that the first {modes} modes of Π carry, and in the data Gram "
+            "K_v, which knows the open paths but no weight on them. Red blocks on the diagonal are classes that a "
+            "kernel holds together. Below the dense network: the best and the worst method at the lowest density.",
+            kernel_findings.of_maps(kernels, mapped),
         ),
     ]
 

@@ -16,6 +16,17 @@ network will train, and to prune it, before any training:
 (0.4, True)
 """
 
-from pathjax import dynamics, enumeration, masks, ntk, path_kernel, paths, pruning, scores, types
+from pathjax import dynamics, enumeration, factorization, masks, ntk, path_kernel, paths, pruning, scores, types
 
-__all__ = ["dynamics", "enumeration", "masks", "ntk", "path_kernel", "paths", "pruning", "scores", "types"]
+__all__ = [
+    "dynamics",
+    "enumeration",
+    "factorization",
+    "masks",
+    "ntk",
+    "path_kernel",
+    "paths",
+    "pruning",
+    "scores",
+    "types",
+]

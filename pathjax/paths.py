@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -397,6 +397,7 @@ def path_sum(
     """
     if gates not in ("open", "data"):
         raise ValueError(f'`gates` must be "open" or "data", not {gates!r}.')
+    check_batch(x)
     phi = absolute_power(q)
     weights, real = (lift_weights(params, function, mask) for function in (phi, lambda leaf: leaf))
 
@@ -416,15 +417,18 @@ def log_data_gram(
     x2: Float[AnyArray, "m ..."] | None = None,
     *,
     mask: Mask | None = None,
+    chunk: int = 256,
 ) -> tuple[Float[Array, "n m o"], Float[Array, "n m o"]]:
     """Sign and logarithm of the data Gram K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s.
 
     The diagonal blocks of J_v f (J_v f)ᵀ; the others vanish, since a path ends in one output. Weights and constants do
-    not enter, only which of them are there: paths with a pruned weight or a constant zero do not count. A lifted
-    forward pass for each pair of examples, one row of pairs in memory at a time, with the slopes at both. Without
-    `x2`, all pairs of `x1`.
+    not enter, only which of them are there: paths with a pruned weight or a constant zero do not count, paths that
+    start at a bias do. A lifted forward pass for each pair of examples, with the slopes at both. Without `x2`, all
+    pairs of `x1`: exactly symmetric, one half computed and the other mirrored. Pairs go in square blocks of at most
+    `chunk`, and memory is that of so many forward passes of one example; the result depends on it by rounding alone.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree.
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree, for
+    examples of two shapes and for a `chunk` below 1.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -433,8 +437,16 @@ def log_data_gram(
     >>> sign.shape, (sign * jnp.exp(log_abs))[1, :, 0].round(3).tolist()  # two units are on for x > 0, one for x < 0
     ((2, 3, 2), [12.0, 0.0, 4.0])
     """
-    left = jnp.asarray(x1)
-    right = left if x2 is None else jnp.asarray(x2)
+    if chunk < 1:
+        raise ValueError(f"`chunk` must be at least 1, the number of pairs at a time, but is {chunk}.")
+    left, right = (jnp.asarray(x) for x in (x1, x1 if x2 is None else x2))
+    for x in (left, right):
+        check_batch(x)
+    if left.shape[1:] != right.shape[1:]:
+        raise ValueError(
+            f"Examples of `x1` have shape {left.shape[1:]} and those of `x2` {right.shape[1:]}, but both go through "
+            "the same network. Only the number of examples may differ."
+        )
     ones = lift_weights(params, jnp.ones_like, mask)
     real = lift_weights(params, lambda leaf: leaf, mask)
 
@@ -444,7 +456,43 @@ def log_data_gram(
         output = lift(apply, ones, product, phi=absolute_power(0), points=points)
         return jnp.sign(output.array[0]), output.log_abs()[0]
 
-    return cast("tuple[jax.Array, jax.Array]", lax.map(lambda a: jax.vmap(lambda b: pair(a, b))(right), left))
+    sign, log_abs = _over_pairs(pair, left, right, side=math.isqrt(chunk), upper=x2 is None)
+    return sign, log_abs
+
+
+def _over_pairs(function: Callable[..., Any], left: jax.Array, right: jax.Array, *, side: int, upper: bool) -> Any:
+    """function(a, b), a tree, for all pairs of rows, in blocks of side × side; with `upper`, its half mirrored.
+
+    Inside a block what depends on one of the two alone is computed once for each row, not for each pair.
+    """
+    n, m = len(left), len(right)
+    side = min(side, max(n, m, 1))
+    rows, columns = -(-n // side), -(-m // side)
+    blocks = [(i, j) for i in range(rows) for j in range(i if upper else 0, columns)]
+
+    def all_of(a: jax.Array, b: jax.Array) -> Any:
+        return jax.vmap(lambda row: jax.vmap(lambda other: function(row, other))(b))(a)
+
+    if not blocks:
+        return all_of(left, right)
+
+    def block(at: jax.Array) -> Any:
+        # past the end the last row stands in
+        a = left[jnp.minimum(at[0] * side + jnp.arange(side), n - 1)]
+        b = right[jnp.minimum(at[1] * side + jnp.arange(side), m - 1)]
+        return all_of(a, b)
+
+    def placed(found: jax.Array) -> jax.Array:
+        inner = found.shape[3:]
+        place = tuple(np.array(blocks).T)
+        grid = jnp.zeros((rows, columns, side, side, *inner), found.dtype).at[place].set(found)
+        whole = jnp.swapaxes(grid, 1, 2).reshape(rows * side, columns * side, *inner)[:n, :m]
+        if not upper:
+            return whole
+        half = np.triu(np.ones((n, n), bool)).reshape(n, n, *[1] * len(inner))
+        return jnp.where(half, whole, jnp.swapaxes(whole, 0, 1))
+
+    return jax.tree.map(placed, lax.map(block, jnp.array(blocks)))
 
 
 class Layer(NamedTuple):

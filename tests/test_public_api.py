@@ -44,6 +44,10 @@ SIGNATURES = {
     "ntk.infinite": "kernel_fn, x1, x2",
     "factorization.factorize": "apply, params, x, *, rank, key, mask",
     "factorization.recompose": "factorization",
+    "factorization.layer_kernels": "apply, params, x, *, mask",
+    "factorization.bounds": "ntk, kernel, data_gram, *, key",
+    "factorization.alignment": "factorization, ntk, *, rank",
+    "factorization.kernel_target_alignment": "kernel, labels, *, centered",
     "dynamics.linearized": "ntk, outputs, targets, times, *, learning_rate",
     "scores.magnitude": "params",
     "scores.random": "params, *, key",
@@ -65,8 +69,6 @@ SIGNATURES = {
 
 # not there yet; a name that appears must leave this list
 LATER = {
-    "factorization.factorize",
-    "factorization.recompose",
     "scores.grasp",
     "scores.path_kernel_trace",
     "scores.px",

@@ -3,6 +3,9 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
+from experiments.kernels import Kernels
 from experiments.runs import Run
 
 
@@ -13,3 +16,20 @@ def example(**changed: Any) -> Run:
     fields |= {"method": "snip", "density": 0.1, "seed": 2, "kept": 7, "prunable": 70}
     fields |= {"layer_density": {"Dense_0": 0.1}, "pruned_stay_zero": True}
     return Run(**fields | changed)
+
+
+def example_kernels(seed: int = 0, **changed: Any) -> Kernels:
+    """Kernels of 3 seeds, 2 samples of 4 nodes, 5 modes, 6 examples of 2 classes, with some fields changed."""
+    rng = np.random.default_rng(seed)
+    fields: dict[str, Any] = {
+        "log_nodes": np.log(rng.random((3, 2, 4))),
+        "weights": np.full((3, 2, 4), 0.25),
+        "log_eigenvalues": np.array([4.0, 3.0, 2.0, 1.0, -np.inf]),
+        "shares": np.array([0.2, 0.1, 0.1, 0.05, 0.0]),
+        "log_ntk_eigenvalues": np.append(-np.arange(11.0), -np.inf),
+        "bounds": np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        "cosines": rng.uniform(-1, 1, (3, 6, 6)),
+        "alignments": np.array([0.3, 0.2, 0.1]),
+        "labels": np.array([1, 0, 1, 0, 1, 0]),
+    }
+    return Kernels(**fields | changed)

@@ -124,7 +124,7 @@ def test_the_summary_has_a_row_for_each_cell(finished):
 
 def test_figures_are_pictures_in_two_formats(finished):
     figures = sorted(path.name for path in (finished / "figures").iterdir())
-    assert len(figures) == 12
+    assert len(figures) == 20
     for name in figures:
         content = (finished / "figures" / name).read_bytes()
         assert content.startswith(b"\x89PNG" if name.endswith(".png") else b"<?xml")
@@ -147,10 +147,12 @@ def test_the_report_needs_no_other_file(finished):
     page = (finished / "report.html").read_text()
     links = _Links()
     links.feed(page)
-    assert all(link.startswith("#") for link in links.found)
-    assert {link[1:] for link in links.found} <= set(links.names)
+    drawn = [link for link in links.found if link.startswith("data:image/png;base64,")]
+    within = [link for link in links.found if link.startswith("#")]
+    assert len(drawn) + len(within) == len(links.found)
+    assert {link[1:] for link in within} <= set(links.names)
     assert not re.search(r"url\((?!#)|@import|<script|<link", page)
-    assert page.count("<figcaption>") == 6
+    assert page.count("<figcaption>") == 10
     for words in ("prefers-color-scheme: dark", 'name="viewport"', "Rank correlations", "Configuration", "seeds used"):
         assert words in page
 
@@ -169,6 +171,21 @@ def test_the_same_command_again_computes_nothing_and_writes_the_same(own_copy, d
     assert [path.name for path in before if before[path] != after[path]] == []
     printed = capsys.readouterr().out
     assert printed.startswith("[4/4] report\n") and "report.html" in printed and "synflow" in printed
+
+
+@pytest.mark.parametrize("left", [None, b"PK half a file"])
+def test_kernels_that_are_lost_are_made_again_and_broken_ones_named(own_copy, data_dir, capsys, left):
+    file = own_copy / "kernels" / "synflow-0.3.npz"
+    before, runs = file.read_bytes(), (own_copy / "results.jsonl").read_bytes()
+    if left is None:
+        file.unlink()
+        assert run(data_dir, own_copy) == 0
+        assert file.read_bytes() == before
+    else:
+        file.write_bytes(left)
+        assert run(data_dir, own_copy) == 2
+        assert f"{file} cannot be read" in capsys.readouterr().err
+    assert (own_copy / "results.jsonl").read_bytes() == runs
 
 
 def started(data_dir, out, **environment):
@@ -209,6 +226,8 @@ def test_a_killed_job_continues_to_the_same_results_even_from_part_of_a_cell(
     assert run(data_dir, out) == 0
     assert results.read_text().splitlines()[0] == survived[1]
     assert sorted(results.read_text().splitlines()) == sorted((finished / "results.jsonl").read_text().splitlines())
+    for file in (finished / "kernels").iterdir():
+        assert (out / "kernels" / file.name).read_bytes() == file.read_bytes()
     for name in ("summary.csv", "rankings.csv", "report.html"):
         assert (out / name).read_bytes() == (finished / name).read_bytes()
 

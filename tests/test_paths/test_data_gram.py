@@ -27,9 +27,42 @@ def test_data_gram_equals_that_of_listed_paths(name: str) -> None:
     np.testing.assert_allclose(sign * np.exp(log_abs), exact, rtol=EXACT, atol=EXACT * max(1.0, np.abs(exact).max()))
 
 
+@pytest.mark.parametrize("chunk", [1, 3, 4, 20, 1000])
+@pytest.mark.parametrize("others", [None, 4])
+def test_chunks_change_nothing(chunk: int, others: int | None) -> None:
+    network = models.build("leaky_mlp")
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    x1, x2 = x[:5], None if others is None else x[5 : 5 + others]
+    sign, log_abs = paths.log_data_gram(network.apply, network.params, x1, x2, chunk=chunk)
+    exact = oracles.data_gram(network.graph, models.listed("leaky_mlp"), network.theta, x1, x2)
+    np.testing.assert_allclose(sign * np.exp(log_abs), exact, rtol=EXACT, atol=EXACT)
+
+
 def test_one_batch_gives_a_symmetric_gram() -> None:
     network = models.build("leaky_mlp")
-    sign, log_abs = paths.log_data_gram(network.apply, network.params, network.x)
+    x = jax.random.normal(jax.random.key(0), (7, 3))
+    sign, log_abs = paths.log_data_gram(network.apply, network.params, x, chunk=9)
     gram = np.moveaxis(np.asarray(sign * jnp.exp(log_abs)), -1, 0)
-    np.testing.assert_allclose(gram, np.swapaxes(gram, 1, 2), rtol=EXACT)
+    np.testing.assert_array_equal(gram, np.swapaxes(gram, 1, 2))
     assert np.linalg.eigvalsh(gram).min() > -1e-9
+
+
+def test_one_half_of_the_pairs_is_computed() -> None:
+    seen = []
+
+    def pair(a: jax.Array, b: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda a, b: seen.append((int(a), int(b))), a, b)
+        return a * b
+
+    table = paths._over_pairs(pair, jnp.arange(6), jnp.arange(6), side=1, upper=True)
+    jax.effects_barrier()
+    assert sorted(seen) == [(i, j) for i in range(6) for j in range(i, 6)]
+    np.testing.assert_array_equal(table, np.outer(np.arange(6), np.arange(6)))
+
+
+def test_examples_of_two_shapes_and_empty_chunks_are_refused() -> None:
+    network = models.build("one_layer")
+    with pytest.raises(ValueError, match=r"`x1` have shape \(4,\) and those of `x2` \(5,\)"):
+        paths.log_data_gram(network.apply, network.params, network.x, jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match="`chunk` must be at least 1"):
+        paths.log_data_gram(network.apply, network.params, network.x, chunk=0)
