@@ -69,7 +69,9 @@ class Following:
 
     def untouched(self, place: Where, axes: Sequence[Any]) -> Where:
         """The place, which must not lie along one of these axes, whole numbers of Python or NumPy."""
-        if isinstance(place, Lying) and place.axis in axes:
+        if isinstance(place, Same):
+            return Same(place.even.difference(axes))
+        if place.axis in axes:
             raise self.mixed()
         return place
 
@@ -125,11 +127,8 @@ class _Follower:
         return walk(program, places, step=self.step, constant=_constant, callers=callers)
 
     def step(self, equation: Equation, places: list[Where]) -> list[Where]:
-        rule = _RULES.get(equation.name, _elementwise)
-        if rule not in _KNOWS_EVEN and not any(isinstance(place, Lying) for place in places):
-            return [Same() for _ in equation.outputs]
         try:
-            result = rule(Following(equation, places, self))
+            result = _RULES.get(equation.name, _elementwise)(Following(equation, places, self))
         except UnsupportedPrimitive as error:
             self.refusals.setdefault(str(error), Refusal(equation.layer, error))
             result = _ANYTHING
@@ -151,7 +150,7 @@ def _elementwise(at: Following) -> Where:
     """Entry by entry; scalars, and axes of size 1, with every entry. What else changes shapes has no path rule."""
     shape = at.equation.outputs[0].shape
     arrays = [(place, own) for place, own in zip(at.places, at.shapes, strict=True) if own]
-    if not at.places or any(len(own) != len(shape) for _, own in arrays):
+    if (shape and not arrays) or any(len(own) != len(shape) for _, own in arrays):
         return Same()
     everywhere = Same(frozenset(range(len(shape))))
     return at.agreed([everywhere, *(_spread(place, own, shape) for place, own in arrays)])
@@ -410,6 +409,3 @@ _RULES: dict[str, Rule] = {
     "scan": _scan,
     "cond": _cond,
 }
-
-# What is told of values without examples; of what else is made of them nothing is known.
-_KNOWS_EVEN = {_broadcast, _reshape, _transpose, _elementwise, _scan, _cond, _each}
