@@ -34,6 +34,7 @@ bench: $(INSTALLED) ## what lifted passes, listings, spectra and factorizations 
 	$(BIN)/python -m experiments.benchmarks.listing
 	$(BIN)/python -m experiments.benchmarks.spectrum
 	$(BIN)/python -m experiments.benchmarks.factorize
+	$(BIN)/python -m experiments.benchmarks.growth
 
 clean: ## remove the environment and the caches, never the results under runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,19 +10,17 @@ the peak memory is its factorization's.
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from experiments.benchmarks import timing
 from experiments.benchmarks.lifting import NETWORKS
 from pathjax import factorization
 
@@ -73,34 +71,14 @@ def measure(network: nn.Module, shape: tuple[int, ...], *, batch: int, rank: int
     begin = time.perf_counter()
     compiled = jax.jit(factorize).lower(params, x).compile()
     built = time.perf_counter() - begin
-    runs = [(_seconds(gradient, params, x), _seconds(compiled, params, x)) for _ in range(repeats)]
-    plain, factorized = map(min, zip(*runs, strict=True))
-    return Cost(plain, factorized, built, _peak())
-
-
-def slopes(batches: Sequence[int], costs: Sequence[Cost]) -> tuple[float, float]:
-    """Exponents of the batch in the times of the gradient and of the factorization, by least squares."""
-    times = np.log([[cost.gradient, cost.factorize] for cost in costs])
-    gradient, factorize = np.polyfit(np.log(batches), times, 1)[0]
-    return float(gradient), float(factorize)
-
-
-def _seconds(program: Callable[..., Any], params: Any, x: jax.Array) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(program(params, x))
-    return time.perf_counter() - begin
-
-
-def _peak() -> float:
-    """Largest memory that this process has held, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    plain, factorized = timing.least([lambda: gradient(params, x), lambda: compiled(params, x)], repeats)
+    return Cost(plain, factorized, built, timing.peak())
 
 
 def _report(name: str, batches: Sequence[int], rank: int, repeats: int) -> None:
     network, shape = CASES[name]
     size = " × ".join(map(str, shape))
-    print(f"{name}, {size}, rank {rank}, float32, weights from seed 0; {_peak():.2f} GB before", flush=True)
+    print(f"{name}, {size}, rank {rank}, float32, weights from seed 0; {timing.peak():.2f} GB before", flush=True)
     costs = []
     for batch in batches:
         costs.append(cost := measure(network, shape, batch=batch, rank=rank, repeats=repeats))
@@ -111,7 +89,7 @@ def _report(name: str, batches: Sequence[int], rank: int, repeats: int) -> None:
             flush=True,
         )
     if len(batches) > 1:
-        gradient, factorize = slopes(batches, costs)
+        gradient, factorize = timing.slopes(batches, [[cost.gradient, cost.factorize] for cost in costs])
         print(f"  growth with the batch: gradient ~ n^{gradient:.2f}, factorize ~ n^{factorize:.2f}", flush=True)
 
 
@@ -125,8 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--here", action="store_true", help="measure in this process")
     options = parser.parse_args(arguments)
     if not options.here:
-        load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-        print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores{load}", flush=True)
+        print(timing.machine(), flush=True)
         given = ["--batch", *map(str, options.batch), "--rank", str(options.rank), "--repeats", str(options.repeats)]
         for name in options.network:
             command = [sys.executable, "-m", __spec__.name, "--here", *given, "--network", name]

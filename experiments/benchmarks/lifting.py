@@ -9,7 +9,6 @@ and the temporary memory that XLA plans.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -17,8 +16,8 @@ from typing import Any, NamedTuple, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from experiments.benchmarks import timing
 from pathjax import paths
 
 __all__ = ["Cost", "ResNet", "main", "measure"]
@@ -103,9 +102,9 @@ def measure(network: nn.Module, *, batch: int, side: int, repeats: int) -> dict[
 def _compare(pair: tuple[Callable[..., Any], Callable[..., Any]], params: Any, repeats: int) -> tuple[Cost, Cost]:
     """Costs of two functions, compiled afresh and run in turns."""
     built = [_build(function, params) for function in pair]
-    runs = np.array([[_seconds(program, params) for program, _ in built] for _ in range(repeats)]).min(axis=0)
-    (_, first), (_, second) = built
-    return first._replace(run=float(runs[0])), second._replace(run=float(runs[1]))
+    (plain, first), (lifted, second) = built
+    runs = timing.least([lambda: plain(params), lambda: lifted(params)], repeats)
+    return first._replace(run=runs[0]), second._replace(run=runs[1])
 
 
 def _build(function: Callable[..., Any], params: Any) -> tuple[Any, Cost]:
@@ -120,12 +119,6 @@ def _build(function: Callable[..., Any], params: Any) -> tuple[Any, Cost]:
         costs.append((middle - begin, time.perf_counter() - middle))
     trace, built = (min(column) for column in zip(*costs, strict=True))
     return compiled, Cost(trace, built, 0.0, cast(Any, compiled.memory_analysis()).temp_size_in_bytes)
-
-
-def _seconds(program: Any, params: Any) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(program(params))
-    return time.perf_counter() - begin
 
 
 def table(costs: dict[str, tuple[Cost, Cost]]) -> list[str]:
@@ -153,8 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=30, help="runs of which the least is taken")
     parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     options = parser.parse_args(arguments)
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores{load}; network → lifted sum")
+    print(f"{timing.machine()}; network → lifted sum")
     for name in options.network:
         for batch in options.batch:
             print(f"{name}, batch {batch}, {options.side} × {options.side} × 3, float32, weights from seed 0")

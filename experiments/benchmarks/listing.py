@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import timing
 from pathjax import enumeration, paths
 
 __all__ = ["apply", "main", "network"]
@@ -45,25 +44,21 @@ def measure(widths: Sequence[int]) -> list[str]:
     """List the paths of one network and compute their values, twice; says what each took."""
     params, x = network(widths, seed=0)
     lines = [f"widths {' '.join(map(str, widths))}, float32, weights from seed 0: {math.prod(widths):,} paths"]
-    before = _peak()
+    before = timing.peak()
     begin = time.perf_counter()
     listed = enumeration.enumerate_paths(apply, params, x, limit=math.prod(widths))
     jax.block_until_ready(listed.factors)
-    lines.append(f"  list them       {time.perf_counter() - begin:6.2f} s   peak {_peak():.2f} GB, {before:.2f} before")
+    lines.append(
+        f"  list them       {time.perf_counter() - begin:6.2f} s   peak {timing.peak():.2f} GB, {before:.2f} before"
+    )
     for label in ("first values", "next values"):
         begin = time.perf_counter()
         values = jax.block_until_ready(enumeration.path_values(listed, params))
-        lines.append(f"  {label:15} {time.perf_counter() - begin:6.2f} s   peak {_peak():.2f} GB")
+        lines.append(f"  {label:15} {time.perf_counter() - begin:6.2f} s   peak {timing.peak():.2f} GB")
     total = np.log(np.sum(np.abs(np.asarray(values, np.float64))))
     lifted = float(paths.log_path_norm(apply, params, x))
     lines.append(f"  log Σ|v_p|      {total:.6f} from the list, {lifted:.6f} without")
     return lines
-
-
-def _peak() -> float:
-    """Largest memory that this process has held, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         widths = map(str, options.widths)
         subprocess.run([sys.executable, "-m", __spec__.name, "--here", "--widths", *widths], check=True)
         return
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores{load}")
+    print(timing.machine())
     print(*measure(options.widths), sep="\n", flush=True)
 
 

@@ -3,16 +3,13 @@
 `python -m experiments.benchmarks.spectrum` takes ResNet-20 and ResNet-18 on images of 32 × 32 × 3, in float32, each in
 a process of its own, so that its peak memory is its own. It compares one product with the Path Kernel, its ten largest
 eigenpairs, and its density of states with the standard errors of what follows from it, with one gradient of the
-network's summed outputs at the same batch of one example, and at a batch of sixteen. Then it fits how the cost of a
-product grows with the width and the depth of a fully connected network.
+network's summed outputs at the same batch of one example, and at a batch of sixteen.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
-import os
-import resource
 import subprocess
 import sys
 import time
@@ -21,12 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.benchmarks import lifting, listing
+from experiments.benchmarks import lifting, timing
 from pathjax import path_kernel
 
-__all__ = ["TASKS", "Problem", "growth", "main"]
+__all__ = ["TASKS", "Problem", "main"]
 
 _TOLERANCE = 1e-4
 _RANK = 10
@@ -66,7 +62,7 @@ def problem(network: str, *, side: int, repeats: int, order: int) -> tuple[Probl
 def product(of: Problem) -> str:
     """One product with G."""
     compiled = jax.jit(lambda kernel, tree: kernel.matvec(tree)).lower(of.kernel, of.params).compile()
-    return _line("product", _least(lambda: compiled(of.kernel, of.params), of.repeats), of)
+    return _line("product", timing.least([lambda: compiled(of.kernel, of.params)], of.repeats)[0], of)
 
 
 def eigenpairs(of: Problem) -> str:
@@ -92,7 +88,7 @@ def density(of: Problem, *, order: int = 20, samples: int = 4) -> str:
     compiled = compute.lower(of.kernel, key=jax.random.key(1)).compile()
     run = functools.partial(compiled, of.kernel, key=jax.random.key(1))
     states = run()
-    seconds = _least(run, 1)
+    seconds = timing.seconds(run)
     epsilon = 1e-3 * of.kernel.trace() / states.dimension
     estimates = {
         "Σ log(λ + ε) / p": lambda nodes: jnp.log(jnp.maximum(nodes, 0) + epsilon) / states.dimension,
@@ -107,79 +103,48 @@ def density(of: Problem, *, order: int = 20, samples: int = 4) -> str:
 TASKS: dict[str, Callable[[Problem], str]] = {"product": product, "eigenpairs": eigenpairs, "density": density}
 
 
-def growth(*, repeats: int) -> list[str]:
-    """Slopes, on logarithmic axes, of the seconds of a product and of a gradient over width and depth."""
-    axes = {
-        "width": [(width, [width] * 5) for width in (128, 256, 512, 1024)],
-        "depth": [(depth, [256] * (depth + 1)) for depth in (4, 8, 16, 32)],
-    }
-    lines = ["fully connected networks: 4 layers of 128 to 1024 units, 4 to 32 layers of 256 units"]
-    for name, cases in axes.items():
-        sizes, seconds = [], []
-        for size, widths in cases:
-            params, x = listing.network(widths, seed=0)
-            kernel = path_kernel.path_kernel(listing.apply, params, x)
-            compiled = jax.jit(lambda kernel, tree: kernel.matvec(tree)).lower(kernel, params).compile()
-            matvec = _least(functools.partial(compiled, kernel, params), repeats)
-            sizes.append(size)
-            seconds.append([matvec, _gradient_seconds(listing.apply, params, x, repeats)])
-        slopes = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
-        times = ", ".join(f"{size}: {1e3 * a:.2f} / {1e3 * b:.2f}" for size, (a, b) in zip(sizes, seconds, strict=True))
-        lines.append(f"  {name}: product ~ {name}^{slopes[0]:.2f}, gradient ~ {name}^{slopes[1]:.2f}; ms: {times}")
-    return lines
-
-
 def _gradient_seconds(apply: Callable[..., Any], params: Any, x: jax.Array, repeats: int) -> float:
     compiled = jax.jit(jax.grad(lambda params: jnp.sum(apply(params, x)))).lower(params).compile()
-    return _least(lambda: compiled(params), repeats)
-
-
-def _least(function: Callable[[], Any], repeats: int) -> float:
-    """The least seconds of several runs."""
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
+    return timing.least([lambda: compiled(params)], repeats)[0]
 
 
 def _line(name: str, seconds: float, of: Problem) -> str:
     ratio = seconds / of.gradient
-    return f"  {name:15} {1e3 * seconds:9.1f} ms, {ratio:7.1f} gradients   peak {_peak():.2f} GB"
-
-
-def _peak() -> float:
-    """Largest memory that this process has held, in GB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return f"  {name:15} {1e3 * seconds:9.1f} ms, {ratio:7.1f} gradients   peak {timing.peak():.2f} GB"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, each network in a fresh process, and print."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.spectrum", description=__doc__)
     parser.add_argument("--network", nargs="*", default=list(lifting.NETWORKS), choices=lifting.NETWORKS)
-    parser.add_argument("--task", nargs="*", default=[*TASKS, "growth"], choices=[*TASKS, "growth"])
+    parser.add_argument("--task", nargs="*", default=list(TASKS), choices=TASKS)
     parser.add_argument("--side", type=int, default=32, help="height and width of the images")
     parser.add_argument("--repeats", type=int, default=10, help="runs of which the least is taken")
     parser.add_argument("--order", type=int, default=15, help="Lanczos steps in a round of the eigenpairs")
     parser.add_argument("--here", action="store_true", help="measure in this process")
     options = parser.parse_args(arguments)
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores{load}", flush=True)
-    tasks = [task for task in options.task if task in TASKS]
-    for network in options.network if tasks else []:
+    if not options.here:
+        print(timing.machine(), flush=True)
+    for network in options.network:
         if options.here:
             of, lines = problem(network, side=options.side, repeats=options.repeats, order=options.order)
             print(*lines, sep="\n", flush=True)
-            for task in tasks:
+            for task in options.task:
                 print(TASKS[task](of), flush=True)
         else:
             numbers = [f"--{name}={getattr(options, name)}" for name in ("side", "repeats", "order")]
-            call = [sys.executable, "-m", __spec__.name, "--here", *numbers, "--network", network, "--task", *tasks]
+            call = [
+                sys.executable,
+                "-m",
+                __spec__.name,
+                "--here",
+                *numbers,
+                "--network",
+                network,
+                "--task",
+                *options.task,
+            ]
             subprocess.run(call, check=True)
-    if "growth" in options.task:
-        print(*growth(repeats=options.repeats), sep="\n", flush=True)
 
 
 if __name__ == "__main__":
