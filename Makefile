@@ -17,7 +17,7 @@ report: $(INSTALLED) ## compare prunings on the digits data set and write runs/d
 	$(BIN)/python -m experiments compare --dataset digits --model fc --out runs/digits
 
 test: lint types ## lint, types, tests and doctests
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths; FUZZ_NETWORKS=… FUZZ_SEED=… for others
 	FUZZ_NETWORKS=$(FUZZ_NETWORKS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/test_fuzz/test_networks.py

@@ -288,14 +288,7 @@ def _linear(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
     closed, like = jax.make_jaxpr(product, return_shape=True)(zeros)
 
     def run(tree: Params) -> Params:
-        results = walk(
-            closed,
-            jax.tree.leaves(tree),
-            step=_in_order,
-            constant=lambda array: array,
-            opaque=lambda name: False,
-            enter=lambda call: None,
-        )
+        results = walk(closed, jax.tree.leaves(tree), step=_in_order, constant=lambda array: array)
         return jax.tree.unflatten(jax.tree.structure(like), results)
 
     return run
