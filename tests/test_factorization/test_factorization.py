@@ -114,7 +114,8 @@ def test_chunks_masks_that_are_traced_and_pruned_weights_change_nothing(large: A
     find = jax.jit(lambda params, mask: factorization.factorize(mlp, params, x, rank=4, key=KEY, mask=mask, chunk=3))
     for other in (find(params, mask), find(spoiled, mask)):
         for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(found), strict=True):
-            np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-6, atol=1e-9)
+            # with a traced mask eigenpairs are found by iteration, to its tolerance
+            np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-4, atol=1e-5)
 
 
 def test_seeds_go_through_vmap_and_properties_with_them() -> None:
