@@ -2,8 +2,8 @@
 
 A weight matrix between places t of its input and output has the Jacobian Σ_t a_t c_tᵀ. Its part of Θ is found either
 from products of activations and of cotangents, Σ_ts (a_t · a'_s)(c_t · c'_s), or from the Jacobian of this one layer,
-whichever takes fewer multiplications. Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel", for the
-idea; the contractions are our own.
+or, where weights are pruned, from the kept entries of either; whichever is predicted to cost least. Source: Novak et
+al. (2022), "Fast finite width Neural Tangent Kernel", for the idea; the contractions are our own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -20,9 +21,34 @@ import numpy as np
 from jax import lax
 
 from pathjax._jaxpr import is_concrete
-from pathjax._uses import Use, Uses
+from pathjax._uses import Use, Uses, pull
 
-__all__ = ["Part", "contract", "parts"]
+__all__ = ["Form", "Part", "contract", "parts"]
+
+# What reading or writing a number costs, in multiplications inside a product of matrices.
+_NUMBER = 8
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is wanted of Θ: with `trace` the sum over equal outputs, with `diagonal` each example with its own alone."""
+
+    trace: bool = False
+    diagonal: bool = False
+
+    def einsum(self, subscripts: str, *operands: Any) -> Any:
+        """`i` and `j` number the examples, `a` and `c` the outputs; `I`, `A` stand for what is left of both."""
+        j, c = "i" if self.diagonal else "j", "a" if self.trace else "c"
+        left = {"j": j, "c": c, "I": "i" if self.diagonal else "ij", "A": "" if self.trace else "ac"}
+        return _einsum("".join(left.get(letter, letter) for letter in subscripts), *operands)
+
+    def examples(self, n: int, m: int) -> int:
+        """How many pairs of examples there are."""
+        return n if self.diagonal else n * m
+
+    def outputs(self, o: int) -> int:
+        """How many pairs of outputs there are."""
+        return o if self.trace else o * o
 
 
 class Matrices(NamedTuple):
@@ -34,8 +60,25 @@ class Matrices(NamedTuple):
 
     def rows(self) -> Rows:
         """The Jacobian of this layer alone."""
+        if self.kept is not None and is_concrete(self.kept) and _gathers(self):
+            return self._gathered()
         jacobian = _einsum("ibtk,iabtf->iabkf", self.activations, self.cotangents)
         return Rows(_kept_columns(jacobian.reshape(*jacobian.shape[:2], -1), self.kept))
+
+    def _gathered(self) -> Rows:
+        """The same, formed for kept weights alone."""
+        block, row, column = np.nonzero(self.kept)
+        a, c = self.activations[:, block, :, row], self.cotangents[:, :, block, :, column]
+        return Rows(_einsum("pit,piat->iap", a, c))
+
+    def compressed(self) -> Matrices:
+        """Without the inputs and the outputs that no kept weight joins."""
+        if self.kept is None or not is_concrete(self.kept):
+            return self
+        rows, columns = np.flatnonzero(self.kept.any((0, 2))), np.flatnonzero(self.kept.any((0, 1)))
+        kept = self.kept[:, rows][:, :, columns]
+        a, c = _taken(self.activations, rows), _taken(self.cotangents, columns)
+        return Matrices(a, c, None if kept.all() else kept)
 
 
 class Rows(NamedTuple):
@@ -55,47 +98,96 @@ def parts(uses: Uses, mask: Sequence[Any] | None, x: Any) -> list[Part]:
     for leaves in _groups([use.leaves for use in uses.found.values()]):
         mine = [entry for entry in met if entry[0].leaves <= leaves]
         part = _matrices(*mine[0], mask) if len(mine) == 1 else None
-        found.append(_rows(mine, mask) if part is None else part)
+        found.append(_rows(mine, mask) if part is None else part.compressed())
     return found
 
 
-def contract(left: Sequence[Part], right: Sequence[Part]) -> Any:
-    """Θ (n, m, o, o) of two batches from their parts."""
+def contract(left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
+    """Θ of two batches from their parts: (n, m, o, o), or what `form` asks of it."""
     pairs = zip(left, right, strict=True)
-    return functools.reduce(operator.add, (_contract(a, b) for a, b in pairs))
+    return functools.reduce(operator.add, (_contract(a, b, form) for a, b in pairs))
 
 
-def _contract(left: Part, right: Part) -> Any:
+def _contract(left: Part, right: Part, form: Form) -> Any:
     if isinstance(left, Matrices) and isinstance(right, Matrices):
-        if _takes_products(left, right):
-            return _of_products(left, right)
-        left, right = left.rows(), right.rows()
-    return _einsum("iap,jcp->ijac", left[0], right[0])
+        costs = _costs(left, right, form)
+        cheapest = min(costs, key=lambda contraction: costs[contraction])
+        return cheapest(left, right, form)
+    return _of_rows(left, right, form)
 
 
-def _of_products(left: Matrices, right: Matrices) -> Any:
-    alike = _einsum("ibtk,jbsk->ijbts", left.activations, right.activations)
-    if alike.shape[-2:] == (1, 1):
-        along = _einsum("iabtf,jcbsf->ijacb", left.cotangents, right.cotangents)
-        return _einsum("ijb,ijacb->ijac", alike[..., 0, 0], along)
-    moved = _einsum("ijbts,jcbsf->ijcbtf", alike, right.cotangents)
-    return _einsum("iabtf,ijcbtf->ijac", left.cotangents, moved)
+Contraction: TypeAlias = Callable[[Any, Any, Form], Any]
 
 
-def _takes_products(left: Matrices, right: Matrices) -> bool:
-    """Whether products of activations and cotangents take fewer multiplications than the layer's Jacobian."""
-    if left.kept is not None:
-        return False
+def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int]:
+    """What each contraction costs that gives this layer's part, in multiplications."""
     (n, b, t, k), m = left.activations.shape, len(right.activations)
     o, f = left.cotangents.shape[1], left.cotangents.shape[-1]
-    products = n * m * b * (t * t * k + o * o * f if t == 1 else t * t * (k + o * f) + o * o * t * f)
-    jacobian = (n + m) * o * b * t * k * f + n * m * o * o * b * k * f
-    return products < jacobian
+    examples, outputs = form.examples(n, m), form.outputs(o)
+    batch = n if left is right else n + m
+    if left.kept is None or not is_concrete(left.kept):
+        jacobian, columns = batch * o * b * k * f * (t + _NUMBER), b * k * f
+    else:
+        columns = int(left.kept.sum())
+        jacobian = min(_cost_of_gathering(left), _cost_of_all(left)) * batch // max(n, 1)
+    costs: dict[Contraction, int] = {_of_rows: jacobian + examples * outputs * columns}
+    if left.kept is None:
+        dense = t * t * (k + o * f) + outputs * t * f + _NUMBER * (t * t + o * t * f)
+        costs[_of_products] = examples * b * (k + outputs * f if t == 1 else dense)
+    elif t == 1:
+        costs[_of_masked_products] = examples * b * (k * f + outputs * f + _NUMBER * (k + o * f))
+    return costs
+
+
+def _of_rows(left: Part, right: Part, form: Form) -> Any:
+    mine = left.rows() if isinstance(left, Matrices) else left
+    theirs = mine if left is right else right.rows() if isinstance(right, Matrices) else right
+    return form.einsum("iap,jcp->IA", mine.jacobian, theirs.jacobian)
+
+
+def _of_products(left: Matrices, right: Matrices, form: Form) -> Any:
+    if left.activations.shape[2] == 1:
+        alike = form.einsum("ibtk,jbtk->Ib", left.activations, right.activations)
+        along = form.einsum("iabtf,jcbtf->IAb", left.cotangents, right.cotangents)
+        return form.einsum("Ib,IAb->IA", alike, along)
+    alike = form.einsum("ibtk,jbsk->Ibts", left.activations, right.activations)
+    moved = form.einsum("Ibts,jcbsf->Icbtf", alike, right.cotangents)
+    return form.einsum("iabtf,Icbtf->IA", left.cotangents, moved)
+
+
+def _of_masked_products(left: Matrices, right: Matrices, form: Form) -> Any:
+    """Σ_kf a_k a'_k M_kf c_f c'_f with the kept weights M, for a layer with one place."""
+    alike = form.einsum("ibtk,jbtk->Ibk", left.activations, right.activations)
+    kept = form.einsum("Ibk,bkf->Ibf", alike, jnp.asarray(left.kept, alike.dtype))
+    along = form.einsum("Ibf,jcbtf->Icbf", kept, right.cotangents)
+    return form.einsum("iabtf,Icbf->IA", left.cotangents, along)
+
+
+def _gathers(layer: Matrices) -> bool:
+    return _cost_of_gathering(layer) < _cost_of_all(layer)
+
+
+def _cost_of_gathering(layer: Matrices) -> int:
+    """What the Jacobian of kept weights costs where factors are gathered first."""
+    n, o, _, t, _ = layer.cotangents.shape
+    return _NUMBER * n * (o + 1) * t * int(layer.kept.sum())
+
+
+def _cost_of_all(layer: Matrices) -> int:
+    """What it costs where the Jacobian of all weights is formed first."""
+    n, o, b, t, f = layer.cotangents.shape
+    k = layer.activations.shape[-1]
+    return n * o * (b * k * f * (t + _NUMBER) + _NUMBER * int(layer.kept.sum()))
 
 
 def _einsum(subscripts: str, *operands: Any) -> Any:
     # full precision: accelerators would otherwise round the factors to half of float32's digits
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+
+
+def _taken(array: Any, columns: np.ndarray) -> Any:
+    """These entries along the last axis."""
+    return array if len(columns) == array.shape[-1] else array[..., columns]
 
 
 def _groups(uses: Sequence[frozenset[int]]) -> list[frozenset[int]]:
@@ -109,13 +201,15 @@ def _groups(uses: Sequence[frozenset[int]]) -> list[frozenset[int]]:
 
 def _rows(met: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> Rows:
     """The Jacobian by all leaves of these uses; that by a leaf used several times is a sum."""
-    sums: dict[int, Any] = {}
-    for use, activations, cotangents in met:
-        for leaf, part in jax.vmap(use.pull)(activations, cotangents).items():
-            sums[leaf] = sums[leaf] + part if leaf in sums else part
+
+    def of_example(activations: Any, cotangents: Any) -> dict[int, Any]:
+        together = zip(met, activations, cotangents, strict=True)
+        return pull([part for (use, *_), a, c in together for part in use.pull(a, c)])
+
+    found = jax.vmap(of_example)([entry[1] for entry in met], [entry[2] for entry in met])
     columns = [
         _kept_columns(part.reshape(*part.shape[:2], -1), None if mask is None else mask[leaf])
-        for leaf, part in sums.items()
+        for leaf, part in found.items()
     ]
     return Rows(jnp.concatenate(columns, axis=2))
 
@@ -125,11 +219,13 @@ def _kept_columns(rows: Any, kept: Any) -> Any:
     if kept is None:
         return rows
     if is_concrete(kept):
-        return rows[:, :, np.flatnonzero(np.asarray(kept))]
+        return _taken(rows, np.flatnonzero(np.asarray(kept)))
     return jnp.where(jnp.ravel(kept)[None, None], rows, 0)
 
 
-def _matrices(use: Use, activations: Sequence[Any], cotangents: Sequence[Any], mask: Any) -> Matrices | None:
+def _matrices(
+    use: Use, activations: Sequence[Any], cotangents: Sequence[Any], mask: Sequence[Any] | None
+) -> Matrices | None:
     """A dense or convolutional layer as products of matrices, if that is what the use is."""
     shapers = {"dot_general": _of_dot, "conv_general_dilated": _of_conv}
     weights = [operand for operand in use.operands if operand is not None]
@@ -140,7 +236,7 @@ def _matrices(use: Use, activations: Sequence[Any], cotangents: Sequence[Any], m
     return shapers[use.equation.name](use, activations[0], cotangents[0], kept)
 
 
-def _moved(moves: Any, kept: Any) -> Any:
+def _moved(moves: Callable[[Any], Any], kept: Any) -> Any:
     """A leaf's mask as its layer reads it; at once where it is known."""
     if not is_concrete(kept):
         return moves(jnp.asarray(kept))
@@ -182,10 +278,7 @@ def _of_conv(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices
     kernel = [use.equation.inputs[1].shape[axis] for axis in numbers.rhs_spec]
     n, o = cotangents.shape[:2]
     images = activations.transpose(0, *(axis + 1 for axis in numbers.lhs_spec))
-    settings = {name: params[name] for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation")}
-    patches = lax.conv_general_dilated_patches(
-        images.reshape(-1, *images.shape[2:]), kernel[2:], **settings, precision=lax.Precision.HIGHEST
-    )
+    patches = _patches(images.reshape(-1, *images.shape[2:]), kernel[2:], params)
     k = math.prod(kernel[1:])
     a = patches.reshape(n, groups, k, -1).swapaxes(2, 3)
     c = cotangents.transpose(0, 1, *(axis + 2 for axis in numbers.out_spec))
@@ -193,3 +286,20 @@ def _of_conv(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices
     if kept is not None:
         kept = kept.transpose(numbers.rhs_spec).reshape(groups, kernel[0] // groups, k).swapaxes(1, 2)
     return Matrices(a, c, kept)
+
+
+def _patches(images: Any, window: Sequence[int], params: dict[str, Any]) -> Any:
+    """What each place of a convolution's window sees of images (n, c, ...): (n, c, *window, *outputs).
+
+    By slices, one axis after the other: as a convolution it would be one of feature groups, which are slow on CPUs.
+    """
+    dilated = zip(params["padding"], params["lhs_dilation"], strict=True)
+    edges = [(low, high, dilation - 1) for (low, high), dilation in dilated]
+    seen = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+    steps = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
+    for axis, (size, stride, dilation) in enumerate(steps, 2):
+        reach = (seen.shape[axis] - (size - 1) * dilation - 1) // stride * stride + 1
+        slices = [lax.slice_in_dim(seen, i * dilation, i * dilation + reach, stride, axis) for i in range(size)]
+        seen = jnp.stack(slices, axis=axis + len(window))  # behind the outputs and the windows of the axes before
+    order = [*range(2 + len(window), 2 + 2 * len(window)), *range(2, 2 + len(window))]
+    return seen.transpose(0, 1, *order)

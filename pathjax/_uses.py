@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,32 @@ import jax.numpy as jnp
 from pathjax._jaxpr import Equation, Program, trace, walk
 from pathjax.types import ApplyFn, Params
 
-__all__ = ["Known", "Use", "Uses", "find"]
+__all__ = ["Known", "Use", "Uses", "find", "pull"]
 
 # Of one leaf these make its entries again, each once.
 _MOVES = {"reshape", "transpose", "squeeze", "rev", "copy"}
 
 
-@dataclass(frozen=True)
-class Known:
-    """A value without data in it: `pull` takes its cotangents (o, ...) to those of the leaves it was made from.
+class Origin(NamedTuple):
+    """The equation that made a value, of which operands, and as which of its results."""
 
-    Where it holds the entries of one leaf, each once, `moves` takes an array like the leaf to one like the value.
+    equation: Equation
+    operands: tuple[Known, ...]
+    result: int
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A value without data in it.
+
+    `leaves` are the positions of the parameter leaves that it depends on, `age` grows along the network. Where it holds
+    the entries of one leaf, each once, `moves` takes an array like the leaf to one like the value.
     """
 
     value: Any
     leaves: frozenset[int] = frozenset()
-    pull: Callable[[Any], dict[int, Any]] = lambda cotangents: {}
+    age: int = 0
+    origin: Origin | None = None
     moves: Callable[[Any], Any] | None = None
 
 
@@ -58,8 +68,8 @@ class Use:
         """Positions of the results that have derivatives."""
         return [i for i, out in enumerate(self.equation.outputs) if jnp.issubdtype(out.dtype, jnp.floating)]
 
-    def pull(self, activations: Sequence[Any], cotangents: Sequence[Any]) -> dict[int, Any]:
-        """The derivative of each output by each leaf at one example, (o, ...)."""
+    def pull(self, activations: Sequence[Any], cotangents: Sequence[Any]) -> list[tuple[Known, Any]]:
+        """Cotangents (o, ...) of its operands, from those of its results at one example."""
         data = iter(activations)
         values = [next(data) if operand is None else operand.value for operand in self.operands]
         return _pulled(self.equation, self.operands, values, self.results, cotangents)
@@ -89,8 +99,8 @@ class Uses:
             (output,) = _walk(self.program, forward.step, [*self.leaves, example[None]], constant=lambda array: array)
             return output[0], forward.activations
 
-        output, pull, activations = jax.vjp(shifted, shifts, has_aux=True)
-        (cotangents,) = jax.vmap(pull)(jnp.eye(output.size, dtype=output.dtype))
+        output, back, activations = jax.vjp(shifted, shifts, has_aux=True)
+        (cotangents,) = jax.vmap(back)(jnp.eye(output.size, dtype=output.dtype))
         return [activations[at] for at in self.found], [cotangents[at] for at in self.found]
 
 
@@ -98,13 +108,33 @@ def find(apply: ApplyFn, params: Params, x: Any) -> Uses:
     """The uses of the parameters in `apply(params, x)`, from the shapes of x alone."""
     program = trace(apply, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
     uses = Uses(program, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)])
-    known = [_leaf(i, leaf) for i, leaf in enumerate(uses.leaves)]
+    known = [Known(leaf, frozenset([i]), moves=lambda array: array) for i, leaf in enumerate(uses.leaves)]
     _walk(program, _Search(uses.found).step, [*known, None], constant=Known)
     return uses
 
 
-def _leaf(position: int, value: Any) -> Known:
-    return Known(value, frozenset([position]), lambda cotangents: {position: cotangents}, lambda array: array)
+def pull(cotangents: Sequence[tuple[Known, Any]]) -> dict[int, Any]:
+    """Cotangents (o, ...) of values without data, taken back to the leaves that these were made from, by position."""
+    waiting: dict[Known, Any] = {}
+    leaves: dict[int, Any] = {}
+    _collect(waiting, cotangents)
+    while waiting:
+        # the youngest: all that was made of it has been taken back already
+        known = max(waiting, key=lambda value: value.age)
+        part = waiting.pop(known)
+        if known.origin is None:
+            (leaf,) = known.leaves
+            leaves[leaf] = part
+        else:
+            equation, operands, result = known.origin
+            values = [operand.value for operand in operands]
+            _collect(waiting, _pulled(equation, operands, values, [result], [part]))
+    return leaves
+
+
+def _collect(sums: dict[Known, Any], parts: Sequence[tuple[Known, Any]]) -> None:
+    for known, part in parts:
+        sums[known] = sums[known] + part if known in sums else part
 
 
 def _walk(program: Program, step: Any, arguments: Sequence[Any], *, constant: Callable[[Any], Any]) -> list[Any]:
@@ -129,7 +159,7 @@ class _Search:
         self.steps += 1
         known = [operand for operand in operands if operand is not None]
         if len(known) == len(operands):
-            return list(_derived(equation, known))
+            return list(_derived(equation, tuple(known), self.steps))
         use = Use(equation, tuple(operands))
         if use.leaves and use.results:
             self.found[self.steps] = use
@@ -157,24 +187,29 @@ class _Forward:
         return results
 
 
-def _derived(equation: Equation, operands: Sequence[Known]) -> list[Known]:
+def _derived(equation: Equation, operands: tuple[Known, ...], age: int) -> list[Known]:
     """What an equation makes of values without data."""
-    values = [operand.value for operand in operands]
     leaves = _leaves(operands)
     moves = _moves(equation, operands)
 
     def result(i: int, value: Any) -> Known:
         if not leaves or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             return Known(value)
-        return Known(value, leaves, lambda cotangents: _pulled(equation, operands, values, [i], [cotangents]), moves)
+        return Known(value, leaves, age, Origin(equation, operands, i), moves)
 
-    return [result(i, value) for i, value in enumerate(equation.bind(*values))]
+    return [result(i, value) for i, value in enumerate(equation.bind(*(operand.value for operand in operands)))]
 
 
 def _moves(equation: Equation, operands: Sequence[Known]) -> Callable[[Any], Any] | None:
     before = operands[0].moves if len(operands) == 1 else None
     is_move = equation.name in _MOVES or (equation.name == "broadcast_in_dim" and _sizes_agree(equation))
-    return (lambda array: equation.bind(before(array))[0]) if before is not None and is_move else None
+    if before is None or not is_move:
+        return None
+
+    def moves(array: Any) -> Any:
+        return equation.bind(before(array))[0]
+
+    return moves
 
 
 def _sizes_agree(equation: Equation) -> bool:
@@ -183,8 +218,8 @@ def _sizes_agree(equation: Equation) -> bool:
 
 def _pulled(
     equation: Equation, operands: Sequence[Operand], values: Sequence[Any], wanted: Sequence[int], cotangents: Any
-) -> dict[int, Any]:
-    """Cotangents (o, ...) of some of an equation's results, taken back to the leaves of its operands."""
+) -> list[tuple[Known, Any]]:
+    """Cotangents (o, ...) of some of an equation's results, taken back to its operands that depend on parameters."""
     through = {i: operand for i, operand in enumerate(operands) if operand is not None and operand.leaves}
 
     def results(parameters: dict[int, Any]) -> list[Any]:
@@ -193,11 +228,7 @@ def _pulled(
 
     _, back = jax.vjp(results, {i: values[i] for i in through})
     (parts,) = jax.vmap(back)(list(cotangents))
-    sums: dict[int, Any] = {}
-    for i, operand in through.items():
-        for leaf, part in operand.pull(parts[i]).items():
-            sums[leaf] = sums[leaf] + part if leaf in sums else part
-    return sums
+    return [(operand, parts[i]) for i, operand in through.items()]
 
 
 def _leaves(operands: Sequence[Operand]) -> frozenset[int]:

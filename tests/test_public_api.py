@@ -33,7 +33,7 @@ SIGNATURES = {
     "path_kernel.PathKernel.trace": "self",
     "path_kernel.top_eigenpairs": "kernel, rank, *, key",
     "path_kernel.spectral_density": "kernel, *, order, samples, key",
-    "ntk.empirical": "apply, params, x1, x2, *, mask, method",
+    "ntk.empirical": "apply, params, x1, x2, *, mask, method, trace, diagonal, batch_size",
     "ntk.infinite": "kernel_fn, x1, x2",
     "factorization.factorize": "apply, params, x, *, rank, key, mask",
     "factorization.recompose": "factorization",
