@@ -53,7 +53,8 @@ def empirical(
     weights used twice, and of those that meet data in other ways than dense layers and convolutions, always. A mask
     whose entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little.
     `batch_size` is how many examples are treated at a time: memory is then that of two such chunks and of the result,
-    and every chunk goes through the network once for each other. It changes the result by rounding alone.
+    and every chunk goes through the network once for each other. It changes the result by rounding alone. On CPUs
+    convolutions in such a loop are slow, by up to ten times.
 
     "jacobian" and "products" are neural-tangents' methods: the whole Jacobians, (n + m)·o·p numbers, multiplied; and
     n·m·o passes forward and backward. All gain from `jax.jit` around the call.
