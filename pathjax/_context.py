@@ -51,7 +51,7 @@ class Walk:
             values,
             step=self.step,
             constant=Constant,
-            opaque=DECLARED.__contains__,
+            opaque=lambda equation: equation.name in DECLARED,
             enter=self.enter,
             callers=callers,
         )

@@ -64,6 +64,11 @@ class Equation:
     callers: tuple[JaxprEqn, ...]
 
     @property
+    def has_own_derivative(self) -> bool:
+        """Whether it calls a function with a derivative rule of its own."""
+        return self.source.primitive.name in _CUSTOM_DERIVATIVE
+
+    @property
     def derivative_owner(self) -> JaxprEqn | None:
         """The outermost call around it of a function with a derivative rule of its own: that rule holds."""
         owners = (caller for caller in self.callers if caller.primitive.name in _CUSTOM_DERIVATIVE)
@@ -218,14 +223,14 @@ def walk(
     *,
     step: Callable[[Equation, list[Any]], list[Any]],
     constant: Callable[[Any], Any],
-    opaque: Callable[[str], bool] = lambda name: False,
+    opaque: Callable[[Equation], bool] = lambda equation: False,
     enter: Callable[[Equation], None] = lambda equation: None,
     callers: tuple[JaxprEqn, ...] = (),
 ) -> list[Any]:
     """Interpret a program on `arguments`: `step` gives an equation's results, `constant` wraps an array it closes over.
 
-    Equations that no result needs are passed over. Calls are walked inside, except those of an `opaque` name, which
-    are one step; `enter` is told of those with a derivative rule of their own.
+    Equations that no result needs are passed over. Calls are walked inside, except `opaque` ones, which are one
+    step; `enter` is told of those with a derivative rule of their own.
     """
     if isinstance(program, ClosedJaxpr):
         jaxpr, consts = program.jaxpr, [constant(value) for value in program.consts]
@@ -234,15 +239,16 @@ def walk(
     environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
     for eqn in _needed(jaxpr):
+        equation = Equation(eqn, callers)
         inputs = [_read(environment, atom, constant) for atom in eqn.invars]
         name = eqn.primitive.name
-        if name in _CALLS and not opaque(_called(eqn)):
-            if name in _CUSTOM_DERIVATIVE:
-                enter(Equation(eqn, callers))
+        if name in _CALLS and not opaque(equation):
+            if equation.has_own_derivative:
+                enter(equation)
             inner, around = eqn.params[_CALLS[name]], (*callers, eqn)
             results = walk(inner, inputs, step=step, constant=constant, opaque=opaque, enter=enter, callers=around)
         else:
-            results = step(Equation(eqn, callers), inputs)
+            results = step(equation, inputs)
         environment.update(zip(eqn.outvars, results, strict=True))
     return [_read(environment, atom, constant) for atom in jaxpr.outvars]
 

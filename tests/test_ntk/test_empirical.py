@@ -15,7 +15,7 @@ from pathjax import ntk
 from ..models import build
 from ..tolerances import EXACT, SINGLE
 
-METHODS = ("jacobian", "products")
+METHODS = ("layerwise", "jacobian", "products")
 # one network of the table for each way in which weights meet inputs; compiling for all of them takes minutes
 NETWORKS = (
     "one_of_each",
@@ -179,7 +179,7 @@ def test_gradient_of_the_trace_equals_a_finite_difference(method):
 
 def test_an_unknown_method_is_refused_with_the_known_ones():
     params, x, _ = example()
-    with pytest.raises(ValueError, match="no method 'fast'.*Choose one of 'jacobian', 'products'"):
+    with pytest.raises(ValueError, match="no method 'fast'.*Choose one of 'layerwise', 'jacobian', 'products'"):
         unchecked(apply, params, x, method="fast")
 
 

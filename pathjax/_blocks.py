@@ -1,0 +1,106 @@
+"""A kernel in blocks: chunks of examples against chunks of examples, in the memory of two chunks and of the result.
+
+What a chunk needs is computed when its blocks are and forgotten after them. Of a batch with itself every block is
+computed on one side of the diagonal and mirrored to the other: chunk i meets chunks i, i + 1, … up to half way round,
+so that all rows of blocks are equally long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+__all__ = ["diagonal", "rectangular", "symmetric"]
+
+Prepare: TypeAlias = Callable[[Any], Any]
+"""What a chunk (c, ...) of a batch needs to meet others."""
+
+Meet: TypeAlias = Callable[[Any, Any], Any]
+"""The block (c, d, ...) of two prepared chunks, or (c, ...) on a diagonal."""
+
+
+def rectangular(prepare: Prepare, meet: Meet, x1: Any, x2: Any, size: int | None) -> Any:
+    """The kernel (n, m, ...) of two batches."""
+    if size is None or size >= max(len(x1), len(x2)):
+        return meet(prepare(x1), prepare(x2))
+    columns = _chunks(x2, size)
+
+    def row(chunk: Any) -> Any:
+        left = prepare(chunk)
+        return lax.map(lambda other: meet(left, prepare(other)), columns)
+
+    return _joined(lax.map(row, _chunks(x1, size)))[: len(x1), : len(x2)]
+
+
+def symmetric(prepare: Prepare, meet: Meet, x: Any, size: int | None) -> Any:
+    """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
+    if size is None or size >= len(x):
+        whole = prepare(x)
+        return _even(meet(whole, whole))
+    chunks = _chunks(x, size)
+    count = len(chunks)
+
+    def row(i: Any) -> Any:
+        mine = prepare(chunks[i])
+        own = _even(meet(mine, mine))
+        others = lax.map(lambda step: meet(mine, prepare(chunks[(i + step) % count])), jnp.arange(1, count // 2 + 1))
+        return jnp.concatenate([own[None], others])
+
+    return _joined(_unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
+
+
+def diagonal(prepare: Prepare, meet: Meet, x1: Any, x2: Any | None, size: int | None) -> Any:
+    """Each example of a batch with that of the other in its place, (n, ...); of no other batch, with itself."""
+
+    def block(chunks: tuple[Any, Any]) -> Any:
+        left = prepare(chunks[0])
+        return meet(left, left if chunks[1] is None else prepare(chunks[1]))
+
+    if size is None or size >= len(x1):
+        return block((x1, x2))
+    found = lax.map(block, (_chunks(x1, size), None if x2 is None else _chunks(x2, size)))
+    return found.reshape(-1, *found.shape[2:])[: len(x1)]
+
+
+def _chunks(x: Any, size: int) -> Any:
+    """A batch in chunks (count, c, ...) as even as they can be, filled up with its last example."""
+    count = math.ceil(len(x) / size)
+    each = math.ceil(len(x) / count)
+    rows = np.minimum(np.arange(count * each), len(x) - 1)
+    return x[rows].reshape(count, each, *x.shape[1:])
+
+
+def _unfolded(blocks: Any) -> Any:
+    """All blocks (count, count, c, c, ...), from those of each chunk i with chunks i, i + 1, ... (count, some, ...)."""
+    count, some = blocks.shape[:2]
+    row, column = np.indices((count, count))
+    first, last = np.minimum(row, column), np.maximum(row, column)
+    # from the first of two chunks on to the last, or from the last round to the first
+    is_ahead = last - first < some
+    start, steps = np.where(is_ahead, first, last), np.where(is_ahead, last - first, count - (last - first))
+    is_mirrored = start != row
+    mirrored = is_mirrored.reshape(count, count, *[1] * (blocks.ndim - 2))
+    taken = blocks[start, steps % count]
+    return jnp.where(mirrored, _mirror(taken, 2), taken)
+
+
+def _joined(blocks: Any) -> Any:
+    """Blocks (rows, columns, c, d, ...) as one array (rows * c, columns * d, ...)."""
+    rows, columns, c, d = blocks.shape[:4]
+    return jnp.swapaxes(blocks, 1, 2).reshape(rows * c, columns * d, *blocks.shape[4:])
+
+
+def _even(block: Any) -> Any:
+    """The mean of a block and its mirror image, which rounding may have set apart."""
+    return (block + _mirror(block, 0)) / 2
+
+
+def _mirror(block: Any, axis: int) -> Any:
+    """The block of the two chunks in the other order: their axes are `axis` and the next, then come their outputs."""
+    swapped = jnp.swapaxes(block, axis, axis + 1)
+    return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)
