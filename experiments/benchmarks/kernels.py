@@ -10,8 +10,7 @@ part of the weights. Then how the seconds grow with examples, outputs and width,
 from __future__ import annotations
 
 import argparse
-import os
-import time
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +18,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from experiments.benchmarks import timing
 from experiments.benchmarks.lifting import NETWORKS
 from pathjax import ntk
 
@@ -92,16 +92,9 @@ def measure(case: Case, options: dict[str, dict[str, Any]], repeats: int) -> dic
         .compile()
         for name, given in options.items()
     }
-    runs = np.array([[_seconds(program, params, x) for program in programs.values()] for _ in range(repeats + 1)])
+    runs = timing.least([functools.partial(program, params, x) for program in programs.values()], repeats + 1)
     memory = [cast(Any, program.memory_analysis()).temp_size_in_bytes for program in programs.values()]
-    # the first of them warms up
-    return {name: Cost(run, size) for name, run, size in zip(programs, runs[1:].min(axis=0), memory, strict=True)}
-
-
-def _seconds(program: Any, params: Any, x: jax.Array) -> float:
-    begin = time.perf_counter()
-    jax.block_until_ready(program(params, x))
-    return time.perf_counter() - begin
+    return {name: Cost(run, size) for name, run, size in zip(programs, runs, memory, strict=True)}
 
 
 def _masks(case: Case) -> dict[str, dict[str, Any]]:
@@ -139,7 +132,7 @@ def _growth(name: str, repeats: int, methods: dict[str, dict[str, Any]]) -> list
     lines = [f"MLP over {name} {' '.join(map(str, sizes))}"]
     for method in methods:
         runs = [cost[method].run for cost in costs]
-        slope = np.polyfit(np.log(sizes), np.log(runs), 1)[0]
+        (slope,) = timing.slopes(sizes, [[run] for run in runs])
         lines.append(f"  {method:13} {'  '.join(f'{1e3 * run:8.2f}' for run in runs)} ms   exponent {slope:.2f}")
     return lines
 
@@ -151,8 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sweep", nargs="*", default=list(SWEEPS), choices=SWEEPS, help="what grows")
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the least is taken")
     options = parser.parse_args(arguments)
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores{load}; 10 outputs, float32")
+    print(f"{timing.machine()}; 10 outputs, float32")
     for name in options.case:
         print(name)
         variants: dict[str, dict[str, Any]] = {
