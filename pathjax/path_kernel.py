@@ -262,7 +262,7 @@ def _cross(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
     scale = _cross_exponent(left, right)
 
     def product(tree: Params) -> Params:
-        vector = right._keep(tree)
+        vector = right._keep(jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), tree, right.params))
 
         def slope(weights: Params) -> tuple[Any, Any]:
             along = multiply(weights, vector)
