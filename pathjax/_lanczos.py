@@ -142,7 +142,7 @@ def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, st
     noise = _ROUNDINGS * jnp.finfo(vectors.dtype).eps * jnp.max(values)
     start = _direction(complement, jnp.where(anew, random(draw), errors[jnp.argmax(unsettled)]))
     space = krylov(lambda q: complement(operator(complement(q))), start, steps, noise=noise)
-    vectors = _ritz(values, vectors, errors, space)
+    vectors = _orthonormal(_ritz(values, vectors, errors, space))
     products = lax.map(operator, vectors)
     values = jnp.sum(vectors * products, axis=1)
     errors = products - values[:, None] * vectors
@@ -169,6 +169,12 @@ def _direction(complement: Operator, start: Any) -> Any:
     before = jnp.linalg.norm(start)
     inside = complement(complement(start / jnp.where(before > 0, before, 1)))
     return jnp.where(jnp.linalg.norm(inside) > jnp.finfo(start.dtype).eps ** 0.5, inside, 0)
+
+
+def _orthonormal(vectors: Any) -> Any:
+    """Rows of length 1 at right angles, of which rounding would take a little away in each round; zeros, last, stay."""
+    there = jnp.any(vectors != 0, axis=1)
+    return jnp.where(there[:, None], jnp.linalg.qr(vectors.T)[0].T, 0)
 
 
 def _ritz(values: Any, vectors: Any, errors: Any, space: Krylov) -> Any:

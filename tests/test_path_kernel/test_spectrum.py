@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from pathjax import path_kernel
+from pathjax import masks, path_kernel, scores
 
 from .. import models, oracles
 from ..tolerances import EXACT
@@ -137,6 +137,18 @@ def test_heavily_pruned_kernels_keep_their_largest_eigenvalue(dtype: Any, kept: 
     assert np.isfinite(exact).all()
     assert exact[0] > 0
     np.testing.assert_allclose(jax.jit(find)(kernel), exact, rtol=1e-4)
+
+
+def test_many_pairs_of_a_pruned_kernel_stay_orthonormal_in_single_precision() -> None:
+    """Ten outputs' biases alone give ten eigenvalues of 1, far above the others."""
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters(64, 100, 100, 10))
+    mask = masks.from_scores(scores.magnitude(params), density=0.05, prunable=lambda path, leaf: True)
+    kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 64), jnp.float32), mask=mask)
+    values, vectors = path_kernel.top_eigenpairs(kernel, 24, key=jax.random.key(0))
+    rows = jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors)
+    np.testing.assert_allclose(rows @ rows.T, np.eye(24), atol=1e-5)
+    products = jax.lax.map(lambda tree: ravel_pytree(kernel.matvec(tree))[0], vectors)
+    assert np.linalg.norm(products - values[:, None] * rows, axis=1).max() <= 2e-5 * values[0]
 
 
 @pytest.mark.parametrize("rank", [0, 10**6])
