@@ -137,24 +137,23 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
             "Density of states of the Path Kernel",
             "How the eigenvalues of Π, one for each kept weight and bias, spread over the decades, by stochastic "
             f"Lanczos quadrature ({over_seeds}; smoothed by 0.15 decades). What float32 cannot tell from "
-            "zero, a hundred thousandth of the largest, is left out: weights on no path, and rescaling symmetries. The "
-            "wider a curve, the more rates of learning the architecture and its weights bring, before any data.",
+            "zero, a hundred thousandth of the largest, is left out, rescaling symmetries and weights on no path among "
+            "it. The wider a curve, the more rates of learning the architecture and its weights bring, before any data.",
             kernel_findings.of_density(kernels),
         ),
         Illustration(
             "eigenvalues",
             *_drawn(kernel_figures.eigenvalues(kernels, foot)),
             "Eigenvalues of Θ over those of Π",
-            f"The largest {modes} found of each, in order and relative to the first (seed 0); equal ones of Π may be "
-            "found once only. On the dotted line the data would leave Π’s spectrum as it is; above it Θ falls more "
-            "slowly, below it faster.",
+            f"The largest {modes} of each, in order and relative to the first (seed 0). On the dotted line the data "
+            "would leave Π’s spectrum as it is; above it Θ falls more slowly, below it faster.",
             kernel_findings.of_eigenvalues(kernels),
         ),
         Illustration(
             "cumulative_shares",
             *_drawn(kernel_figures.cumulative_shares(kernels, foot)),
             "How much of Θ the leading modes of Π carry",
-            "Θ = Σ λᵢ bᵢ bᵢᵀ over the eigenpairs of Π: the share of Tr Θ in the first terms that were found (seed 0). "
+            "Θ = Σ λᵢ bᵢ bᵢᵀ over the eigenpairs of Π: the share of Tr Θ in the first terms (seed 0). "
             "A line that starts high and flattens belongs to a network whose NTK the largest modes of Π decide; a line "
             "that stays low to one whose NTK is spread over many more.",
             kernel_findings.of_shares(kernels),
