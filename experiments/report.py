@@ -138,7 +138,7 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
             "How the eigenvalues of Π, one for each kept weight and bias, spread over the decades, by stochastic "
             f"Lanczos quadrature ({over_seeds}; smoothed by 0.15 decades). What float32 cannot tell from "
             "zero, a hundred thousandth of the largest, is left out, rescaling symmetries and weights on no path among "
-            "it. The wider a curve, the more rates of learning the architecture and its weights bring, before any data.",
+            "it. The wider a curve, the more rates of learning architecture and weights bring, before any data.",
             kernel_findings.of_density(kernels),
         ),
         Illustration(
