@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pathjax._jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, is_concrete, trace, walk
@@ -140,10 +141,13 @@ _ANYTHING = Same(frozenset(range(64)))  # even along any axis, so that what foll
 
 def _constant(value: Any) -> Where:
     """What the network closes over, even along the axes where its entries are known to be one."""
-    if not is_concrete(value):
-        return Same()
+    if not is_concrete(value) or jnp.issubdtype(jnp.result_type(value), jax.dtypes.prng_key):
+        return Same()  # traced, or a random key
     array = np.asarray(value)
-    return Same(frozenset(axis for axis in range(array.ndim) if np.all(array == array.take([0], axis))))
+    axes = (
+        axis for axis in range(array.ndim) if np.all(array == np.moveaxis(np.moveaxis(array, axis, 0)[:1], 0, axis))
+    )
+    return Same(frozenset(axes))
 
 
 def _elementwise(at: Following) -> Where:

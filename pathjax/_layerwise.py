@@ -84,6 +84,14 @@ class Matrices(NamedTuple):
         a, c = self.activations[:, block, :, row], self.cotangents[:, :, block, :, column]
         return Rows(_einsum("pit,piat->iap", a, c))
 
+    def balanced(self) -> Matrices:
+        """With activations and cotangents of one size, by a power of two: their Grams are in the format if Θ is."""
+        a, c = _peak(self.activations), _peak(self.cotangents)
+        known = (a > 0) & (c > 0) & jnp.isfinite(a) & jnp.isfinite(c)
+        ratio = jnp.log2(jnp.where(known, c, 1)) - jnp.log2(jnp.where(known, a, 1))
+        scale = jnp.ldexp(jnp.ones((), a.dtype), jnp.round(ratio / 2).astype(jnp.int32))
+        return self._replace(activations=self.activations * scale, cotangents=self.cotangents / scale)
+
     def compressed(self) -> Matrices:
         """Without the inputs and the outputs that no kept weight joins."""
         if self.kept is None or not is_concrete(self.kept):
@@ -115,7 +123,7 @@ def parts(uses: Uses, mask: Sequence[Any] | None, x: Any) -> list[Part]:
         if part is None:
             rows.extend(_rows(mine, mask))
         else:
-            found.append(part.compressed())
+            found.append(part.compressed().balanced())
     return [*found, Rows(jnp.concatenate(rows, axis=2))] if rows else found
 
 
@@ -212,6 +220,11 @@ def _cost_of_all(layer: Matrices) -> int:
 def _einsum(subscripts: str, *operands: Any) -> Any:
     # full precision: accelerators would otherwise round the factors to half of float32's digits
     return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+
+
+def _peak(array: Any) -> Any:
+    """The largest size of an entry."""
+    return jnp.max(jnp.abs(lax.stop_gradient(array)), initial=0.0)
 
 
 def _taken(array: Any, columns: np.ndarray) -> Any:

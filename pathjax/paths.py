@@ -69,6 +69,9 @@ class Scaled:
 # By so many bits sums may grow before they are normalized.
 _ROOM = 24
 
+# A power of two of so many bits, and its inverse, are normal numbers of float32.
+_LARGEST = 120
+
 
 class Lifting(Algebra[Scaled]):
     """Path sums as scaled arrays: φ of every constant, gates as real slopes.
@@ -118,7 +121,7 @@ class Lifting(Algebra[Scaled]):
         largest = float(np.max(np.abs(factor), initial=0.0)) if is_concrete(factor) else math.inf
         if not math.isfinite(largest):
             return _normalized(operand.array * factor, operand.exponent)
-        bits = math.frexp(largest)[1] - 1
+        bits = min(max(math.frexp(largest)[1] - 1, -_LARGEST), _LARGEST)
         live = operand.live if np.asarray(factor).all() else None
         product = _known(lambda array, number: array * (number * 2.0**-bits), operand.array, factor)
         return self._grown(Scaled(product, operand.exponent + bits, live, operand.growth), 2)

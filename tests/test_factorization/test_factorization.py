@@ -198,8 +198,7 @@ def test_a_linear_layer_reaches_its_bounds() -> None:
 def steep_bounds(params: Any, x: Any) -> factorization.Bounds:
     apply, _, _ = steep(jnp.float32)
     kernel, gram = path_kernel.path_kernel(apply, params, x), paths.log_data_gram(apply, params, x)
-    # layer by layer, products of cotangents alone leave float32 here
-    return factorization.bounds(ntk.empirical(apply, params, x, method="jacobian"), kernel, gram, key=KEY)
+    return factorization.bounds(ntk.empirical(apply, params, x), kernel, gram, key=KEY)
 
 
 def test_bounds_stay_finite_where_the_path_kernel_does_not() -> None:

@@ -67,6 +67,13 @@ def test_sums_at_the_edge_of_the_format_are_given_as_they_are() -> None:
     np.testing.assert_allclose(raised, 2e-28, rtol=SINGLE)
 
 
+@pytest.mark.parametrize(("constant", "weight"), [(3e38, 1e-30), (1e-37, 1e30)])
+def test_constants_at_the_edge_of_the_format_keep_their_digits(constant: float, weight: float) -> None:
+    params = jnp.full((2, 3), weight, jnp.float32)
+    norm = paths.log_path_norm(lambda p, x: constant * (x @ p), params, jnp.ones((1, 2), jnp.float32))
+    np.testing.assert_allclose(norm, np.log(6.0) + np.log(constant) + np.log(weight), rtol=SINGLE)
+
+
 def test_data_grams_of_small_inputs_do_not_vanish() -> None:
     sign, log_abs = paths.log_data_gram(mlp, weights(1.0, jnp.float32), jnp.full((1, 3), 1e-25, jnp.float32))
     np.testing.assert_allclose(log_abs, np.log(12.0) + 2 * np.log(1e-25), rtol=SINGLE)

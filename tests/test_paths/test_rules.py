@@ -18,6 +18,8 @@ from pathjax import _examples, _rules, enumeration, paths
 from .. import models
 from ..tolerances import EXACT
 
+KEY, EMPTY = jax.random.key(1), np.zeros((1, 0))
+
 
 def convolved(images: Any, kernel: Any) -> Any:
     return lax.conv_general_dilated(images, kernel, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
@@ -69,6 +71,8 @@ SPELLINGS: dict[str, Callable[[Any], Any]] = {
         .transpose(1, 0, 2)
         .reshape(h.shape)
     ),
+    "a mask from a random key": lambda h: jnp.where(jax.random.bernoulli(KEY, 0.5, (1, 4)), h, 0.0),
+    "nothing appended": lambda h: jnp.concatenate([h, jnp.broadcast_to(EMPTY, (len(h), 0))], axis=1),
     "tiled examples": lambda h: jnp.tile(h, (3, 1)).reshape(3, *h.shape).sum(axis=0),
     "filled with infinity": lambda h: (
         h + h.at[:, jnp.array([0, 5, 2])].get(mode="fill", fill_value=-jnp.inf).max(axis=1, keepdims=True)
