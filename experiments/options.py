@@ -11,7 +11,7 @@ from pathlib import Path
 __all__ = ["DENSE", "METHODS", "MODELS", "Compare", "InputError", "validated"]
 
 METHODS = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
-MODELS = ("fc",)
+MODELS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")
 DENSE = "dense"
 """The unpruned network's name in tables; measured with every comparison, so it is not an option."""
 
@@ -30,7 +30,8 @@ class Compare:
     dataset: str = "digits"
     """Data set to train on: digits, made here; or mnist, fashion_mnist, cifar10 where they are prepared."""
     model: str = "fc"
-    """Network: fc (fully connected, three hidden ReLU layers, with biases)."""
+    """Network of three hidden ReLU layers with biases: fc (fully connected); conv (3 × 3 convolutions, flattened at the
+    end) or conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts."""
     density: tuple[float, ...] = (0.5, 0.1, 0.02)
     """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
     method: tuple[str, ...] = METHODS
@@ -40,7 +41,7 @@ class Compare:
     out: Path = Path("runs/digits")
     """Folder for results.jsonl, summary.csv, figures/ and report.html."""
     width: int = 100
-    """Units in each hidden layer."""
+    """Units, or channels, in each hidden layer."""
     rounds: int = 100
     """Pruning rounds of the synflow family; the other methods prune in one round."""
     epochs: int = 30
