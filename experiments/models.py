@@ -36,13 +36,19 @@ class Twin(NamedTuple):
 class Model(NamedTuple):
     """A network as pure functions.
 
-    `init(key)` draws parameters, `apply(params, x)` maps images (n, h, w, c) to outputs (n, o), and `twin(scale)` is
-    the same architecture in neural-tangents, whose weights have `scale` times the standard deviation.
+    `init(key)` draws parameters, `apply(params, x)` maps images (n, h, w, c) to outputs (n, o), `twin()` is the same
+    architecture in neural-tangents, and `first` the name of the first layer in the parameters.
+
+    The kernel function of `twin(density)` is the limit of networks of which a random share of the weights is kept, in
+    each kernel but the first, whose fan-in does not grow with the width. A mask of density ρ leaves of each sum over
+    the fan-in N a share: the variance of the weights is as if it were ρ times as large, and to Θ a layer adds
+    a·a' = ρ N times the mean product of its inputs, in place of N. The biases are kept.
     """
 
     init: Callable[[Key], Params]
     apply: ApplyFn
     twin: Callable[..., Twin]
+    first: str
 
     @property
     def kernel_fn(self) -> Any:
@@ -80,7 +86,7 @@ def fully_connected(
     """
     hidden = functools.partial(nn.Dense, width, kernel_init=_KAIMING)
     module = _Network(hidden, depth, outputs, residual=residual, pool=False, flat=True)
-    return _model(module, shape, functools.partial(_dense, width))
+    return _model(module, shape, functools.partial(_dense, width), first="Dense_0")
 
 
 def convolutional(
@@ -100,29 +106,34 @@ def convolutional(
     """
     hidden = functools.partial(nn.Conv, width, _WINDOW, kernel_init=_KAIMING)
     module = _Network(hidden, depth, outputs, residual=residual, pool=pool, flat=False)
-    return _model(module, shape, functools.partial(_conv, width))
+    return _model(module, shape, functools.partial(_conv, width), first="Conv_0")
 
 
 def _flatten(x: jax.Array) -> jax.Array:
     return x.reshape((x.shape[0], -1))
 
 
-def _model(module: _Network, shape: tuple[int, ...], layer: Callable[[Any, float], Any]) -> Model:
+def _model(module: _Network, shape: tuple[int, ...], layer: Callable[[Any, float], Any], *, first: str) -> Model:
     x_like = jnp.zeros((1, *shape), jnp.float32)
 
     def apply(params: Params, x: jax.Array) -> jax.Array:
         return cast(jax.Array, module.apply(params, x))
 
-    return Model(init=lambda key: module.init(key, x_like), apply=apply, twin=functools.partial(_twin, module, layer))
+    return Model(
+        init=lambda key: module.init(key, x_like),
+        apply=apply,
+        twin=functools.partial(_twin, module, layer),
+        first=first,
+    )
 
 
-def _twin(module: _Network, layer: Callable[[Any, float], Any], scale: float = 1.0) -> Twin:
+def _twin(module: _Network, layer: Callable[[Any, float], Any], density: float = 1.0) -> Twin:
     stax = ntk.neural_tangents().stax
-    block = [stax.Relu(), layer(stax, scale)]
+    block = [stax.Relu(), layer(stax, density)]
     if module.residual:
         block = [stax.FanOut(2), stax.parallel(stax.Identity(), stax.serial(*block)), stax.FanInSum()]
-    layers = [layer(stax, scale), *block * (module.depth - 1), stax.Relu()]
-    ends = [stax.GlobalAvgPool() if module.pool else stax.Flatten(), _dense(module.outputs, stax, scale)]
+    layers = [layer(stax, 1.0), *block * (module.depth - 1), stax.Relu()]
+    ends = [stax.GlobalAvgPool() if module.pool else stax.Flatten(), _dense(module.outputs, stax, density)]
     init, apply, kernel_fn = stax.serial(*[stax.Flatten()] * module.flat, *layers, *ends)
     return Twin(init, apply, _without_warning(kernel_fn))
 
@@ -139,17 +150,19 @@ def _without_warning(kernel_fn: Any) -> Any:
     return quiet
 
 
-def _dense(width: int, stax: Any, scale: float) -> Any:
-    return stax.Dense(width, **_standard(scale))
+def _dense(width: int, stax: Any, density: float) -> Any:
+    return stax.Dense(width, **_standard(density))
 
 
-def _conv(width: int, stax: Any, scale: float) -> Any:
-    return stax.Conv(width, _WINDOW, padding="SAME", **_standard(scale))
+def _conv(width: int, stax: Any, density: float) -> Any:
+    return stax.Conv(width, _WINDOW, padding="SAME", **_standard(density))
 
 
-def _standard(scale: float) -> dict[str, Any]:
+def _standard(density: float) -> dict[str, Any]:
     # the standard parameterization keeps the width; b_std = 0 keeps the gradient of the biases, None leaves them out
-    return {"W_std": scale * math.sqrt(2.0), "b_std": 0.0, "parameterization": "standard"}
+    how = {"W_std": math.sqrt(2.0 * density), "b_std": 0.0, "parameterization": "standard"}
+    # `s[0]` divides the fan-in with which a layer's own weights enter the kernel, and nothing else of it
+    return how if density == 1.0 else how | {"s": (1 / density, 1)}
 
 
 MODELS: dict[str, Callable[..., Model]] = {

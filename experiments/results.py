@@ -20,7 +20,7 @@ from typing import Any
 from experiments.options import Compare, InputError
 from experiments.runs import Run, decode, encode
 
-__all__ = ["Folder", "claimed", "write"]
+__all__ = ["Folder", "claimed", "versions", "write"]
 
 _ELSEWHERE = ("out", "data_dir", "repair")  # options that do not change a number
 _PACKAGES = ("flax", "jax", "jaxlib", "matfree", "neural-tangents", "numpy", "optax", "pathjax", "scikit-learn")
@@ -96,7 +96,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def _agreed_config(options: Compare) -> dict[str, Any]:
-    ours = {"format": 1, "options": _numeric_options(options), "versions": _versions()}
+    ours = {"format": 2, "options": _numeric_options(options), "versions": versions()}
     path = options.out / "config.json"
     if not path.exists():
         if (options.out / "results.jsonl").exists():
@@ -121,18 +121,19 @@ def _numeric_options(options: Compare) -> dict[str, Any]:
     return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
-def _versions() -> dict[str, str]:
-    versions = {}
+def versions() -> dict[str, str]:
+    """The packages that decide the numbers, with their versions."""
+    found = {}
     for package in _PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+            found[package] = "not installed"
     # the experiments run from the source tree, where pathjax need not be installed
     described = configparser.ConfigParser()
     described.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
-    versions["pathjax"] = described.get("metadata", "version", fallback=versions["pathjax"])
-    return versions
+    found["pathjax"] = described.get("metadata", "version", fallback=found["pathjax"])
+    return found
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
