@@ -166,6 +166,8 @@ class Bench:
             data_free_loss=np.asarray(losses.data_free, float).tolist(),
             gap_linearized=curves.gap(losses.linearized, losses.real),
             gap_data_free=curves.gap(losses.data_free, losses.real),
+            linearization_error=float(losses.linearization_error),
+            kernel_distance=float(losses.kernel_distance),
             reason=_reason(train_loss),
             **{name: float(value) for name, value in known.items() if name in fields},
         )

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax import dynamics, masks
+from pathjax import dynamics, masks, ntk
 from pathjax.types import ApplyFn, Mask, Params
 
 __all__ = ["Curves", "centred_one_hot", "gap", "loss_curves"]
@@ -22,11 +22,17 @@ _FLOOR = 1e-6
 
 
 class Curves(NamedTuple):
-    """Squared losses at steps 0 … T relative to step 0, the seeds (s) on the leading axis: each (s, T + 1)."""
+    """What gradient descent did and what was predicted of it, the seeds (s) on the leading axis.
+
+    Squared losses at steps 0 … T relative to step 0, each (s, T + 1), and how lazy the run was: the relative distance
+    of its outputs at step T to the linearized network's, and the kernel distance of Θ then to Θ before, each (s,).
+    """
 
     real: jax.Array
     linearized: jax.Array
     data_free: jax.Array
+    linearization_error: jax.Array
+    kernel_distance: jax.Array
 
 
 def centred_one_hot(labels: jax.Array, classes: int) -> jax.Array:
@@ -38,23 +44,27 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
     """A compiled function (params, mask, kernel, top, nodes, weights, parameters) -> Curves, seeds on a leading axis.
 
     Full-batch gradient descent on ½ · mean_n ‖f − y‖² at the step size ½ / λ_max(Θ/n), where λ_max(Θ) is `top`, against
-    the linearized network of Θ (n, n, o, o), and against the loss that the largest n·o modes of Π leave: time runs in
-    units of 1 / λ_max in both, and with no data at hand the residual is spread evenly over the modes.
+    that of the linearized network of Θ (n, n, o, o), and against the loss that the largest n·o modes of Π leave in the
+    flow. Time runs in units of 1 / λ_max in both, and with no data at hand the residual is spread evenly over the
+    modes.
     """
     n, o = targets.shape
     times = jnp.arange(steps + 1, dtype=jnp.float32)
 
-    def loss(params: Params) -> jax.Array:
-        return 0.5 * jnp.mean(jnp.sum((apply(params, batch) - targets) ** 2, axis=1))
+    def loss(outputs: jax.Array) -> jax.Array:
+        return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
 
-    def descend(params: Params, mask: Mask, rate: jax.Array) -> jax.Array:
+    def descend(params: Params, mask: Mask, rate: jax.Array) -> tuple[Params, jax.Array]:
+        """The weights after all steps, and the outputs (T + 1, n, o) before, between and after them."""
+
         def step(params: Params, _: None) -> tuple[Params, jax.Array]:
-            value, gradient = jax.value_and_grad(loss)(params)
+            outputs, backward = jax.vjp(lambda params: apply(params, batch), params)
+            (gradient,) = backward(jax.grad(loss)(outputs))
             gradient = masks.apply_mask(mask, gradient)
-            return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradient), value
+            return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradient), outputs
 
-        _, losses = jax.lax.scan(step, masks.apply_mask(mask, params), None, length=steps + 1)
-        return losses
+        params, outputs = jax.lax.scan(step, masks.apply_mask(mask, params), None, length=steps)
+        return params, jnp.concatenate([outputs, apply(params, batch)[None]])
 
     def curves(
         params: Params,
@@ -66,13 +76,18 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
         parameters: jax.Array,
     ) -> Curves:
         rate = _RATE * n / top
-        real = descend(params, mask, rate)
-        outputs = apply(masks.apply_mask(mask, params), batch)
-        predicted = dynamics.linearized(kernel, outputs, targets, times, learning_rate=rate / n)
-        linearized = 0.5 * jnp.mean(jnp.sum((predicted - targets[None]) ** 2, axis=2), axis=1)
+        trained, outputs = descend(params, mask, rate)
+        predicted = dynamics.linearized(kernel, outputs[0], targets, times, learning_rate=rate / n, flow=False)
+        real, linearized = jax.vmap(loss)(outputs), jax.vmap(loss)(predicted)
         eigenvalues, shares = _upper_modes(nodes, weights, jnp.minimum(1.0, n * o / parameters))
         data_free = dynamics.data_free_loss(eigenvalues, shares, times, learning_rate=_RATE / eigenvalues[0])
-        return Curves(real / real[0], linearized / real[0], data_free)
+        return Curves(
+            real / real[0],
+            linearized / real[0],
+            data_free,
+            linearization_error=dynamics.linearization_error(outputs[-1:], predicted[-1:])[0],
+            kernel_distance=dynamics.kernel_distance(kernel, ntk.empirical(apply, trained, batch, mask=mask)),
+        )
 
     return jax.jit(jax.vmap(curves))
 

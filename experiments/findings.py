@@ -15,6 +15,7 @@ from experiments.summary import TARGETS, Ranking, chance_within, order_predicted
 __all__ = [
     "of_accuracy",
     "of_curves",
+    "of_laziness",
     "of_layers",
     "of_quantities",
     "of_rankings",
@@ -79,6 +80,19 @@ def of_curves(table: pd.DataFrame) -> str:
         f"{_cell(table.loc[theta.idxmax()])} ({theta.max():.2f}), Π for {_cell(table.loc[pi.idxmax()])} "
         f"({pi.max():.2f}). How far the losses fall is ordered over the cells with ρ = {order[0]} by Θ, {order[1]} by "
         f"Π and {order[2]} by density alone."
+    )
+
+
+def of_laziness(table: pd.DataFrame) -> str:
+    """Where descent was closest to that of the linearized network, and where the NTK turned most."""
+    error, distance = table["linearization_error_mean"], table["kernel_distance_mean"]
+    if error.isna().any() or distance.isna().any():
+        return "Not every cell's descent stayed finite, so they are not ranked by how lazy they were."
+    laziest, turned = table.loc[error.idxmin()], table.loc[distance.idxmax()]
+    return (
+        f"The laziest descent is that of {_cell(laziest)}, whose outputs end {_percent(error.min())} off the "
+        f"linearized ones; the NTK turns most for {_cell(turned)} (kernel distance {distance.max():.2f}, on average "
+        f"{distance.mean():.2f})."
     )
 
 

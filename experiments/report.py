@@ -33,6 +33,8 @@ _COLUMNS = {
     "log_condition_ntk": ("log cond Θ", ".2f"),
     "gap_linearized": ("gap Θ", ".2f"),
     "gap_data_free": ("gap Π", ".2f"),
+    "linearization_error": ("outputs off linear", "%"),
+    "kernel_distance": ("kernel distance", ".3f"),
 }
 _CONSOLE = (
     "test_accuracy",
@@ -98,8 +100,10 @@ def illustrations(
             "Squared loss on a fixed batch under full-batch gradient descent at half the step size 1/λmax(Θ/n), "
             f"relative to its start ({over_seeds}), with two predictions made before the first step: from the NTK Θ, "
             "and from the spectrum of the Path Kernel Π alone, which reads no data. The gap is the mean distance of "
-            "the logarithms (base 10) over all steps, in decades.",
-            findings.of_curves(table),
+            "the logarithms (base 10) over all steps, in decades. How lazy the descent was is in the summary below: "
+            "the relative distance of its last outputs to those of the linearized network, and the kernel distance "
+            "1 − ⟨Θ, Θ₀⟩/(‖Θ‖‖Θ₀‖) of its last NTK to the first.",
+            f"{findings.of_curves(table)} {findings.of_laziness(table)}",
         ),
         Illustration(
             "quantities",

@@ -31,7 +31,8 @@ class Run:
 
     Logarithms are natural. `inf` in `steps_to_level` says that the level was never reached, `-inf` in a log path
     norm that no path is left; `nan` says that the number does not exist, and `reason` says why. The three loss
-    curves are relative to the loss at step 0.
+    curves are relative to the loss at step 0. How lazy the same descent was, at its end, say `linearization_error`, of
+    its outputs, and `kernel_distance`, of its NTK.
     """
 
     method: str
@@ -60,6 +61,8 @@ class Run:
     data_free_loss: list[float]
     gap_linearized: float
     gap_data_free: float
+    linearization_error: float
+    kernel_distance: float
     reason: str = ""
 
     @property

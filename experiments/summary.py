@@ -29,8 +29,16 @@ TARGETS = {"test_accuracy": "test accuracy", "steps_to_level": "steps to the los
 
 _OUTCOMES = ("test_accuracy", "final_train_loss", "steps_to_level")
 _GAPS = ("gap_linearized", "gap_data_free")
+_LAZINESS = ("linearization_error", "kernel_distance")
 _DROPS = ("real_drop", "linearized_drop", "data_free_drop")
-_AVERAGED = (*_OUTCOMES, *(name for name in QUANTITIES if name != "density"), "infinite_distance", *_GAPS, *_DROPS)
+_AVERAGED = (
+    *_OUTCOMES,
+    *(name for name in QUANTITIES if name != "density"),
+    "infinite_distance",
+    *_GAPS,
+    *_LAZINESS,
+    *_DROPS,
+)
 
 
 class Ranking(NamedTuple):

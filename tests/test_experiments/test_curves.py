@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import curves
-from pathjax import ntk
+from pathjax import dynamics, masks, ntk
 
 
 def linear(params, x):
@@ -24,8 +24,37 @@ def test_on_a_linear_network_descent_follows_the_prediction_from_theta():
     found = run(params, mask, kernel[None], top, nodes, weights, jnp.array([8], jnp.int32))
     assert found.real.shape == found.linearized.shape == found.data_free.shape == (1, 101)
     assert found.real[0, 0] == found.data_free[0, 0] == 1
-    # a discrete step (1 − ηλ) against a flow e^(−ηλ): they differ in the fast modes, and then no more
-    np.testing.assert_allclose(found.real[0, 20:], found.linearized[0, 20:], rtol=0.05)
+    np.testing.assert_allclose(found.real, found.linearized, rtol=1e-3, atol=1e-6)
+    assert found.linearization_error.shape == found.kernel_distance.shape == (1,)
+    assert found.linearization_error[0] < 1e-4 and found.kernel_distance[0] < 1e-6
+
+
+def test_laziness_is_that_of_the_descent_at_its_end():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, targets = jax.random.normal(keys[0], (4, 3)), jax.random.normal(keys[1], (4, 2))
+    params = {"first": jax.random.normal(keys[2], (3, 5)), "second": jax.random.normal(keys[3], (5, 2))}
+    mask = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool).at[0, 0].set(False), params)
+
+    def network(params, x):
+        return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+    kernel = ntk.empirical(network, params, x, mask=mask)
+    rate = 0.5 / ntk.spectrum(kernel)[0]
+    trained = masks.apply_mask(mask, params)
+    slope = jax.jit(jax.grad(lambda params: 0.5 * jnp.sum((network(params, x) - targets) ** 2)))
+    for _ in range(7):
+        trained = jax.tree.map(lambda leaf, by: leaf - rate * by, trained, masks.apply_mask(mask, slope(trained)))
+    run = curves.loss_curves(network, x, targets, steps=7)
+    stacked = jax.tree.map(lambda leaf: leaf[None], (params, mask, kernel))
+    nodes = jnp.ones((1, 1, 2))
+    found = run(*stacked, ntk.spectrum(kernel)[:1], nodes, 0.5 * nodes, jnp.array([25]))
+    outputs = network(masks.apply_mask(mask, params), x)
+    predicted = dynamics.linearized(kernel, outputs, targets, jnp.array([7]), learning_rate=rate, flow=False)[0]
+    error = jnp.linalg.norm(network(trained, x) - predicted) / jnp.linalg.norm(predicted)
+    np.testing.assert_allclose(found.linearization_error, [error], rtol=1e-6)
+    distance = dynamics.kernel_distance(kernel, ntk.empirical(network, trained, x, mask=mask))
+    np.testing.assert_allclose(found.kernel_distance, [distance], rtol=1e-6)
+    assert error > 0.01 and distance > 1e-4
 
 
 def test_the_prediction_from_pi_takes_the_largest_modes_in_units_of_the_largest():
