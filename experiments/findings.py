@@ -88,10 +88,10 @@ def of_laziness(table: pd.DataFrame) -> str:
     error, distance = table["linearization_error_mean"], table["kernel_distance_mean"]
     if error.isna().any() or distance.isna().any():
         return "Not every cell's descent stayed finite, so they are not ranked by how lazy they were."
-    laziest, turned = table.loc[error.idxmin()], table.loc[distance.idxmax()]
+    closest, turned = table.loc[error.idxmin()], table.loc[distance.idxmax()]
     return (
-        f"The laziest descent is that of {_cell(laziest)}, whose outputs end {_percent(error.min())} off the "
-        f"linearized ones; the NTK turns most for {_cell(turned)} (kernel distance {distance.max():.2f}, on average "
+        f"Closest to the linearized network descends {_cell(closest)}, whose outputs end {_percent(error.min())} off "
+        f"those predicted; the NTK turns most for {_cell(turned)} (kernel distance {distance.max():.2f}, on average "
         f"{distance.mean():.2f})."
     )
 
