@@ -56,11 +56,15 @@ class Illustration(NamedTuple):
     found: str
 
 
+def _seeds(count: int) -> str:
+    return "seed 0" if count == 1 else f"seeds 0–{count - 1}"
+
+
 def footer(config: dict[str, Any]) -> str:
     """The line under every figure: data, network, seeds, training and versions."""
     options, versions = config["options"], config["versions"]
     return (
-        f"{options['dataset']} · {options['model']}, width {options['width']} · seeds 0–{options['seeds'] - 1} · "
+        f"{options['dataset']} · {options['model']}, width {options['width']} · {_seeds(options['seeds'])} · "
         f"{options['epochs']} epochs, learning rate {options['learning_rate']:g}, batch {options['batch_size']} · "
         f"pathjax {versions['pathjax']}, jax {versions['jax']}"
     )

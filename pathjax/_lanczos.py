@@ -64,10 +64,12 @@ class _State(NamedTuple):
     round: Any
 
 
-def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0) -> Krylov:
+def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0, to_the_end: bool = False) -> Krylov:
     """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
 
-    It ends where the next vector is small beside the operator on the space, or not above `noise`.
+    It ends where the next vector is small beside the operator on the space, or not above `noise`. With `to_the_end`,
+    only where it is rounding: then parts of the start come in that are small from the outset, and directions that
+    rounding has brought in may come with them.
     """
     from matfree import decomp  # heavy: on first use
 
@@ -78,7 +80,8 @@ def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0) -> K
     basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(exists, start, jnp.ones_like(start)))
     diagonal, beside = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
     size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
-    goes_on = beside > jnp.maximum(jnp.finfo(basis.dtype).eps ** (2 / 3) * size, noise)
+    epsilon = jnp.finfo(basis.dtype).eps
+    goes_on = beside > jnp.maximum((_ROUNDINGS * epsilon if to_the_end else epsilon ** (2 / 3)) * size, noise)
     alive = jnp.cumprod(jnp.concatenate([exists[None], goes_on])).astype(bool)
     matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     return Krylov(
