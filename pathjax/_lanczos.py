@@ -129,14 +129,10 @@ def largest(
 
 def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, steps: int, tolerance: Any) -> _State:
     key, draw = jax.random.split(state.key)
+    values, vectors, errors = state.pairs.values, state.pairs.vectors, state.errors
     unsettled = _unsettled(state.pairs, tolerance)
     anew = ~jnp.any(unsettled)
     before = jnp.where(anew, _found(state.pairs), state.before)
-    kept = jnp.ones(len(unsettled), bool).at[-1].set(~anew)
-    values, vectors, errors = (
-        jnp.where(kept.reshape(-1, *[1] * (array.ndim - 1)), array, 0)
-        for array in (state.pairs.values, state.pairs.vectors, state.errors)
-    )
 
     def complement(vector: Any) -> Any:
         return vector - (vectors @ vector) @ vectors
@@ -151,8 +147,16 @@ def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, st
     errors = products - values[:, None] * vectors
     pairs = Pairs(values, vectors, jnp.linalg.norm(errors, axis=1), anew)
     grown = jnp.any(_found(pairs) > before + tolerance * jnp.max(values))
-    settled = ~grown & ~jnp.any(_unsettled(pairs, tolerance))
-    return _State(pairs._replace(settled=settled), errors, before, key, state.round + 1)
+    all_within = ~jnp.any(_unsettled(pairs, tolerance))
+    # where a new start follows, the pair beyond those asked for makes room for it
+    kept = jnp.ones(len(values), bool).at[-1].set(~all_within)
+    pairs = Pairs(
+        jnp.where(kept, values, 0),
+        jnp.where(kept[:, None], vectors, 0),
+        jnp.where(kept, pairs.residuals, 0),
+        all_within & ~grown,
+    )
+    return _State(pairs, jnp.where(kept[:, None], errors, 0), before, key, state.round + 1)
 
 
 def _found(pairs: Pairs) -> Any:
