@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathjax._channels import channels_last
 from pathjax._jaxpr import is_concrete
 from pathjax._uses import Use, Uses, pull
 
@@ -248,7 +249,7 @@ def _rows(met: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> li
         together = zip(met, activations, cotangents, strict=True)
         return pull([part for (use, *_), a, c in together for part in use.pull(a, c)])
 
-    found = jax.vmap(of_example)([entry[1] for entry in met], [entry[2] for entry in met])
+    found = channels_last(jax.vmap(of_example))([entry[1] for entry in met], [entry[2] for entry in met])
     return [
         _kept_columns(part.reshape(*part.shape[:2], -1), None if mask is None else mask[leaf])
         for leaf, part in found.items()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from pathjax._channels import channels_last
 from pathjax._jaxpr import Equation, Program, trace, walk
 from pathjax.types import ApplyFn, Params
 
@@ -85,7 +86,7 @@ class Uses:
 
     def meet(self, x: Any) -> tuple[list[list[Any]], list[list[Any]]]:
         """For each use its operands with data (n, ...) and the outputs' cotangents at its results (n, o, ...)."""
-        met: tuple[list[list[Any]], list[list[Any]]] = jax.vmap(self._of_example)(x)
+        met: tuple[list[list[Any]], list[list[Any]]] = channels_last(jax.vmap(self._of_example))(x)
         return met
 
     def _of_example(self, example: Any) -> tuple[list[list[Any]], list[list[Any]]]:
