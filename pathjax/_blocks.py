@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["diagonal", "rectangular", "symmetric"]
+__all__ = ["chunks", "diagonal", "rectangular", "symmetric"]
 
 Prepare: TypeAlias = Callable[[Any], Any]
 """What a chunk (c, ...) of a batch needs to meet others."""
@@ -28,13 +28,13 @@ def rectangular(prepare: Prepare, meet: Meet, x1: Any, x2: Any, size: int | None
     """The kernel (n, m, ...) of two batches."""
     if size is None or size >= max(len(x1), len(x2)):
         return meet(prepare(x1), prepare(x2))
-    columns = _chunks(x2, size)
+    columns = chunks(x2, size)
 
     def row(chunk: Any) -> Any:
         left = prepare(chunk)
         return lax.map(lambda other: meet(left, prepare(other)), columns)
 
-    return _joined(lax.map(row, _chunks(x1, size)))[: len(x1), : len(x2)]
+    return _joined(lax.map(row, chunks(x1, size)))[: len(x1), : len(x2)]
 
 
 def symmetric(prepare: Prepare, meet: Meet, x: Any, size: int | None) -> Any:
@@ -42,13 +42,13 @@ def symmetric(prepare: Prepare, meet: Meet, x: Any, size: int | None) -> Any:
     if size is None or size >= len(x):
         whole = prepare(x)
         return _even(meet(whole, whole))
-    chunks = _chunks(x, size)
-    count = len(chunks)
+    every = chunks(x, size)
+    count = len(every)
 
     def row(i: Any) -> Any:
-        mine = prepare(chunks[i])
+        mine = prepare(every[i])
         own = _even(meet(mine, mine))
-        others = lax.map(lambda step: meet(mine, prepare(chunks[(i + step) % count])), jnp.arange(1, count // 2 + 1))
+        others = lax.map(lambda step: meet(mine, prepare(every[(i + step) % count])), jnp.arange(1, count // 2 + 1))
         return jnp.concatenate([own[None], others])
 
     return _joined(_unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
@@ -57,17 +57,17 @@ def symmetric(prepare: Prepare, meet: Meet, x: Any, size: int | None) -> Any:
 def diagonal(prepare: Prepare, meet: Meet, x1: Any, x2: Any | None, size: int | None) -> Any:
     """Each example of a batch with that of the other in its place, (n, ...); of no other batch, with itself."""
 
-    def block(chunks: tuple[Any, Any]) -> Any:
-        left = prepare(chunks[0])
-        return meet(left, left if chunks[1] is None else prepare(chunks[1]))
+    def block(pair: tuple[Any, Any]) -> Any:
+        left = prepare(pair[0])
+        return meet(left, left if pair[1] is None else prepare(pair[1]))
 
     if size is None or size >= len(x1):
         return block((x1, x2))
-    found = lax.map(block, (_chunks(x1, size), None if x2 is None else _chunks(x2, size)))
+    found = lax.map(block, (chunks(x1, size), None if x2 is None else chunks(x2, size)))
     return found.reshape(-1, *found.shape[2:])[: len(x1)]
 
 
-def _chunks(x: Any, size: int) -> Any:
+def chunks(x: Any, size: int) -> Any:
     """A batch in chunks (count, c, ...) as even as they can be, filled up with its last example."""
     count = math.ceil(len(x) / size)
     each = math.ceil(len(x) / count)

@@ -20,11 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pathjax import _blocks, _network
 from pathjax._channels import channels_last
 from pathjax._jaxpr import is_concrete
-from pathjax._uses import Use, Uses, pull
+from pathjax._uses import Use, Uses, find, pull
+from pathjax.types import ApplyFn, Mask, Params
 
-__all__ = ["Form", "Part", "contract", "parts"]
+__all__ = ["Form", "Part", "contract", "kernel", "parts"]
 
 # What it costs to read or write a number, and to gather one, in multiplications inside a product of matrices: measured
 # on two cores, where these take 0.04 ns.
@@ -110,6 +112,34 @@ class Rows(NamedTuple):
 
 
 Part: TypeAlias = Matrices | Rows
+
+
+def kernel(
+    apply: ApplyFn,
+    params: Params,
+    x1: Any,
+    x2: Any | None,
+    *,
+    mask: Mask | None,
+    form: Form,
+    batch_size: int | None,
+) -> Any:
+    """Θ of a network on two batches, or on one, chunk by chunk of its examples."""
+    weights = params if mask is None else _network.kept(mask, params)
+    kept = None if mask is None else jax.tree.leaves(mask)
+    uses = find(apply, weights, x1)
+
+    def prepare(x: Any) -> list[Part]:
+        return parts(uses, kept, x)
+
+    def meet(left: list[Part], right: list[Part]) -> Any:
+        return contract(left, right, form)
+
+    if form.diagonal:
+        return _blocks.diagonal(prepare, meet, x1, x2, batch_size)
+    if x2 is None:
+        return _blocks.symmetric(prepare, meet, x1, batch_size)
+    return _blocks.rectangular(prepare, meet, x1, x2, batch_size)
 
 
 def parts(uses: Uses, mask: Sequence[Any] | None, x: Any) -> list[Part]:
