@@ -20,13 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathjax import _blocks, _network
+from pathjax import _blocks, _memory, _network
 from pathjax._channels import channels_last
 from pathjax._jaxpr import is_concrete
 from pathjax._uses import Use, Uses, find, pull
 from pathjax.types import ApplyFn, Mask, Params
 
-__all__ = ["Form", "Part", "contract", "kernel", "parts"]
+__all__ = ["Form", "kernel"]
 
 # What it costs to read or write a number, and to gather one, in multiplications inside a product of matrices: measured
 # on two cores, where these take 0.04 ns.
@@ -129,11 +129,13 @@ def kernel(
     kept = None if mask is None else jax.tree.leaves(mask)
     uses = find(apply, weights, x1)
 
+    _check_memory(uses, kept, form, len(x1), None if x2 is None else len(x2), batch_size)
+
     def prepare(x: Any) -> list[Part]:
-        return parts(uses, kept, x)
+        return _parts(uses, kept, *uses.meet(x))
 
     def meet(left: list[Part], right: list[Part]) -> Any:
-        return contract(left, right, form)
+        return _contracted(left, right, form)
 
     if form.diagonal:
         return _blocks.diagonal(prepare, meet, x1, x2, batch_size)
@@ -142,9 +144,22 @@ def kernel(
     return _blocks.rectangular(prepare, meet, x1, x2, batch_size)
 
 
-def parts(uses: Uses, mask: Sequence[Any] | None, x: Any) -> list[Part]:
+def _check_memory(
+    uses: Uses, mask: Sequence[Any] | None, form: Form, n: int, m: int | None, batch_size: int | None
+) -> None:
+    def working(size: int) -> int:
+        alone = m is None and (size >= n or form.diagonal)
+        return _working(uses, mask, form, [min(size, n)] if alone else [min(size, n), min(size, m or n)])
+
+    (o,) = uses.output.shape
+    numbers = form.examples(n, m or n) * form.outputs(o)
+    # the sum over layers, and what is added to it
+    result = 2 * numbers * uses.output.dtype.itemsize
+    _memory.check(result, working, max(n, m or n), batch_size)
+
+
+def _parts(uses: Uses, mask: Sequence[Any] | None, activations: Any, cotangents: Any) -> list[Part]:
     """What the leaves add to Θ on a batch; leaves that share a use, and all uses of a leaf, are taken together."""
-    activations, cotangents = uses.meet(x)
     met = list(zip(uses.found.values(), activations, cotangents, strict=True))
     found: list[Part] = []
     rows: list[Any] = []
@@ -158,21 +173,54 @@ def parts(uses: Uses, mask: Sequence[Any] | None, x: Any) -> list[Part]:
     return [*found, Rows(jnp.concatenate(rows, axis=2))] if rows else found
 
 
-def contract(left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
+def _working(uses: Uses, mask: Sequence[Any] | None, form: Form, sizes: Sequence[int]) -> int:
+    """Bytes that two chunks of these sizes, or one with itself, and their largest contraction take."""
+    found = []
+
+    def probe(*met: Any) -> None:
+        sides = [_parts(uses, mask, *each) for each in met]
+        held = sum(_bytes(array) for side in sides for part in side for array in part[:2])
+        found.append(held + max(_temporary(a, b, form) for a, b in zip(sides[0], sides[-1], strict=True)))
+
+    jax.eval_shape(probe, *(uses.shapes(size) for size in sizes))
+    return found[0]
+
+
+def _contracted(left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
     """Θ of two batches from their parts: (n, m, o, o), or what `form` asks of it."""
     pairs = zip(left, right, strict=True)
     return functools.reduce(operator.add, (_contract(a, b, form) for a, b in pairs))
 
 
+Contraction: TypeAlias = Callable[[Any, Any, Form], Any]
+
+
 def _contract(left: Part, right: Part, form: Form) -> Any:
+    return _cheapest(left, right, form)(left, right, form)
+
+
+def _cheapest(left: Part, right: Part, form: Form) -> Contraction:
     if isinstance(left, Matrices) and isinstance(right, Matrices):
         costs = _costs(left, right, form)
-        cheapest = min(costs, key=lambda contraction: costs[contraction])
-        return cheapest(left, right, form)
-    return _of_rows(left, right, form)
+        return min(costs, key=lambda contraction: costs[contraction])
+    return _of_rows
 
 
-Contraction: TypeAlias = Callable[[Any, Any, Form], Any]
+def _temporary(left: Part, right: Part, form: Form) -> int:
+    """Bytes of what the cheapest contraction forms on its way."""
+    contraction = _cheapest(left, right, form)
+    if isinstance(left, Rows) or isinstance(right, Rows):
+        return 0
+    (n, b, t, k), m = left.activations.shape, len(right.activations)
+    o, f = left.cotangents.shape[1], left.cotangents.shape[-1]
+    if contraction is _of_rows:
+        columns = int(left.kept.sum()) if is_concrete(left.kept) and left.kept is not None else b * k * f
+        numbers = (n if left is right else n + m) * o * columns
+    elif contraction is _of_masked_products:
+        numbers = (n if form.diagonal else m) * (o + 1) * b * f
+    else:
+        numbers = form.examples(n, m) * (b * t * t + (b * t * f * o if t > 1 else form.outputs(o)))
+    return int(numbers) * left.cotangents.dtype.itemsize
 
 
 def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int]:
@@ -246,6 +294,10 @@ def _cost_of_all(layer: Matrices) -> int:
     n, o, b, t, f = layer.cotangents.shape
     k = layer.activations.shape[-1]
     return n * o * (b * k * f * (t + _NUMBER) + _NUMBER * int(layer.kept.sum()))
+
+
+def _bytes(array: Any) -> int:
+    return int(array.size) * array.dtype.itemsize
 
 
 def _einsum(subscripts: str, *operands: Any) -> Any:

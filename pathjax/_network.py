@@ -75,11 +75,11 @@ def check_inputs(**batches: Array | None) -> None:
                 f"`{name}` holds NaN, first in example {first}, and would make every entry of the kernel there NaN. "
                 "Remove or fill such examples."
             )
-    (first, x1), *others = given.items()
+    (one, x1), *others = given.items()
     for other, x in others:
         if x1.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"Examples of `{first}` have shape {x1.shape[1:]} and those of `{other}` {x.shape[1:]}, but both go "
+                f"Examples of `{one}` have shape {x1.shape[1:]} and those of `{other}` {x.shape[1:]}, but both go "
                 "through the same network. Only the number of examples may differ."
             )
 

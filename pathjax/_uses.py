@@ -89,6 +89,23 @@ class Uses:
         met: tuple[list[list[Any]], list[list[Any]]] = channels_last(jax.vmap(self._of_example))(x)
         return met
 
+    @property
+    def output(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the outputs of one example."""
+        (aval,) = self.program.closed.out_avals
+        return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
+
+    def shapes(self, n: int) -> tuple[list[list[Any]], list[list[Any]]]:
+        """Shapes and dtypes of what `meet` gives for n examples."""
+        (o,) = self.output.shape
+        activations, cotangents = [], []
+        for use in self.found.values():
+            data = (i for i, operand in enumerate(use.operands) if operand is None)
+            before, after = use.equation.inputs, use.equation.outputs
+            activations.append([jax.ShapeDtypeStruct((n, *before[i].shape), before[i].dtype) for i in data])
+            cotangents.append([jax.ShapeDtypeStruct((n, o, *after[i].shape), after[i].dtype) for i in use.results])
+        return activations, cotangents
+
     def _of_example(self, example: Any) -> tuple[list[list[Any]], list[list[Any]]]:
         shifts = {
             at: [jnp.zeros(use.equation.outputs[i].shape, use.equation.outputs[i].dtype) for i in use.results]

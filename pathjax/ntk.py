@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from . import _layerwise, _network, _neural_tangents
+from . import _layerwise, _memory, _network, _neural_tangents
 from ._operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
 from .types import ApplyFn, Mask, Params
 
@@ -58,8 +58,7 @@ def empirical(
     weights used twice, and of those that meet data in other ways than dense layers and convolutions, always. A mask
     whose entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little.
     `batch_size` is how many examples are treated at a time: memory is then that of two such chunks and of the result,
-    and every chunk goes through the network once for each other. It changes the result by rounding alone. On CPUs
-    convolutional networks take up to 13 times as long in chunks.
+    and every chunk goes through the network once for each other. It changes the result by rounding alone.
 
     "jacobian" and "products" are neural-tangents' methods: the whole Jacobians, (n + m)·o·p numbers, multiplied; and
     n·m·o passes forward and backward. All gain from `jax.jit` around the call.
@@ -72,7 +71,9 @@ def empirical(
 
     Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, for an `apply` whose
     output is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; ModuleNotFoundError
-    without neural-tangents, for its methods.
+    without neural-tangents, for its methods. What would not fit in the memory that the device, or on CPUs the machine,
+    has free is refused before it is begun, under jit while tracing: a MemoryError names the `batch_size` that fits. Of
+    a result that does not fit itself, `operator` multiplies without it.
 
     Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel".
 
@@ -99,6 +100,7 @@ def empirical(
         if x is not None:
             _network.check_outputs(function, params, x, name)
     if method != "layerwise":
+        _check_memory(function, params, x1, x2, method, trace, diagonal)
         return _of_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], trace, diagonal)
     form = _layerwise.Form(trace, diagonal)
     return cast(Array, _layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size))
@@ -242,6 +244,18 @@ def _of_neural_tangents(
     )
     found = cast(Array, kernel(x1, x2, params))
     return found * jax.eval_shape(apply, params, x1).shape[1] if trace else found
+
+
+def _check_memory(
+    apply: ApplyFn, params: Params, x1: Array, x2: Array | None, method: str, trace: bool, diagonal: bool
+) -> None:
+    outputs = jax.eval_shape(apply, params, x1)
+    n, m, o = len(x1), len(x1 if x2 is None else x2), outputs.shape[1]
+    numbers = _layerwise.Form(trace, diagonal).examples(n, m) * (o if trace else o * o)
+    if method == "jacobian":
+        rows = n if x2 is None else n + m
+        numbers += rows * o * sum(leaf.size for leaf in jax.tree.leaves(params))
+    _memory.check_whole(numbers * outputs.dtype.itemsize, method)
 
 
 def _check_form(x1: Array, x2: Array | None, method: str, diagonal: bool, batch_size: int | None) -> None:
