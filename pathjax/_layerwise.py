@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
-from pathjax import _blocks, _memory, _network
+from pathjax import _blocks, _devices, _memory, _network
 from pathjax._channels import channels_last
 from pathjax._jaxpr import is_concrete
 from pathjax._uses import Use, Uses, find, pull
@@ -123,25 +124,34 @@ def kernel(
     mask: Mask | None,
     form: Form,
     batch_size: int | None,
+    mesh: Mesh | None = None,
 ) -> Any:
-    """Θ of a network on two batches, or on one, chunk by chunk of its examples."""
+    """Θ of a network on two batches, or on one: chunk by chunk of its examples, spread over the devices of a mesh."""
     weights = params if mask is None else _network.kept(mask, params)
     kept = None if mask is None else jax.tree.leaves(mask)
-    uses = find(apply, weights, x1)
 
-    _check_memory(uses, kept, form, len(x1), None if x2 is None else len(x2), batch_size)
+    def blocks(weights: Params, kept: Sequence[Any] | None, x1: Any, x2: Any | None) -> _blocks.Blocks:
+        uses = find(apply, weights, x1)
+        _check_memory(uses, kept, form, len(x1), None if x2 is None else len(x2), batch_size)
+        return _blocks.Blocks(
+            lambda x: _parts(uses, kept, *uses.meet(x)),
+            lambda left, right: _contracted(left, right, form),
+            batch_size,
+        )
 
-    def prepare(x: Any) -> list[Part]:
-        return _parts(uses, kept, *uses.meet(x))
+    if mesh is None:
+        made = blocks(weights, kept, x1, x2)
+        if form.diagonal:
+            return made.diagonal(x1, x2)
+        return made.symmetric(x1) if x2 is None else made.rectangular(x1, x2)
+    # masks that are known stay so, for what is pruned is not formed
+    traced = {i: leaf for i, leaf in enumerate(kept or []) if not is_concrete(leaf)}
 
-    def meet(left: list[Part], right: list[Part]) -> Any:
-        return _contracted(left, right, form)
+    def local(given: tuple[Params, dict[int, Any]], x1: Any, x2: Any | None) -> _blocks.Blocks:
+        weights, masks = given
+        return blocks(weights, None if kept is None else [masks.get(i, leaf) for i, leaf in enumerate(kept)], x1, x2)
 
-    if form.diagonal:
-        return _blocks.diagonal(prepare, meet, x1, x2, batch_size)
-    if x2 is None:
-        return _blocks.symmetric(prepare, meet, x1, batch_size)
-    return _blocks.rectangular(prepare, meet, x1, x2, batch_size)
+    return _devices.spread(local, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
 
 
 def _check_memory(

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from . import _layerwise, _memory, _network, _neural_tangents
@@ -46,6 +47,7 @@ def empirical(
     trace: bool = False,
     diagonal: bool = False,
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "n ..."]:
     """Neural Tangent Kernel of a finite network, Θ_(ij)(ab) = Σ_k ∂f_a(x1_i)/∂θ_k · ∂f_b(x2_j)/∂θ_k.
 
@@ -59,6 +61,11 @@ def empirical(
     whose entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little.
     `batch_size` is how many examples are treated at a time: memory is then that of two such chunks and of the result,
     and every chunk goes through the network once for each other. It changes the result by rounding alone.
+
+    With a `mesh` its devices, all axes of it together, compute the rows of the kernel side by side: each takes as many
+    examples of `x1`, and of one batch with itself half of its row, the rest of which is the mirror image of others'.
+    The weights go to all of them. The result lies there by rows, `PartitionSpec(mesh.axis_names)`, where their number
+    divides n; otherwise on every device whole. `batch_size` then holds on every device.
 
     "jacobian" and "products" are neural-tangents' methods: the whole Jacobians, (n + m)·o·p numbers, multiplied; and
     n·m·o passes forward and backward. All gain from `jax.jit` around the call.
@@ -94,7 +101,7 @@ def empirical(
         raise ValueError(f"There is no method {method!r} of the empirical kernel. Choose one of {_options()}.")
     _network.check_params(params)
     _network.check_inputs(x1=x1, x2=x2)
-    _check_form(x1, x2, method, diagonal, batch_size)
+    _check_form(x1, x2, method, diagonal, batch_size, mesh)
     function = apply if mask is None else _network.masked(apply, params, mask)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
@@ -103,7 +110,7 @@ def empirical(
         _check_memory(function, params, x1, x2, method, trace, diagonal)
         return _of_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], trace, diagonal)
     form = _layerwise.Form(trace, diagonal)
-    return cast(Array, _layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size))
+    return cast(Array, _layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh))
 
 
 def infinite(
@@ -258,7 +265,9 @@ def _check_memory(
     _memory.check_whole(numbers * outputs.dtype.itemsize, method)
 
 
-def _check_form(x1: Array, x2: Array | None, method: str, diagonal: bool, batch_size: int | None) -> None:
+def _check_form(
+    x1: Array, x2: Array | None, method: str, diagonal: bool, batch_size: int | None, mesh: Mesh | None
+) -> None:
     if diagonal and x2 is not None and len(x1) != len(x2):
         raise ValueError(
             f"With `diagonal`, each example of `x1` meets the one of `x2` in its place, but there are {len(x1)} and "
@@ -267,3 +276,5 @@ def _check_form(x1: Array, x2: Array | None, method: str, diagonal: bool, batch_
     _network.check_batch_size(batch_size)
     if batch_size is not None and method != "layerwise":
         raise ValueError(f"The method {method!r} has no chunks, but `batch_size` came. Leave it or the method out.")
+    if mesh is not None and method != "layerwise":
+        raise ValueError(f"The method {method!r} runs on one device, but `mesh` came. Leave it or the method out.")

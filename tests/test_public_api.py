@@ -40,7 +40,7 @@ SIGNATURES = {
     "path_kernel.smallest": "kernel, *, key",
     "path_kernel.cosine": "left, right, *, key",
     "path_kernel.overlap": "left, left_pairs, right, right_pairs",
-    "ntk.empirical": "apply, params, x1, x2, *, mask, method, trace, diagonal, batch_size",
+    "ntk.empirical": "apply, params, x1, x2, *, mask, method, trace, diagonal, batch_size, mesh",
     "ntk.infinite": "kernel_fn, x1, x2",
     "ntk.operator": "apply, params, x, *, mask, batch_size",
     "ntk.Operator.matvec": "self, vector",
