@@ -179,7 +179,7 @@ def _parts(uses: Uses, mask: Sequence[Any] | None, activations: Any, cotangents:
         if part is None:
             rows.extend(_rows(mine, mask))
         else:
-            found.append(part.compressed().balanced())
+            found.append(part.compressed())
     return [*found, Rows(jnp.concatenate(rows, axis=2))] if rows else found
 
 
@@ -260,6 +260,8 @@ def _of_rows(left: Part, right: Part, form: Form) -> Any:
 
 
 def _of_products(left: Matrices, right: Matrices, form: Form) -> Any:
+    mine = left.balanced()
+    left, right = mine, mine if left is right else right.balanced()
     if left.activations.shape[1:3] == (1, 1):
         alike = form.einsum("ik,jk->I", left.activations[:, 0, 0], right.activations[:, 0, 0])
         return form.einsum("I,IA->IA", alike, form.gram(left.cotangents[:, :, 0, 0], right.cotangents[:, :, 0, 0]))
