@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["Blocks", "chunks", "mirror"]
+__all__ = ["Blocks", "chunks", "mirror", "unfolded"]
 
 Prepare: TypeAlias = Callable[[Any], Any]
 """What a chunk (c, ...) of a batch needs to meet others."""
@@ -60,7 +60,7 @@ class Blocks:
 
             return jnp.concatenate([self._own(mine)[None], lax.map(other, jnp.arange(1, count // 2 + 1))])
 
-        return _joined(_unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
+        return _joined(unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
 
     def diagonal(self, x1: Any, x2: Any | None) -> Any:
         """Each example of a batch with that of the other in its place, (n, ...); of no other batch, with itself."""
@@ -88,13 +88,7 @@ def chunks(x: Any, size: int) -> Any:
     return x[rows].reshape(count, each, *x.shape[1:])
 
 
-def mirror(block: Any, axis: int) -> Any:
-    """The block of the two chunks in the other order: their axes are `axis` and the next, then come their outputs."""
-    swapped = jnp.swapaxes(block, axis, axis + 1)
-    return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)
-
-
-def _unfolded(blocks: Any) -> Any:
+def unfolded(blocks: Any) -> Any:
     """All blocks (count, count, c, c, ...), from those of each chunk i with chunks i, i + 1, ... (count, some, ...)."""
     count, some = blocks.shape[:2]
     row, column = np.indices((count, count))
@@ -106,6 +100,12 @@ def _unfolded(blocks: Any) -> Any:
     mirrored = is_mirrored.reshape(count, count, *[1] * (blocks.ndim - 2))
     taken = blocks[start, steps % count]
     return jnp.where(mirrored, mirror(taken, 2), taken)
+
+
+def mirror(block: Any, axis: int) -> Any:
+    """The block of the two chunks in the other order: their axes are `axis` and the next, then come their outputs."""
+    swapped = jnp.swapaxes(block, axis, axis + 1)
+    return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)
 
 
 def _joined(blocks: Any) -> Any:

@@ -249,7 +249,8 @@ def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int
         dense = t * t * (k + o * f) + outputs * t * f + _NUMBER * (t * t + o * t * f)
         costs[_of_products] = examples * b * (k + outputs * f if t == 1 else dense)
     elif t == 1:
-        costs[_of_masked_products] = examples * b * (k * f + outputs * f + _NUMBER * (k + o * f))
+        pairs = n * (n // 2 + 1) if left is right and not form.diagonal else examples
+        costs[_of_masked_products] = pairs * b * (k * f + outputs * f + _NUMBER * (k + 2 * o * f))
     return costs
 
 
@@ -288,7 +289,16 @@ def _of_masked_products(left: Matrices, right: Matrices, form: Form) -> Any:
     if form.diagonal:
         return jax.vmap(lambda a, c, other, its: row(a, c, other[None], its[None])[0])(a, c, others, theirs)
     # row by row, for together they take n times the memory, and longer
-    return lax.map(lambda one: row(one[0], one[1], others, theirs), (a, c))
+    if left is not right:
+        return lax.map(lambda one: row(one[0], one[1], others, theirs), (a, c))
+
+    def ahead(i: Any) -> Any:
+        """One example with itself and those after it, half way round."""
+        at = (i + jnp.arange(len(a) // 2 + 1)) % len(a)
+        return row(a[i], c[i], a[at], c[at])
+
+    halves = lax.map(ahead, jnp.arange(len(a)))
+    return _blocks.unfolded(halves[:, :, None, None])[:, :, 0, 0]
 
 
 def _gathers(layer: Matrices) -> bool:
