@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
-__all__ = ["Estimate", "exact", "mean"]
+from pathjax.types import Estimate
 
-
-class Estimate(NamedTuple):
-    """A mean over random probes and its standard error: 0 where the value is exact, NaN of a single probe."""
-
-    value: Float[Array, ""]
-    standard_error: Float[Array, ""]
+__all__ = ["exact", "mean"]
 
 
 def mean(samples: Any) -> Estimate:

@@ -6,6 +6,7 @@ from one to the next in bounded memory, and when to stop.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pathjax.types import Key
+from pathjax.types import Key, Real
 
-__all__ = ["Krylov", "Pairs", "krylov", "largest"]
+__all__ = ["Krylov", "Pairs", "krylov", "largest", "warn_of_misses"]
 
 # A product is right to this many roundings of the largest eigenvalue.
 _ROUNDINGS = 50
@@ -125,6 +126,25 @@ def largest(
     pairs = lax.while_loop(goes_on, advance, initial).pairs
     descending = jnp.argsort(-_found(pairs))
     return Pairs(pairs.values[descending], pairs.vectors[descending], pairs.residuals[descending], pairs.settled)
+
+
+def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stacklevel: int) -> None:
+    """A UserWarning that says by how much the search missed the tolerance, where that can be known."""
+    if isinstance(pairs.settled, jax.core.Tracer) or bool(pairs.settled):
+        return
+    missed = float(jnp.max(pairs.residuals) / jnp.max(pairs.values))
+    found = int(jnp.any(pairs.vectors != 0, axis=1).sum())
+    if missed > tolerance:
+        problem = f"the largest residual is {missed:.2g} · λ_max, above the tolerance of {tolerance:.2g}"
+    elif found < len(pairs.values):
+        problem = f"{found} of {len(pairs.values)} eigenpairs were found"
+    else:
+        problem = "all residuals are within the tolerance, but new starts still brought larger eigenvalues"
+    warnings.warn(
+        f"Eigenpairs of {of}: after {rounds} rounds, {problem}. Pass a larger `order` or `restarts`, or compute in "
+        "float64.",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, steps: int, tolerance: Any) -> _State:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -14,11 +13,10 @@ import numpy as np
 from jax import lax
 
 from pathjax import _estimates, _twin
-from pathjax._estimates import Estimate
 from pathjax._lanczos import Krylov, Pairs, krylov, largest
 from pathjax._trees import dot, ravel, total
 from pathjax._twin import PathKernel
-from pathjax.types import Key, Params, Real
+from pathjax.types import Estimate, Key, Params, Real
 
 __all__ = [
     "DENSE",
@@ -29,7 +27,6 @@ __all__ = [
     "inverse_roots",
     "product_of_means",
     "squared_norms",
-    "warn_of_misses",
 ]
 
 # Up to this many kept weights G is formed and decomposed as it is: exact, and cheaper than iterating.
@@ -96,25 +93,6 @@ def _eigenpairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: 
     unknown = jnp.full_like(pairs.vectors, jnp.nan) * total(tangents[0]).astype(pairs.vectors.dtype)
     still = np.zeros(jnp.shape(pairs.settled), jax.dtypes.float0)
     return pairs, Pairs(values, unknown, jnp.zeros_like(pairs.residuals), cast(Any, still))
-
-
-def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int) -> None:
-    """Say by how much the tolerance was missed, where that is known; for the caller's caller."""
-    if isinstance(pairs.settled, jax.core.Tracer) or bool(pairs.settled):
-        return
-    missed = float(jnp.max(pairs.residuals) / jnp.max(pairs.values))
-    found = int(jnp.any(pairs.vectors != 0, axis=1).sum())
-    if missed > tolerance:
-        problem = f"the largest residual is {missed:.2g} · λ_max, above the tolerance of {tolerance:.2g}"
-    elif found < len(pairs.values):
-        problem = f"{found} of {len(pairs.values)} eigenpairs were found"
-    else:
-        problem = "all residuals are within the tolerance, but new starts still brought larger eigenvalues"
-    warnings.warn(
-        f"Eigenpairs of the Path Kernel: after {rounds} rounds, {problem}. Pass a larger `order` or `restarts`, or "
-        "compute in float64.",
-        stacklevel=3,
-    )
 
 
 class _Samples(NamedTuple):

@@ -23,12 +23,11 @@ from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
 from pathjax import _estimates, _spectra, _twin
-from pathjax._estimates import Estimate
-from pathjax._lanczos import krylov
+from pathjax._lanczos import krylov, warn_of_misses
 from pathjax._lifting import absolute_power, check_finite, lift, lift_weights, ones_like_example, tied_leaves, wide
 from pathjax._trees import check_like, dot, ravel
 from pathjax._twin import PathKernel
-from pathjax.types import ApplyFn, Key, Mask, Params, Real, XLike
+from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
 
 __all__ = [
     "Estimate",
@@ -160,7 +159,7 @@ def top_eigenpairs(
     pairs = _spectra.eigenpairs(
         kernel.params, lax.stop_gradient(kernel), key, jnp.asarray(tolerance, float), rank, steps, rounds
     )
-    _spectra.warn_of_misses(pairs, tolerance, rounds)
+    warn_of_misses(pairs, tolerance, rounds, of="the Path Kernel", stacklevel=2)
     return pairs.values, jax.vmap(ravel(kernel.params)[1])(pairs.vectors)
 
 
