@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
@@ -248,6 +249,10 @@ def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
     return figure
 
 
+_LETTERS = 19
+"""Letters of a footer that fit into an inch."""
+
+
 def blank(
     width: float, height: float, footer: str, *, rows: int = 1, columns: int = 1, share: bool | str = False
 ) -> tuple[Figure, Any]:
@@ -255,7 +260,7 @@ def blank(
     figure = Figure(figsize=(width, height + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, sharex=share in (True, "x"), sharey=share in (True, "y"), squeeze=False)
-    figure.supxlabel(footer, fontsize=7, color=MUTED)
+    figure.supxlabel(textwrap.fill(footer, int(_LETTERS * width)), fontsize=7, color=MUTED)
     return figure, axes
 
 

@@ -23,7 +23,8 @@ _WIDTH = 0.15
 @styled
 def density_of_states(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
     """How the eigenvalues of Π above zero lie on a logarithmic axis, of all seeds; a panel for each density."""
-    places = np.concatenate([of.log_nodes[np.isfinite(of.log_nodes)] for of in kernels.values()]) / np.log(10)
+    found = np.concatenate([of.log_nodes[np.isfinite(of.log_nodes)] for of in kernels.values()]) / np.log(10)
+    places = found if len(found) else np.zeros(1)
     grid = np.linspace(places.min() - 0.5, places.max() + 0.5, 400)
     figure, axes = _panels(kernels, footer, height=3.6)
     for axis, method, of in _drawn(axes, kernels):
@@ -161,5 +162,6 @@ def _dashes(method: str) -> dict[str, Any]:
 
 
 def _with_legend(figure: Figure, axes: Any) -> Figure:
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
+    handles = dict(pair[::-1] for axis in axes[0] for pair in zip(*axis.get_legend_handles_labels(), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
     return figure

@@ -51,12 +51,12 @@ def of_shares(kernels: Mapping[Cell, Kernels]) -> str:
     """What the modes carry together, and how far the bounds by Π and K_v lie above Θ."""
     dense = kernels[DENSE, 1.0]
     slack = np.array([of.slack for of in kernels.values()])
-    low, high = slack.min(axis=0), slack.max(axis=0)
+    spans = [_span(column[np.isfinite(column)]) for column in slack.T]
     return (
         f"Together the {len(dense.shares)} modes carry {_percent(_carried(dense))} of Tr Θ in the dense network, and "
         f"at density {_lowest(kernels):g} {_range(kernels, _carried, _percent)}. The bound λmax(Π)·λmax(K_v) lies "
-        f"{low[0]:.1f} to {high[0]:.1f} decades above λmax(Θ) over all cells, Tr Π·λmax(K_v) {low[1]:.1f} to "
-        f"{high[1]:.1f} and λmax(Π)·Tr K_v {low[2]:.1f} to {high[2]:.1f} above Tr Θ."
+        f"{spans[0]} decades above λmax(Θ) over all cells, Tr Π·λmax(K_v) {spans[1]} and λmax(Π)·Tr K_v {spans[2]} "
+        "above Tr Θ."
     )
 
 
@@ -85,6 +85,13 @@ def _range(kernels: Mapping[Cell, Kernels], value: Callable[[Kernels], float], w
     if least == most:
         return f"{words(values[least])} ({least})"
     return f"from {words(values[least])} ({least}) to {words(values[most])} ({most})"
+
+
+def _span(values: np.ndarray) -> str:
+    if not len(values):
+        return "–"
+    low, high = (float(np.round(value, 1)) + 0.0 for value in (values.min(), values.max()))  # no −0
+    return f"{low:.1f} to {high:.1f}"
 
 
 def _median(of: Kernels) -> float:

@@ -90,7 +90,8 @@ def measurer(
         rank = min(_RANK, sum(leaf.size for leaf in jax.tree.leaves(params)))
         found = factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask)
         sign, log_abs = paths.log_data_gram(apply, params, batch, mask=mask)
-        scale = jnp.max(log_abs)
+        largest = jnp.max(log_abs)
+        scale = jnp.where(jnp.isfinite(largest), largest, 0.0)
         gram = sign * jnp.exp(log_abs - scale)
         three = [_over_outputs(ntk), _over_outputs(factorization.recompose(found)), jnp.sum(gram, axis=2)]
         return _OnData(
@@ -144,7 +145,8 @@ def _centered_cosines(kernel: jax.Array) -> jax.Array:
 
 def _log_nodes(nodes: np.ndarray, log_top: np.ndarray) -> np.ndarray:
     """Logarithms of nodes (s, samples, order) whose largest is the largest eigenvalue, of known logarithm (s,)."""
-    relative = nodes / nodes.max(axis=(1, 2), keepdims=True)
+    largest = nodes.max(axis=(1, 2), keepdims=True)
+    relative = nodes / np.where(largest > 0, largest, 1.0)
     live = relative > _ROUNDINGS * np.finfo(nodes.dtype).eps
     return np.where(live, np.log(np.where(live, relative, 1.0)) + log_top[:, None, None], -np.inf)
 

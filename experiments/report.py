@@ -62,7 +62,7 @@ def footer(config: dict[str, Any]) -> str:
     """The line under every figure: data, network, seeds, training and versions."""
     options, versions = config["options"], config["versions"]
     return (
-        f"{options['dataset']} · {options['model']}, width {options['width']} · seeds 0–{options['seeds'] - 1} · "
+        f"{options['dataset']} · {options['model']}, width {options['width']} · {_range_of_seeds(options['seeds'])} · "
         f"{options['epochs']} epochs, learning rate {options['learning_rate']:g}, batch {options['batch_size']} · "
         f"pathjax {versions['pathjax']}, jax {versions['jax']}"
     )
@@ -322,6 +322,10 @@ def _entry(row: pd.Series, name: str, form: str | None = None, *, spread: bool =
 
 def _rho(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+
+def _range_of_seeds(count: int) -> str:
+    return "seed 0" if count == 1 else f"seeds 0–{count - 1}"
 
 
 def _seeds(count: int) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-__all__ = ["diagonal", "rectangular", "symmetric"]
+__all__ = ["Blocks", "chunks", "mirror", "unfolded"]
 
 Prepare: TypeAlias = Callable[[Any], Any]
 """What a chunk (c, ...) of a batch needs to meet others."""
@@ -24,50 +25,62 @@ Meet: TypeAlias = Callable[[Any, Any], Any]
 """The block (c, d, ...) of two prepared chunks, or (c, ...) on a diagonal."""
 
 
-def rectangular(prepare: Prepare, meet: Meet, x1: Any, x2: Any, size: int | None) -> Any:
-    """The kernel (n, m, ...) of two batches."""
-    if size is None or size >= max(len(x1), len(x2)):
-        return meet(prepare(x1), prepare(x2))
-    columns = _chunks(x2, size)
+@dataclass(frozen=True)
+class Blocks:
+    """How a kernel is made of blocks: of `size` examples at a time, None for all."""
 
-    def row(chunk: Any) -> Any:
-        left = prepare(chunk)
-        return lax.map(lambda other: meet(left, prepare(other)), columns)
+    prepare: Prepare
+    meet: Meet
+    size: int | None
 
-    return _joined(lax.map(row, _chunks(x1, size)))[: len(x1), : len(x2)]
+    def rectangular(self, x1: Any, x2: Any) -> Any:
+        """The kernel (n, m, ...) of two batches."""
+        if self.size is None or self.size >= max(len(x1), len(x2)):
+            return self.meet(self.prepare(x1), self.prepare(x2))
+        columns = chunks(x2, self.size)
+
+        def row(chunk: Any) -> Any:
+            left = self.prepare(chunk)
+            return lax.map(lambda other: self.meet(left, self.prepare(other)), columns)
+
+        return _joined(lax.map(row, chunks(x1, self.size)))[: len(x1), : len(x2)]
+
+    def symmetric(self, x: Any) -> Any:
+        """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
+        if self.size is None or self.size >= len(x):
+            return self._own(self.prepare(x))
+        every = chunks(x, self.size)
+        count = len(every)
+
+        def row(i: Any) -> Any:
+            mine = self.prepare(every[i])
+
+            def other(step: Any) -> Any:
+                return self.meet(mine, self.prepare(every[(i + step) % count]))
+
+            return jnp.concatenate([self._own(mine)[None], lax.map(other, jnp.arange(1, count // 2 + 1))])
+
+        return _joined(unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
+
+    def diagonal(self, x1: Any, x2: Any | None) -> Any:
+        """Each example of a batch with that of the other in its place, (n, ...); of no other batch, with itself."""
+
+        def block(pair: tuple[Any, Any]) -> Any:
+            left = self.prepare(pair[0])
+            return self.meet(left, left if pair[1] is None else self.prepare(pair[1]))
+
+        if self.size is None or self.size >= len(x1):
+            return block((x1, x2))
+        found = lax.map(block, (chunks(x1, self.size), None if x2 is None else chunks(x2, self.size)))
+        return found.reshape(-1, *found.shape[2:])[: len(x1)]
+
+    def _own(self, prepared: Any) -> Any:
+        """The block of a chunk with itself: the mean with its mirror image, which rounding may have set apart."""
+        block = self.meet(prepared, prepared)
+        return (block + mirror(block, 0)) / 2
 
 
-def symmetric(prepare: Prepare, meet: Meet, x: Any, size: int | None) -> Any:
-    """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
-    if size is None or size >= len(x):
-        whole = prepare(x)
-        return _even(meet(whole, whole))
-    chunks = _chunks(x, size)
-    count = len(chunks)
-
-    def row(i: Any) -> Any:
-        mine = prepare(chunks[i])
-        own = _even(meet(mine, mine))
-        others = lax.map(lambda step: meet(mine, prepare(chunks[(i + step) % count])), jnp.arange(1, count // 2 + 1))
-        return jnp.concatenate([own[None], others])
-
-    return _joined(_unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
-
-
-def diagonal(prepare: Prepare, meet: Meet, x1: Any, x2: Any | None, size: int | None) -> Any:
-    """Each example of a batch with that of the other in its place, (n, ...); of no other batch, with itself."""
-
-    def block(chunks: tuple[Any, Any]) -> Any:
-        left = prepare(chunks[0])
-        return meet(left, left if chunks[1] is None else prepare(chunks[1]))
-
-    if size is None or size >= len(x1):
-        return block((x1, x2))
-    found = lax.map(block, (_chunks(x1, size), None if x2 is None else _chunks(x2, size)))
-    return found.reshape(-1, *found.shape[2:])[: len(x1)]
-
-
-def _chunks(x: Any, size: int) -> Any:
+def chunks(x: Any, size: int) -> Any:
     """A batch in chunks (count, c, ...) as even as they can be, filled up with its last example."""
     count = math.ceil(len(x) / size)
     each = math.ceil(len(x) / count)
@@ -75,7 +88,7 @@ def _chunks(x: Any, size: int) -> Any:
     return x[rows].reshape(count, each, *x.shape[1:])
 
 
-def _unfolded(blocks: Any) -> Any:
+def unfolded(blocks: Any) -> Any:
     """All blocks (count, count, c, c, ...), from those of each chunk i with chunks i, i + 1, ... (count, some, ...)."""
     count, some = blocks.shape[:2]
     row, column = np.indices((count, count))
@@ -86,21 +99,16 @@ def _unfolded(blocks: Any) -> Any:
     is_mirrored = start != row
     mirrored = is_mirrored.reshape(count, count, *[1] * (blocks.ndim - 2))
     taken = blocks[start, steps % count]
-    return jnp.where(mirrored, _mirror(taken, 2), taken)
+    return jnp.where(mirrored, mirror(taken, 2), taken)
+
+
+def mirror(block: Any, axis: int) -> Any:
+    """The block of the two chunks in the other order: their axes are `axis` and the next, then come their outputs."""
+    swapped = jnp.swapaxes(block, axis, axis + 1)
+    return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)
 
 
 def _joined(blocks: Any) -> Any:
     """Blocks (rows, columns, c, d, ...) as one array (rows * c, columns * d, ...)."""
     rows, columns, c, d = blocks.shape[:4]
     return jnp.swapaxes(blocks, 1, 2).reshape(rows * c, columns * d, *blocks.shape[4:])
-
-
-def _even(block: Any) -> Any:
-    """The mean of a block and its mirror image, which rounding may have set apart."""
-    return (block + _mirror(block, 0)) / 2
-
-
-def _mirror(block: Any, axis: int) -> Any:
-    """The block of the two chunks in the other order: their axes are `axis` and the next, then come their outputs."""
-    swapped = jnp.swapaxes(block, axis, axis + 1)
-    return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)

@@ -6,6 +6,7 @@ from one to the next in bounded memory, and when to stop.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pathjax.types import Key
+from pathjax.types import Key, Real
 
-__all__ = ["Krylov", "Pairs", "krylov", "largest"]
+__all__ = ["Krylov", "Pairs", "krylov", "largest", "warn_of_misses"]
 
 # A product is right to this many roundings of the largest eigenvalue.
 _ROUNDINGS = 50
@@ -64,10 +65,12 @@ class _State(NamedTuple):
     round: Any
 
 
-def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0) -> Krylov:
+def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0, to_the_end: bool = False) -> Krylov:
     """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
 
-    It ends where the next vector is small beside the operator on the space, or not above `noise`.
+    It ends where the next vector is small beside the operator on the space, or not above `noise`. With `to_the_end`,
+    only where it is rounding: then parts of the start come in that are small from the outset, and directions that
+    rounding has brought in may come with them.
     """
     from matfree import decomp  # heavy: on first use
 
@@ -78,7 +81,8 @@ def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0) -> K
     basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(exists, start, jnp.ones_like(start)))
     diagonal, beside = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
     size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
-    goes_on = beside > jnp.maximum(jnp.finfo(basis.dtype).eps ** (2 / 3) * size, noise)
+    epsilon = jnp.finfo(basis.dtype).eps
+    goes_on = beside > jnp.maximum((_ROUNDINGS * epsilon if to_the_end else epsilon ** (2 / 3)) * size, noise)
     alive = jnp.cumprod(jnp.concatenate([exists[None], goes_on])).astype(bool)
     matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     return Krylov(
@@ -124,16 +128,31 @@ def largest(
     return Pairs(pairs.values[descending], pairs.vectors[descending], pairs.residuals[descending], pairs.settled)
 
 
+def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stacklevel: int) -> None:
+    """A UserWarning that says by how much the search missed the tolerance, where that can be known."""
+    if isinstance(pairs.settled, jax.core.Tracer) or bool(pairs.settled):
+        return
+    missed = float(jnp.max(pairs.residuals) / jnp.max(pairs.values))
+    found = int(jnp.any(pairs.vectors != 0, axis=1).sum())
+    if missed > tolerance:
+        problem = f"the largest residual is {missed:.2g} · λ_max, above the tolerance of {tolerance:.2g}"
+    elif found < len(pairs.values):
+        problem = f"{found} of {len(pairs.values)} eigenpairs were found"
+    else:
+        problem = "all residuals are within the tolerance, but new starts still brought larger eigenvalues"
+    warnings.warn(
+        f"Eigenpairs of {of}: after {rounds} rounds, {problem}. Pass a larger `order` or `restarts`, or compute in "
+        "float64.",
+        stacklevel=stacklevel + 1,
+    )
+
+
 def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, steps: int, tolerance: Any) -> _State:
     key, draw = jax.random.split(state.key)
+    values, vectors, errors = state.pairs.values, state.pairs.vectors, state.errors
     unsettled = _unsettled(state.pairs, tolerance)
     anew = ~jnp.any(unsettled)
     before = jnp.where(anew, _found(state.pairs), state.before)
-    kept = jnp.ones(len(unsettled), bool).at[-1].set(~anew)
-    values, vectors, errors = (
-        jnp.where(kept.reshape(-1, *[1] * (array.ndim - 1)), array, 0)
-        for array in (state.pairs.values, state.pairs.vectors, state.errors)
-    )
 
     def complement(vector: Any) -> Any:
         return vector - (vectors @ vector) @ vectors
@@ -148,8 +167,16 @@ def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, st
     errors = products - values[:, None] * vectors
     pairs = Pairs(values, vectors, jnp.linalg.norm(errors, axis=1), anew)
     grown = jnp.any(_found(pairs) > before + tolerance * jnp.max(values))
-    settled = ~grown & ~jnp.any(_unsettled(pairs, tolerance))
-    return _State(pairs._replace(settled=settled), errors, before, key, state.round + 1)
+    all_within = ~jnp.any(_unsettled(pairs, tolerance))
+    # where a new start follows, the pair beyond those asked for makes room for it
+    kept = jnp.ones(len(values), bool).at[-1].set(~all_within)
+    pairs = Pairs(
+        jnp.where(kept, values, 0),
+        jnp.where(kept[:, None], vectors, 0),
+        jnp.where(kept, pairs.residuals, 0),
+        all_within & ~grown,
+    )
+    return _State(pairs, jnp.where(kept[:, None], errors, 0), before, key, state.round + 1)
 
 
 def _found(pairs: Pairs) -> Any:

@@ -19,11 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
+from pathjax import _blocks, _devices, _memory, _network
+from pathjax._channels import channels_last
 from pathjax._jaxpr import is_concrete
-from pathjax._uses import Use, Uses, pull
+from pathjax._uses import Use, Uses, find, pull
+from pathjax.types import ApplyFn, Mask, Params
 
-__all__ = ["Form", "Part", "contract", "parts"]
+__all__ = ["Form", "kernel"]
 
 # What it costs to read or write a number, and to gather one, in multiplications inside a product of matrices: measured
 # on two cores, where these take 0.04 ns.
@@ -111,9 +115,61 @@ class Rows(NamedTuple):
 Part: TypeAlias = Matrices | Rows
 
 
-def parts(uses: Uses, mask: Sequence[Any] | None, x: Any) -> list[Part]:
+def kernel(
+    apply: ApplyFn,
+    params: Params,
+    x1: Any,
+    x2: Any | None,
+    *,
+    mask: Mask | None,
+    form: Form,
+    batch_size: int | None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Θ of a network on two batches, or on one: chunk by chunk of its examples, spread over the devices of a mesh."""
+    weights = params if mask is None else _network.kept(mask, params)
+    kept = None if mask is None else jax.tree.leaves(mask)
+
+    def blocks(weights: Params, kept: Sequence[Any] | None, x1: Any, x2: Any | None) -> _blocks.Blocks:
+        uses = find(apply, weights, x1)
+        _check_memory(uses, kept, form, len(x1), None if x2 is None else len(x2), batch_size)
+        return _blocks.Blocks(
+            lambda x: _parts(uses, kept, *uses.meet(x)),
+            lambda left, right: _contracted(left, right, form),
+            batch_size,
+        )
+
+    if mesh is None:
+        made = blocks(weights, kept, x1, x2)
+        if form.diagonal:
+            return made.diagonal(x1, x2)
+        return made.symmetric(x1) if x2 is None else made.rectangular(x1, x2)
+    # masks that are known stay so, for what is pruned is not formed
+    traced = {i: leaf for i, leaf in enumerate(kept or []) if not is_concrete(leaf)}
+
+    def local(given: tuple[Params, dict[int, Any]], x1: Any, x2: Any | None) -> _blocks.Blocks:
+        weights, masks = given
+        return blocks(weights, None if kept is None else [masks.get(i, leaf) for i, leaf in enumerate(kept)], x1, x2)
+
+    return _devices.spread(local, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
+
+
+def _check_memory(
+    uses: Uses, mask: Sequence[Any] | None, form: Form, n: int, m: int | None, batch_size: int | None
+) -> None:
+    def working(size: int) -> int:
+        alone = m is None and (size >= n or form.diagonal)
+        return _working(uses, mask, form, [min(size, n)] if alone else [min(size, n), min(size, m or n)])
+
+    (o,) = uses.output.shape
+    numbers = form.examples(n, m or n) * form.outputs(o)
+    # the sum over layers, and what is added to it
+    result = 2 * numbers * uses.output.dtype.itemsize
+    _memory.check(result, working, max(n, m or n), batch_size)
+
+
+def _parts(uses: Uses, mask: Sequence[Any] | None, activations: Any, cotangents: Any) -> list[Part]:
     """What the leaves add to Θ on a batch; leaves that share a use, and all uses of a leaf, are taken together."""
-    activations, cotangents = uses.meet(x)
     met = list(zip(uses.found.values(), activations, cotangents, strict=True))
     found: list[Part] = []
     rows: list[Any] = []
@@ -123,25 +179,58 @@ def parts(uses: Uses, mask: Sequence[Any] | None, x: Any) -> list[Part]:
         if part is None:
             rows.extend(_rows(mine, mask))
         else:
-            found.append(part.compressed().balanced())
+            found.append(part.compressed())
     return [*found, Rows(jnp.concatenate(rows, axis=2))] if rows else found
 
 
-def contract(left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
+def _working(uses: Uses, mask: Sequence[Any] | None, form: Form, sizes: Sequence[int]) -> int:
+    """Bytes that two chunks of these sizes, or one with itself, and their largest contraction take."""
+    found = []
+
+    def probe(*met: Any) -> None:
+        sides = [_parts(uses, mask, *each) for each in met]
+        held = sum(_bytes(array) for side in sides for part in side for array in part[:2])
+        found.append(held + max(_temporary(a, b, form) for a, b in zip(sides[0], sides[-1], strict=True)))
+
+    jax.eval_shape(probe, *(uses.shapes(size) for size in sizes))
+    return found[0]
+
+
+def _contracted(left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
     """Θ of two batches from their parts: (n, m, o, o), or what `form` asks of it."""
     pairs = zip(left, right, strict=True)
     return functools.reduce(operator.add, (_contract(a, b, form) for a, b in pairs))
 
 
+Contraction: TypeAlias = Callable[[Any, Any, Form], Any]
+
+
 def _contract(left: Part, right: Part, form: Form) -> Any:
+    return _cheapest(left, right, form)(left, right, form)
+
+
+def _cheapest(left: Part, right: Part, form: Form) -> Contraction:
     if isinstance(left, Matrices) and isinstance(right, Matrices):
         costs = _costs(left, right, form)
-        cheapest = min(costs, key=lambda contraction: costs[contraction])
-        return cheapest(left, right, form)
-    return _of_rows(left, right, form)
+        return min(costs, key=lambda contraction: costs[contraction])
+    return _of_rows
 
 
-Contraction: TypeAlias = Callable[[Any, Any, Form], Any]
+def _temporary(left: Part, right: Part, form: Form) -> int:
+    """Bytes of what the cheapest contraction forms on its way."""
+    contraction = _cheapest(left, right, form)
+    if isinstance(left, Rows) or isinstance(right, Rows):
+        return 0
+    (n, b, t, k), m = left.activations.shape, len(right.activations)
+    o, f = left.cotangents.shape[1], left.cotangents.shape[-1]
+    if contraction is _of_rows:
+        columns = int(left.kept.sum()) if is_concrete(left.kept) and left.kept is not None else b * k * f
+        numbers = (n if left is right else n + m) * o * columns
+    elif contraction is _of_masked_products:
+        numbers = (n if form.diagonal else m) * (o + 1) * b * f
+    else:
+        numbers = form.examples(n, m) * (b * t * t + (b * t * f * o if t > 1 else form.outputs(o)))
+    return int(numbers) * left.cotangents.dtype.itemsize
 
 
 def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int]:
@@ -160,7 +249,8 @@ def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int
         dense = t * t * (k + o * f) + outputs * t * f + _NUMBER * (t * t + o * t * f)
         costs[_of_products] = examples * b * (k + outputs * f if t == 1 else dense)
     elif t == 1:
-        costs[_of_masked_products] = examples * b * (k * f + outputs * f + _NUMBER * (k + o * f))
+        pairs = n * (n // 2 + 1) if left is right and not form.diagonal else examples
+        costs[_of_masked_products] = pairs * b * (k * f + outputs * f + _NUMBER * (k + 2 * o * f))
     return costs
 
 
@@ -171,6 +261,8 @@ def _of_rows(left: Part, right: Part, form: Form) -> Any:
 
 
 def _of_products(left: Matrices, right: Matrices, form: Form) -> Any:
+    mine = left.balanced()
+    left, right = mine, mine if left is right else right.balanced()
     if left.activations.shape[1:3] == (1, 1):
         alike = form.einsum("ik,jk->I", left.activations[:, 0, 0], right.activations[:, 0, 0])
         return form.einsum("I,IA->IA", alike, form.gram(left.cotangents[:, :, 0, 0], right.cotangents[:, :, 0, 0]))
@@ -197,7 +289,16 @@ def _of_masked_products(left: Matrices, right: Matrices, form: Form) -> Any:
     if form.diagonal:
         return jax.vmap(lambda a, c, other, its: row(a, c, other[None], its[None])[0])(a, c, others, theirs)
     # row by row, for together they take n times the memory, and longer
-    return lax.map(lambda one: row(one[0], one[1], others, theirs), (a, c))
+    if left is not right:
+        return lax.map(lambda one: row(one[0], one[1], others, theirs), (a, c))
+
+    def ahead(i: Any) -> Any:
+        """One example with itself and those after it, half way round."""
+        at = (i + jnp.arange(len(a) // 2 + 1)) % len(a)
+        return row(a[i], c[i], a[at], c[at])
+
+    halves = lax.map(ahead, jnp.arange(len(a)))
+    return _blocks.unfolded(halves[:, :, None, None])[:, :, 0, 0]
 
 
 def _gathers(layer: Matrices) -> bool:
@@ -215,6 +316,10 @@ def _cost_of_all(layer: Matrices) -> int:
     n, o, b, t, f = layer.cotangents.shape
     k = layer.activations.shape[-1]
     return n * o * (b * k * f * (t + _NUMBER) + _NUMBER * int(layer.kept.sum()))
+
+
+def _bytes(array: Any) -> int:
+    return int(array.size) * array.dtype.itemsize
 
 
 def _einsum(subscripts: str, *operands: Any) -> Any:
@@ -248,7 +353,7 @@ def _rows(met: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> li
         together = zip(met, activations, cotangents, strict=True)
         return pull([part for (use, *_), a, c in together for part in use.pull(a, c)])
 
-    found = jax.vmap(of_example)([entry[1] for entry in met], [entry[2] for entry in met])
+    found = channels_last(jax.vmap(of_example))([entry[1] for entry in met], [entry[2] for entry in met])
     return [
         _kept_columns(part.reshape(*part.shape[:2], -1), None if mask is None else mask[leaf])
         for leaf, part in found.items()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import keystr, tree_flatten_with_path
 
-__all__ = ["check_like", "dot", "key_paths", "multiply", "ravel", "total"]
+__all__ = ["check_boolean", "check_like", "check_mask", "dot", "key_paths", "multiply", "ravel", "total"]
 
 
 def key_paths(tree: Any) -> list[str]:
@@ -44,6 +44,22 @@ def check_like(tree: Any, like: Any, *, name: str, like_name: str = "params") ->
             raise ValueError(
                 f"`{name}` at {keystr(path)} has shape {jnp.shape(leaf)}, but `{like_name}` has "
                 f"{jnp.shape(like_leaf)} there. Build `{name}` from these `{like_name}`."
+            )
+
+
+def check_mask(mask: Any, params: Any) -> None:
+    """Raise ValueError for a mask of another tree than `params`, TypeError for one that is not boolean."""
+    check_like(mask, params, name="mask")
+    check_boolean(mask, name="mask")
+
+
+def check_boolean(mask: Any, *, name: str) -> None:
+    """Raise TypeError unless all leaves are boolean; the message names the first key path that is not."""
+    for path, leaf in tree_flatten_with_path(mask)[0]:
+        if jnp.result_type(leaf) != jnp.bool_:
+            raise TypeError(
+                f"`{name}` must have boolean leaves; at {keystr(path)} it has {jnp.result_type(leaf)}. "
+                f"Compare with 0: jax.tree.map(lambda leaf: leaf != 0, {name})."
             )
 
 

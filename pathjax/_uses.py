@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from pathjax._channels import channels_last
 from pathjax._jaxpr import Equation, Program, trace, walk
 from pathjax.types import ApplyFn, Params
 
@@ -85,8 +86,25 @@ class Uses:
 
     def meet(self, x: Any) -> tuple[list[list[Any]], list[list[Any]]]:
         """For each use its operands with data (n, ...) and the outputs' cotangents at its results (n, o, ...)."""
-        met: tuple[list[list[Any]], list[list[Any]]] = jax.vmap(self._of_example)(x)
+        met: tuple[list[list[Any]], list[list[Any]]] = channels_last(jax.vmap(self._of_example))(x)
         return met
+
+    @property
+    def output(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the outputs of one example."""
+        (aval,) = self.program.closed.out_avals
+        return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
+
+    def shapes(self, n: int) -> tuple[list[list[Any]], list[list[Any]]]:
+        """Shapes and dtypes of what `meet` gives for n examples."""
+        (o,) = self.output.shape
+        activations, cotangents = [], []
+        for use in self.found.values():
+            data = (i for i, operand in enumerate(use.operands) if operand is None)
+            before, after = use.equation.inputs, use.equation.outputs
+            activations.append([jax.ShapeDtypeStruct((n, *before[i].shape), before[i].dtype) for i in data])
+            cotangents.append([jax.ShapeDtypeStruct((n, o, *after[i].shape), after[i].dtype) for i in use.results])
+        return activations, cotangents
 
     def _of_example(self, example: Any) -> tuple[list[list[Any]], list[list[Any]]]:
         shifts = {

@@ -22,9 +22,9 @@ from jaxtyping import Array, Float, Int
 from pathjax._algebra import Algebra, Convolution, Structure
 from pathjax._examples import trace_apart
 from pathjax._jaxpr import Program, check_batch, trace
+from pathjax._lifting import Lifting, Scaled, absolute_power
 from pathjax._rules import interpret
 from pathjax._trees import ravel
-from pathjax.paths import Lifting, Scaled, absolute_power
 from pathjax.types import AnyArray, ApplyFn, Params, XLike
 
 __all__ = ["Paths", "enumerate_paths", "path_activations", "path_jacobian", "path_kernel", "path_values"]

@@ -21,7 +21,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pathjax._jaxpr import is_concrete
-from pathjax._trees import check_like, key_paths
+from pathjax._lifting import check_finite
+from pathjax._trees import check_mask
+from pathjax._twin import restricted
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params
 
@@ -150,7 +152,8 @@ def factorize(
     `path_kernel.top_eigenpairs` gives λ_i and the eigenvectors; b_i takes one Jacobian-vector product over the data,
     Tr Θ = ‖J_θ f‖² one gradient for each example and output. With a mask, everything is that of the masked network and
     its kept weights. What G's null space holds (rescaling symmetries, dead weights) is in that of J_θ f too: there
-    eigenvalue and mode are zero and nothing of Θ is lost.
+    eigenvalue and mode are zero and nothing of Θ is lost. Eigenvalues below 8 ε λ_max, ε the rounding of the type,
+    count as zero with them: at most 8 ε λ_max(Π) λ_max(K_v) is lost with each.
 
     Examples go one at a time, with `chunk` of their modes or outputs at once. In memory are rank · p numbers of
     eigenvectors, what `top_eigenpairs` needs to find them, the gradients of `chunk` outputs and the activations of
@@ -160,9 +163,10 @@ def factorize(
     derivatives: they have none where eigenvalues of G coincide, and may then be NaN, also for eigenvalues of exactly
     zero beyond the rank, as weights on no path have them.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a rank above the number of
-    kept weights, a mask of another tree or one that keeps nothing, for weights or inputs that are not finite, inputs
-    that are not floating point, and for an `apply` whose output is not (n, o).
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, TypeError for a mask that is not boolean, and
+    ValueError for a rank above the number of kept weights, a mask of another tree or one that keeps nothing, for
+    weights or inputs that are not finite, inputs that are not floating point, and for an `apply` whose output is not
+    (n, o).
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
@@ -174,9 +178,7 @@ def factorize(
     x = jnp.asarray(x)
     _check_chunk(chunk)
     _check_network(apply, params, x, mask)
-    # a mask whose values are known under jit too, so that small kernels are decomposed exactly there
-    everywhere = jax.tree.map(lambda leaf: np.ones(jnp.shape(leaf), bool), params)
-    kernel = path_kernel(apply, params, x, mask=everywhere if mask is None else mask)
+    kernel = path_kernel(apply, params, x, mask=mask)
     eigenvalues, vectors = top_eigenpairs(kernel, rank, key=key)
     floor = _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
     live = eigenvalues > floor
@@ -257,7 +259,8 @@ def bounds(
     `path_kernel.path_kernel`, `data_gram` (sign and logarithm) from `paths.log_data_gram`: of one network, one mask and
     one batch. λ_max(Π) is as exact as `path_kernel.top_eigenpairs` finds it. Cost: that, and (n·o)³ operations.
 
-    Raises ValueError where `ntk` and `data_gram` are not kernels of one batch with itself.
+    Raises ValueError where `ntk` and `data_gram` are not kernels of one batch with itself, and for a `kernel` of some
+    leaves or outputs alone.
     Source: λ_max(A B Aᵀ) ≤ λ_max(B) λ_max(A Aᵀ), and Tr(A B Aᵀ) = Tr(B Aᵀ A), for positive semi-definite B.
 
     >>> from pathjax import paths
@@ -269,6 +272,7 @@ def bounds(
     [0.0, 0.0, 0.0]
     """
     matrix = _as_matrix(ntk)
+    _check_whole(kernel)
     sign, log_abs = data_gram
     if sign.shape != log_abs.shape or sign.shape != ntk.shape[:3]:
         raise ValueError(
@@ -389,7 +393,7 @@ def _layer_traces(kernel: PathKernel, x: jax.Array, chunk: int) -> Params:
 
         def squares(cotangent: jax.Array) -> Params:
             (gradient,) = pull(cotangent)
-            return jax.tree.map(lambda kept, leaf: jnp.sum(jnp.square(jnp.where(kept, leaf, 0))), kernel.mask, gradient)
+            return jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), restricted(kernel, gradient))
 
         units = jnp.eye(outputs.size, dtype=outputs.dtype)
         return _summed(lax.map(squares, units, batch_size=min(chunk, outputs.size)))
@@ -432,13 +436,21 @@ def _log(number: jax.Array) -> jax.Array:
 
 
 def _as_matrix(ntk: jax.Array) -> jax.Array:
-    n, m, o, _ = ntk.shape
-    if n != m:
+    if ntk.ndim != 4 or ntk.shape[0] != ntk.shape[1] or ntk.shape[2] != ntk.shape[3]:
         raise ValueError(
             f"The kernel of one batch with itself, (n, n, o, o), was expected, but {ntk.shape} came. "
-            "Leave out `x2` when computing it."
+            "Leave out `x2`, `trace` and `diagonal` when computing it."
         )
+    n, _, o, _ = ntk.shape
     return jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
+
+
+def _check_whole(kernel: PathKernel) -> None:
+    if kernel.outputs is not None or len(kernel.rows) != len(jax.tree.leaves(kernel.params)):
+        raise ValueError(
+            "`kernel` is of some leaves or outputs alone, which bounds no more than their part of Θ. Build it without "
+            "`where` and `outputs`."
+        )
 
 
 def _check_chunk(chunk: int) -> None:
@@ -448,20 +460,14 @@ def _check_chunk(chunk: int) -> None:
 
 def _check_network(apply: ApplyFn, params: Params, x: jax.Array, mask: Mask | None) -> None:
     """Raise where trees or shapes do not fit and, as far as values can be read, where they are not finite."""
-    kept = [True] * len(jax.tree.leaves(params))
     if mask is not None:
-        check_like(mask, params, name="mask")
+        check_mask(mask, params)
         kept = jax.tree.leaves(mask)
         if all(map(is_concrete, kept)) and not any(np.asarray(leaf).any() for leaf in kept):
             raise ValueError(
                 "`mask` prunes every weight, so that nothing is left to factorize. Keep at least one weight."
             )
-    for path, leaf, keep in zip(key_paths(params), jax.tree.leaves(params), kept, strict=True):
-        if is_concrete(leaf) and is_concrete(keep) and np.any(np.asarray(keep) & ~np.isfinite(np.asarray(leaf))):
-            raise ValueError(
-                f"`params` at {path} has a weight that is NaN or infinite, and would make all of Θ so. Look for what "
-                "overflowed in training, or prune the weight."
-            )
+    check_finite(params, mask)
     _check_inputs(x)
     shape = getattr(jax.eval_shape(apply, params, x), "shape", None)
     if shape is None or len(shape) != 2 or shape[0] != len(x):

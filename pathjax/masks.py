@@ -18,7 +18,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from pathjax._trees import check_like, key_paths
+from pathjax._trees import check_boolean, check_like, check_mask, key_paths
 from pathjax.types import Mask, Params, Prunable, Scores
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def keep_largest(
     ranked = tuple(_rankable(*leaves[index]) for index in chosen)
     if within is not None:
         check_like(within, scores, name="within", like_name="scores")
-        _check_boolean(within, name="within")
+        check_boolean(within, name="within")
         everywhere = jax.tree.leaves(within)
         within = tuple(everywhere[index] for index in chosen)
     wanted_shape = (len(chosen),) if scope == "local" else ()
@@ -193,8 +193,7 @@ def apply_mask(mask: Mask | None, params: Params) -> Params:
     """
     if mask is None:
         return params
-    check_like(mask, params, name="mask")
-    _check_boolean(mask, name="mask")
+    check_mask(mask, params)
     return jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, jnp.zeros_like(leaf)), mask, params)
 
 
@@ -205,7 +204,7 @@ def count(mask: Mask, *, prunable: Prunable = is_kernel) -> Int[Array, ""]:
     >>> int(count({"kernel": jnp.array([[True, False, True], [False, True, True]]), "bias": jnp.ones(3, bool)}))
     4
     """
-    _check_boolean(mask, name="mask")
+    check_boolean(mask, name="mask")
     kept = [jnp.sum(leaf, dtype=jnp.int32) for _, leaf in _prunable_leaves(mask, prunable)]
     return sum(kept, start=jnp.zeros((), jnp.int32))
 
@@ -239,7 +238,7 @@ def statistics(mask: Mask) -> tuple[LeafStatistics, ...]:
     >>> statistics({"kernel": jnp.array([[True, False, True, False], [False, True, False, False]])})
     (LeafStatistics(path="['kernel']", kept=3, size=8, density=0.375),)
     """
-    _check_boolean(mask, name="mask")
+    check_boolean(mask, name="mask")
     return tuple(
         LeafStatistics(path, kept := int(np.sum(leaf)), leaf.size, kept / leaf.size if leaf.size else 1.0)
         for path, leaf in zip(key_paths(mask), map(np.asarray, jax.tree.leaves(mask)), strict=True)
@@ -296,15 +295,6 @@ def _rankable(path: Any, leaf: Any) -> Array:
 def _check_scope(scope: str) -> None:
     if scope not in _SCOPES:
         raise ValueError(f'Unknown scope "{scope}". The scopes are {" and ".join(map(repr, _SCOPES))}.')
-
-
-def _check_boolean(mask: Mask, *, name: str) -> None:
-    for path, leaf in tree_flatten_with_path(mask)[0]:
-        if jnp.result_type(leaf) != jnp.bool_:
-            raise TypeError(
-                f"`{name}` must have boolean leaves; at {keystr(path)} it has {jnp.result_type(leaf)}. "
-                f"Compare with 0: jax.tree.map(lambda leaf: leaf != 0, {name})."
-            )
 
 
 class _Found(NamedTuple):

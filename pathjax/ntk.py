@@ -11,20 +11,26 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from . import _blocks, _layerwise, _neural_tangents, _trees, _uses
+from . import _layerwise, _memory, _network, _neural_tangents
+from ._operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
 from .types import ApplyFn, Mask, Params
 
 __all__ = [
+    "Operator",
     "as_matrix",
     "condition_number",
     "empirical",
     "infinite",
     "neural_tangents",
+    "norm_estimate",
+    "operator",
     "relative_distance",
     "spectrum",
+    "top_eigenpairs",
+    "trace_estimate",
 ]
 
 _IMPLEMENTATIONS = {"jacobian": 1, "products": 2}
@@ -41,6 +47,7 @@ def empirical(
     trace: bool = False,
     diagonal: bool = False,
     batch_size: int | None = None,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "n ..."]:
     """Neural Tangent Kernel of a finite network, Θ_(ij)(ab) = Σ_k ∂f_a(x1_i)/∂θ_k · ∂f_b(x2_j)/∂θ_k.
 
@@ -53,8 +60,12 @@ def empirical(
     weights used twice, and of those that meet data in other ways than dense layers and convolutions, always. A mask
     whose entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little.
     `batch_size` is how many examples are treated at a time: memory is then that of two such chunks and of the result,
-    and every chunk goes through the network once for each other. It changes the result by rounding alone. On CPUs
-    convolutional networks take up to 13 times as long in chunks.
+    and every chunk goes through the network once for each other. It changes the result by rounding alone.
+
+    With a `mesh` its devices, all axes of it together, compute the rows of the kernel side by side: each takes as many
+    examples of `x1`, and of one batch with itself half of its row, the rest of which is the mirror image of others'.
+    The weights go to all of them. The result lies there by rows, `PartitionSpec(mesh.axis_names)`, where their number
+    divides n; otherwise on every device whole. `batch_size` then holds on every device.
 
     "jacobian" and "products" are neural-tangents' methods: the whole Jacobians, (n + m)·o·p numbers, multiplied; and
     n·m·o passes forward and backward. All gain from `jax.jit` around the call.
@@ -67,7 +78,9 @@ def empirical(
 
     Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, for an `apply` whose
     output is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; ModuleNotFoundError
-    without neural-tangents, for its methods.
+    without neural-tangents, for its methods. What would not fit in the memory that the device, or on CPUs the machine,
+    has free is refused before it is begun, under jit while tracing: a MemoryError names the `batch_size` that fits. Of
+    a result that does not fit itself, `operator` multiplies without it.
 
     Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel".
 
@@ -86,16 +99,18 @@ def empirical(
     """
     if method != "layerwise" and method not in _IMPLEMENTATIONS:
         raise ValueError(f"There is no method {method!r} of the empirical kernel. Choose one of {_options()}.")
-    _check_params(params)
-    _check_inputs(x1, x2)
-    _check_form(x1, x2, method, diagonal, batch_size)
-    function = apply if mask is None else _masked(apply, params, mask)
+    _network.check_params(params)
+    _network.check_inputs(x1=x1, x2=x2)
+    _check_form(x1, x2, method, diagonal, batch_size, mesh)
+    function = apply if mask is None else _network.masked(apply, params, mask)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
-            _check_outputs(function, params, x, name)
+            _network.check_outputs(function, params, x, name)
     if method != "layerwise":
+        _check_memory(function, params, x1, x2, method, trace, diagonal)
         return _of_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], trace, diagonal)
-    return _of_layers(apply, params, x1, x2, mask, _layerwise.Form(trace, diagonal), batch_size)
+    form = _layerwise.Form(trace, diagonal)
+    return cast(Array, _layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh))
 
 
 def infinite(
@@ -123,7 +138,7 @@ def infinite(
            [70.],
            [70.]], dtype=float64)
     """
-    _check_inputs(x1, x2)
+    _network.check_inputs(x1=x1, x2=x2)
     kernel = kernel_fn(x1, x2, get="ntk")
     expected = (len(x1), len(x1 if x2 is None else x2))
     if jnp.shape(kernel) != expected:
@@ -192,7 +207,7 @@ def condition_number(kernel: Float[Array, "n n o o"]) -> Float[Array, ""]:
     """
     eigenvalues = spectrum(kernel)
     largest, smallest = eigenvalues[0], eigenvalues[-1]
-    bound = eigenvalues.size * _epsilon(eigenvalues) * largest
+    bound = eigenvalues.size * _network.epsilon(eigenvalues) * largest
     is_singular = smallest <= bound
     # a finite stand-in, so that the branch not taken keeps gradients finite
     return jnp.where(is_singular, jnp.inf, largest / jnp.where(is_singular, 1.0, smallest))
@@ -238,135 +253,28 @@ def _of_neural_tangents(
     return found * jax.eval_shape(apply, params, x1).shape[1] if trace else found
 
 
-def _of_layers(
-    apply: ApplyFn,
-    params: Params,
-    x1: Array,
-    x2: Array | None,
-    mask: Mask | None,
-    form: _layerwise.Form,
-    batch_size: int | None,
-) -> Array:
-    weights = params if mask is None else _kept(mask, params)
-    kept = None if mask is None else jax.tree.leaves(mask)
-    uses = _uses.find(apply, weights, x1)
-
-    def prepare(x: Array) -> list[_layerwise.Part]:
-        return _layerwise.parts(uses, kept, x)
-
-    def meet(left: list[_layerwise.Part], right: list[_layerwise.Part]) -> Array:
-        return cast(Array, _layerwise.contract(left, right, form))
-
-    if form.diagonal:
-        return cast(Array, _blocks.diagonal(prepare, meet, x1, x2, batch_size))
-    if x2 is None:
-        return cast(Array, _blocks.symmetric(prepare, meet, x1, batch_size))
-    return cast(Array, _blocks.rectangular(prepare, meet, x1, x2, batch_size))
+def _check_memory(
+    apply: ApplyFn, params: Params, x1: Array, x2: Array | None, method: str, trace: bool, diagonal: bool
+) -> None:
+    outputs = jax.eval_shape(apply, params, x1)
+    n, m, o = len(x1), len(x1 if x2 is None else x2), outputs.shape[1]
+    numbers = _layerwise.Form(trace, diagonal).examples(n, m) * (o if trace else o * o)
+    if method == "jacobian":
+        rows = n if x2 is None else n + m
+        numbers += rows * o * sum(leaf.size for leaf in jax.tree.leaves(params))
+    _memory.check_whole(numbers * outputs.dtype.itemsize, method)
 
 
-def _masked(apply: ApplyFn, params: Params, mask: Mask) -> ApplyFn:
-    """`apply` of the masked weights: its derivative by a pruned weight is zero, which drops the weight from Θ."""
-    _trees.check_like(mask, params, name="mask")
-    for path, leaf in zip(_trees.key_paths(mask), jax.tree.leaves(mask), strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.bool_):
-            raise ValueError(
-                f"`mask` at {path} has dtype {jnp.result_type(leaf)}, but a mask is boolean, True where a weight is "
-                "kept. Compare it with what you meant, as in `leaf != 0`."
-            )
-
-    def masked(params: Params, x: Array) -> Array:
-        return apply(_kept(mask, params), x)
-
-    return masked
-
-
-def _kept(mask: Mask, params: Params) -> Params:
-    """The weights with zeros for pruned ones: a choice and not a product, for a pruned weight may be infinite."""
-    return jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 0), mask, params)
-
-
-def _check_params(params: Params) -> None:
-    leaves = jax.tree.leaves(params)
-    if not leaves:
-        raise ValueError("`params` has no leaves, so there is no kernel of its weights. Pass the network's weights.")
-    for path, leaf in zip(_trees.key_paths(params), leaves, strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"`params` at {path} has dtype {jnp.result_type(leaf)}, but the kernel needs derivatives by all of "
-                "`params`. Keep what is not a weight out of `params`, bound inside `apply`."
-            )
-
-
-def _check_inputs(x1: Array, x2: Array | None) -> None:
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is None:
-            continue
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"`{name}` has dtype {x.dtype}, but kernels are of floating-point inputs. Convert it first."
-            )
-        if x.ndim == 0:
-            raise ValueError(f"`{name}` is a single number, but a batch of examples (n, ...) was expected.")
-        values = _concrete(x)
-        if values is not None and np.isnan(values).any():
-            first = int(np.isnan(values).reshape(len(values), -1).any(axis=1).argmax())
-            raise ValueError(
-                f"`{name}` holds NaN, first in example {first}, and would make every entry of the kernel there NaN. "
-                "Remove or fill such examples."
-            )
-    if x2 is not None and x1.shape[1:] != x2.shape[1:]:
-        raise ValueError(
-            f"Examples of `x1` have shape {x1.shape[1:]} and those of `x2` {x2.shape[1:]}, but both go through the "
-            "same network. Only the number of examples may differ."
-        )
-
-
-def _check_form(x1: Array, x2: Array | None, method: str, diagonal: bool, batch_size: int | None) -> None:
+def _check_form(
+    x1: Array, x2: Array | None, method: str, diagonal: bool, batch_size: int | None, mesh: Mesh | None
+) -> None:
     if diagonal and x2 is not None and len(x1) != len(x2):
         raise ValueError(
             f"With `diagonal`, each example of `x1` meets the one of `x2` in its place, but there are {len(x1)} and "
             f"{len(x2)}. Pass as many, or leave out `diagonal`."
         )
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(
-            f"`batch_size` is {batch_size}, but at least one example is treated at a time. Pass 1 or more."
-        )
+    _network.check_batch_size(batch_size)
     if batch_size is not None and method != "layerwise":
         raise ValueError(f"The method {method!r} has no chunks, but `batch_size` came. Leave it or the method out.")
-
-
-def _check_outputs(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
-    outputs = jax.eval_shape(apply, params, x)
-    shape = getattr(outputs, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x):
-        came = "a pytree" if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"`apply(params, {name})` gives {came}, but ({len(x)}, o) was expected, one row of outputs per example. "
-            "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
-        )
-    if len(x) > 1 and all(_concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
-        _check_examples_apart(apply, params, x, name)
-
-
-def _check_examples_apart(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
-    together = apply(params, x)
-    alone = jax.vmap(lambda example: apply(params, example[None])[0])(x)
-    tolerance = _epsilon(together) ** 0.5 * jnp.max(jnp.abs(together))
-    if _concrete(gap := jnp.max(jnp.abs(together - alone))) is not None and gap > tolerance:
-        raise ValueError(
-            f"`apply(params, {name})` gives an example other outputs in the batch than alone (they differ by up to "
-            f"{float(gap):.3g}), so the kernel of two examples is not defined. Let batch norm use its running "
-            "statistics."
-        )
-
-
-def _epsilon(array: Array) -> float:
-    return float(jnp.finfo(array.dtype).eps)
-
-
-def _concrete(array: Any) -> np.ndarray | None:
-    """The numbers of an array, or None while it is traced."""
-    try:
-        return np.asarray(array)
-    except jax.errors.TracerArrayConversionError:
-        return None
+    if mesh is not None and method != "layerwise":
+        raise ValueError(f"The method {method!r} runs on one device, but `mesh` came. Leave it or the method out.")

@@ -1,12 +1,7 @@
 """The Path Kernel Π = J_θ v (J_θ v)ᵀ through its twin G = (J_θ v)ᵀ(J_θ v), without forming either.
 
-Π is as wide as there are paths; G is as wide as there are parameters and has the same nonzero eigenvalues. With
-R₂(u) = Σ_p c_p² Π_{i∈p} u_i over the paths of the lifted network, at u = θ²,
-
-    G w = ∇R₂(u) ⊙ w + θ ⊙ (∇²R₂(u) · (θ ⊙ w))
-
-is one Hessian-vector product. R₂(θ₁ ⊙ θ₂) = Σ_p v_p(θ₁) v_p(θ₂) has for its mixed second derivative
-(J_θ v)(θ₁)ᵀ (J_θ v)(θ₂), by which the Path Kernels of two sets of weights are compared; G is that of one with itself.
+Π is as wide as there are paths; G is as wide as there are parameters and has the same nonzero eigenvalues, and its
+product with a vector is one Hessian-vector product of the lifted network.
 
 Rescaling a hidden unit (its incoming weights times c, its outgoing ones by 1/c) changes no path value, so each such
 symmetry is a null vector of G: θ on the incoming weights, −θ on the outgoing. A fully connected ReLU network without
@@ -18,25 +13,21 @@ Source: Gebhart et al. (2021), section 3, for Π and its trace.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.tree_util import keystr, tree_flatten_with_path
+from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
-from pathjax._jaxpr import Equation, walk
-from pathjax._lanczos import Krylov, Pairs, krylov, largest
-from pathjax._trees import check_like, dot, multiply, ravel, total
-from pathjax.paths import Scaled, absolute_power, lift, lift_weights, ones_like_example, power_of_two, tied_leaves
-from pathjax.types import ApplyFn, Key, Mask, Params, Real, XLike
+from pathjax import _estimates, _spectra, _twin
+from pathjax._lanczos import krylov, warn_of_misses
+from pathjax._lifting import absolute_power, check_finite, lift, lift_weights, ones_like_example, tied_leaves, wide
+from pathjax._trees import check_like, dot, ravel
+from pathjax._twin import PathKernel
+from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
 
 __all__ = [
     "Estimate",
@@ -52,116 +43,6 @@ __all__ = [
     "spectral_density",
     "top_eigenpairs",
 ]
-
-# Up to this many kept weights G is formed and decomposed as it is: exact, and cheaper than iterating.
-_DENSE = 512
-
-# Numbers in the vectors that are multiplied at once where G is formed.
-_AT_ONCE = 2**22
-
-# Options of a convolution besides the order of axes.
-_CONVOLUTION = (
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "feature_group_count",
-    "batch_group_count",
-    "precision",
-    "preferred_element_type",
-)
-
-# Eigenvalues below this many roundings of the largest count as zero.
-_ROUNDINGS = 512
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["params", "mask", "example", "exponent"],
-    meta_fields=["apply", "rows", "outputs", "tied"],
-)
-@dataclasses.dataclass(frozen=True)
-class PathKernel:
-    """The operator G on trees like `params`, scaled: the true G is exp(`log_scale`) times what the methods give.
-
-    A pytree, so that it passes through jit, vmap and grad. Rows and columns of pruned weights, and of leaves that are
-    not chosen, are dropped: they are zero in every result.
-
-    Attributes:
-        params: the parameters, pruned weights zero.
-        mask: which weights are kept; None if all are.
-        example: one all-ones input, (1, ...).
-        exponent: the binary logarithm of the scale.
-        apply: the network.
-        rows: positions of the leaves whose weights have rows and columns.
-        outputs: positions of the outputs in which paths end; None for all.
-        tied: positions of the leaves that some path meets more than once.
-    """
-
-    params: Params
-    mask: Mask | None
-    example: Float[Array, ...]
-    exponent: Any
-    apply: ApplyFn
-    rows: frozenset[int]
-    outputs: tuple[int, ...] | None
-    tied: frozenset[int]
-
-    @property
-    def log_scale(self) -> Float[Array, ""]:
-        """Natural logarithm of the factor between the scaled operator and the true one."""
-        return math.log(2.0) * jnp.asarray(self.exponent, float)
-
-    def matvec(self, tree: Params) -> Params:
-        """G w for a tree w like `params`: one Hessian-vector product, some three times a gradient's cost.
-
-        Raises ValueError for a tree of another structure.
-        """
-        check_like(tree, self.params, name="tree")
-        return _cross(self, self)(tree)
-
-    def diagonal(self) -> Params:
-        """diag(G)_i = ∂R₂/∂u_i, and u_i ∂²R₂/∂u_i² more for tied weights, as a tree like `params`.
-
-        One gradient; for each entry of a tied leaf one Hessian-vector product.
-        """
-
-        def scaled_sum(squares: Params) -> tuple[Any, Any]:
-            return _selected_sum(self, squares)
-
-        gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, self.params))
-        leaves, structure = jax.tree.flatten(_rescale(gradient, exponent - self.exponent))
-        for position in self.tied & self.rows:
-            leaves[position] = self._entries(position)
-        return self._keep(jax.tree.unflatten(structure, leaves))
-
-    def trace(self) -> Float[Array, ""]:
-        """Tr Π = Tr G, the sum of the diagonal."""
-        return total(self.diagonal())
-
-    def _entries(self, position: int) -> Any:
-        """The diagonal at one leaf, entry by entry."""
-        leaves, structure = jax.tree.flatten(self.params)
-        shape, dtype = leaves[position].shape, leaves[position].dtype
-        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
-        product = _linear(self, self)
-
-        def entry(index: Any) -> Any:
-            unit = jnp.zeros(math.prod(shape), dtype).at[index].set(1).reshape(shape)
-            direction = jax.tree.unflatten(structure, [*zeros[:position], unit, *zeros[position + 1 :]])
-            return jax.tree.leaves(product(direction))[position].ravel()[index]
-
-        return lax.map(entry, jnp.arange(math.prod(shape)), batch_size=64).reshape(shape)
-
-    def _keep(self, tree: Params) -> Params:
-        """The tree, with zeros where there are no rows."""
-        leaves, structure = jax.tree.flatten(tree)
-        masks = [True] * len(leaves) if self.mask is None else jax.tree.leaves(self.mask)
-        kept = [
-            jnp.where(mask, leaf, 0) if position in self.rows else jnp.zeros_like(leaf)
-            for position, (mask, leaf) in enumerate(zip(masks, leaves, strict=True))
-        ]
-        return jax.tree.unflatten(structure, kept)
 
 
 def path_kernel(
@@ -182,11 +63,12 @@ def path_kernel(
     `where(key_path, leaf)` chooses the leaves whose weights have rows and columns, those of a layer, say; the other
     weights stay on the paths. The kernels of parts are principal submatrices of G: their traces, and their Π, add up to
     those of the whole. `outputs` keeps the paths that end in these outputs; Π is block diagonal over outputs in the
-    sense that G of all is the sum of G over outputs.
+    sense that G of all is the sum of G over outputs. Weights of half precision are taken to single precision.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for an `apply` whose result is not
-    (n, o), for a mask of another tree, for a mask, a `where` or `outputs` that choose nothing, for unknown outputs and,
-    where values can be read, for kept weights which are not finite or whose squares are not.
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, TypeError for a mask that is not boolean, and
+    ValueError for an `apply` whose result is not (n, o), for a mask of another tree, for a mask, a `where` or `outputs`
+    that choose nothing, for unknown outputs and, where values can be read, for kept weights which are not finite or
+    whose squares are not.
     Source: Gebhart et al. (2021), section 3.
 
     >>> def apply(params, x):
@@ -201,35 +83,22 @@ def path_kernel(
     >>> round(float(part.trace() * jnp.exp(part.log_scale)), 4)  # 2 paths, each 2²
     8.0
     """
-    masked = lift_weights(params, lambda leaf: leaf, mask)
+    masked = lift_weights(params, wide, mask)
+    check_finite(params, mask, squared=True)
     leaves = tree_flatten_with_path(params)[0]
     rows = frozenset(i for i, (path, leaf) in enumerate(leaves) if where is None or where(path, leaf))
-    _check_finite(leaves, mask)
-    example = ones_like_example(x_like)
-    sums = lift(apply, jax.tree.map(jnp.square, masked), example, phi=absolute_power(2), keep_zeros=True)
+    example, squares = ones_like_example(x_like), jax.tree.map(jnp.square, masked)
+    sums = lift(apply, squares, example, phi=absolute_power(2), like=(params, example), keep_zeros=True)
     chosen = None if outputs is None else _known_outputs(outputs, sums.array.shape[1])
     exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
     exponent = jnp.where(jnp.isfinite(exponent), exponent, 0.0)
     tied = tied_leaves(apply, params, x_like)
-    kernel = PathKernel(masked, mask, example, exponent, apply, rows, chosen, tied)
-    if _count(kernel) == 0:
+    dtypes = tuple(jnp.result_type(leaf) for _, leaf in leaves)
+    kernel = PathKernel(masked, mask, example, exponent, apply, rows, chosen, tied, dtypes)
+    if _twin.count(kernel) == 0:
         chooser = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
         raise ValueError(f"{chooser}, so that the Path Kernel has no row. Keep one weight at least.")
     return kernel
-
-
-def _check_finite(leaves: list[tuple[Any, Any]], mask: Mask | None) -> None:
-    masks = [True] * len(leaves) if mask is None else jax.tree.leaves(mask)
-    for (path, leaf), kept in zip(leaves, masks, strict=True):
-        if isinstance(leaf, jax.core.Tracer) or isinstance(kept, jax.core.Tracer):
-            continue
-        with np.errstate(over="ignore"):
-            squares = np.square(np.asarray(leaf))
-        if not np.isfinite(squares, where=np.asarray(kept), out=np.ones(squares.shape, bool)).all():
-            raise ValueError(
-                f"`params` at {keystr(path)} has a kept weight that is NaN or infinite, or whose square is infinite in "
-                f"{squares.dtype}. Look for a training run that diverged, or scale the weights down."
-            )
 
 
 def _known_outputs(outputs: Sequence[int], size: int) -> tuple[int, ...]:
@@ -237,89 +106,6 @@ def _known_outputs(outputs: Sequence[int], size: int) -> tuple[int, ...]:
     if not found or found[0] < 0 or found[-1] >= size:
         raise ValueError(f"`outputs` must name some of the outputs 0 to {size - 1}, but is {list(outputs)}.")
     return found
-
-
-def _selected_sum(kernel: PathKernel, weights: Params) -> tuple[Any, Any]:
-    """Σ_p c_p² Π_{i∈p} weights_i over the paths to the chosen outputs: array and exponent of the scale."""
-    # zeros keep their scale: where the sum vanishes (a layer initialised at zero) its derivatives need not
-    sums: Scaled = lift(kernel.apply, weights, kernel.example, phi=absolute_power(2), keep_zeros=True)
-    array = sums.array if kernel.outputs is None else sums.array[:, np.array(kernel.outputs)]
-    return jnp.sum(array), lax.stop_gradient(sums.exponent)
-
-
-def _rescale(tree: Params, step: Any) -> Params:
-    # the scale is chosen by rounded numbers, which another compilation may round otherwise
-    step = jnp.where(jnp.isfinite(step), step, 0.0)
-    return jax.tree.map(lambda leaf: leaf * power_of_two(step, leaf.dtype), tree)
-
-
-def _cross(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
-    """w ↦ (J_θ v)ᵀ_left (J_θ v)_right w, at the scale of `_cross_exponent`.
-
-    ∂/∂θ₁ of the derivative of R₂(θ₁ ⊙ θ₂) along w in θ₂: reverse over forward mode, which is cheaper than the other way
-    around where weights are convolved.
-    """
-    scale = _cross_exponent(left, right)
-
-    def product(tree: Params) -> Params:
-        vector = right._keep(jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), tree, right.params))
-
-        def slope(weights: Params) -> tuple[Any, Any]:
-            along = multiply(weights, vector)
-            _, derivative, exponent = jax.jvp(
-                functools.partial(_selected_sum, left), (multiply(weights, right.params),), (along,), has_aux=True
-            )
-            return derivative, exponent
-
-        gradient, exponent = jax.grad(slope, has_aux=True)(left.params)
-        return left._keep(_rescale(gradient, exponent - scale))
-
-    return product
-
-
-def _cross_exponent(left: PathKernel, right: PathKernel) -> Any:
-    return jnp.floor((left.exponent + right.exponent) / 2)
-
-
-def _linear(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
-    """The same map for use in loops: what does not depend on w is computed once, about two thirds of the cost."""
-    zeros = jax.tree.map(jnp.zeros_like, right.params)
-    _, product = jax.linearize(_cross(left, right), zeros)
-    closed, like = jax.make_jaxpr(product, return_shape=True)(zeros)
-
-    def run(tree: Params) -> Params:
-        results = walk(closed, jax.tree.leaves(tree), step=_in_order, constant=lambda array: array)
-        return jax.tree.unflatten(jax.tree.structure(like), results)
-
-    return run
-
-
-def _in_order(equation: Equation, arrays: list[Any]) -> list[Any]:
-    """The results of an equation, those of a convolution by way of channels last in every operand.
-
-    On a CPU, XLA has fast convolutions for that order alone, and brings others into it outside of loops alone. Those of
-    derivatives have others, and take up to ten times as long.
-    """
-    if equation.name != "conv_general_dilated":
-        return equation.bind(*arrays)
-    options = equation.params
-    batch, channels, *space = range(arrays[0].ndim)
-    last, first = (batch, *space, channels), (0, len(space) + 1, *range(1, len(space) + 1))
-    left, right, out = options["dimension_numbers"]
-    array = lax.conv_general_dilated(
-        jnp.transpose(arrays[0], [left[axis] for axis in last]),
-        jnp.transpose(arrays[1], [right[axis] for axis in (*space, channels, batch)]),
-        dimension_numbers=lax.ConvDimensionNumbers(first, (len(space) + 1, len(space), *range(len(space))), first),
-        **{name: options[name] for name in _CONVOLUTION},
-    )
-    return [jnp.transpose(array, np.argsort([out[axis] for axis in last]).tolist())]
-
-
-class Estimate(NamedTuple):
-    """A mean over random probes and its standard error: 0 where the value is exact, NaN of a single probe."""
-
-    value: Float[Array, ""]
-    standard_error: Float[Array, ""]
 
 
 def top_eigenpairs(
@@ -340,8 +126,8 @@ def top_eigenpairs(
     `restarts` rounds, by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or
     `vmap`, where it cannot be known: compare with `kernel.matvec`.
 
-    A round costs order + rank products. Stores at most (order + 5 · rank + 10) · p numbers at a time, besides what one
-    product takes: for less, ask for a smaller `order`.
+    A round costs order + rank products. Stores at most (2 · order + 5 · rank + 10) · p numbers at a time, besides what
+    one product takes: for less, ask for a smaller `order`.
 
     Multiply the eigenvalues by exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors are J_θ v
     times these, divided by the root of the eigenvalue. Where G has fewer nonzero eigenvalues than `rank`, the rest are
@@ -360,67 +146,21 @@ def top_eigenpairs(
     >>> eigenvalues.shape, eigenvectors["second"].shape
     ((3,), (3, 2, 3))
     """
-    size = _count(kernel)
+    size = _twin.count(kernel)
     if not 1 <= rank <= size:
         raise ValueError(f"`rank` must lie between 1 and the number of kept weights, {size}, but is {rank}.")
     steps = min(size, rank + 20 if order is None else order)
     rounds = rank + 50 if restarts is None else restarts
     if steps < 1 or rounds < 1:
         raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
-    if size <= _DENSE:
-        spectrum = _decompose(kernel)
-        return spectrum.values[:rank], _trees_at(kernel, spectrum.positions, spectrum.vectors.T[:rank])
-    pairs = _pairs(kernel.params, lax.stop_gradient(kernel), key, jnp.asarray(tolerance, float), rank, steps, rounds)
-    _warn_of_misses(pairs, tolerance, rounds)
-    return pairs.values, jax.vmap(ravel(kernel.params)[1])(pairs.vectors)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
-def _pairs(params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
-    return _iterate(params, kernel, key, tolerance, rank, steps, rounds)
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _iterate(params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
-    kernel = dataclasses.replace(kernel, params=params)
-    random = functools.partial(_random_signs, kernel)
-    operator = _flat(kernel, _linear(kernel, kernel))
-    return largest(operator, random, rank, key=key, steps=steps, tolerance=tolerance, restarts=rounds)
-
-
-@_pairs.defjvp
-def _pairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: Any) -> tuple[Pairs, Pairs]:
-    pairs = _pairs(*primals, rank, steps, rounds)
-    params, kernel, *_ = primals
-    vectors = jax.vmap(ravel(params)[1])(pairs.vectors)
-
-    def quotients(params: Params) -> Any:
-        # λ = vᵀ G v has λ's own derivative with v held
-        at = dataclasses.replace(kernel, params=params)
-        return lax.map(lambda vector: dot(vector, _cross(at, at)(vector)), vectors)
-
-    _, values = jax.jvp(quotients, (params,), (tangents[0],))
-    unknown = jnp.full_like(pairs.vectors, jnp.nan) * total(tangents[0]).astype(pairs.vectors.dtype)
-    still = np.zeros(jnp.shape(pairs.settled), jax.dtypes.float0)
-    return pairs, Pairs(values, unknown, jnp.zeros_like(pairs.residuals), cast(Any, still))
-
-
-def _warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int) -> None:
-    if isinstance(pairs.settled, jax.core.Tracer) or bool(pairs.settled):
-        return
-    missed = float(jnp.max(pairs.residuals) / jnp.max(pairs.values))
-    found = int(jnp.any(pairs.vectors != 0, axis=1).sum())
-    if missed > tolerance:
-        problem = f"the largest residual is {missed:.2g} · λ_max, above the tolerance of {tolerance:.2g}"
-    elif found < len(pairs.values):
-        problem = f"{found} of {len(pairs.values)} eigenpairs were found"
-    else:
-        problem = "all residuals are within the tolerance, but new starts still brought larger eigenvalues"
-    warnings.warn(
-        f"Eigenpairs of the Path Kernel: after {rounds} rounds, {problem}. Pass a larger `order` or `restarts`, or "
-        "compute in float64.",
-        stacklevel=3,
+    if size <= _spectra.DENSE:
+        spectrum = _spectra.decompose(kernel)
+        return spectrum.values[:rank], _twin.trees_at(kernel, spectrum.positions, spectrum.vectors.T[:rank])
+    pairs = _spectra.eigenpairs(
+        kernel.params, lax.stop_gradient(kernel), key, jnp.asarray(tolerance, float), rank, steps, rounds
     )
+    warn_of_misses(pairs, tolerance, rounds, of="the Path Kernel", stacklevel=2)
+    return pairs.values, jax.vmap(ravel(kernel.params)[1])(pairs.vectors)
 
 
 class SpectralDensity(NamedTuple):
@@ -445,7 +185,7 @@ class SpectralDensity(NamedTuple):
         polynomials of degree below twice the order, and nearly so for functions that are close to one.
         """
         sums = self.dimension * jnp.sum(self.weights * function(self.nodes), axis=-1)
-        return _estimate(sums)
+        return _estimates.mean(sums)
 
 
 def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) -> SpectralDensity:
@@ -470,16 +210,16 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
     True
     """
     _check_probes(order=order, samples=samples)
-    steps = min(order, _size(kernel))
-    operator = _flat(kernel, _linear(kernel, kernel))
+    steps = min(order, _twin.size(kernel))
+    operator = _twin.flat(kernel, _twin.linear(kernel, kernel))
 
     def quadrature(sample_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, _random_signs(kernel, sample_key), steps)
+        space = krylov(operator, _twin.random_signs(kernel, sample_key), steps)
         nodes, vectors = jnp.linalg.eigh(space.matrix)
         return nodes, jnp.square(vectors[0])
 
     nodes, weights = lax.map(quadrature, jax.random.split(key, samples))
-    return SpectralDensity(nodes, weights, kernel.log_scale, _dimension(kernel).astype(nodes.dtype))
+    return SpectralDensity(nodes, weights, kernel.log_scale, _twin.dimension(kernel).astype(nodes.dtype))
 
 
 def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 40, samples: int = 10) -> Estimate:
@@ -509,9 +249,9 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
         floor = jnp.log(jnp.asarray(epsilon, true.dtype))
         return jnp.where(positive, jnp.logaddexp(true, floor), floor)
 
-    if _count(kernel) <= _DENSE:
-        spectrum = _decompose(kernel)
-        return _exact(jnp.sum(jnp.where(spectrum.alive, logarithm(spectrum.values), 0)))
+    if _twin.count(kernel) <= _spectra.DENSE:
+        spectrum = _spectra.decompose(kernel)
+        return _estimates.exact(jnp.sum(jnp.where(spectrum.alive, logarithm(spectrum.values), 0)))
     return spectral_density(kernel, order=order, samples=samples, key=key).estimate(logarithm)
 
 
@@ -532,7 +272,7 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
     1.2195
     """
     _check_probes(samples=samples)
-    return _product_of_means(_squared_norms([(kernel, kernel)], key, samples), [-1.0])
+    return _spectra.product_of_means(_spectra.squared_norms([(kernel, kernel)], key, samples), [-1.0])
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -543,7 +283,8 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     Lanczos steps from G z, which has no part in the null space, for two random z: NaN unless each gives an eigenvalue
     with a residual within `tolerance` of itself, and both agree within it. `order` must be some multiple of the root of
     the condition number; for most networks of real size the smallest eigenvalue is out of reach, while the log
-    determinant and the spectral density are not. Stores 2 · order · p numbers.
+    determinant and the spectral density are not. An eigenvalue whose share of G z is rounding is not seen: one of its
+    own among p weights is where it lies above 50 ε √p of the largest. Stores 2 · order · p numbers.
 
     Multiply by exp(kernel.log_scale) for that of the true Path Kernel. Raises ValueError where `order` is below 1.
 
@@ -554,7 +295,8 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     >>> round(float(smallest(kernel, key=jax.random.key(0)) * jnp.exp(kernel.log_scale)), 4)
     1.0
     """
-    return _ends(kernel, key, order, tolerance)[0]
+    _check_probes(order=order)
+    return _spectra.ends(kernel, key, order, tolerance)[0]
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -569,7 +311,8 @@ def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, toleranc
     >>> round(float(condition_number(kernel, key=jax.random.key(0))), 4)
     9.0
     """
-    low, high = _ends(kernel, key, order, tolerance)
+    _check_probes(order=order)
+    low, high = _spectra.ends(kernel, key, order, tolerance)
     return high / low
 
 
@@ -596,9 +339,9 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
     """
     _check_probes(samples=samples)
     _check_comparable(left, right)
-    norms = _squared_norms([(left, right), (left, left), (right, right)], key, samples)
-    found = _product_of_means(norms, [1.0, -0.5, -0.5])
-    factor = _cross_factor(left, right, found.value.dtype) ** 2
+    norms = _spectra.squared_norms([(left, right), (left, left), (right, right)], key, samples)
+    found = _spectra.product_of_means(norms, [1.0, -0.5, -0.5])
+    factor = _twin.cross_factor(left, right, found.value.dtype) ** 2
     return Estimate(factor * found.value, factor * found.standard_error)
 
 
@@ -628,24 +371,13 @@ def overlap(
     0.1
     """
     _check_comparable(left, right)
-    product = _linear(left, right)
+    product = _twin.linear(left, right)
     images = lax.map(product, right_pairs[1])
     coupling = jax.vmap(lambda v: jax.vmap(lambda image: dot(v, image))(images))(left_pairs[1])
-    sides = [_inverse_roots(values) for values, _ in (left_pairs, right_pairs)]
-    cosines = sides[0][:, None] * coupling * sides[1][None, :] * _cross_factor(left, right, coupling.dtype)
+    sides = [_spectra.inverse_roots(values) for values, _ in (left_pairs, right_pairs)]
+    cosines = sides[0][:, None] * coupling * sides[1][None, :] * _twin.cross_factor(left, right, coupling.dtype)
     dimension = jnp.minimum(*(jnp.sum(side > 0) for side in sides))
     return jnp.sum(jnp.square(cosines)) / dimension
-
-
-def _inverse_roots(eigenvalues: Any) -> Any:
-    """λ^(−1/2), and zero for eigenvalues that count as zero."""
-    positive = eigenvalues > _floor(eigenvalues)
-    return jnp.where(positive, jnp.where(positive, eigenvalues, 1) ** -0.5, 0)
-
-
-def _floor(eigenvalues: Any) -> Any:
-    """The size below which an eigenvalue counts as zero."""
-    return _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * jnp.max(eigenvalues)
 
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
@@ -664,185 +396,3 @@ def _check_probes(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
             raise ValueError(f"`{name}` must be at least 1, but is {count}.")
-
-
-# Numbers of kept weights
-
-
-def _size(kernel: PathKernel) -> int:
-    """The number of weights that can have rows, whatever the mask."""
-    leaves = jax.tree.leaves(kernel.params)
-    return sum(leaves[position].size for position in kernel.rows)
-
-
-def _row_masks(kernel: PathKernel) -> list[Any] | None:
-    """For each leaf of the rows, in order, which weights are kept; None where that cannot be read."""
-    leaves = jax.tree.leaves(kernel.params)
-    if kernel.mask is None:
-        return [np.ones(leaves[position].shape, bool) for position in sorted(kernel.rows)]
-    masks = jax.tree.leaves(kernel.mask)
-    if any(isinstance(mask, jax.core.Tracer) for mask in masks):
-        return None
-    return [np.asarray(masks[position]) for position in sorted(kernel.rows)]
-
-
-def _count(kernel: PathKernel) -> int:
-    """The number of kept weights, or of those that a mask which cannot be read may keep."""
-    masks = None if kernel.mask is None else _row_masks(kernel)
-    return _size(kernel) if masks is None else sum(int(np.count_nonzero(mask)) for mask in masks)
-
-
-def _dimension(kernel: PathKernel) -> Any:
-    """The number of kept weights as an array."""
-    if kernel.mask is None:
-        return jnp.asarray(_size(kernel))
-    masks = jax.tree.leaves(kernel.mask)
-    return sum((jnp.sum(masks[position], dtype=jnp.int32) for position in kernel.rows), start=jnp.zeros((), jnp.int32))
-
-
-def _positions(kernel: PathKernel) -> np.ndarray:
-    """Positions of the kept weights, or of those that may be kept, among all the parameters, raveled."""
-    leaves = jax.tree.leaves(kernel.params)
-    starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
-    rows = sorted(kernel.rows)
-    masks = _row_masks(kernel) or [np.ones(leaves[position].shape, bool) for position in rows]
-    found = [starts[position] + np.flatnonzero(mask) for position, mask in zip(rows, masks, strict=True)]
-    return np.concatenate(found)
-
-
-# Small kernels, formed and decomposed
-
-
-class _Spectrum(NamedTuple):
-    """All eigenvalues of G on the kept weights, descending, and eigenvectors as columns at `positions`.
-
-    What is not `alive` stands for weights that a traced mask has pruned: zero, at the end.
-    """
-
-    values: Any
-    vectors: Any
-    alive: Any
-    positions: np.ndarray
-
-
-def _matrix(left: PathKernel, right: PathKernel) -> Any:
-    """The map of `_cross` between the kept weights, in full."""
-    rows, columns = _positions(left), _positions(right)
-    product = _flat(right, _linear(left, right))
-    flat, _ = ravel(right.params)
-
-    def column(position: Any) -> Any:
-        return product(jnp.zeros_like(flat).at[position].set(1))[rows]
-
-    batch = max(1, min(len(columns), _AT_ONCE // flat.size))
-    return lax.map(column, jnp.asarray(columns), batch_size=batch).T
-
-
-def _decompose(kernel: PathKernel) -> _Spectrum:
-    positions = _positions(kernel)
-    matrix = _matrix(kernel, kernel)
-    alive = jnp.ones(len(positions), bool)
-    if kernel.mask is not None:
-        alive = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
-    below = 1 + jnp.trace(matrix)
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2 - jnp.diag(jnp.where(alive, 0, below)))
-    values, vectors = values[::-1], vectors[:, ::-1]
-    there = values > -below / 2
-    return _Spectrum(jnp.where(there, values, 0), jnp.where(there[None, :], vectors, 0), there, positions)
-
-
-def _trees_at(kernel: PathKernel, positions: np.ndarray, rows: Any) -> Params:
-    """Stacked trees with these rows (r, kept weights) at the positions."""
-    flat, unravel = ravel(kernel.params)
-    return jax.vmap(lambda row: unravel(jnp.zeros_like(flat).at[positions].set(row)))(rows)
-
-
-# Random probes
-
-
-def _flat(kernel: PathKernel, function: Callable[[Params], Params]) -> Callable[[jax.Array], jax.Array]:
-    _, unravel = ravel(kernel.params)
-    return lambda vector: ravel(function(unravel(vector)))[0]
-
-
-def _random_signs(kernel: PathKernel, key: Key) -> Any:
-    """Random signs on the kept weights, raveled."""
-    flat, unravel = ravel(kernel.params)
-    return ravel(kernel._keep(unravel(jax.random.rademacher(key, flat.shape, flat.dtype))))[0]
-
-
-def _estimate(samples: Any) -> Estimate:
-    return Estimate(jnp.mean(samples), jnp.std(samples, ddof=1) / math.sqrt(len(samples)))
-
-
-def _exact(value: Any) -> Estimate:
-    return Estimate(value, jnp.zeros_like(value))
-
-
-class _Samples(NamedTuple):
-    """Unbiased samples (s, t) of t numbers; one exact row where `exact`."""
-
-    values: Any
-    exact: bool
-
-
-def _squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
-    """Samples of the squared norms of the maps of `_cross` between pairs of kernels, in units of both sides' traces."""
-    units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
-    if all(_count(kernel) <= _DENSE for pair in maps for kernel in pair):
-        matrices = [unit * _matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
-        return _Samples(jnp.stack([jnp.sum(jnp.square(matrix)) for matrix in matrices])[None], True)
-    products = [_flat(right, _linear(left, right)) for left, right in maps]
-
-    def sample(sample_key: Key) -> Any:
-        images = [
-            unit * product(_random_signs(right, sample_key))
-            for unit, product, (_, right) in zip(units, products, maps, strict=True)
-        ]
-        return jnp.stack([jnp.vdot(image, image) for image in images])
-
-    return _Samples(lax.map(sample, jax.random.split(key, samples)), False)
-
-
-def _product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
-    """Π_t mean_t^power_t, with its standard error to first order."""
-    means = jnp.mean(samples.values, axis=0)
-    exponents = jnp.asarray(powers, means.dtype)
-    value = jnp.prod(means**exponents)
-    if samples.exact:
-        return _exact(value)
-    return Estimate(value, value * _estimate((samples.values / means[None]) @ exponents).standard_error)
-
-
-def _cross_factor(left: PathKernel, right: PathKernel, dtype: Any) -> Any:
-    """1 or 1/√2, by which a product of `_cross` comes to be in units of the root of both kernels' scales."""
-    difference = _cross_exponent(left, right) - (left.exponent + right.exponent) / 2
-    return jnp.exp2(difference.astype(dtype))
-
-
-def _ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:
-    """The smallest nonzero eigenvalue, NaN where it is not resolved, and the largest."""
-    _check_probes(order=order)
-    if _count(kernel) <= _DENSE:
-        values = _decompose(kernel).values
-        low = jnp.min(jnp.where(values > _floor(values), values, jnp.inf))
-        return jnp.where(jnp.isfinite(low), low, jnp.nan), values[0]
-    operator = _flat(kernel, _linear(kernel, kernel))
-    steps = min(order, _count(kernel))
-
-    def ends(start_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, operator(_random_signs(kernel, start_key)), steps)
-        return _lowest(space, tolerance), jnp.linalg.eigvalsh(space.matrix)[-1]
-
-    low, high = lax.map(ends, jax.random.split(key, 2))
-    agree = jnp.abs(low[0] - low[1]) <= tolerance * jnp.min(low)
-    return jnp.where(agree, jnp.min(low), jnp.nan), jnp.max(high)
-
-
-def _lowest(space: Krylov, tolerance: Real) -> Any:
-    """The lowest Ritz value above zero, NaN unless its residual is within the tolerance."""
-    values, vectors = jnp.linalg.eigh(space.matrix)
-    candidates = jnp.where(values > _floor(values), values, jnp.inf)
-    at = jnp.argmin(candidates)
-    residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, at])
-    return jnp.where(residual <= tolerance * candidates[at], candidates[at], jnp.nan)

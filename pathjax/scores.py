@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Shaped
 
-from pathjax.paths import absolute_power, lift_weights, ones_like_example, open_sum
+from pathjax._lifting import absolute_power, lift_weights, ones_like_example, open_sum
 from pathjax.types import AnyArray, ApplyFn, Key, Params, Real, Scores, XLike
 
 __all__ = ["cross_entropy", "magnitude", "random", "snip", "synflow", "synflow_data", "synflow_l2"]

@@ -32,10 +32,11 @@ Kernel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 Params: TypeAlias = Any
 """A pytree of floating-point arrays."""
@@ -63,3 +64,10 @@ ApplyFn: TypeAlias = Callable[[Params, jax.Array], Any]
 
 Prunable: TypeAlias = Callable[[tuple[Any, ...], jax.Array], bool]
 """`prunable(key_path, leaf)`: whether the weights of a leaf may be pruned."""
+
+
+class Estimate(NamedTuple):
+    """A mean over random probes and its standard error: 0 where the value is exact, NaN of a single probe."""
+
+    value: Float[Array, ""]
+    standard_error: Float[Array, ""]

@@ -297,6 +297,16 @@ def test_kernels_of_other_batches_are_refused(large: Any, found: Factorization) 
         factorization.alignment(found, square, rank=16)
     with pytest.raises(ValueError, match=r"goes with \(5, 5, 3\)"):
         unchecked(factorization.bounds)(square, kernel, (other, other), key=KEY)
+    part = path_kernel.path_kernel(mlp, params, x, mask=mask, outputs=[0])
+    with pytest.raises(ValueError, match="`kernel` is of some leaves or outputs alone"):
+        unchecked(factorization.bounds)(square, part, (jnp.ones((5, 5, 3)),) * 2, key=KEY)
+    traced = jnp.ones((5, 5))
+    for of_traced in (
+        lambda: unchecked(factorization.bounds)(traced, kernel, (jnp.ones((5, 5, 3)),) * 2, key=KEY),
+        lambda: unchecked(factorization.alignment)(found, traced, rank=1),
+    ):
+        with pytest.raises(ValueError, match=r"\(n, n, o, o\), was expected, but \(5, 5\) came"):
+            of_traced()
     for labels in (jnp.arange(4), jnp.ones(5), jnp.ones((5, 2), int)):
         with pytest.raises(ValueError, match="`labels` must be one integer for each of the 5 examples"):
             unchecked(factorization.kernel_target_alignment)(jnp.eye(5), labels)

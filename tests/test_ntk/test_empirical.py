@@ -244,7 +244,7 @@ def test_a_mask_of_another_tree_is_refused_at_its_key_path():
         unchecked(apply, params, x, mask=without_bias)
     with pytest.raises(ValueError, match=r"`mask` at \['out'\] has shape \(2, 5\)"):
         unchecked(apply, params, x, mask={**mask, "out": mask["out"].T})
-    with pytest.raises(ValueError, match=r"`mask` at \['out'\] has dtype float64.*boolean"):
+    with pytest.raises(TypeError, match=r"`mask` must have boolean leaves; at \['out'\] it has float64"):
         unchecked(apply, params, x, mask={**mask, "out": jnp.ones((5, 2))})
 
 

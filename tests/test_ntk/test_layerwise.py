@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any, cast
 
 import flax.linen as nn
@@ -287,6 +288,13 @@ def test_every_number_of_chunks_gives_the_same_kernel(batch_size):
     x = jnp.asarray(np.random.default_rng(4).normal(size=(6, 3, 4)))
     rows = jacobian(apply, params, x)
     assert_close(empirical(apply, params, x, batch_size=batch_size), oracle(rows, rows))
+
+
+def test_convolutions_in_chunks_have_their_channels_last():
+    apply, params, x = convolutions()
+    program = str(jax.make_jaxpr(lambda params: ntk.empirical(apply, params, x, batch_size=2))(params))
+    orders = set(re.findall(r"lhs_spec=.*?out_spec=\([^)]*\)", program))
+    assert orders == {"lhs_spec=(0, 3, 1, 2), rhs_spec=(3, 2, 0, 1), out_spec=(0, 3, 1, 2)"}
 
 
 # Bad input

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from pathjax import masks, path_kernel, scores
+from pathjax import _twin, masks, path_kernel, scores
 
 from .. import models, oracles
 from ..tolerances import EXACT
@@ -342,6 +342,56 @@ def test_condition_is_right_where_it_can_be_resolved_and_nan_elsewhere(large: pa
     assert np.isnan(jax.jit(lambda k: find(k, order=12))(large))
 
 
+@pytest.mark.parametrize(("dtype", "constant"), [(jnp.float32, 1e-2), (jnp.float64, 1e-5)])
+def test_small_eigenvalues_with_a_small_part_of_the_start_are_seen(dtype: Any, constant: float) -> None:
+    """Eigenvalues 1, 600 times, and constant², 20 times; more weights than are decomposed densely."""
+    params = {"w": jnp.ones((30, 20), dtype), "b": jnp.ones(20, dtype)}
+
+    def apply(params: Any, x: Any) -> Any:
+        return x @ params["w"] + (jnp.asarray(constant, dtype) * params["b"])[None]
+
+    kernel = path_kernel.path_kernel(apply, params, jnp.ones((1, 30), dtype))
+    found = path_kernel.condition_number(kernel, key=jax.random.key(0))
+    np.testing.assert_allclose(found, constant**-2, rtol=1e-2)
+
+
+# Memory and types
+
+
+def test_memory_of_eigenpairs_is_within_its_bound() -> None:
+    params = parameters(400, 400, 400, 3)
+    kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 400)))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    order, rank, bytes_each = 12, 4, 8
+    find = jax.jit(lambda k, key: path_kernel.top_eigenpairs(k, rank, key=key, order=order))
+    product = jax.jit(lambda k: k.matvec(k.params))
+
+    def vectors(lowered: Any) -> float:
+        memory = lowered.compile().memory_analysis()
+        return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / (bytes_each * size)
+
+    stored, beside = vectors(find.lower(kernel, jax.random.key(0))), vectors(product.lower(kernel))
+    assert 2 * order + rank < stored < 2 * order + 5 * rank + 10 + beside
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_half_precision_is_widened_before_it_is_squared(dtype: Any) -> None:
+    params = jax.tree.map(lambda leaf: (300 * leaf).astype(dtype), parameters(9, 8, 3))
+    kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9), dtype))
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    reference = path_kernel.path_kernel(mlp, single, jnp.ones((1, 9), jnp.float32))
+    found, expected = (path_kernel.top_eigenpairs(k, 3, key=jax.random.key(0))[0] for k in (kernel, reference))
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(kernel.trace(), reference.trace(), rtol=1e-5)
+
+
+def test_masks_that_are_not_boolean_are_refused() -> None:
+    params = parameters(9, 8, 3)
+    with pytest.raises(TypeError, match="`mask` must have boolean leaves"):
+        path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)), mask=jax.tree.map(jnp.ones_like, params))
+
+
 # Comparisons
 
 
@@ -352,7 +402,7 @@ def test_cosine_is_within_its_error_bar_and_one_for_proportional_kernels(large: 
     flat, unravel = ravel_pytree(large.params)
 
     def dense(left: Any, right: Any) -> Any:
-        product = path_kernel._cross(left, right)
+        product = _twin.cross(left, right)
         return jax.jit(jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0]))(jnp.eye(flat.size))
 
     norms = [jnp.linalg.norm(dense(*pair)) for pair in ((large, other), (large, large), (other, other))]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import lifting
-from pathjax import paths
+from pathjax import _lifting, paths
 
 from .. import architectures
 from ..tolerances import EXACT
@@ -41,7 +41,7 @@ def by_paths(network: architectures.Architecture, cotangent: Any) -> Sums:
     point = (network.params, network.x)
 
     def signed(params: Any) -> Any:
-        return paths.lift(network.apply, params, network.x, phi=lambda v: v, points=[point]).value()
+        return _lifting.lift(network.apply, params, network.x, phi=lambda v: v, points=[point]).value()
 
     outputs, pull = jax.vjp(signed, network.params)
     norms = [paths.log_path_norm(network.apply, network.params, network.x, q=q) for q in (1, 2)]

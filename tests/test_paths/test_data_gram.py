@@ -54,10 +54,41 @@ def test_one_half_of_the_pairs_is_computed() -> None:
         jax.debug.callback(lambda a, b: seen.append((int(a), int(b))), a, b)
         return a * b
 
-    table = paths._over_pairs(pair, jnp.arange(6), jnp.arange(6), side=1, upper=True)
+    table = paths._over_pairs(pair, jnp.arange(6), jnp.arange(6), chunk=1, upper=True)
     jax.effects_barrier()
     assert sorted(seen) == [(i, j) for i in range(6) for j in range(i, 6)]
     np.testing.assert_array_equal(table, np.outer(np.arange(6), np.arange(6)))
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 200), (200, 1), (3, 70), (17, 16)])
+def test_blocks_of_two_batches_compute_few_pairs_twice(n: int, m: int) -> None:
+    seen = []
+
+    def pair(a: jax.Array, b: jax.Array) -> jax.Array:
+        jax.debug.callback(lambda a, b: seen.append((int(a), int(b))), a, b)
+        return a * b
+
+    table = paths._over_pairs(pair, jnp.arange(n), jnp.arange(m), chunk=64, upper=False)
+    jax.effects_barrier()
+    np.testing.assert_array_equal(table, np.outer(np.arange(n), np.arange(m)))
+    assert set(seen) == set(np.ndindex(n, m))
+    assert len(seen) <= 1.2 * n * m
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    network = models.build("leaky_mlp")
+    broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), network.params)
+    with pytest.raises(ValueError, match="has a kept weight that is NaN or infinite"):
+        paths.log_data_gram(network.apply, broken, network.x)
+    with pytest.raises(ValueError, match="`x2` holds NaN or infinity, first in example 1"):
+        paths.log_data_gram(network.apply, network.params, network.x, network.x.at[1, 0].set(jnp.nan))
+
+
+def test_without_any_path_signs_are_zero() -> None:
+    network = models.build("leaky_mlp")
+    mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), network.params)
+    sign, log_abs = paths.log_data_gram(network.apply, network.params, network.x, mask=mask)
+    assert jnp.all(sign == 0) and jnp.all(log_abs == -jnp.inf)
 
 
 def test_examples_of_two_shapes_and_empty_chunks_are_refused() -> None:

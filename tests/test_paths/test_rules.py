@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from pathjax import _examples, _rules, enumeration, paths
+from pathjax import _examples, _lifting, _rules, enumeration, paths
 
 from .. import models
 from ..tolerances import EXACT
@@ -115,7 +115,7 @@ def examples() -> Any:
 def assert_paths_are_the_network(apply: Callable[[Any, Any], Any], params: Any, *, tolerance: float = EXACT) -> None:
     """Signed sums are the outputs, listed factors compose to the Jacobian, and open sums are those of listed paths."""
     x = examples()
-    lift = jax.jit(lambda p: paths.lift(apply, p, x, phi=lambda v: v, points=[(p, x)]).value())
+    lift = jax.jit(lambda p: _lifting.lift(apply, p, x, phi=lambda v: v, points=[(p, x)]).value())
     np.testing.assert_allclose(lift(params), apply(params, x), rtol=tolerance, atol=tolerance)
     listed = enumeration.enumerate_paths(apply, params, x, limit=5_000)
     activations = enumeration.path_activations(listed, apply, params, x)

@@ -1,0 +1,168 @@
+"""What is computed of the spectrum of G: all of it where G is small, its ends and random samples where it is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathjax import _estimates, _twin
+from pathjax._lanczos import Krylov, Pairs, krylov, largest
+from pathjax._trees import dot, ravel, total
+from pathjax._twin import PathKernel
+from pathjax.types import Estimate, Key, Params, Real
+
+__all__ = [
+    "DENSE",
+    "Spectrum",
+    "decompose",
+    "eigenpairs",
+    "ends",
+    "inverse_roots",
+    "product_of_means",
+    "squared_norms",
+]
+
+# Up to this many kept weights G is formed and decomposed as it is: exact, and cheaper than iterating.
+DENSE = 512
+
+# Eigenvalues below this many roundings of the largest count as zero.
+_ROUNDINGS = 512
+
+
+class Spectrum(NamedTuple):
+    """All eigenvalues of G on the kept weights, descending, and eigenvectors as columns at `positions`.
+
+    What is not `alive` stands for weights that a traced mask has pruned: zero, at the end.
+    """
+
+    values: Any
+    vectors: Any
+    alive: Any
+    positions: np.ndarray
+
+
+def decompose(kernel: PathKernel) -> Spectrum:
+    """All of the spectrum, by G on the kept weights in full."""
+    positions = _twin.positions(kernel)
+    matrix = _twin.matrix(kernel, kernel)
+    alive = jnp.ones(len(positions), bool)
+    if kernel.mask is not None:
+        alive = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
+    below = 1 + jnp.trace(matrix)
+    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2 - jnp.diag(jnp.where(alive, 0, below)))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    there = values > -below / 2
+    return Spectrum(jnp.where(there, values, 0), jnp.where(there[None, :], vectors, 0), there, positions)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
+def eigenpairs(
+    params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int
+) -> Pairs:
+    """The `rank` largest pairs by iteration; `params` are the kernel's, in which the values can be differentiated."""
+    return _iterate(params, kernel, key, tolerance, rank, steps, rounds)
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
+def _iterate(params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
+    kernel = dataclasses.replace(kernel, params=params)
+    random = functools.partial(_twin.random_signs, kernel)
+    operator = _twin.flat(kernel, _twin.linear(kernel, kernel))
+    return largest(operator, random, rank, key=key, steps=steps, tolerance=tolerance, restarts=rounds)
+
+
+@eigenpairs.defjvp
+def _eigenpairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: Any) -> tuple[Pairs, Pairs]:
+    pairs = eigenpairs(*primals, rank, steps, rounds)
+    params, kernel, *_ = primals
+    vectors = jax.vmap(ravel(params)[1])(pairs.vectors)
+
+    def quotients(params: Params) -> Any:
+        # λ = vᵀ G v has λ's own derivative with v held
+        at = dataclasses.replace(kernel, params=params)
+        return lax.map(lambda vector: dot(vector, _twin.cross(at, at)(vector)), vectors)
+
+    _, values = jax.jvp(quotients, (params,), (tangents[0],))
+    unknown = jnp.full_like(pairs.vectors, jnp.nan) * total(tangents[0]).astype(pairs.vectors.dtype)
+    still = np.zeros(jnp.shape(pairs.settled), jax.dtypes.float0)
+    return pairs, Pairs(values, unknown, jnp.zeros_like(pairs.residuals), cast(Any, still))
+
+
+class _Samples(NamedTuple):
+    """Unbiased samples (s, t) of t numbers; one exact row where `exact`."""
+
+    values: Any
+    exact: bool
+
+
+def squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
+    """Samples of the squared norms of the maps of `cross` between pairs of kernels, in units of both sides' traces."""
+    units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
+    if all(_twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
+        matrices = [unit * _twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
+        return _Samples(jnp.stack([jnp.sum(jnp.square(matrix)) for matrix in matrices])[None], True)
+    products = [_twin.flat(right, _twin.linear(left, right)) for left, right in maps]
+
+    def sample(sample_key: Key) -> Any:
+        images = [
+            unit * product(_twin.random_signs(right, sample_key))
+            for unit, product, (_, right) in zip(units, products, maps, strict=True)
+        ]
+        return jnp.stack([jnp.vdot(image, image) for image in images])
+
+    return _Samples(lax.map(sample, jax.random.split(key, samples)), False)
+
+
+def product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
+    """Π_t mean_t^power_t, with its standard error to first order."""
+    means = jnp.mean(samples.values, axis=0)
+    exponents = jnp.asarray(powers, means.dtype)
+    value = jnp.prod(means**exponents)
+    if samples.exact:
+        return _estimates.exact(value)
+    return Estimate(value, value * _estimates.mean((samples.values / means[None]) @ exponents).standard_error)
+
+
+def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:
+    """The smallest nonzero eigenvalue, NaN where it is not resolved, and the largest."""
+    if _twin.count(kernel) <= DENSE:
+        values = decompose(kernel).values
+        low = jnp.min(jnp.where(values > _floor(values), values, jnp.inf))
+        return jnp.where(jnp.isfinite(low), low, jnp.nan), values[0]
+    operator = _twin.flat(kernel, _twin.linear(kernel, kernel))
+    steps = min(order, _twin.count(kernel))
+
+    def of_start(start_key: Key) -> tuple[Any, Any]:
+        space = krylov(operator, operator(_twin.random_signs(kernel, start_key)), steps, to_the_end=True)
+        return _lowest(space, tolerance), jnp.linalg.eigvalsh(space.matrix)[-1]
+
+    low, high = lax.map(of_start, jax.random.split(key, 2))
+    agree = jnp.abs(low[0] - low[1]) <= tolerance * jnp.min(low)
+    return jnp.where(agree, jnp.min(low), jnp.nan), jnp.max(high)
+
+
+def _lowest(space: Krylov, tolerance: Real) -> Any:
+    """The lowest Ritz value above zero, NaN unless its residual is within the tolerance."""
+    values, vectors = jnp.linalg.eigh(space.matrix)
+    candidates = jnp.where(values > _floor(values), values, jnp.inf)
+    at = jnp.argmin(candidates)
+    residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, at])
+    return jnp.where(residual <= tolerance * candidates[at], candidates[at], jnp.nan)
+
+
+def inverse_roots(eigenvalues: Any) -> Any:
+    """λ^(−1/2), and zero for eigenvalues that count as zero."""
+    positive = eigenvalues > _floor(eigenvalues)
+    return jnp.where(positive, jnp.where(positive, eigenvalues, 1) ** -0.5, 0)
+
+
+def _floor(eigenvalues: Any) -> Any:
+    """The size below which an eigenvalue counts as zero."""
+    return _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * jnp.max(eigenvalues)

@@ -1,0 +1,103 @@
+"""Kernels that would not fit are refused before they are begun, with the chunks that fit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from pathjax import _memory, ntk
+
+
+def apply(params, x):
+    return jnp.tanh(x @ params["hidden"]) @ params["out"]
+
+
+def shapes(n, width=100, outputs=10):
+    """A network and a batch, by their shapes alone, in float32."""
+    like = {"hidden": (20, width), "out": (width, outputs)}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in like.items()}
+    return params, jax.ShapeDtypeStruct((n, 20), jnp.float32)
+
+
+def request(n, **options):
+    """Trace a kernel: nothing is computed."""
+    return jax.eval_shape(lambda params, x: ntk.empirical(apply, params, x, **options), *shapes(n))
+
+
+@pytest.fixture
+def free(monkeypatch):
+    def set_free(size):
+        monkeypatch.setattr(_memory, "available", lambda: size)
+
+    return set_free
+
+
+def test_what_does_not_fit_names_the_chunk_that_does(free):
+    free(36_000_000)  # the kernel of 200 examples has 16 MB, and its sum over layers as much again
+    with pytest.raises(MemoryError, match=r"needs about 32 MB for its result.*200 examples.*36 MB are free") as refused:
+        request(200)
+    (named,) = re.findall(r"`batch_size=(\d+)`", str(refused.value))
+    assert request(200, batch_size=int(named)).shape == (200, 200, 10, 10)
+    with pytest.raises(MemoryError):
+        request(200, batch_size=int(named) + 1)
+
+
+def test_a_result_that_does_not_fit_points_to_the_operator(free):
+    free(20_000_000)
+    with pytest.raises(MemoryError, match=r"^The result alone does not fit.*`ntk.operator`.*`trace` or `diagonal`"):
+        request(200, batch_size=1)
+    assert request(200, trace=True).shape == (200, 200)
+    assert request(200, diagonal=True).shape == (200, 10, 10)
+
+
+def test_one_example_that_does_not_fit_is_said_to(free):
+    free(2_000)
+    with pytest.raises(MemoryError, match=r"^One example at a time does not fit either.*2 kB are free"):
+        request(1)
+
+
+def test_arrays_that_are_there_are_refused_too(free):
+    free(250_000)
+    params, x = (jax.tree.map(lambda like: jnp.ones(like.shape), tree) for tree in shapes(10))
+    with pytest.raises(MemoryError, match="Pass `batch_size"):
+        ntk.empirical(apply, params, x)
+
+
+@pytest.mark.parametrize(("method", "needed"), [("jacobian", "40 MB"), ("products", "16 MB")])
+def test_methods_without_chunks_are_refused_with_the_one_that_has_them(free, method, needed):
+    free(10_000_000)
+    with pytest.raises(MemoryError, match=f"method '{method}' needs about {needed}.*Leave the method out"):
+        request(200, method=method)
+
+
+def test_estimates_are_near_what_xla_plans(monkeypatch):
+    planned = []
+    monkeypatch.setattr(_memory, "check", lambda result, working, n, size: planned.append(result + working(size or n)))
+    for n, options in ((100, {}), (100, {"batch_size": 20}), (100, {"trace": True})):
+        kernel = jax.jit(lambda params, x, given=options: ntk.empirical(apply, params, x, **given))
+        analysis = cast(Any, kernel.lower(*shapes(n)).compile().memory_analysis())
+        actual = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
+        assert 0.4 < planned[-1] / actual < 2.5
+
+
+def test_memory_is_what_the_device_says_or_the_machine(monkeypatch):
+    class Device:
+        def __init__(self, stats):
+            self.stats = stats
+
+        def memory_stats(self):
+            return self.stats
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device({"bytes_limit": 1000, "bytes_in_use": 300})])
+    assert _memory.available() == 700
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
+    assert (_memory.available() or 0) > 10**6
+
+
+def test_where_memory_is_unknown_nothing_is_refused(free):
+    free(None)
+    assert request(200).shape == (200, 200, 10, 10)
