@@ -58,7 +58,8 @@ def empirical(
     "layerwise" takes one backward pass per example and output, and multiplies, layer by layer, the activations and the
     cotangents that meet at its weights. A Jacobian is formed of single layers alone, and where that costs less; of
     weights used twice, and of those that meet data in other ways than dense layers and convolutions, always. A mask
-    whose entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little.
+    whose entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little. Wide
+    dense layers, of which no Jacobian is formed without a mask, take about twice as long with one.
     `batch_size` is how many examples are treated at a time: memory is then that of two such chunks and of the result,
     and every chunk goes through the network once for each other. It changes the result by rounding alone.
 

@@ -4,7 +4,8 @@
 outputs; a small CNN on 16 examples of 16 × 16 × 3; and ResNet-20, batch norm in evaluation mode, on 8 of 32 × 32 × 3;
 all in float32, weights from seed 0. For each it gives the seconds that a compiled kernel takes (least of several, taken
 in turns) and the temporary memory that XLA plans, of every method, of the trace over outputs, and of masks that keep a
-part of the weights. Then how the seconds grow with examples, outputs and width, as fitted exponents.
+part of the weights. Then how the seconds grow with examples, outputs and width, as fitted exponents, and what a product
+with a kernel costs that is not formed.
 """
 
 from __future__ import annotations
@@ -137,6 +138,24 @@ def _growth(name: str, repeats: int, methods: dict[str, dict[str, Any]]) -> list
     return lines
 
 
+def _products(repeats: int) -> list[str]:
+    """One line for each size of chunks: a product with a kernel of 20,000 rows, which would take 1.6 GB."""
+    apply, params, x = Case(MLP(), (2000, 64)).build()
+    vector = jax.random.normal(jax.random.key(2), (2000, 10))
+    lines = ["MLP 3×512, 2000 examples: Θ v, without Θ"]
+    for size in (None, 100):
+        program = (
+            jax.jit(lambda params, x, v, c=size: ntk.operator(apply, params, x, batch_size=c).matvec(v))
+            .lower(params, x, vector)
+            .compile()
+        )
+        (run,) = timing.least([functools.partial(program, params, x, vector)], repeats + 1)
+        memory = cast(Any, program.memory_analysis()).temp_size_in_bytes
+        name = "whole" if size is None else f"chunks of {size}"
+        lines.append(f"  {name:13} {1e3 * run:9.2f} ms   {memory / 1e6:8.1f} MB")
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.kernels", description=__doc__)
@@ -157,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # of neural-tangents' methods the one that is the faster for these networks
         methods = {name: METHODS[name] for name in ("layerwise", "products")}
         print(*_growth(name, options.repeats, methods), sep="\n", flush=True)
+    print(*_products(options.repeats), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,13 +37,13 @@ def kernels(mesh):
         return jax.jit(lambda params: ntk.empirical(apply, params, *batches, mesh=mesh, **options))(params)
 
     def size(params, mask, x):
-        return (ntk.empirical(apply, params, x, mask=mask, trace=True, batch_size=1, mesh=mesh) ** 2).sum()
+        return (ntk.empirical(apply, params, x, mask=mask, trace=True, mesh=mesh) ** 2).sum()
 
     return {
         "symmetric": kernel(x[:8], mask=mask),
         "rectangular": kernel(x[:8], x[:3], batch_size=2),
         "diagonal": kernel(x, x[::-1], diagonal=True),
-        "slope": jax.jit(jax.grad(size))(params, mask, x)["params"]["Dense_0"]["kernel"],
+        "slope": jax.jit(jax.grad(size))(params, mask, x[:3])["params"]["Dense_0"]["kernel"],
     }
 
 

@@ -14,6 +14,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from pathjax import ntk
+from pathjax._layerwise import Form, Matrices, _of_masked_products, _of_products, _of_rows
 
 from ..models import build, names
 
@@ -288,6 +289,25 @@ def test_every_number_of_chunks_gives_the_same_kernel(batch_size):
     x = jnp.asarray(np.random.default_rng(4).normal(size=(6, 3, 4)))
     rows = jacobian(apply, params, x)
     assert_close(empirical(apply, params, x, batch_size=batch_size), oracle(rows, rows))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: "+".join(form) or "whole")
+def test_contractions_of_a_layer_agree_whichever_is_the_cheapest(form):
+    rng = np.random.default_rng(5)
+    kept = rng.random((2, 7, 4)) < 0.4
+
+    def layer(places, kept):
+        draw = jnp.asarray(rng.normal(size=5 * 2 * places * (7 + 3 * 4)))
+        activations, cotangents = jnp.split(draw, [5 * 2 * places * 7])
+        shapes = (5, 2, places, 7), (5, 3, 2, places, 4)
+        return Matrices(activations.reshape(shapes[0]), cotangents.reshape(shapes[1]), kept)
+
+    cases = [(_of_products, [layer(1, None), layer(1, None)]), (_of_products, [layer(3, None), layer(3, None)])]
+    cases += [(_of_masked_products, [layer(1, kept), layer(1, kept)])]
+    for contraction, (left, right) in cases:
+        for other in (left, right):
+            expected = _of_rows(left, other, Form(**form))
+            assert_close(contraction(left, other, Form(**form)), expected)
 
 
 def test_convolutions_in_chunks_have_their_channels_last():
