@@ -1,14 +1,15 @@
 """The largest eigenpairs and the quadrature of a symmetric positive semi-definite operator on vectors, by Lanczos.
 
-matfree builds the Krylov spaces. Here stands what it leaves to its callers: where a space is exhausted, how to go on
-from one to the next in bounded memory, and when to stop.
+matfree builds the Krylov spaces of quadratures. Here stands where such a space is exhausted; and, for eigenpairs, the
+restarted iteration in bounded memory, which matfree does not have.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,9 @@ __all__ = ["Krylov", "Pairs", "krylov", "largest", "warn_of_misses"]
 
 # A product is right to this many roundings of the largest eigenvalue.
 _ROUNDINGS = 50
+
+# Large sets of vectors are combined so many numbers of each at a time.
+_PIECE = 2**16
 
 Operator: TypeAlias = Callable[[jax.Array], jax.Array]
 """A linear map of vectors (p,), symmetric and positive semi-definite."""
@@ -58,18 +62,46 @@ class Pairs(NamedTuple):
 
 
 class _State(NamedTuple):
-    pairs: Pairs  # one more than asked for
-    errors: Any  # A v − λ v, as rows
-    before: Any  # the values at the last start from a random vector
+    """Between two rounds.
+
+    Attributes:
+        basis: (m, p), orthonormal rows: the Ritz vectors that are kept, and zeros.
+        values: (m,) of the vectors, zero where there is none.
+        alive: (m,), whether there is one.
+        start: (p,), where the next round walks on from, unless it starts anew at random.
+        anew: whether it does.
+        kept: how many of the vectors stand at the beginning of the next round.
+        before: (rank,) the largest values at the last start from a random vector.
+        settled: whether the search is over.
+    """
+
+    basis: Any
+    values: Any
+    alive: Any
+    start: Any
+    anew: Any
+    kept: Any
+    before: Any
+    settled: Any
     key: Any
     round: Any
 
 
-def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0, to_the_end: bool = False) -> Krylov:
+class _Walked(NamedTuple):
+    """Where a walk has got to: its basis with what is alive of it, A's quotients on that, and what is left of A q."""
+
+    basis: Any
+    alive: Any
+    matrix: Any
+    rest: Any
+    size: Any
+
+
+def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = False) -> Krylov:
     """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
 
-    It ends where the next vector is small beside the operator on the space, or not above `noise`. With `to_the_end`,
-    only where it is rounding: then parts of the start come in that are small from the outset, and directions that
+    It ends where the next vector is small beside the operator on the space. With `to_the_end`, only where it is
+    rounding: then parts of the start come in that are small from the outset, and directions that
     rounding has brought in may come with them.
     """
     from matfree import decomp  # heavy: on first use
@@ -82,7 +114,7 @@ def krylov(operator: Operator, start: Any, steps: int, *, noise: Any = 0.0, to_t
     diagonal, beside = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
     size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
     epsilon = jnp.finfo(basis.dtype).eps
-    goes_on = beside > jnp.maximum((_ROUNDINGS * epsilon if to_the_end else epsilon ** (2 / 3)) * size, noise)
+    goes_on = beside > (_ROUNDINGS * epsilon if to_the_end else epsilon ** (2 / 3)) * size
     alive = jnp.cumprod(jnp.concatenate([exists[None], goes_on])).astype(bool)
     matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
     return Krylov(
@@ -99,33 +131,46 @@ def largest(
     rank: int,
     *,
     key: Key,
-    steps: int,
+    order: int,
     tolerance: Any,
     restarts: int,
 ) -> Pairs:
     """The `rank` largest eigenpairs by thick-restarted Lanczos; `random(key)` draws a start.
 
-    Each round keeps the best vectors, walks `steps` on in their orthogonal complement and takes the best of both
-    (Rayleigh and Ritz). It walks on from the error of the first pair that is not within tolerance: then the two
-    together are one Krylov space (Wu and Simon, 2000). Where all are, the one beyond `rank` is given up and the walk
-    starts anew at random, which is how a repeated eigenvalue shows its other vectors. Once the pair beyond `rank` that
-    this leads to is settled below the others, and none of them has grown, the search is over.
+    One set of rank + 1 + order vectors is all that is stored, which is why it is not matfree's that walks here. Each
+    round walks on from the vectors that are kept until the set is full, always at right angles to all of it, and keeps
+    the best rank + 1 + order/2 of what it spans (Rayleigh and Ritz). What the last step left over is the direction of
+    all their errors, from which the next round goes on (Wu and Simon, 2000). Where the errors of all pairs are within
+    the tolerance, by products with A itself too, all others are given up and the walk starts anew at random, which is
+    how a repeated eigenvalue shows its other vectors. Once the pair beyond `rank` that this leads to is settled below
+    the others, and none of them has grown, the search is over.
     """
     like = random(key)
-    none = jnp.zeros(rank + 1, like.dtype)
-    vectors = jnp.zeros((rank + 1, like.size), like.dtype)
-    pairs = Pairs(none, vectors, none, jnp.array(False))
-    initial = _State(pairs, vectors, none[1:] - jnp.inf, key, jnp.zeros((), jnp.int32))
+    count = rank + 1 + order
+    initial = _State(
+        basis=jnp.zeros((count, like.size), like.dtype),
+        values=jnp.zeros(count, like.dtype),
+        alive=jnp.zeros(count, bool),
+        start=jnp.zeros_like(like),
+        anew=jnp.array(True),
+        kept=jnp.zeros((), jnp.int32),
+        before=jnp.full(rank, -jnp.inf, like.dtype),
+        settled=jnp.array(False),
+        key=key,
+        round=jnp.zeros((), jnp.int32),
+    )
 
     def advance(state: _State) -> _State:
-        return _advance(operator, random, state, steps, tolerance)
+        return _advance(operator, random, state, rank, order, tolerance)
 
     def goes_on(state: _State) -> Any:
-        return ~state.pairs.settled & (state.round < restarts)
+        return ~state.settled & (state.round < restarts)
 
-    pairs = lax.while_loop(goes_on, advance, initial).pairs
-    descending = jnp.argsort(-_found(pairs))
-    return Pairs(pairs.values[descending], pairs.vectors[descending], pairs.residuals[descending], pairs.settled)
+    last = lax.while_loop(goes_on, advance, initial)
+    vectors = last.basis[:rank]
+    values, residuals = lax.map(functools.partial(_checked, operator), vectors)
+    descending = jnp.argsort(-_found(values, last.alive[:rank]))
+    return Pairs(values[descending], vectors[descending], residuals[descending], last.settled)
 
 
 def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stacklevel: int) -> None:
@@ -147,71 +192,119 @@ def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stack
     )
 
 
-def _advance(operator: Operator, random: Callable[[Key], Any], state: _State, steps: int, tolerance: Any) -> _State:
+def _advance(
+    operator: Operator, random: Callable[[Key], Any], state: _State, rank: int, order: int, tolerance: Any
+) -> _State:
     key, draw = jax.random.split(state.key)
-    values, vectors, errors = state.pairs.values, state.pairs.vectors, state.errors
-    unsettled = _unsettled(state.pairs, tolerance)
-    anew = ~jnp.any(unsettled)
-    before = jnp.where(anew, _found(state.pairs), state.before)
+    before = jnp.where(state.anew, _found(state.values, state.alive)[:rank], state.before)
+    walked = _walk(operator, state, jnp.where(state.anew, random(draw), state.start))
+    values, small, alive = _ritz(walked)
+    errors = jnp.linalg.norm(walked.rest) * jnp.abs(small[-1, : rank + 1])
+    within = ~jnp.any(_unsettled(values[: rank + 1], errors, tolerance))
+    # the errors of all that is kept must lie along one direction, unless they are nothing
+    kept = jnp.where(within, jnp.int32(rank), jnp.int32(rank + 1 + order // 2))
+    stays = (jnp.arange(len(values)) < kept) & alive
+    basis = _combined(jnp.where(stays[None, :], small, 0), walked.basis)
+    values = jnp.where(stays, values, 0)
 
-    def complement(vector: Any) -> Any:
-        return vector - (vectors @ vector) @ vectors
+    def measured() -> tuple[Any, Any]:
+        residuals = lax.map(lambda i: _checked(operator, basis[i])[1], jnp.arange(rank))
+        worst = basis[jnp.argmax(residuals)]
+        image = operator(worst)
+        return jnp.max(residuals), image - jnp.vdot(worst, image) * worst
 
+    largest_error, error = lax.cond(within, measured, lambda: (jnp.max(errors), walked.rest))
+    true = within & (largest_error <= tolerance * jnp.max(values))
+    grown = jnp.any(_found(values, stays)[:rank] > before + tolerance * jnp.max(values))
+    return _State(basis, values, stays, error, true, kept, before, true & ~grown, key, state.round + 1)
+
+
+def _walk(operator: Operator, state: _State, start: Any) -> _Walked:
+    """Lanczos steps with full reorthogonalization from a start, until the set of vectors is full or exhausted."""
+    epsilon = jnp.finfo(state.basis.dtype).eps
     # where the vectors that are kept hold all that is not null, a product in their complement is rounding
-    noise = _ROUNDINGS * jnp.finfo(vectors.dtype).eps * jnp.max(values)
-    start = _direction(complement, jnp.where(anew, random(draw), errors[jnp.argmax(unsettled)]))
-    space = krylov(lambda q: complement(operator(complement(q))), start, steps, noise=noise)
-    vectors = _orthonormal(_ritz(values, vectors, errors, space))
-    products = lax.map(operator, vectors)
-    values = jnp.sum(vectors * products, axis=1)
-    errors = products - values[:, None] * vectors
-    pairs = Pairs(values, vectors, jnp.linalg.norm(errors, axis=1), anew)
-    grown = jnp.any(_found(pairs) > before + tolerance * jnp.max(values))
-    all_within = ~jnp.any(_unsettled(pairs, tolerance))
-    # where a new start follows, the pair beyond those asked for makes room for it
-    kept = jnp.ones(len(values), bool).at[-1].set(~all_within)
-    pairs = Pairs(
-        jnp.where(kept, values, 0),
-        jnp.where(kept[:, None], vectors, 0),
-        jnp.where(kept, pairs.residuals, 0),
-        all_within & ~grown,
-    )
-    return _State(pairs, jnp.where(kept[:, None], errors, 0), before, key, state.round + 1)
+    noise = _ROUNDINGS * epsilon * jnp.max(state.values)
+
+    def step(j: Any, walked: _Walked) -> _Walked:
+        is_first = j == state.kept
+        length = jnp.linalg.norm(walked.rest)
+        goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * walked.size, noise))
+        vector = jnp.where(goes_on, walked.rest / jnp.where(goes_on, length, 1), 0)
+        basis = walked.basis.at[j].set(vector)
+        rest, along = _outside(basis, operator(vector))
+        matrix = walked.matrix.at[:, j].set(along).at[j, :].set(along)
+        size = jnp.maximum(walked.size, jnp.abs(along[j]) + jnp.where(is_first, 0, length))
+        return _Walked(basis, walked.alive.at[j].set(goes_on), matrix, rest, size)
+
+    length = jnp.linalg.norm(start)
+    outside, _ = _outside(state.basis, start / jnp.where(length > 0, length, 1))
+    # nothing but rounding may be left of it there
+    exists = jnp.linalg.norm(outside) > epsilon**0.5
+    first = jnp.where(exists, outside, 0)
+    walked = _Walked(state.basis, state.alive, jnp.diag(state.values), first, jnp.zeros((), first.dtype))
+    return cast(_Walked, lax.fori_loop(state.kept, len(state.values), step, walked))
 
 
-def _found(pairs: Pairs) -> Any:
-    """The values that were asked for, −∞ where there is none yet."""
-    return jnp.where(jnp.any(pairs.vectors != 0, axis=1), pairs.values, -jnp.inf)[:-1]
+def _outside(basis: Any, vector: Any) -> tuple[Any, Any]:
+    """A vector less its part along orthonormal rows, and the coefficients of that part."""
+    along = basis @ vector
+    rest = vector - along @ basis
+    again = basis @ rest  # twice is enough
+    return rest - again @ basis, along + again
 
 
-def _unsettled(pairs: Pairs, tolerance: Any) -> Any:
-    """Which residuals are too large; of the last pair, large enough for it to belong among the others."""
-    allowed = jnp.full(len(pairs.values), tolerance * jnp.max(pairs.values), pairs.values.dtype)
-    gap = jnp.min(pairs.values[:-1]) - pairs.values[-1]
-    return pairs.residuals > allowed.at[-1].max(gap)
-
-
-def _direction(complement: Operator, start: Any) -> Any:
-    """The start in the complement of the vectors that are kept, zero where nothing but rounding is left there."""
-    before = jnp.linalg.norm(start)
-    inside = complement(complement(start / jnp.where(before > 0, before, 1)))
-    return jnp.where(jnp.linalg.norm(inside) > jnp.finfo(start.dtype).eps ** 0.5, inside, 0)
-
-
-def _orthonormal(vectors: Any) -> Any:
-    """Rows of length 1 at right angles, of which rounding would take a little away in each round; zeros, last, stay."""
-    there = jnp.any(vectors != 0, axis=1)
-    return jnp.where(there[:, None], jnp.linalg.qr(vectors.T)[0].T, 0)
-
-
-def _ritz(values: Any, vectors: Any, errors: Any, space: Krylov) -> Any:
-    """The vectors of the largest eigenvalues of the operator on the kept vectors and the new space together."""
-    count = len(values)
-    coupling = errors @ space.basis
-    matrix = jnp.block([[jnp.diag(values), coupling], [coupling.T, space.matrix]])
+def _ritz(walked: _Walked) -> tuple[Any, Any, Any]:
+    """Ritz values, descending, their vectors in terms of the basis as columns, and which of them are there."""
     # what is not there goes to the end of the spectrum, below all that is
-    there = jnp.concatenate([jnp.any(vectors != 0, axis=1), space.alive])
-    below = 1 + 2 * jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
-    quotients, small = jnp.linalg.eigh(matrix - jnp.diag(jnp.where(there, 0, below)))
-    small = jnp.where(quotients > -below / 2, small, 0)[:, ::-1][:, :count]
-    return small[:count].T @ vectors + small[count:].T @ space.basis.T
+    below = 1 + 2 * jnp.max(jnp.sum(jnp.abs(walked.matrix), axis=1))
+    quotients, small = jnp.linalg.eigh(walked.matrix - jnp.diag(jnp.where(walked.alive, 0, below)))
+    alive = quotients[::-1] > -below / 2
+    return jnp.where(alive, quotients[::-1], 0), jnp.where(alive[None, :], small[:, ::-1], 0), alive
+
+
+def _combined(small: Any, basis: Any) -> Any:
+    """smallᵀ · basis, orthonormal again, piece by piece in the place of the basis: it is large.
+
+    Rounding would take a little of the right angles away in each round.
+    """
+    count, size = basis.shape
+
+    def over_pieces(function: Callable[[Any, Any, int], Any], found: Any) -> Any:
+        piece = min(size, _PIECE)
+        whole, rest = divmod(size, piece)
+        found = lax.fori_loop(0, whole, lambda i, found: function(found, i * piece, piece), found)
+        return function(found, whole * piece, rest) if rest else found
+
+    def add(gram: Any, start: Any, length: int) -> Any:
+        rows = lax.dynamic_slice(basis, (0, start), (count, length))
+        return gram + rows @ rows.T
+
+    gram = small.T @ over_pieces(add, jnp.zeros((count, count), basis.dtype)) @ small
+    empty = jnp.diag(gram) == 0
+    factor = jnp.linalg.cholesky(gram + jnp.diag(empty.astype(gram.dtype)))
+    rotation = lax.linalg.triangular_solve(factor, small.T, left_side=True, lower=True)
+
+    def rotate(found: Any, start: Any, length: int) -> Any:
+        rows = lax.dynamic_slice(found, (0, start), (count, length))
+        return lax.dynamic_update_slice(found, rotation @ rows, (0, start))
+
+    return over_pieces(rotate, basis)
+
+
+def _checked(operator: Operator, vector: Any) -> tuple[Any, Any]:
+    """The Rayleigh quotient of a unit vector and the norm of its error; zeros for a vector of zeros."""
+    image = operator(vector)
+    value = jnp.vdot(vector, image)
+    return value, jnp.linalg.norm(image - value * vector)
+
+
+def _found(values: Any, alive: Any) -> Any:
+    """The values, −∞ where there is none yet."""
+    return jnp.where(alive, values, -jnp.inf)
+
+
+def _unsettled(values: Any, errors: Any, tolerance: Any) -> Any:
+    """Which errors are too large; of the last pair, large enough for it to belong among the others."""
+    allowed = jnp.full(len(values), tolerance * jnp.max(values), values.dtype)
+    gap = jnp.min(values[:-1]) - values[-1]
+    return errors > allowed.at[-1].max(gap)

@@ -180,14 +180,15 @@ def top_eigenpairs(
     """The largest eigenvalues of Θ, descending, and their eigenvectors (r, n, o), orthonormal as n·o numbers each.
 
     Up to n·o = 512 Θ is formed and decomposed: exact. Otherwise thick-restarted Lanczos iteration with full
-    reorthogonalization (matfree), `order` steps in each round, by default rank + 20, until ‖Θ v − λ v‖ ≤ `tolerance` ·
+    reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20, until ‖Θ v − λ v‖ ≤ `tolerance` ·
     λ_max for each pair, by products with Θ itself, and a round from a new random start has found nothing to add; so
     repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs. After `restarts` rounds,
     by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or `vmap`, where it
     cannot be known: compare with `kernel.matvec`.
 
-    A round costs order + rank products. Stores at most (2 · order + 5 · rank + 10) · n·o numbers at a time, besides
-    what one product takes. Eigenvalues can be differentiated; of eigenvectors the derivative is NaN above 512 rows.
+    The first round costs rank + order + 1 products, others half of `order` or `order` of them. Stores at most (order +
+    2 · rank + 15) · n·o numbers at a time, besides what one product takes. Eigenvalues can be differentiated; of
+    eigenvectors the derivative is NaN above 512 rows.
 
     Raises ValueError where `rank` is not between 1 and n·o, or where `order` or `restarts` is below 1.
     Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems".
@@ -307,7 +308,7 @@ def _iterate(kernel: Operator, key: Key, tolerance: Any, rank: int, steps: int, 
     def random(key: Key) -> Any:
         return _random_signs(kernel, key).ravel()
 
-    return largest(product, random, rank, key=key, steps=steps, tolerance=tolerance, restarts=rounds)
+    return largest(product, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
 
 
 @_pairs.defjvp

@@ -75,7 +75,7 @@ def _iterate(params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank:
     kernel = dataclasses.replace(kernel, params=params)
     random = functools.partial(_twin.random_signs, kernel)
     operator = _twin.flat(kernel, _twin.linear(kernel, kernel))
-    return largest(operator, random, rank, key=key, steps=steps, tolerance=tolerance, restarts=rounds)
+    return largest(operator, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
 
 
 @eigenpairs.defjvp

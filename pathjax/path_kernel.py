@@ -120,14 +120,14 @@ def top_eigenpairs(
     """The largest eigenvalues of G, descending, and their eigenvectors as a pytree with a leading axis (r, ...).
 
     Up to 512 kept weights G is formed on them and decomposed: exact. Otherwise thick-restarted Lanczos iteration with
-    full reorthogonalization (matfree), `order` steps in each round, by default rank + 20, until ‖G v − λ v‖ ≤
+    full reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20, until ‖G v − λ v‖ ≤
     `tolerance` · λ_max for each pair, by products with G itself, and a round from a new random start has found nothing
     to add; so repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs. After
     `restarts` rounds, by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or
     `vmap`, where it cannot be known: compare with `kernel.matvec`.
 
-    A round costs order + rank products. Stores at most (2 · order + 5 · rank + 10) · p numbers at a time, besides what
-    one product takes: for less, ask for a smaller `order`.
+    The first round costs rank + order + 1 products, others half of `order` or `order` of them. Stores at most (order +
+    2 · rank + 15) · p numbers at a time, besides what one product takes: for less, ask for a smaller `order`.
 
     Multiply the eigenvalues by exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors are J_θ v
     times these, divided by the root of the eigenvalue. Where G has fewer nonzero eigenvalues than `rank`, the rest are

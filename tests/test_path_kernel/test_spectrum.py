@@ -172,7 +172,7 @@ def twice(params: Any, x: Any) -> Any:
 
 
 def assert_eigenpairs(kernel: path_kernel.PathKernel, values: Any, vectors: Any, tolerance: float) -> None:
-    columns = np.asarray(jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors))
+    columns = np.asarray(jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors), np.float64)
     products = np.asarray(jax.vmap(lambda tree: ravel_pytree(kernel.matvec(tree))[0])(vectors))
     np.testing.assert_allclose(columns @ columns.T, np.eye(len(columns)), atol=10 * tolerance)
     errors = np.linalg.norm(products - np.asarray(values)[:, None] * columns, axis=1)
@@ -211,7 +211,8 @@ def test_a_kernel_of_zeros_has_zeros_for_eigenvalues() -> None:
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 20), dtype))
     values, vectors = path_kernel.top_eigenpairs(kernel, 3, key=jax.random.key(0))
     np.testing.assert_array_equal(values, 0.0)
-    assert_eigenpairs(kernel, values, vectors, 1e-6)
+    # sums of 860 equal squares, one after the other as plainly compiled programs take them, round to one side
+    assert_eigenpairs(kernel, values, vectors, 2e-6)
 
 
 def test_a_missed_tolerance_is_said_in_numbers(large: path_kernel.PathKernel) -> None:
@@ -371,7 +372,7 @@ def test_memory_of_eigenpairs_is_within_its_bound() -> None:
         return (memory.temp_size_in_bytes + memory.output_size_in_bytes) / (bytes_each * size)
 
     stored, beside = vectors(find.lower(kernel, jax.random.key(0))), vectors(product.lower(kernel))
-    assert 2 * order + rank < stored < 2 * order + 5 * rank + 10 + beside
+    assert order + rank < stored < order + 2 * rank + 15 + beside
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
