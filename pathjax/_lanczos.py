@@ -6,7 +6,6 @@ restarted iteration in bounded memory, which matfree does not have.
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -68,19 +67,23 @@ class _State(NamedTuple):
         basis: (m, p), orthonormal rows: the Ritz vectors that are kept, and zeros.
         values: (m,) of the vectors, zero where there is none.
         alive: (m,), whether there is one.
-        start: (p,), where the next round walks on from, unless it starts anew at random.
-        anew: whether it does.
-        kept: how many of the vectors stand at the beginning of the next round.
-        before: (rank,) the largest values at the last start from a random vector.
+        kept: how many there are at most.
+        residuals: (rank,) of the first of them, as far as they are known.
+        start: (p,), where the next round walks on from, unless it checks them first.
+        checks: whether the next round begins with products of what is kept, and walks on at random if these are right.
+        only_checks: whether it ends there.
+        before: (rank,) the values at the last random start.
         settled: whether the search is over.
     """
 
     basis: Any
     values: Any
     alive: Any
-    start: Any
-    anew: Any
     kept: Any
+    residuals: Any
+    start: Any
+    checks: Any
+    only_checks: Any
     before: Any
     settled: Any
     key: Any
@@ -88,13 +91,25 @@ class _State(NamedTuple):
 
 
 class _Walked(NamedTuple):
-    """Where a walk has got to: its basis with what is alive of it, A's quotients on that, and what is left of A q."""
+    """Where a round has got to.
+
+    Attributes:
+        basis: (m, p), the vectors.
+        alive: (m,), which of them there are.
+        matrix: (m, m), A's quotients on them.
+        rest: (p,), what the last step left over.
+        size: () the size of A that has been seen.
+        residuals: (rank,) of what was kept, where checked.
+        error: (p,) the largest of the errors that these are the norms of.
+    """
 
     basis: Any
     alive: Any
     matrix: Any
     rest: Any
     size: Any
+    residuals: Any
+    error: Any
 
 
 def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = False) -> Krylov:
@@ -140,10 +155,11 @@ def largest(
     One set of rank + 1 + order vectors is all that is stored, which is why it is not matfree's that walks here. Each
     round walks on from the vectors that are kept until the set is full, always at right angles to all of it, and keeps
     the best rank + 1 + order/2 of what it spans (Rayleigh and Ritz). What the last step left over is the direction of
-    all their errors, from which the next round goes on (Wu and Simon, 2000). Where the errors of all pairs are within
-    the tolerance, by products with A itself too, all others are given up and the walk starts anew at random, which is
-    how a repeated eigenvalue shows its other vectors. Once the pair beyond `rank` that this leads to is settled below
-    the others, and none of them has grown, the search is over.
+    all their errors, from which the next round goes on (Wu and Simon, 2000). Once the errors of all pairs seem to be
+    within the tolerance, all other vectors are given up, and the errors are measured by products with A itself. If they
+    are small, the walk starts anew at random, which is how a repeated eigenvalue shows its other vectors; if not, from
+    the largest. Once the pair beyond `rank` that a random start leads to is settled below the others, and none of them
+    has grown, they are measured for the last time. One place calls the operator, for it takes long to compile.
     """
     like = random(key)
     count = rank + 1 + order
@@ -151,9 +167,11 @@ def largest(
         basis=jnp.zeros((count, like.size), like.dtype),
         values=jnp.zeros(count, like.dtype),
         alive=jnp.zeros(count, bool),
-        start=jnp.zeros_like(like),
-        anew=jnp.array(True),
         kept=jnp.zeros((), jnp.int32),
+        residuals=jnp.zeros(rank, like.dtype),
+        start=jnp.zeros_like(like),
+        checks=jnp.array(True),
+        only_checks=jnp.array(False),
         before=jnp.full(rank, -jnp.inf, like.dtype),
         settled=jnp.array(False),
         key=key,
@@ -167,10 +185,7 @@ def largest(
         return ~state.settled & (state.round < restarts)
 
     last = lax.while_loop(goes_on, advance, initial)
-    vectors = last.basis[:rank]
-    values, residuals = lax.map(functools.partial(_checked, operator), vectors)
-    descending = jnp.argsort(-_found(values, last.alive[:rank]))
-    return Pairs(values[descending], vectors[descending], residuals[descending], last.settled)
+    return Pairs(last.values[:rank], last.basis[:rank], last.residuals, last.settled)
 
 
 def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stacklevel: int) -> None:
@@ -196,53 +211,78 @@ def _advance(
     operator: Operator, random: Callable[[Key], Any], state: _State, rank: int, order: int, tolerance: Any
 ) -> _State:
     key, draw = jax.random.split(state.key)
-    before = jnp.where(state.anew, _found(state.values, state.alive)[:rank], state.before)
-    walked = _walk(operator, state, jnp.where(state.anew, random(draw), state.start))
+    allowed = tolerance * jnp.max(state.values)
+    walked = _walk(operator, state, random(draw), allowed)
+    right = jnp.max(walked.residuals) <= allowed
+    anew = state.checks & right
+    before = jnp.where(anew, _found(state.values, state.alive)[:rank], state.before)
     values, small, alive = _ritz(walked)
     errors = jnp.linalg.norm(walked.rest) * jnp.abs(small[-1, : rank + 1])
     within = ~jnp.any(_unsettled(values[: rank + 1], errors, tolerance))
     # the errors of all that is kept must lie along one direction, unless they are nothing
     kept = jnp.where(within, jnp.int32(rank), jnp.int32(rank + 1 + order // 2))
     stays = (jnp.arange(len(values)) < kept) & alive
-    basis = _combined(jnp.where(stays[None, :], small, 0), walked.basis)
     values = jnp.where(stays, values, 0)
-
-    def measured() -> tuple[Any, Any]:
-        residuals = lax.map(lambda i: _checked(operator, basis[i])[1], jnp.arange(rank))
-        worst = basis[jnp.argmax(residuals)]
-        image = operator(worst)
-        return jnp.max(residuals), image - jnp.vdot(worst, image) * worst
-
-    largest_error, error = lax.cond(within, measured, lambda: (jnp.max(errors), walked.rest))
-    true = within & (largest_error <= tolerance * jnp.max(values))
     grown = jnp.any(_found(values, stays)[:rank] > before + tolerance * jnp.max(values))
-    return _State(basis, values, stays, error, true, kept, before, true & ~grown, key, state.round + 1)
+    return _State(
+        basis=_combined(jnp.where(stays[None, :], small, 0), walked.basis),
+        values=values,
+        alive=stays,
+        kept=kept,
+        residuals=jnp.where(state.only_checks, walked.residuals, errors[:rank]),
+        start=jnp.where(state.only_checks, walked.error, walked.rest),
+        checks=within & ~state.only_checks,
+        only_checks=within & ~state.only_checks & ~grown,
+        before=before,
+        settled=state.only_checks & right,
+        key=key,
+        round=state.round + 1,
+    )
 
 
-def _walk(operator: Operator, state: _State, start: Any) -> _Walked:
-    """Lanczos steps with full reorthogonalization from a start, until the set of vectors is full or exhausted."""
+def _walk(operator: Operator, state: _State, random: Any, allowed: Any) -> _Walked:
+    """Products of what is kept, if it is to be checked, and Lanczos steps until the set is full or exhausted."""
     epsilon = jnp.finfo(state.basis.dtype).eps
     # where the vectors that are kept hold all that is not null, a product in their complement is rounding
     noise = _ROUNDINGS * epsilon * jnp.max(state.values)
 
     def step(j: Any, walked: _Walked) -> _Walked:
-        is_first = j == state.kept
-        length = jnp.linalg.norm(walked.rest)
-        goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * walked.size, noise))
-        vector = jnp.where(goes_on, walked.rest / jnp.where(goes_on, length, 1), 0)
-        basis = walked.basis.at[j].set(vector)
-        rest, along = _outside(basis, operator(vector))
-        matrix = walked.matrix.at[:, j].set(along).at[j, :].set(along)
-        size = jnp.maximum(walked.size, jnp.abs(along[j]) + jnp.where(is_first, 0, length))
-        return _Walked(basis, walked.alive.at[j].set(goes_on), matrix, rest, size)
+        is_kept, is_first = j < state.kept, j == state.kept
 
+        def first() -> Any:
+            follows = jnp.where(jnp.max(walked.residuals) <= allowed, random, walked.error)
+            return _direction(walked.basis, jnp.where(state.checks, follows, state.start))
+
+        rest = lax.cond(is_first, first, lambda: walked.rest)
+        length = jnp.linalg.norm(rest)
+        goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * walked.size, noise))
+        vector = jnp.where(is_kept, walked.basis[j], jnp.where(goes_on, rest / jnp.where(goes_on, length, 1), 0))
+        basis = walked.basis.at[j].set(vector)
+        image = operator(vector)
+        rest, along = _outside(basis, image)
+        matrix = walked.matrix.at[:, j].set(along).at[j, :].set(along)
+        beside = jnp.where(is_kept | is_first, 0, length)
+        size = jnp.maximum(walked.size, jnp.abs(along[j]) + beside)
+        alive = walked.alive.at[j].set(jnp.where(is_kept, walked.alive[j], goes_on))
+        error = image - along[j] * vector
+        residual = jnp.where(is_kept, jnp.linalg.norm(error), -jnp.inf)
+        is_worst = residual >= jnp.max(walked.residuals)
+        residuals = jnp.where((jnp.arange(len(walked.residuals)) == j) & is_kept, residual, walked.residuals)
+        return _Walked(basis, alive, matrix, rest, size, residuals, jnp.where(is_worst, error, walked.error))
+
+    nothing = jnp.zeros_like(state.start)
+    matrix, unknown = jnp.diag(state.values), jnp.zeros_like(state.residuals)
+    walked = _Walked(state.basis, state.alive, matrix, nothing, jnp.zeros_like(noise), unknown, nothing)
+    begin = jnp.where(state.checks, 0, state.kept)
+    end = jnp.where(state.only_checks, state.kept, len(state.values))
+    return cast(_Walked, lax.fori_loop(begin, end, step, walked))
+
+
+def _direction(basis: Any, start: Any) -> Any:
+    """The start at right angles to the basis, zero where nothing but rounding is left of it there."""
     length = jnp.linalg.norm(start)
-    outside, _ = _outside(state.basis, start / jnp.where(length > 0, length, 1))
-    # nothing but rounding may be left of it there
-    exists = jnp.linalg.norm(outside) > epsilon**0.5
-    first = jnp.where(exists, outside, 0)
-    walked = _Walked(state.basis, state.alive, jnp.diag(state.values), first, jnp.zeros((), first.dtype))
-    return cast(_Walked, lax.fori_loop(state.kept, len(state.values), step, walked))
+    outside, _ = _outside(basis, start / jnp.where(length > 0, length, 1))
+    return jnp.where(jnp.linalg.norm(outside) > jnp.finfo(start.dtype).eps ** 0.5, outside, 0)
 
 
 def _outside(basis: Any, vector: Any) -> tuple[Any, Any]:
@@ -289,13 +329,6 @@ def _combined(small: Any, basis: Any) -> Any:
         return lax.dynamic_update_slice(found, rotation @ rows, (0, start))
 
     return over_pieces(rotate, basis)
-
-
-def _checked(operator: Operator, vector: Any) -> tuple[Any, Any]:
-    """The Rayleigh quotient of a unit vector and the norm of its error; zeros for a vector of zeros."""
-    image = operator(vector)
-    value = jnp.vdot(vector, image)
-    return value, jnp.linalg.norm(image - value * vector)
 
 
 def _found(values: Any, alive: Any) -> Any:
