@@ -21,6 +21,7 @@ from pathjax.types import Estimate, Key, Params, Real
 __all__ = [
     "DENSE",
     "Spectrum",
+    "change_of_norms",
     "decompose",
     "eigenpairs",
     "ends",
@@ -128,6 +129,23 @@ def product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
     if samples.exact:
         return _estimates.exact(value)
     return Estimate(value, value * _estimates.mean((samples.values / means[None]) @ exponents).standard_error)
+
+
+def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
+    """‖Π − Π_0‖ / ‖Π_0‖ from `squared_norms` of G, of the map between both and of G_0; its error to first order."""
+    traces = kernel.trace() / initial.trace()
+    ratio = traces * jnp.exp(kernel.log_scale - initial.log_scale).astype(traces.dtype)
+    between = ratio * _twin.cross_factor(kernel, initial, ratio.dtype) ** 2
+    scaled = samples.values * jnp.stack([ratio**2, between, jnp.ones_like(ratio)])[None]
+    means = jnp.mean(scaled, axis=0)
+    signs = jnp.array([1.0, -2.0, 1.0], means.dtype)
+    square = jnp.maximum(means @ signs, 0) / means[2]
+    change = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    if samples.exact:
+        return _estimates.exact(change)
+    errors = (scaled @ signs - square * scaled[:, 2]) / means[2]
+    halved = _estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
+    return Estimate(change, jnp.where(change == 0, 0, halved))
 
 
 def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:

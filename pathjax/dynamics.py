@@ -159,7 +159,8 @@ def linearized_cross_entropy(
 def kernel_change(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -> Float[Array, ""]:
     """Relative change of a kernel over training, ‖K − K_0‖ / ‖K_0‖ in the Frobenius norm: 0 for lazy training.
 
-    Of the Neural Tangent Kernel on fixed examples, traced or not, or of listed paths' Path Kernel.
+    Of the Neural Tangent Kernel on fixed examples, traced or not, or of listed paths' Path Kernel; of Path Kernels too
+    large to list it is `path_kernel.relative_change`.
 
     Raises ValueError where the shapes differ.
 

@@ -77,6 +77,7 @@ class Found(NamedTuple):
     log_determinant: Any
     effective_rank: Any
     cosine: Any
+    change: Any
     overlap: Any
 
 
@@ -90,6 +91,7 @@ def found(apply: Any, params: Any, other: Any, mask: Any, x: Any, rank: int) -> 
         log_determinant=path_kernel.log_determinant(kernel, EPSILON, key=key).value,
         effective_rank=path_kernel.effective_rank(kernel, key=key).value,
         cosine=path_kernel.cosine(kernel, second, key=key).value,
+        change=path_kernel.relative_change(second, kernel, key=key).value,
         overlap=path_kernel.overlap(kernel, pairs, second, others),
     )
 
@@ -112,6 +114,7 @@ def listed(name: str, theta: np.ndarray, other: np.ndarray, kept: np.ndarray, ra
         np.sum(np.log(eigenvalues + EPSILON)),
         np.trace(twin) ** 2 / np.sum(twin**2),
         np.sum(kernel * other_kernel) / np.linalg.norm(kernel) / np.linalg.norm(other_kernel),
+        np.linalg.norm(kernel - other_kernel) / np.linalg.norm(other_kernel),
         np.sum((bases[0].T @ bases[1]) ** 2) / rank,
     )
 

@@ -411,6 +411,12 @@ def test_cosine_is_within_its_error_bar_and_one_for_proportional_kernels(large: 
     exact = norms[0] ** 2 / norms[1] / norms[2] / 2**odd
     assert 0 < error < 0.1
     assert abs(value - exact) < 4 * error
+    change, error = path_kernel.relative_change(large, other, key=jax.random.key(0), samples=40)
+    scales = [float(jnp.exp(each.log_scale)) for each in (large, other)]
+    sizes = [scale * norm for scale, norm in zip(scales, norms[1:], strict=True)]
+    inner = norms[0] ** 2 * scales[0] * scales[1] / 2**odd
+    assert 0 < error < 0.1 * change
+    assert abs(change - jnp.sqrt(sizes[0] ** 2 - 2 * inner + sizes[1] ** 2) / sizes[0]) < 4 * error
     # v_p is homogeneous in the weights of a network without biases, so Π only changes its scale
     kernels = [
         path_kernel.path_kernel(bottleneck, [jnp.full((300, 1), size), jnp.full((1, 250), size)], jnp.ones((1, 300)))
