@@ -1,5 +1,6 @@
 """How tests and doctests run: float64, no silent broadcasting of ranks, shapes checked on every call."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -8,6 +9,9 @@ import os
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     plain = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{plain} {os.environ.get('XLA_FLAGS', '')}"
+
+# and keep traces and programs by the million, which Python would otherwise look through again and again
+gc.set_threshold(50_000, 20, 20)
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
