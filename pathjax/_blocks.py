@@ -85,7 +85,7 @@ def chunks(x: Any, size: int) -> Any:
     count = math.ceil(len(x) / size)
     each = math.ceil(len(x) / count)
     rows = np.minimum(np.arange(count * each), len(x) - 1)
-    return x[rows].reshape(count, each, *x.shape[1:])
+    return jnp.asarray(x)[rows].reshape(count, each, *x.shape[1:])
 
 
 def unfolded(blocks: Any) -> Any:

@@ -16,7 +16,10 @@ from jax import lax
 
 from pathjax.types import Key, Real
 
-__all__ = ["Krylov", "Pairs", "krylov", "largest", "warn_of_misses"]
+__all__ = ["DENSE", "Krylov", "Pairs", "krylov", "largest", "plan", "warn_of_misses"]
+
+# Up to this many rows an operator is better formed and decomposed as it is: exact, and cheaper than iterating.
+DENSE = 512
 
 # A product is right to this many roundings of the largest eigenvalue.
 _ROUNDINGS = 50
@@ -51,7 +54,7 @@ class Pairs(NamedTuple):
     """Eigenvalues, descending, with eigenvectors (rank, p) as rows; zero where none was found.
 
     `residuals` are the norms ‖A v − λ v‖ from products with A itself, and `settled` says that all are within the
-    tolerance and that a new random start has found nothing to add.
+    tolerance and that a new random start has found nothing to add. NaN, all of them, where a product is not finite.
     """
 
     values: Any
@@ -72,6 +75,7 @@ class _State(NamedTuple):
         start: (p,), where the next round walks on from, unless it checks them first.
         checks: whether the next round begins with products of what is kept, and walks on at random if these are right.
         only_checks: whether it ends there.
+        confirms: whether the search is over if these are right.
         before: (rank,) the values at the last random start.
         settled: whether the search is over.
     """
@@ -84,6 +88,7 @@ class _State(NamedTuple):
     start: Any
     checks: Any
     only_checks: Any
+    confirms: Any
     before: Any
     settled: Any
     key: Any
@@ -125,7 +130,8 @@ def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = Fal
     exists = jnp.vdot(start, start) > tiny
     # its Hessenberg matrix, for `tridiag_sym` averages it with its transpose, which hides where a space is exhausted
     arnoldi = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
-    basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(exists, start, jnp.ones_like(start)))
+    with jax.default_matmul_precision("highest"):
+        basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(exists, start, jnp.ones_like(start)))
     diagonal, beside = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
     size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
     epsilon = jnp.finfo(basis.dtype).eps
@@ -159,7 +165,8 @@ def largest(
     within the tolerance, all other vectors are given up, and the errors are measured by products with A itself. If they
     are small, the walk starts anew at random, which is how a repeated eigenvalue shows its other vectors; if not, from
     the largest. Once the pair beyond `rank` that a random start leads to is settled below the others, and none of them
-    has grown, they are measured for the last time. One place calls the operator, for it takes long to compile.
+    has grown, they are measured for the last time, and so they are after so many rounds as `restarts`. One place calls
+    the operator, for it takes long to compile.
     """
     like = random(key)
     count = rank + 1 + order
@@ -172,6 +179,7 @@ def largest(
         start=jnp.zeros_like(like),
         checks=jnp.array(True),
         only_checks=jnp.array(False),
+        confirms=jnp.array(False),
         before=jnp.full(rank, -jnp.inf, like.dtype),
         settled=jnp.array(False),
         key=key,
@@ -179,12 +187,13 @@ def largest(
     )
 
     def advance(state: _State) -> _State:
-        return _advance(operator, random, state, rank, order, tolerance)
+        return _advance(operator, random, state, rank, order, tolerance, restarts)
 
     def goes_on(state: _State) -> Any:
-        return ~state.settled & (state.round < restarts)
+        return ~state.settled & (state.round <= restarts)
 
-    last = lax.while_loop(goes_on, advance, initial)
+    with jax.default_matmul_precision("highest"):  # accelerators would round factors to half of their digits
+        last = lax.while_loop(goes_on, advance, initial)
     return Pairs(last.values[:rank], last.basis[:rank], last.residuals, last.settled)
 
 
@@ -199,7 +208,7 @@ def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stack
     elif found < len(pairs.values):
         problem = f"{found} of {len(pairs.values)} eigenpairs were found"
     else:
-        problem = "all residuals are within the tolerance, but new starts still brought larger eigenvalues"
+        problem = "all residuals are within the tolerance, but no new start has confirmed that these are the largest"
     warnings.warn(
         f"Eigenpairs of {of}: after {rounds} rounds, {problem}. Pass a larger `order` or `restarts`, or compute in "
         "float64.",
@@ -207,8 +216,28 @@ def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stack
     )
 
 
+def plan(rank: int, size: int, *, order: int | None, restarts: int | None, rows: str) -> tuple[int, int]:
+    """The order and the restarts of a search, by default rank + 20 and rank + 50.
+
+    Raises ValueError for a rank that is not between 1 and the number of `rows`, and for others below 1.
+    """
+    if not 1 <= rank <= size:
+        raise ValueError(f"`rank` must lie between 1 and the number of {rows}, {size}, but is {rank}.")
+    steps = min(size, rank + 20 if order is None else order)
+    rounds = rank + 50 if restarts is None else restarts
+    if steps < 1 or rounds < 1:
+        raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
+    return steps, rounds
+
+
 def _advance(
-    operator: Operator, random: Callable[[Key], Any], state: _State, rank: int, order: int, tolerance: Any
+    operator: Operator,
+    random: Callable[[Key], Any],
+    state: _State,
+    rank: int,
+    order: int,
+    tolerance: Any,
+    restarts: int,
 ) -> _State:
     key, draw = jax.random.split(state.key)
     allowed = tolerance * jnp.max(state.values)
@@ -217,24 +246,28 @@ def _advance(
     anew = state.checks & right
     before = jnp.where(anew, _found(state.values, state.alive)[:rank], state.before)
     values, small, alive = _ritz(walked)
-    errors = jnp.linalg.norm(walked.rest) * jnp.abs(small[-1, : rank + 1])
+    errors = _length(walked.rest) * jnp.abs(small[-1, : rank + 1])
     within = ~jnp.any(_unsettled(values[: rank + 1], errors, tolerance))
     # the errors of all that is kept must lie along one direction, unless they are nothing
     kept = jnp.where(within, jnp.int32(rank), jnp.int32(rank + 1 + order // 2))
     stays = (jnp.arange(len(values)) < kept) & alive
     values = jnp.where(stays, values, 0)
     grown = jnp.any(_found(values, stays)[:rank] > before + tolerance * jnp.max(values))
+    confirms = within & ~state.only_checks & ~grown
+    is_last = state.round + 1 >= restarts
+    number = jnp.where(jnp.all(jnp.isfinite(walked.matrix)), 1, jnp.nan)
     return _State(
-        basis=_combined(jnp.where(stays[None, :], small, 0), walked.basis),
-        values=values,
+        basis=_combined(number * jnp.where(stays[None, :], small, 0), walked.basis),
+        values=number * values,
         alive=stays,
         kept=kept,
-        residuals=jnp.where(state.only_checks, walked.residuals, errors[:rank]),
+        residuals=number * jnp.where(state.only_checks, walked.residuals, errors[:rank]),
         start=jnp.where(state.only_checks, walked.error, walked.rest),
-        checks=within & ~state.only_checks,
-        only_checks=within & ~state.only_checks & ~grown,
+        checks=(within & ~state.only_checks) | is_last,
+        only_checks=confirms | is_last,
+        confirms=confirms,
         before=before,
-        settled=state.only_checks & right,
+        settled=(state.confirms & right) | jnp.isnan(number),
         key=key,
         round=state.round + 1,
     )
@@ -254,7 +287,7 @@ def _walk(operator: Operator, state: _State, random: Any, allowed: Any) -> _Walk
             return _direction(walked.basis, jnp.where(state.checks, follows, state.start))
 
         rest = lax.cond(is_first, first, lambda: walked.rest)
-        length = jnp.linalg.norm(rest)
+        length = _length(rest)
         goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * walked.size, noise))
         vector = jnp.where(is_kept, walked.basis[j], jnp.where(goes_on, rest / jnp.where(goes_on, length, 1), 0))
         basis = walked.basis.at[j].set(vector)
@@ -265,7 +298,7 @@ def _walk(operator: Operator, state: _State, random: Any, allowed: Any) -> _Walk
         size = jnp.maximum(walked.size, jnp.abs(along[j]) + beside)
         alive = walked.alive.at[j].set(jnp.where(is_kept, walked.alive[j], goes_on))
         error = image - along[j] * vector
-        residual = jnp.where(is_kept, jnp.linalg.norm(error), -jnp.inf)
+        residual = jnp.where(is_kept, _length(error), -jnp.inf)
         is_worst = residual >= jnp.max(walked.residuals)
         residuals = jnp.where((jnp.arange(len(walked.residuals)) == j) & is_kept, residual, walked.residuals)
         return _Walked(basis, alive, matrix, rest, size, residuals, jnp.where(is_worst, error, walked.error))
@@ -280,9 +313,16 @@ def _walk(operator: Operator, state: _State, random: Any, allowed: Any) -> _Walk
 
 def _direction(basis: Any, start: Any) -> Any:
     """The start at right angles to the basis, zero where nothing but rounding is left of it there."""
-    length = jnp.linalg.norm(start)
+    length = _length(start)
     outside, _ = _outside(basis, start / jnp.where(length > 0, length, 1))
     return jnp.where(jnp.linalg.norm(outside) > jnp.finfo(start.dtype).eps ** 0.5, outside, 0)
+
+
+def _length(vector: Any) -> Any:
+    """The norm, of numbers too whose squares leave the format."""
+    size = jnp.max(jnp.abs(vector))
+    scale = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
+    return scale * jnp.linalg.norm(vector / scale)
 
 
 def _outside(basis: Any, vector: Any) -> tuple[Any, Any]:
@@ -296,7 +336,8 @@ def _outside(basis: Any, vector: Any) -> tuple[Any, Any]:
 def _ritz(walked: _Walked) -> tuple[Any, Any, Any]:
     """Ritz values, descending, their vectors in terms of the basis as columns, and which of them are there."""
     # what is not there goes to the end of the spectrum, below all that is
-    below = 1 + 2 * jnp.max(jnp.sum(jnp.abs(walked.matrix), axis=1))
+    size = jnp.max(jnp.sum(jnp.abs(walked.matrix), axis=1))
+    below = jnp.where(size > 0, 2 * size, 1)
     quotients, small = jnp.linalg.eigh(walked.matrix - jnp.diag(jnp.where(walked.alive, 0, below)))
     alive = quotients[::-1] > -below / 2
     return jnp.where(alive, quotients[::-1], 0), jnp.where(alive[None, :], small[:, ::-1], 0), alive

@@ -132,6 +132,11 @@ def kernel(
 
     def blocks(weights: Params, kept: Sequence[Any] | None, x1: Any, x2: Any | None) -> _blocks.Blocks:
         uses = find(apply, weights, x1)
+        if not uses.found:
+            raise ValueError(
+                "No leaf of `params` reaches the outputs of `apply`, so that the kernel of its weights is zero. Pass "
+                "the weights that the network uses."
+            )
         _check_memory(uses, kept, form, len(x1), None if x2 is None else len(x2), batch_size)
         return _blocks.Blocks(
             lambda x: _parts(uses, kept, *uses.meet(x)),

@@ -20,14 +20,11 @@ from jaxtyping import Array, Float, Shaped
 
 from pathjax import _blocks, _estimates, _layerwise, _network
 from pathjax._channels import channels_last
-from pathjax._lanczos import Pairs, largest, warn_of_misses
+from pathjax._lanczos import DENSE, Pairs, largest, plan, warn_of_misses
 from pathjax._trees import dot
-from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real
+from pathjax.types import AnyArray, ApplyFn, Estimate, Key, Mask, Params, Real
 
 __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_estimate"]
-
-# Up to this many rows Θ is formed and decomposed: exact, and cheaper than iterating.
-_DENSE = 512
 
 
 @functools.partial(
@@ -83,7 +80,7 @@ class Operator:
 def operator(
     apply: ApplyFn,
     params: Params,
-    x: Shaped[Array, "n ..."],
+    x: Shaped[AnyArray, "n ..."],
     *,
     mask: Mask | None = None,
     batch_size: int | None = None,
@@ -106,6 +103,7 @@ def operator(
            [360., 360.],
            [360., 360.]], dtype=float64)
     """
+    x = jnp.asarray(x)
     _network.check_params(params)
     _network.check_inputs(x=x)
     _network.check_batch_size(batch_size)
@@ -186,9 +184,10 @@ def top_eigenpairs(
     by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or `vmap`, where it
     cannot be known: compare with `kernel.matvec`.
 
-    The first round costs rank + order + 1 products, others half of `order` or `order` of them. Stores at most (order +
-    2 · rank + 15) · n·o numbers at a time, besides what one product takes. Eigenvalues can be differentiated; of
-    eigenvectors the derivative is NaN above 512 rows.
+    At least 3 · rank + 2 · order + 2 products; each further round takes order/2 to rank + order + 1. Stores at most
+    (order + 2 · rank + 15) · n·o numbers at a time, besides what one product takes. Of networks in half precision the
+    pairs are in single precision. NaN where products are not finite. Eigenvalues can be differentiated; of eigenvectors
+    the derivative is NaN above 512 rows.
 
     Raises ValueError where `rank` is not between 1 and n·o, or where `order` or `restarts` is below 1.
     Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems".
@@ -201,13 +200,8 @@ def top_eigenpairs(
     (Array([9., 9., 4., 4.], dtype=float64), (4, 3, 2))
     """
     size = math.prod(kernel.shape)
-    if not 1 <= rank <= size:
-        raise ValueError(f"`rank` must lie between 1 and the number of rows n·o, {size}, but is {rank}.")
-    steps = min(size, rank + 20 if order is None else order)
-    rounds = rank + 50 if restarts is None else restarts
-    if steps < 1 or rounds < 1:
-        raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
-    if size <= _DENSE:
+    steps, rounds = plan(rank, size, order=order, restarts=restarts, rows="rows n·o")
+    if size <= DENSE:
         values, columns = jnp.linalg.eigh(_matrix(kernel))
         return values[::-1][:rank], columns.T[::-1][:rank].reshape(rank, *kernel.shape)
     pairs = _pairs(kernel, key, jnp.asarray(tolerance, float), rank, steps, rounds)
@@ -279,7 +273,12 @@ def _kernel(kernel: Operator, form: _layerwise.Form) -> Any:
 
 def _matrix(kernel: Operator) -> Any:
     size = math.prod(kernel.shape)
-    return _kernel(kernel, _layerwise.Form()).swapaxes(1, 2).reshape(size, size)
+    return _wide(_kernel(kernel, _layerwise.Form()).swapaxes(1, 2).reshape(size, size))
+
+
+def _wide(array: Any) -> Any:
+    """The array in single precision at least, for which there are decompositions."""
+    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
 
 
 def _random_signs(kernel: Operator, key: Key) -> Any:
@@ -303,10 +302,10 @@ def _iterate(kernel: Operator, key: Key, tolerance: Any, rank: int, steps: int, 
     maps = _maps(kernel)
 
     def product(vector: Any) -> Any:
-        return maps.forward(maps.backward(vector.reshape(kernel.shape))).ravel()
+        return _wide(maps.forward(maps.backward(vector.reshape(kernel.shape))).ravel())
 
     def random(key: Key) -> Any:
-        return _random_signs(kernel, key).ravel()
+        return _wide(_random_signs(kernel, key).ravel())
 
     return largest(product, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
 
@@ -322,7 +321,7 @@ def _pairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: Any) 
         def quotient(vector: Any) -> Any:
             # λ = ‖Jᵀ v‖² has λ's own derivative with v held
             tree = backward(vector)
-            return dot(tree, tree)
+            return dot(tree, tree).astype(vectors.dtype)
 
         return lax.map(quotient, vectors)
 

@@ -13,13 +13,12 @@ import numpy as np
 from jax import lax
 
 from pathjax import _estimates, _twin
-from pathjax._lanczos import Krylov, Pairs, krylov, largest
+from pathjax._lanczos import DENSE, Krylov, Pairs, krylov, largest
 from pathjax._trees import dot, ravel, total
 from pathjax._twin import PathKernel
 from pathjax.types import Estimate, Key, Params, Real
 
 __all__ = [
-    "DENSE",
     "Spectrum",
     "change_of_norms",
     "decompose",
@@ -29,9 +28,6 @@ __all__ = [
     "product_of_means",
     "squared_norms",
 ]
-
-# Up to this many kept weights G is formed and decomposed as it is: exact, and cheaper than iterating.
-DENSE = 512
 
 # Eigenvalues below this many roundings of the largest count as zero.
 _ROUNDINGS = 512
@@ -134,18 +130,20 @@ def product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
 def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
     """‖Π − Π_0‖ / ‖Π_0‖ from `squared_norms` of G, of the map between both and of G_0; its error to first order."""
     traces = kernel.trace() / initial.trace()
-    ratio = traces * jnp.exp(kernel.log_scale - initial.log_scale).astype(traces.dtype)
-    between = ratio * _twin.cross_factor(kernel, initial, ratio.dtype) ** 2
-    scaled = samples.values * jnp.stack([ratio**2, between, jnp.ones_like(ratio)])[None]
+    ratio = traces * jnp.exp2(kernel.exponent - initial.exponent).astype(traces.dtype)
+    size = jnp.maximum(ratio, 1)  # the square of a large ratio may leave the format
+    between = ratio / size / size * _twin.cross_factor(kernel, initial, ratio.dtype) ** 2
+    scaled = samples.values * jnp.stack([(ratio / size) ** 2, between, 1 / size / size])[None]
+    initial_norm = jnp.mean(samples.values[:, 2])
     means = jnp.mean(scaled, axis=0)
     signs = jnp.array([1.0, -2.0, 1.0], means.dtype)
-    square = jnp.maximum(means @ signs, 0) / means[2]
+    square = jnp.maximum(means @ signs, 0) / initial_norm
     change = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
     if samples.exact:
-        return _estimates.exact(change)
-    errors = (scaled @ signs - square * scaled[:, 2]) / means[2]
+        return _estimates.exact(size * change)
+    errors = (scaled @ signs - square * samples.values[:, 2]) / initial_norm
     halved = _estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
-    return Estimate(change, jnp.where(change == 0, 0, halved))
+    return Estimate(size * change, size * jnp.where(change == 0, 0, halved))
 
 
 def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:

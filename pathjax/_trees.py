@@ -70,7 +70,8 @@ def multiply(left: Any, right: Any) -> Any:
 
 def total(tree: Any) -> jax.Array:
     """Sum over all entries of all leaves."""
-    return sum((jnp.sum(leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
+    leaves = jax.tree.leaves(tree)
+    return sum((jnp.sum(leaf) for leaf in leaves), start=jnp.zeros((), jnp.result_type(*leaves) if leaves else float))
 
 
 def dot(left: Any, right: Any) -> jax.Array:

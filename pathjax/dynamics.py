@@ -288,7 +288,7 @@ def _rates(
     """η Θ as a matrix, the residual as a vector, and the times, all of one dtype."""
     if not flow:
         _check_whole(times)
-    dtype = jnp.result_type(ntk, residual)
+    dtype = jnp.result_type(ntk, residual, jnp.float32)
     matrix = jnp.asarray(learning_rate, dtype) * _matrix(ntk).astype(dtype)
     return matrix, residual.astype(dtype).reshape(-1), times.astype(dtype)
 
@@ -297,6 +297,7 @@ def _matrix(ntk: Array) -> Array:
     """The kernel as a symmetric matrix (n·o, n·o), ordered by example, then by output."""
     n, _, o, _ = ntk.shape
     matrix = jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
+    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))  # there are decompositions of no less
     return (matrix + matrix.T) / 2
 
 

@@ -159,9 +159,10 @@ def factorize(
     eigenvectors, what `top_eigenpairs` needs to find them, the gradients of `chunk` outputs and the activations of
     `chunk` forward passes of one example. Θ itself is never formed. For Θ between two batches factorize them as one.
 
-    Goes through jit and vmap, which see no values and therefore no bad ones, and through grad, where eigenvectors have
-    derivatives: they have none where eigenvalues of G coincide, and may then be NaN, also for eigenvalues of exactly
-    zero beyond the rank, as weights on no path have them.
+    Goes through jit and vmap, which see no values and therefore no bad ones, and through grad. Eigenvalues and traces
+    have derivatives at any size, modes and what is made of them up to 512 kept weights, and NaN above. They have none
+    where eigenvalues of G coincide, and may then be NaN, also for eigenvalues of exactly zero beyond the rank, as
+    weights on no path have them.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, TypeError for a mask that is not boolean, and
     ValueError for a rank above the number of kept weights, a mask of another tree or one that keeps nothing, for

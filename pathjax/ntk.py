@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Shaped
 
 from . import _layerwise, _memory, _network, _neural_tangents
 from ._operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
-from .types import ApplyFn, Mask, Params
+from .types import AnyArray, ApplyFn, Mask, Params
 
 __all__ = [
     "Operator",
@@ -39,8 +39,8 @@ _IMPLEMENTATIONS = {"jacobian": 1, "products": 2}
 def empirical(
     apply: ApplyFn,
     params: Params,
-    x1: Shaped[Array, "n ..."],
-    x2: Shaped[Array, "m ..."] | None = None,
+    x1: Shaped[AnyArray, "n ..."],
+    x2: Shaped[AnyArray, "m ..."] | None = None,
     *,
     mask: Mask | None = None,
     method: str = "layerwise",
@@ -100,6 +100,7 @@ def empirical(
     """
     if method != "layerwise" and method not in _IMPLEMENTATIONS:
         raise ValueError(f"There is no method {method!r} of the empirical kernel. Choose one of {_options()}.")
+    x1, x2 = _as_arrays(x1, x2)
     _network.check_params(params)
     _network.check_inputs(x1=x1, x2=x2)
     _check_form(x1, x2, method, diagonal, batch_size, mesh)
@@ -116,8 +117,8 @@ def empirical(
 
 def infinite(
     kernel_fn: Callable[..., Any],
-    x1: Shaped[Array, "n ..."],
-    x2: Shaped[Array, "m ..."] | None = None,
+    x1: Shaped[AnyArray, "n ..."],
+    x2: Shaped[AnyArray, "m ..."] | None = None,
 ) -> Float[Array, "n m"]:
     """Neural Tangent Kernel at infinite width, Θ_∞, in closed form; the kernel of all outputs is Θ_∞ ⊗ I.
 
@@ -139,6 +140,7 @@ def infinite(
            [70.],
            [70.]], dtype=float64)
     """
+    x1, x2 = _as_arrays(x1, x2)
     _network.check_inputs(x1=x1, x2=x2)
     kernel = kernel_fn(x1, x2, get="ntk")
     expected = (len(x1), len(x1 if x2 is None else x2))
@@ -194,7 +196,7 @@ def spectrum(kernel: Float[Array, "n n o o"]) -> Float[Array, " n*o"]:
             f"Only the kernel of one batch with itself has a spectrum, (n, n, o, o), but {kernel.shape} came. "
             "Leave out `x2` when computing it."
         )
-    return jnp.linalg.eigvalsh(matrix)[::-1]
+    return jnp.linalg.eigvalsh(matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32)))[::-1]
 
 
 def condition_number(kernel: Float[Array, "n n o o"]) -> Float[Array, ""]:
@@ -234,6 +236,10 @@ def relative_distance(finite: Float[Array, "n m o o"], infinite: Float[Array, "n
 
 
 _INFINITE_HINT = " An infinite-width kernel Θ (n, m) has the eigenvalues of Θ[:, :, None, None], each o times."
+
+
+def _as_arrays(x1: AnyArray, x2: AnyArray | None) -> tuple[Array, Array | None]:
+    return jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
 
 
 def _options() -> str:

@@ -23,7 +23,7 @@ from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
 from pathjax import _estimates, _spectra, _twin
-from pathjax._lanczos import krylov, warn_of_misses
+from pathjax._lanczos import DENSE, krylov, plan, warn_of_misses
 from pathjax._lifting import absolute_power, check_finite, lift, lift_weights, ones_like_example, tied_leaves, wide
 from pathjax._trees import check_like, dot, ravel
 from pathjax._twin import PathKernel
@@ -127,12 +127,13 @@ def top_eigenpairs(
     `restarts` rounds, by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or
     `vmap`, where it cannot be known: compare with `kernel.matvec`.
 
-    The first round costs rank + order + 1 products, others half of `order` or `order` of them. Stores at most (order +
-    2 · rank + 15) · p numbers at a time, besides what one product takes: for less, ask for a smaller `order`.
+    At least 3 · rank + 2 · order + 2 products; each further round takes order/2 to rank + order + 1. Stores at most
+    (order + 2 · rank + 15) · p numbers at a time, besides what one product takes: for less, ask for a smaller `order`.
 
     Multiply the eigenvalues by exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors are J_θ v
     times these, divided by the root of the eigenvalue. Where G has fewer nonzero eigenvalues than `rank`, the rest are
-    null vectors; where a traced mask keeps fewer weights than `rank`, zeros. Eigenvalues can be differentiated; of
+    null vectors; where a traced mask keeps fewer weights than `rank`, zeros;
+    where products are not finite, NaN. Eigenvalues can be differentiated; of
     eigenvectors the derivative is NaN above 512 weights.
 
     Raises ValueError where `rank` is not between 1 and the number of weights, kept ones where the mask can be read, or
@@ -148,13 +149,8 @@ def top_eigenpairs(
     ((3,), (3, 2, 3))
     """
     size = _twin.count(kernel)
-    if not 1 <= rank <= size:
-        raise ValueError(f"`rank` must lie between 1 and the number of kept weights, {size}, but is {rank}.")
-    steps = min(size, rank + 20 if order is None else order)
-    rounds = rank + 50 if restarts is None else restarts
-    if steps < 1 or rounds < 1:
-        raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
-    if size <= _spectra.DENSE:
+    steps, rounds = plan(rank, size, order=order, restarts=restarts, rows="kept weights")
+    if size <= DENSE:
         spectrum = _spectra.decompose(kernel)
         return spectrum.values[:rank], _twin.trees_at(kernel, spectrum.positions, spectrum.vectors.T[:rank])
     pairs = _spectra.eigenpairs(
@@ -250,7 +246,7 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
         floor = jnp.log(jnp.asarray(epsilon, true.dtype))
         return jnp.where(positive, jnp.logaddexp(true, floor), floor)
 
-    if _twin.count(kernel) <= _spectra.DENSE:
+    if _twin.count(kernel) <= DENSE:
         spectrum = _spectra.decompose(kernel)
         return _estimates.exact(jnp.sum(jnp.where(spectrum.alive, logarithm(spectrum.values), 0)))
     return spectral_density(kernel, order=order, samples=samples, key=key).estimate(logarithm)

@@ -207,7 +207,60 @@ def test_a_search_that_ends_too_early_warns():
         ntk.top_eigenpairs(kernel, 3, key=KEY, order=2, restarts=1, tolerance=1e-12)
 
 
+# What formats do
+
+
+def test_eigenvalues_of_single_precision_have_their_derivative_in_double_precision_sessions():
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), wide_example())
+
+    def largest(params):
+        return ntk.top_eigenpairs(ntk.operator(wide, params, x), 2, key=KEY)[0].sum()
+
+    slopes = jax.jit(jax.grad(largest))(params)
+    assert all(leaf.dtype == jnp.float32 and jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slopes))
+
+
+@pytest.mark.parametrize("count", [10, 130])
+def test_half_precision_has_its_eigenpairs_in_single_precision(count):
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide_example())
+    values, vectors = ntk.top_eigenpairs(ntk.operator(wide, params, x[:count]), 2, key=KEY, tolerance=1e-2)
+    single = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, x[:count]))
+    exact = np.linalg.eigvalsh(matrix(wide, *single))[::-1]
+    assert values.dtype == vectors.dtype == jnp.float32
+    np.testing.assert_allclose(values, exact[:2], rtol=0.05)
+
+
+def test_kernels_whose_squares_leave_single_precision_have_their_eigenpairs():
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), wide_example())
+    plain, tiny = (
+        ntk.top_eigenpairs(ntk.operator(lambda p, x, c=c: c * wide(p, x), params, x), 3, key=KEY)[0]  # type: ignore[misc]
+        for c in (1.0, 1e-11)
+    )
+    np.testing.assert_allclose(tiny * 1e22, plain, rtol=1e-4)
+
+
+def test_products_that_are_not_finite_give_no_eigenvalues():
+    params, x = wide_example()
+    broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), params)
+    values, vectors = jax.jit(lambda p: ntk.top_eigenpairs(ntk.operator(wide, p, x), 2, key=KEY))(broken)
+    assert np.isnan(values).all() and np.isnan(vectors).all()
+
+
+def test_numpy_inputs_can_go_in_chunks():
+    params, x = wide_example()
+    few = np.asarray(x[:5])
+    whole = ntk.empirical(wide, params, few)
+    assert_close(ntk.empirical(wide, params, few, batch_size=2), whole)
+    vector = draw((5, 4))
+    assert_close(ntk.operator(wide, params, few, batch_size=2).matvec(vector), jnp.einsum("ijab,jb->ia", whole, vector))
+
+
 # Bad input
+
+
+def test_weights_that_no_output_depends_on_are_refused():
+    with pytest.raises(ValueError, match="No leaf of `params` reaches the outputs"):
+        ntk.empirical(lambda params, x: x @ jnp.ones((3, 2)), {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)))
 
 
 def test_what_an_operator_cannot_mean_is_refused():

@@ -222,10 +222,27 @@ def test_a_missed_tolerance_is_said_in_numbers(large: path_kernel.PathKernel) ->
     products = jax.vmap(lambda tree: ravel_pytree(large.matvec(tree))[0])(vectors)
     missed = jnp.linalg.norm(products - values[:, None] * columns, axis=1).max() / values[0]
     assert f"is {float(missed):.2g} · λ_max" in str(said[0].message)
+    repeated = path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30)))
     with pytest.warns(UserWarning, match="2 of 5 eigenpairs were found"):
-        path_kernel.top_eigenpairs(
-            path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30))), 5, key=jax.random.key(0), restarts=2
-        )
+        path_kernel.top_eigenpairs(repeated, 5, key=jax.random.key(0), restarts=2)
+
+
+def test_pairs_that_no_new_start_has_confirmed_are_said_to_be_so(large: path_kernel.PathKernel) -> None:
+    with pytest.warns(UserWarning, match="within the tolerance, but no new start has confirmed"):
+        path_kernel.top_eigenpairs(large, 2, key=jax.random.key(0), order=100, restarts=1)
+
+
+def test_products_that_are_not_finite_give_no_eigenvalues(large: path_kernel.PathKernel) -> None:
+    def find(params: Any) -> Any:
+        kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)))
+        return path_kernel.top_eigenpairs(kernel, 2, key=jax.random.key(0))[0]
+
+    params = parameters(9, 24, 24, 3)
+    both = [
+        jax.tree.map(lambda leaf, value=value: leaf.at[(0,) * leaf.ndim].set(value), params) for value in (0.1, jnp.nan)
+    ]
+    found = jax.jit(jax.vmap(find))(jax.tree.map(lambda *leaves: jnp.stack(leaves), *both))
+    assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
 
 
 def test_a_traced_mask_of_fewer_weights_than_rank_gives_zeros() -> None:
@@ -417,6 +434,15 @@ def test_cosine_is_within_its_error_bar_and_one_for_proportional_kernels(large: 
     inner = norms[0] ** 2 * scales[0] * scales[1] / 2**odd
     assert 0 < error < 0.1 * change
     assert abs(change - jnp.sqrt(sizes[0] ** 2 - 2 * inner + sizes[1] ** 2) / sizes[0]) < 4 * error
+    # a change whose square is no number of float32: v_p is of the twentieth degree
+    chain = [jnp.full((20, 1, 1), size, jnp.float32) for size in (1.0, 4.0)]
+
+    def product_of_all(weights: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda h, w: (h @ w, None), x, weights)[0]
+
+    far = [path_kernel.path_kernel(product_of_all, each, jnp.ones((1, 1), jnp.float32)) for each in chain]
+    change, _ = path_kernel.relative_change(*far, key=jax.random.key(0))
+    np.testing.assert_allclose(change, 4.0**38, rtol=1e-4)
     # v_p is homogeneous in the weights of a network without biases, so Π only changes its scale
     kernels = [
         path_kernel.path_kernel(bottleneck, [jnp.full((300, 1), size), jnp.full((1, 250), size)], jnp.ones((1, 300)))
