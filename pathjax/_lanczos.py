@@ -121,8 +121,8 @@ def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = Fal
     """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
 
     It ends where the next vector is small beside the operator on the space. With `to_the_end`, only where it is
-    rounding: then parts of the start come in that are small from the outset, and directions that
-    rounding has brought in may come with them.
+    rounding: then parts of the start come in that are small from the outset, and directions that rounding has brought
+    in may come with them.
     """
     from matfree import decomp  # heavy: on first use
 

@@ -29,12 +29,14 @@ _TERMS = 17
 
 def left(matrix: Array, vector: Array, times: Array, *, flow: bool) -> Array:
     """What remains of the vector at each time, (t, q). Times may be infinite."""
-    return _applied(_FLOW_LEFT if flow else _DESCENT_LEFT, matrix, vector, times)
+    with jax.default_matmul_precision("highest"):  # accelerators would round factors to half of their digits
+        return _applied(_FLOW_LEFT if flow else _DESCENT_LEFT, matrix, vector, times)
 
 
 def moved(matrix: Array, vector: Array, times: Array, *, flow: bool) -> Array:
     """The vector summed over the time until each, as it dies away (t, q); none of the null space at infinity."""
-    return _applied(_FLOW_MOVED if flow else _DESCENT_MOVED, matrix, vector, times)
+    with jax.default_matmul_precision("highest"):
+        return _applied(_FLOW_MOVED if flow else _DESCENT_MOVED, matrix, vector, times)
 
 
 class _Function(NamedTuple):

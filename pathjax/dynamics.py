@@ -77,7 +77,8 @@ def linearized(
         left = _relaxation.left(matrix, residual, times, flow=flow)
         return targets[None] + left.reshape(len(times), *targets.shape)
     moved = _relaxation.moved(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
-    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", jnp.asarray(learning_rate, moved.dtype) * test_ntk, moved)
+    rates = jnp.asarray(learning_rate, moved.dtype) * test_ntk
+    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, moved, precision=jax.lax.Precision.HIGHEST)
 
 
 def linearized_loss(
@@ -176,7 +177,8 @@ def kernel_change(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -
 def kernel_distance(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -> Float[Array, ""]:
     """Kernel distance 1 − ⟨K, K_0⟩ / (‖K‖ ‖K_0‖) in the Frobenius product: 0 where only the scale has changed.
 
-    In [0, 1] for positive semi-definite kernels. Of Path Kernels too large to list it is `1 - path_kernel.cosine(…)`.
+    In [0, 1] for positive semi-definite kernels, NaN where one is zero. Of Path Kernels too large to list it is `1 -
+    path_kernel.cosine(…)`.
 
     Raises ValueError where the shapes differ.
 

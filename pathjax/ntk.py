@@ -77,11 +77,11 @@ def empirical(
     Assumes that the outputs of an example do not depend on the other examples of the batch (batch norm must use its
     running statistics). This is checked where values are known; under jit and vmap it is not, and neither is NaN.
 
-    Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, for an `apply` whose
-    output is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; ModuleNotFoundError
-    without neural-tangents, for its methods. What would not fit in the memory that the device, or on CPUs the machine,
-    has free is refused before it is begun, under jit while tracing: a MemoryError names the `batch_size` that fits. Of
-    a result that does not fit itself, `operator` multiplies without it.
+    Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, for an `apply` whose output
+    is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; TypeError for a mask that is
+    not boolean; ModuleNotFoundError without neural-tangents, for its methods. What would not fit in the memory that the
+    device, or on CPUs the machine, has free is refused before it is begun, under jit while tracing: a MemoryError names
+    the `batch_size` that fits. Of a result that does not fit itself, `operator` multiplies without it.
 
     Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel".
 

@@ -52,7 +52,8 @@ def log_path_norm(
     Path values are carried with their scale, so that depth does not matter, in any floating-point type. Without any
     path the result is −∞. Note that it is the logarithm of the sum: the path norm's 1/q root is not taken.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree.
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
+    TypeError for one that is not boolean.
     Source: Neyshabur, Tomioka, Srebro (2015), "Norm-Based Capacity Control in Neural Networks"; Gebhart et al.
     (2021), section 3.
 
@@ -73,7 +74,8 @@ def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask 
     Counts what the architecture and the mask allow, whatever the values of the weights; a constant zero on a path (a
     mask multiplied in, say) ends it. One forward pass. −∞ where no path is left. Only the shape of `x_like` is read.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree.
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
+    TypeError for one that is not boolean.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -144,9 +146,9 @@ def log_data_gram(
     mirrored. Pairs go in blocks of at most `chunk`, and memory is that of so many forward passes of one example; the
     result depends on it by rounding alone.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for a mask of another tree, for
-    examples of two shapes, for a `chunk` below 1 and, where values can be read, for kept weights or examples that are
-    NaN or infinite.
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, TypeError for a mask that is not boolean, and
+    ValueError for a mask of another tree, for examples of two shapes, for a `chunk` below 1 and, where values can be
+    read, for kept weights or examples that are NaN or infinite.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]

@@ -207,6 +207,16 @@ def test_a_search_that_ends_too_early_warns():
         ntk.top_eigenpairs(kernel, 3, key=KEY, order=2, restarts=1, tolerance=1e-12)
 
 
+def test_error_bars_are_as_long_as_estimates_scatter():
+    network = build("biased_mlp")
+    kernel = ntk.operator(network.apply, network.params, draw(network.x.shape, 1))
+    keys = jax.random.split(KEY, 400)
+    for estimate in (ntk.trace_estimate, ntk.norm_estimate):
+        found = jax.jit(jax.vmap(lambda key, estimate=estimate: estimate(kernel, key=key, samples=40)))(keys)
+        # a standard deviation of 400 values is right to 4%
+        np.testing.assert_allclose(found.standard_error.mean(), found.value.std(ddof=1), rtol=0.15)
+
+
 # What formats do
 
 

@@ -338,6 +338,27 @@ def test_estimates_are_within_their_error_bars(large: path_kernel.PathKernel) ->
         assert 0 < error < most
 
 
+def test_error_bars_are_as_long_as_estimates_scatter(large: path_kernel.PathKernel) -> None:
+    moved = jax.tree.map(lambda leaf: leaf + 0.5 * jnp.cos(100 * leaf), large.params)
+
+    @jax.jit
+    def estimates(params: Any, other: Any, keys: Any) -> Any:
+        kernels = [path_kernel.path_kernel(mlp, each, jnp.ones((1, 9))) for each in (params, other)]
+
+        def of_key(key: Any) -> Any:
+            return [
+                path_kernel.effective_rank(kernels[0], key=key, samples=30),
+                path_kernel.cosine(*kernels, key=key, samples=30),
+                path_kernel.relative_change(*kernels, key=key, samples=30),
+            ]
+
+        return jax.lax.map(of_key, keys)
+
+    for found in estimates(large.params, moved, jax.random.split(jax.random.key(5), 150)):
+        # a standard deviation of 150 values is right to 6%
+        np.testing.assert_allclose(found.standard_error.mean(), found.value.std(ddof=1), rtol=0.25)
+
+
 def test_a_single_sample_has_no_error_bar(large: path_kernel.PathKernel) -> None:
     value, error = path_kernel.effective_rank(large, key=jax.random.key(0), samples=1)
     assert np.isfinite(value)
