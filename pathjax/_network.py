@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,6 @@ __all__ = [
     "check_inputs",
     "check_outputs",
     "check_params",
-    "concrete",
     "epsilon",
     "kept",
     "masked",
@@ -62,7 +59,7 @@ def check_inputs(**batches: Array | None) -> None:
             )
         if x.ndim == 0:
             raise ValueError(f"`{name}` is a single number, but a batch of examples (n, ...) was expected.")
-        values = concrete(x)
+        values = _trees.concrete(x)
         if values is not None and np.isnan(values).any():
             first = int(np.isnan(values).reshape(len(values), -1).any(axis=1).argmax())
             raise ValueError(
@@ -96,7 +93,7 @@ def check_outputs(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
             f"`apply(params, {name})` gives {came}, but ({len(x)}, o) was expected, one row of outputs per example. "
             "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
         )
-    if len(x) > 1 and all(concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
+    if len(x) > 1 and all(_trees.concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
         _check_examples_apart(apply, params, x, name)
 
 
@@ -105,19 +102,11 @@ def epsilon(array: Array) -> float:
     return float(jnp.finfo(array.dtype).eps)
 
 
-def concrete(array: Any) -> np.ndarray | None:
-    """The numbers of an array, or None while it is traced."""
-    try:
-        return np.asarray(array)
-    except jax.errors.TracerArrayConversionError:
-        return None
-
-
 def _check_examples_apart(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
     together = apply(params, x)
     alone = jax.vmap(lambda example: apply(params, example[None])[0])(x)
     tolerance = epsilon(together) ** 0.5 * jnp.max(jnp.abs(together))
-    if concrete(gap := jnp.max(jnp.abs(together - alone))) is not None and gap > tolerance:
+    if _trees.concrete(gap := jnp.max(jnp.abs(together - alone))) is not None and gap > tolerance:
         raise ValueError(
             f"`apply(params, {name})` gives an example other outputs in the batch than alone (they differ by up to "
             f"{float(gap):.3g}), so the kernel of two examples is not defined. Let batch norm use its running "

@@ -1,4 +1,4 @@
-"""Pytree products and the checks that name key paths. The only place where trees are raveled."""
+"""Pytree products and the checks that name key paths; the numbers of arrays. The only place where trees are raveled."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import keystr, tree_flatten_with_path
 
-__all__ = ["check_boolean", "check_like", "check_mask", "dot", "key_paths", "multiply", "ravel", "total"]
+__all__ = ["check_boolean", "check_like", "check_mask", "concrete", "dot", "key_paths", "multiply", "ravel", "total"]
 
 
 def key_paths(tree: Any) -> list[str]:
@@ -82,3 +83,11 @@ def dot(left: Any, right: Any) -> jax.Array:
 def ravel(tree: Any) -> tuple[jax.Array, Any]:
     """The leaves as one vector (p,) and the function that takes such a vector back to the tree."""
     return cast("tuple[jax.Array, Any]", ravel_pytree(tree))
+
+
+def concrete(array: Any) -> np.ndarray | None:
+    """The numbers of an array, or None while it is traced."""
+    try:
+        return np.asarray(array)
+    except jax.errors.TracerArrayConversionError:
+        return None

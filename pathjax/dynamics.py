@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from . import _neural_tangents, _relaxation
+from ._trees import concrete
 from .types import AnyArray
 
 __all__ = [
@@ -278,7 +279,7 @@ def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: Arr
         _check_vector(vector, name)
     if times.shape != losses.shape:
         raise ValueError(f"There are {len(times)} times and {len(losses)} losses, but each loss has one time.")
-    values = _concrete(times)
+    values = concrete(times)
     if values is not None and (np.diff(values) <= 0).any():
         raise ValueError("`times` must ascend, or the first visit to a level is not defined. Sort both by time.")
     return jnp.min(jnp.where(losses <= level, times, jnp.inf), initial=jnp.inf)
@@ -352,7 +353,7 @@ def _check_labels(labels: AnyArray, outputs: Array) -> None:
         raise ValueError(
             f"There are {n} training examples, but `labels` have shape {labels.shape}. Pass one integer for each."
         )
-    values = _concrete(labels)
+    values = concrete(labels)
     if values is not None and n and (values.min() < 0 or values.max() >= o):
         raise ValueError(
             f"Labels number the {o} outputs from 0 to {o - 1}, but they reach from {values.min()} to {values.max()}."
@@ -360,7 +361,7 @@ def _check_labels(labels: AnyArray, outputs: Array) -> None:
 
 
 def _check_integrable(times: Array) -> None:
-    values = _concrete(times)
+    values = concrete(times)
     if values is None or not len(values):
         return
     if values[0] < 0 or not np.isfinite(values).all() or (np.diff(values) <= 0).any():
@@ -368,7 +369,7 @@ def _check_integrable(times: Array) -> None:
 
 
 def _check_whole(times: Array) -> None:
-    values = _concrete(times)
+    values = concrete(times)
     if values is not None and (values != np.round(values)).any():
         raise ValueError(
             "`times` of gradient descent are steps, but some are not whole. Round them, or take `flow=True`."
@@ -389,7 +390,7 @@ def _check_vector(vector: Array, name: str) -> None:
 
 
 def _check_shares(weights: Array) -> None:
-    values = _concrete(weights)
+    values = concrete(weights)
     if values is None:
         return
     if (values < 0).any():
@@ -399,11 +400,3 @@ def _check_shares(weights: Array) -> None:
         raise ValueError(
             f"`weights` are shares of the loss and sum to 1, but these sum to {total:.6g}. Divide them by their sum."
         )
-
-
-def _concrete(array: AnyArray) -> np.ndarray | None:
-    """The numbers of an array, or None while it is traced."""
-    try:
-        return np.asarray(array)
-    except jax.errors.TracerArrayConversionError:
-        return None
