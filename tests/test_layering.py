@@ -44,7 +44,8 @@ STANDS_ON = {
     "_relaxation": (),
     "dynamics": ("_neural_tangents", "_relaxation"),
     "masks": ("_trees",),
-    "scores": ("paths", "path_kernel", "ntk"),
+    "_losses": ("_trees",),
+    "scores": ("paths", "path_kernel", "ntk", "_losses"),
     "pruning": ("scores", "masks"),
 }
 
