@@ -43,7 +43,10 @@ STANDS_ON = {
     "ntk": ("_neural_tangents", "_operator"),
     "_relaxation": (),
     "dynamics": ("_neural_tangents", "_relaxation"),
-    "masks": ("_trees",),
+    "_apportionment": (),
+    "_selection": (),
+    "_mask_files": ("_trees",),
+    "masks": ("_apportionment", "_selection", "_mask_files"),
     "scores": ("paths", "path_kernel", "ntk"),
     "pruning": ("scores", "masks"),
 }
