@@ -9,12 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 
-__all__ = ["apportion", "kernel_axes"]
-
-
-def kernel_axes(shape: tuple[int, ...]) -> int:
-    """The share of a leaf in an Erdős–Rényi-Kernel: the sum of its axes, density times size but for a common factor."""
-    return max(1, sum(shape))
+__all__ = ["apportion"]
 
 
 def apportion(total: int, shares: Sequence[int], sizes: Sequence[int]) -> list[int]:

@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pathjax import _selection
-from pathjax._apportionment import apportion, kernel_axes
+from pathjax._apportionment import apportion
 from pathjax._mask_files import load, save
 from pathjax._trees import check_boolean, check_like, check_mask, key_paths
 from pathjax.types import Key, Mask, Params, Prunable, Scores
@@ -153,7 +153,7 @@ def kept_counts(params: Params, *, density: float, scope: str = "global", prunab
             f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, of which "
             f'scope "{scope}" empties none. The smallest that keeps one of each is about {filled / size:.3g}.'
         )
-    shares = sizes if scope == "uniform" else [kernel_axes(shape) for _, shape in leaves]
+    shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
     return np.asarray(apportion(total, shares, sizes), np.int32)
 
 

@@ -47,7 +47,8 @@ STANDS_ON = {
     "_selection": (),
     "_mask_files": ("_trees",),
     "masks": ("_apportionment", "_selection", "_mask_files"),
-    "scores": ("paths", "path_kernel", "ntk"),
+    "_losses": ("_trees",),
+    "scores": ("paths", "path_kernel", "ntk", "_losses"),
     "pruning": ("scores", "masks"),
 }
 
