@@ -74,12 +74,15 @@ SIGNATURES = {
     "scores.path_kernel_trace": "apply, params, x_like",
     "scores.px": "apply, params, inputs",
     "scores.ntk_sap": "apply, params, x_like, *, init, key, epsilon, repeats",
+    "scores.force": "apply, params, batches, *, mask, loss",
     "masks.from_scores": "scores, *, density, scope, prunable",
     "masks.is_kernel": "key_path, leaf",
     "masks.apply_mask": "mask, params",
     "masks.density": "mask",
     "masks.freeze": "optimizer, mask",
-    "pruning.prune": "score, params, *, density, rounds, schedule, scope, key",
+    "pruning.prune": "score, params, *, density, rounds, schedule, scope, key, revive",
+    "pruning.lottery_ticket": "train, params, *, steps, density, rewind, pruned, scope, key, reinitialize",
+    "pruning.densities": "*, density, rounds, schedule",
 }
 
 # not there yet; a name that appears must leave this list
