@@ -46,6 +46,8 @@ STANDS_ON = {
     "masks": ("_trees",),
     "scores": ("paths", "path_kernel", "ntk"),
     "pruning": ("scores", "masks"),
+    "transfer": ("ntk", "masks"),
+    "isometry": ("_network", "masks"),
 }
 
 # outside package: the modules that may use it. neural-tangents asks for names that JAX has moved, so its door has to.

@@ -83,6 +83,10 @@ SIGNATURES = {
     "pruning.prune": "score, params, *, density, rounds, schedule, scope, key, revive",
     "pruning.lottery_ticket": "train, params, *, steps, density, rewind, pruned, scope, key, reinitialize",
     "pruning.densities": "*, density, rounds, schedule",
+    "transfer.neural_tangent_transfer": "apply, params, inputs, *, density, steps, key, optimizer",
+    "isometry.jacobian_singular_values": "apply, params, x, *, mask",
+    "isometry.layer_singular_values": "params, *, mask, spatial, prunable",
+    "isometry.summary": "singular_values",
 }
 
 # not there yet; a name that appears must leave this list
