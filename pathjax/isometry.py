@@ -65,9 +65,9 @@ def jacobian_singular_values(
     def outputs(example: Array) -> Any:
         return apply(weights, example[None])[0]
 
-    o, d = jax.eval_shape(apply, weights, x).shape[1], x[:1].size
+    o, d = jax.eval_shape(apply, weights, x).shape[1], int(np.prod(x.shape[1:]))
     jacobian = jax.jacfwd if d < o else jax.jacrev
-    return _singular_values(jax.vmap(jacobian(outputs))(x).reshape(len(x), o, -1))
+    return _singular_values(jax.vmap(jacobian(outputs))(x).reshape(len(x), o, d))
 
 
 def layer_singular_values(

@@ -53,6 +53,10 @@ def test_there_are_as_many_as_inputs_or_outputs(widths):
     assert bool(jnp.all(values[:, :-1] >= values[:, 1:]))
 
 
+def test_a_batch_of_no_example_has_none():
+    assert isometry.jacobian_singular_values(apply, two_layers((4, 6, 3)), jnp.ones((0, 4))).shape == (0, 3)
+
+
 def test_jit_vmap_and_single_precision_agree():
     x = jnp.asarray(np.random.default_rng(2).standard_normal((3, 4)))
     seeds = [two_layers((4, 6, 5), seed) for seed in range(2)]
