@@ -32,6 +32,7 @@ __all__ = [
     "normalized",
     "ones_like_example",
     "open_sum",
+    "pair_sum",
     "power_of_two",
     "tied_leaves",
     "wide",
@@ -310,6 +311,15 @@ def open_sum(
     """The lifted network with all gates open, summed over examples and outputs."""
     output = lift(apply, weights, inputs, phi=absolute_power(q), like=like, keep_zeros=keep_zeros)
     return Scaled(jnp.sum(output.array), output.exponent)
+
+
+def pair_sum(apply: ApplyFn, ones: Params, params: Params, left: Any, right: Any) -> Scaled:
+    """K_v(x, x')_o, Σ_{p→o} a_p(x) a_p(x') x_s x'_s, of two examples (...): the lifted network of weights 1, with the
+    slopes at both. `ones` are 1 where `params` are kept and 0 elsewhere."""
+    points = [(params, left[None]), (params, right[None])]
+    product = Lifting(absolute_power(0)).multiply(*(normalized(wide(side[None]), 0.0) for side in (left, right)))
+    output = lift(apply, ones, product, phi=absolute_power(0), points=points)
+    return dataclasses.replace(output, array=output.array[0], live=None)
 
 
 def tied_leaves(apply: ApplyFn, params: Params, x_like: XLike) -> frozenset[int]:

@@ -2,50 +2,53 @@
 
 A mask has the structure of `params` and boolean leaves: True where a weight is kept. Leaves that must not be pruned
 are True throughout, never None. `from_scores` makes a mask, `apply_mask` uses it, `freeze` holds it during training,
-and `count`, `density` and `statistics` describe it.
+`count`, `density`, `statistics` and `overlap` describe it, `save` and `load` keep it in a file. `shuffle`, `invert` and
+`reinitialize` are the sanity checks that a method which finds weights worth keeping should not survive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from pathjax import _selection
+from pathjax._apportionment import apportion
+from pathjax._mask_files import load, save
 from pathjax._trees import check_boolean, check_like, check_mask, key_paths
-from pathjax.types import Mask, Params, Prunable, Scores
+from pathjax.types import Key, Mask, Params, Prunable, Scores
 
 if TYPE_CHECKING:
     import optax
 
 __all__ = [
     "LeafStatistics",
+    "Overlap",
     "apply_mask",
     "count",
     "density",
     "freeze",
     "from_scores",
+    "invert",
     "is_kernel",
     "keep_largest",
     "kept_counts",
+    "load",
+    "overlap",
+    "reinitialize",
+    "save",
+    "shuffle",
     "statistics",
 ]
 
-_SCOPES = ("global", "local")
-
-# Bits of the threshold found in one pass over the scores. XLA vectorizes a reduction that counts several things at
-# once, so that on a CPU the three counts of a pass take a tenth of the time of one.
-_DIGIT = 2
-
-# Weights up to which small leaves are joined: fewer vectors compile faster, and to copy long ones would take longer
-# than to read them.
-_RUN = 2**20
+_SCOPES = ("global", "local", "uniform", "erk")
 
 
 def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
@@ -72,13 +75,26 @@ def from_scores(
 
     Exactly round(ρ·N) of the N prunable weights are kept, where `round` is Python's (halves go to the even
     neighbour) and ρ the `density`. Equal scores, of which −0 and 0 are two, are kept from the lowest raveled index
-    on, leaf after leaf in the order of the tree. Scope "global" ranks all prunable weights together; "local" keeps
-    round(ρ·n) of the n weights of each prunable leaf. With `within`, an earlier mask, nothing that it pruned is
-    kept again, whatever the score. Leaves of other scores than floating-point ones may only be unprunable.
+    on, leaf after leaf in the order of the tree. With `within`, an earlier mask, nothing that it pruned is kept again,
+    whatever the score. Leaves of other scores than floating-point ones may only be unprunable.
+
+    Scope "global" ranks all prunable weights together. The others rank within each prunable leaf, of n weights:
+
+    - "local" keeps round(ρ·n), each leaf by itself, so that the total can differ from round(ρ·N);
+    - "uniform" keeps one density in all leaves, as near as whole weights allow, and exactly round(ρ·N) in all. Some
+      papers keep the first or the last layer dense under this name (Evci et al., Gale et al.): use `prunable`;
+    - "erk", the Erdős–Rényi-Kernel, gives a leaf the density min(1, ε·(sum of its axes)/(product of its axes)),
+      exactly round(ρ·N) in all: for a dense kernel ε·(n_in + n_out)/(n_in·n_out), more in small leaves than in large.
+
+    Under "uniform" and "erk" no leaf is emptied, and a leaf never keeps fewer at a higher density (Webster's method).
 
     Linear time in N and no sort: the threshold is built from its bits, two in each of 16 passes over the scores (32
     for float64), and as many again where only a part of the ties is kept. `density` is static; scores and `within` may
     be traced.
+
+    Sources: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018;
+    Evci et al., "Rigging the lottery: making all tickets winners", 2020, section 3; Gale et al., "The state of
+    sparsity in deep neural networks", 2019.
 
     Raises ValueError where the density is outside (0, 1] or keeps nothing, nothing is prunable, trees differ, a
     score that competes is NaN or infinite, or `within` keeps fewer weights than wanted. Under `jit` and `vmap`,
@@ -96,39 +112,59 @@ def from_scores(
 
 
 def kept_counts(params: Params, *, density: float, scope: str = "global", prunable: Prunable = is_kernel) -> np.ndarray:
-    """How many weights a density keeps: round(ρ·N), an integer; with scope "local", one for each prunable leaf.
+    """How many weights a density keeps: round(ρ·N); in other scopes than "global" an integer for each prunable leaf.
 
     Reads the shapes of `params` alone. Raises ValueError where the density is outside (0, 1] or keeps nothing of the
-    weights or, with scope "local", of a leaf that is not empty, and where nothing is prunable.
+    weights or, in other scopes than "global", of a leaf that is not empty, and where nothing is prunable.
 
     >>> import jax.numpy as jnp
-    >>> params = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2))}
-    >>> kept_counts(params, density=0.5).item(), kept_counts(params, density=0.5, scope="local").tolist()
-    (12, [8, 5])
+    >>> params = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2)), "third": jnp.ones((40, 50))}
+    >>> kept_counts(params, density=0.1).item()
+    202
+    >>> for scope in ("local", "uniform", "erk"):
+    ...     print(kept_counts(params, density=0.1, scope=scope))
+    [  2   1 200]
+    [  1   1 200]
+    [ 15  10 177]
     """
     _check_scope(scope)
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
-    leaves = [(keystr(path), leaf) for path, leaf in _prunable_leaves(params, prunable)]
-    sizes = [int(np.prod(jnp.shape(leaf), dtype=np.int64)) for _, leaf in leaves]
-    if sum(sizes) == 0:
+    leaves = [(keystr(path), jnp.shape(leaf)) for path, leaf in _prunable_leaves(params, prunable)]
+    sizes = [math.prod(shape) for _, shape in leaves]
+    size = sum(sizes)
+    if size == 0:
         raise ValueError(
             "`prunable` leaves no weight to prune. Leaves of two or more axes are prunable by default; pass "
             "prunable=lambda key_path, leaf: ... to choose others."
         )
-    if sum(sizes) > np.iinfo(np.int32).max:
-        raise ValueError(f"At most 2**31 - 1 prunable weights can be ranked; these are {sum(sizes)}.")
-    groups = [("the prunable weights", sum(sizes))]
+    if size > np.iinfo(np.int32).max:
+        raise ValueError(f"At most 2**31 - 1 prunable weights can be ranked; these are {size}.")
+    total = _rounded(density, size, "the prunable weights")
+    if scope == "global":
+        return np.asarray(total, np.int32)
     if scope == "local":
-        groups = [(path, size) for (path, _), size in zip(leaves, sizes, strict=True)]
-    counts = [round(float(density) * size) for _, size in groups]
-    for (group, size), kept in zip(groups, counts, strict=True):
-        if size > 0 and kept == 0:
-            raise ValueError(
-                f"density {density} keeps none of {group}, {size} in number. "
-                f"The smallest that keeps one is about {1.0 / size:.3g}."
-            )
-    return np.asarray(counts if scope == "local" else counts[0], np.int32)
+        return np.asarray(
+            [_rounded(density, size, path) for (path, _), size in zip(leaves, sizes, strict=True)], np.int32
+        )
+    filled = sum(size > 0 for size in sizes)
+    if total < filled:
+        raise ValueError(
+            f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, of which "
+            f'scope "{scope}" empties none. The smallest that keeps one of each is about {filled / size:.3g}.'
+        )
+    shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
+    return np.asarray(apportion(total, shares, sizes), np.int32)
+
+
+def _rounded(density: float, size: int, group: str) -> int:
+    kept = round(float(density) * size)
+    if size > 0 and kept == 0:
+        raise ValueError(
+            f"density {density} keeps none of {group}, {size} in number. "
+            f"The smallest that keeps one is about {1.0 / size:.3g}."
+        )
+    return kept
 
 
 def keep_largest(
@@ -141,8 +177,8 @@ def keep_largest(
 ) -> Mask:
     """`from_scores` with given counts, which may be traced: one compiled program serves every density.
 
-    `counts` is an integer, or with scope "local" one for each prunable leaf (l,), as `kept_counts` gives them.
-    Everything else is as in `from_scores`.
+    `counts` is an integer, or in other scopes than "global" one for each prunable leaf (l,), as `kept_counts` gives
+    them. Everything else is as in `from_scores`.
 
     >>> import jax, jax.numpy as jnp
     >>> scores = {"kernel": jnp.array([[3.0, 1.0], [2.0, 5.0], [0.0, 4.0]])}
@@ -159,7 +195,7 @@ def keep_largest(
         check_boolean(within, name="within")
         everywhere = jax.tree.leaves(within)
         within = tuple(everywhere[index] for index in chosen)
-    wanted_shape = (len(chosen),) if scope == "local" else ()
+    wanted_shape = () if scope == "global" else (len(chosen),)
     if jnp.shape(counts) != wanted_shape:
         raise ValueError(
             f'With scope "{scope}", `counts` must have shape {wanted_shape}, as `kept_counts` makes them; '
@@ -172,9 +208,9 @@ def keep_largest(
     )
     for group, kept in groups if chosen else []:
         allowed = None if within is None else within[group]
-        found = _keep_largest(ranked[group], kept, allowed)
+        found = _selection.keep_largest(ranked[group], kept, allowed)
         names = [keystr(leaves[index][0]) for index in chosen[group]]
-        _check_found(found, names, ranked[group], kept, allowed)
+        _selection.check_found(found, names, ranked[group], kept, allowed)
         for index, mask in zip(chosen[group], found.masks, strict=True):
             masks[index] = mask
     return tree_unflatten(structure, masks)
@@ -245,6 +281,111 @@ def statistics(mask: Mask) -> tuple[LeafStatistics, ...]:
     )
 
 
+class Overlap(NamedTuple):
+    """How alike two masks are: their Jaccard index, the weights that both keep, and the index expected by chance."""
+
+    jaccard: Float[Array, ""]
+    shared: Int[Array, ""]
+    expected: Float[Array, ""]
+
+
+def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel) -> Overlap:
+    """How alike two masks are on the prunable weights: |A ∩ B| / |A ∪ B|, and the same for random masks.
+
+    `expected` is what random masks with the same counts a_l, b_l in each leaf of n_l weights have: with
+    s = Σ_l a_l·b_l / n_l, the expected number that both keep, s / (|A| + |B| − s). An index near it says that two
+    methods agree on how many weights each layer keeps, and on nothing else. It is the ratio of expectations, which
+    differs from the expected ratio by O(1/N). Two masks that keep nothing have index 1.
+
+    Raises ValueError where the trees differ, TypeError for masks that are not boolean.
+
+    >>> import jax.numpy as jnp
+    >>> left = {"kernel": jnp.array([[True, True, False], [True, False, False]])}
+    >>> right = {"kernel": jnp.array([[True, False, False], [True, False, True]])}
+    >>> both = overlap(left, right)
+    >>> float(both.jaccard), int(both.shared), round(float(both.expected), 4)
+    (0.5, 2, 0.3333)
+    """
+    check_like(right, left, name="right", like_name="left")
+    check_boolean(left, name="left")
+    check_boolean(right, name="right")
+    kept, shared, expected = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(())
+    for (_, one), (_, other) in zip(_prunable_leaves(left, prunable), _prunable_leaves(right, prunable), strict=True):
+        mine, theirs = jnp.sum(one, dtype=jnp.int32), jnp.sum(other, dtype=jnp.int32)
+        kept, shared = kept + mine + theirs, shared + jnp.sum(one & other, dtype=jnp.int32)
+        expected = expected + mine * (theirs / max(jnp.size(one), 1))
+    return Overlap(_jaccard(shared.astype(float), kept), shared, _jaccard(expected, kept))
+
+
+def _jaccard(shared: Array, kept: Array) -> Array:
+    """|A ∩ B| / |A ∪ B| from |A ∩ B| and |A| + |B|."""
+    return jnp.where(kept == 0, 1.0, shared / jnp.maximum(kept - shared, 1))
+
+
+def shuffle(mask: Mask, *, key: Key, prunable: Prunable = is_kernel) -> Mask:
+    """The mask with the weights kept in each prunable leaf drawn anew: as many, at random places.
+
+    A sanity check: a method that finds which weights are worth keeping, and not only how many in each layer, trains
+    worse after it. Each leaf has its own key, folded from `key`. Linear in the number of weights; goes under `jit` and
+    `vmap`. Raises TypeError for a mask that is not boolean.
+
+    Sources: Frankle et al., "Pruning neural networks at initialization: why are we missing the mark?", 2021,
+    section 5; Su et al., "Sanity-checking pruning methods: random tickets can win the jackpot", 2020.
+
+    >>> import jax, jax.numpy as jnp
+    >>> mask = {"kernel": jnp.array([[True, True, True, False], [False, False, False, False]])}
+    >>> shuffled = shuffle(mask, key=jax.random.key(0))
+    >>> shuffled["kernel"].astype(int).tolist(), int(count(shuffled))
+    ([[0, 1, 0, 1], [0, 0, 0, 1]], 3)
+    """
+    check_boolean(mask, name="mask")
+    leaves, structure = tree_flatten_with_path(mask)
+    return tree_unflatten(
+        structure,
+        [
+            _shuffled(leaf, jax.random.fold_in(key, place)) if prunable(path, leaf) else leaf
+            for place, (path, leaf) in enumerate(leaves)
+        ],
+    )
+
+
+def _shuffled(leaf: Any, key: Key) -> Array:
+    # folded once more, or scores drawn from the same key would rank the weights alike
+    drawn = jax.random.uniform(jax.random.fold_in(key, 0), jnp.shape(leaf), jnp.float32)
+    return _selection.keep_largest((drawn,), jnp.sum(leaf, dtype=jnp.int32), None).masks[0]
+
+
+def invert(scores: Scores) -> Scores:
+    """The scores negated, so that the weights of smallest score are kept.
+
+    A sanity check: a method whose scores tell good weights from bad ones trains worse after it. Leaves of other
+    scores than floating-point ones stay as they are.
+    Source: Frankle et al., "Pruning neural networks at initialization: why are we missing the mark?", 2021, section 5.
+
+    >>> import jax.numpy as jnp
+    >>> scores = {"kernel": jnp.array([[3.0, 1.0, 4.0], [2.0, 0.0, 5.0]])}
+    >>> from_scores(invert(scores), density=0.5)["kernel"].astype(int).tolist()
+    [[0, 1, 0], [1, 1, 0]]
+    """
+    return jax.tree.map(lambda leaf: -leaf if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else leaf, scores)
+
+
+def reinitialize(init: Callable[[Key], Params], mask: Mask, *, key: Key) -> Params:
+    """Other weights from `init(key)` under the mask.
+
+    A sanity check: a method that depends on the weights it was given, and not only on the architecture, trains worse
+    after it. Raises ValueError where the mask is not of the tree that `init` draws, TypeError unless it is boolean.
+    Source: Frankle et al., "Pruning neural networks at initialization: why are we missing the mark?", 2021, section 5.
+
+    >>> import jax, jax.numpy as jnp
+    >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
+    >>> params = reinitialize(lambda key: {"kernel": jax.random.normal(key, (2, 3))}, mask, key=jax.random.key(1))
+    >>> (params["kernel"] != 0).astype(int).tolist()
+    [[1, 0, 1], [0, 1, 1]]
+    """
+    return apply_mask(mask, init(key))
+
+
 def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
     """The optimizer with pruned weights held: their updates are 0, and what it gathers about them stays as it began.
 
@@ -294,130 +435,4 @@ def _rankable(path: Any, leaf: Any) -> Array:
 
 def _check_scope(scope: str) -> None:
     if scope not in _SCOPES:
-        raise ValueError(f'Unknown scope "{scope}". The scopes are {" and ".join(map(repr, _SCOPES))}.')
-
-
-class _Found(NamedTuple):
-    """The masks of some leaves, whether all scores that compete are finite, and how many compete."""
-
-    masks: list[Array]
-    finite: Array
-    available: Array
-
-
-def _check_found(
-    found: _Found, names: list[str], scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None
-) -> None:
-    """Raise for scores that are not finite and for too few that compete, as far as their values can be read."""
-    if not isinstance(found.finite, jax.core.Tracer) and not found.finite:
-        for index, (name, score) in enumerate(zip(names, scores, strict=True)):
-            competing = np.asarray(score) if within is None else np.asarray(score)[np.asarray(within[index])]
-            if not np.all(np.isfinite(competing.astype(np.float64))):
-                raise ValueError(
-                    f"Scores must be finite; those at {name} have a NaN or an infinity. Look for an overflow in the "
-                    "score or for weights that are not finite."
-                )
-    if not any(isinstance(number, jax.core.Tracer) for number in (found.available, kept)) and found.available < kept:
-        group = names[0] if len(names) == 1 else "all prunable leaves"
-        raise ValueError(
-            f"Only {found.available} weights of {group} may be kept, fewer than the {kept} wanted. Ask for fewer, or "
-            "leave out `within` to let pruned weights return."
-        )
-
-
-@jax.jit
-def _keep_largest(scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None) -> _Found:
-    """Masks that keep the `kept` largest scores of all leaves together."""
-    leaf_keys = _order_keys(scores, within)
-    runs = _runs([key.size for key in leaf_keys])
-    found = _keep_largest_keys([jnp.concatenate([leaf_keys[index] for index in run]) for run in runs], kept)
-    masks = [
-        part
-        for mask, run in zip(found.masks, runs, strict=True)
-        for part in jnp.split(mask, np.cumsum([leaf_keys[index].size for index in run])[:-1])
-    ]
-    shaped = [mask.reshape(score.shape) for mask, score in zip(masks, scores, strict=True)]
-    return found._replace(masks=shaped)
-
-
-def _runs(sizes: list[int]) -> list[list[int]]:
-    """Leaves that follow each other, by place, in runs of at most `_RUN` weights or of one leaf."""
-    runs: list[list[int]] = [[]]
-    for index, size in enumerate(sizes):
-        if runs[-1] and size + sum(sizes[other] for other in runs[-1]) > _RUN:
-            runs.append([])
-        runs[-1].append(index)
-    return runs
-
-
-def _order_keys(scores: tuple[Array, ...], within: tuple[Array, ...] | None) -> list[Array]:
-    """The scores, raveled, as signed integers in their order; the lowest integer of all where `within` is False.
-
-    The bits of a float are a sign and a magnitude in the order of its absolute value; as a two's complement, the order
-    is that of the float, and −0 and 0 are one.
-    """
-    wide, integer = jnp.float32, jnp.int32
-    if any(score.dtype == jnp.float64 for score in scores):
-        wide, integer = jnp.float64, jnp.int64
-    lowest = np.iinfo(integer).min
-    keys = []
-    for index, score in enumerate(scores):
-        bits = lax.bitcast_convert_type(score.astype(wide).ravel(), integer)
-        key = jnp.where(bits < 0, lowest - bits, bits)
-        keys.append(key if within is None else jnp.where(within[index].ravel(), key, lowest))
-    return keys
-
-
-def _keep_largest_keys(keys: list[Array], kept: Array) -> _Found:
-    """Masks that keep the `kept` largest keys, and of equal ones those that come first."""
-    integer = keys[0].dtype
-    lowest, highest = np.iinfo(integer).min, np.iinfo(integer).max
-    infinity = np.array(np.inf, f"float{integer.itemsize * 8}").view(integer).item()
-    available, finite_or_large, large = _counts(keys, [lowest + 1, 1 - infinity, infinity])
-    finite = (available == finite_or_large) & (large == 0)
-    # Under jit nothing can be raised: a mask that keeps nothing is seen, one ranked by NaN is not.
-    kept = jnp.where(finite, kept, 0)
-    threshold = _kth_largest(keys, kept)
-    above, at_least = _counts(keys, [threshold + 1, threshold])
-    above = jnp.where(threshold == highest, 0, above)  # where threshold + 1 wraps around
-    wanted = kept - above
-    ties = [(key == threshold) & (key > lowest) for key in keys]
-
-    def first_ties() -> list[Array]:
-        # places count down from 0, so that the largest come first
-        starts = np.cumsum([0, *(key.size for key in keys[:-1])])
-        places = [
-            jnp.where(tie, -jnp.arange(start, start + tie.size, dtype=integer), lowest)
-            for tie, start in zip(ties, starts, strict=True)
-        ]
-        last = _kth_largest(places, wanted)
-        return [tie & (place >= last) for tie, place in zip(ties, places, strict=True)]
-
-    def all_or_no_ties() -> list[Array]:
-        return [tie & (wanted > 0) for tie in ties]
-
-    kept_ties = lax.cond(wanted < at_least - above, first_ties, all_or_no_ties)
-    return _Found([(key > threshold) | tie for key, tie in zip(keys, kept_ties, strict=True)], finite, available)
-
-
-def _kth_largest(keys: list[Array], rank: Array) -> Array:
-    """The largest integer t such that at least `rank` keys are t or more; the lowest of all where there is none."""
-    integer = keys[0].dtype
-    bits = integer.itemsize * 8
-
-    def add_digit(step: Any, threshold: Array) -> Array:
-        shift = jnp.asarray(bits - _DIGIT - _DIGIT * step, integer)
-        candidates = [threshold + (jnp.asarray(digit, integer) << shift) for digit in range(1, 2**_DIGIT)]
-        return threshold + (jnp.sum(_counts(keys, candidates) >= rank, dtype=integer) << shift)
-
-    return cast(Array, lax.fori_loop(0, bits // _DIGIT, add_digit, jnp.asarray(np.iinfo(integer).min, integer)))
-
-
-def _counts(keys: list[Array], thresholds: Sequence[ArrayLike]) -> Array:
-    """For each threshold, how many keys are as large or larger; one pass over the keys for all of them."""
-    zeros = (jnp.zeros((), jnp.int32),) * len(thresholds)
-    leaves = []
-    for key in keys:
-        reached = tuple((key >= threshold).astype(jnp.int32) for threshold in thresholds)
-        leaves.append(jnp.stack(lax.reduce(reached, zeros, lambda left, right: tuple(map(jnp.add, left, right)), (0,))))
-    return jnp.sum(jnp.stack(leaves), axis=0, dtype=jnp.int32)
+        raise ValueError(f'Unknown scope "{scope}". The scopes are {", ".join(_SCOPES)}.')

@@ -18,15 +18,13 @@ from pathjax._context import DECLARED
 from pathjax._examples import mixtures
 from pathjax._jaxpr import UnsupportedPrimitive, check_batch, is_concrete, trace
 from pathjax._lifting import (
-    Lifting,
     absolute_power,
     check_finite,
     lift,
     lift_weights,
-    normalized,
     ones_like_example,
     open_sum,
-    wide,
+    pair_sum,
 )
 from pathjax._rules import inspect
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
@@ -174,10 +172,8 @@ def log_data_gram(
     real = lift_weights(params, lambda leaf: leaf, mask)
 
     def pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        points = [(real, a[None]), (real, b[None])]
-        product = Lifting(absolute_power(0)).multiply(*(normalized(wide(side[None]), 0.0) for side in (a, b)))
-        output = lift(apply, ones, product, phi=absolute_power(0), points=points)
-        return jnp.sign(output.array[0]), output.log_abs()[0]
+        gram = pair_sum(apply, ones, real, a, b)
+        return jnp.sign(gram.array), gram.log_abs()
 
     sign, log_abs = _over_pairs(pair, left, right, chunk=chunk, upper=x2 is None)
     return sign, log_abs

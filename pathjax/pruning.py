@@ -182,7 +182,7 @@ def lottery_ticket(
 
     With `reinitialize`, a function `init(key)`, no level rewinds: each trains new random weights, and so does the
     ticket, a control that tells what the mask is worth without its weights. It needs a key, and k = 0. The control of
-    one ticket's mask alone is `masks.apply_mask(ticket.mask, init(key))`.
+    one ticket's mask alone is `masks.reinitialize(init, ticket.mask, key=key)`.
 
     Cost: as many trainings as levels, 10 for density 0.1, besides the first k steps.
 

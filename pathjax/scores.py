@@ -1,31 +1,55 @@
 """Scores: how much each weight is worth keeping.
 
 A score is a pytree like `params`; `masks.from_scores` keeps the largest. Data-driven scores take `batches`, an iterable
-of (x, y) with integer labels y (n,), one batch in memory at a time, and do not depend on how the examples are split
-into batches.
+of (x, y) with integer labels y (n,), or `inputs`, an array (n, ...) or an iterable of such; one batch is in memory at a
+time, and no score depends on how the examples are split into batches.
+
+Options of all scores of a network
+----------------------------------
+state
+    Where given, the network is `apply(params, state, x)`: running statistics of batch norm, say. Never scored.
+prunable
+    `prunable(key_path, leaf)`, as `masks.is_kernel`: the leaves that are scored. The others are constants of the
+    network: they score 0, and scores that are made of derivatives in all weights (GraSP, the Path Kernel's trace,
+    NTK-SAP) take none in them. By default all leaves are scored.
+mask
+    Of the scores that need to know more of a pruned weight than that it is 0: what is kept. By default every weight
+    but the zeros in leaves of two or more axes, as `pruning.prune` hands them over; give a mask of True for a network
+    whose kernels are 0 without being pruned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._lifting import absolute_power, lift_weights, ones_like_example, open_sum
-from pathjax._trees import check_mask
-from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Real, Scores, XLike
+from pathjax._lifting import absolute_power, lift, lift_weights, ones_like_example, pair_sum
+from pathjax._losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
+from pathjax._trees import check_like, check_mask, multiply
+from pathjax.path_kernel import path_kernel
+from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real, Scores, XLike
 
-__all__ = ["cross_entropy", "force", "magnitude", "random", "snip", "synflow", "synflow_data", "synflow_l2"]
-
-LossFn: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-"""`loss(outputs, labels)`: outputs (n, o) and labels (n,) to the mean over the n examples."""
-
-Batches: TypeAlias = Iterable[tuple[Any, Any]]
-"""Pairs of inputs (n, ...) and integer labels (n,)."""
+__all__ = [
+    "cross_entropy",
+    "force",
+    "grasp",
+    "magnitude",
+    "ntk_sap",
+    "path_kernel_trace",
+    "px",
+    "random",
+    "snip",
+    "synflow",
+    "synflow_data",
+    "synflow_l2",
+]
 
 
 def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> Float[Array, ""]:
@@ -38,7 +62,7 @@ def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> F
     >>> round(float(cross_entropy(jnp.zeros((2, 3)), jnp.array([0, 2]))), 4)  # log 3
     1.0986
     """
-    _check_labels(labels, logits.shape[-1])
+    check_labels(labels, logits.shape[-1])
     known = (labels >= 0) & (labels < logits.shape[-1])
     label = jnp.where(known, labels, 0).astype(jnp.int32)
     picked = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
@@ -80,7 +104,15 @@ def magnitude(params: Params) -> Scores:
     return jax.tree.map(jnp.abs, params)
 
 
-def snip(apply: ApplyFn, params: Params, batches: Batches, *, loss: LossFn = cross_entropy) -> Scores:
+def snip(
+    apply: Callable[..., Any],
+    params: Params,
+    batches: Batches,
+    *,
+    loss: LossFn = cross_entropy,
+    state: Any = None,
+    prunable: Prunable | None = None,
+) -> Scores:
     """SNIP: |θ ⊙ g|, g = ∂L/∂θ the gradient of the mean loss over all examples of all batches.
 
     To first order, what the loss would change if the weight were removed. Path form: |Σ_{p∋i} ∂L/∂v_p · v_p|, the sum
@@ -106,11 +138,67 @@ def snip(apply: ApplyFn, params: Params, batches: Batches, *, loss: LossFn = cro
     >>> snip(lambda params, x: x @ params["kernel"], params, [(x, y)])["kernel"].round(3).tolist()
     [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
     """
-    gradient, _ = _mean_gradient(apply, params, batches, loss=loss)
-    return jax.tree.map(lambda leaf, slope: jnp.abs(leaf * slope), params, gradient)
+    gradient = mean_gradient(_network(apply, state), params, batches, loss=loss)
+    return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
-def synflow(apply: ApplyFn, params: Params, x_like: XLike) -> Scores:
+def grasp(
+    apply: Callable[..., Any],
+    params: Params,
+    batches: Batches,
+    *,
+    loss: LossFn = cross_entropy,
+    temperature: Real = 200.0,
+    state: Any = None,
+    prunable: Prunable | None = None,
+) -> Scores:
+    """GraSP: θ ⊙ (H g), g and H the gradient and the Hessian of the mean loss over all examples of all batches.
+
+    ½ θ ⊙ ∂‖g‖²/∂θ: to first order, by how much the squared norm of the gradient falls if the weight is removed. The
+    largest are kept. The outputs are divided by `temperature` before the loss.
+
+    Path form: with e_p = ∂L/∂v_p, L'' the Hessian of L in path values and J = ∂v/∂θ, so that g = Jᵀe and ‖g‖² = eᵀΠe,
+
+        θ_i (H g)_i = Σ_{p∋i} [v_p (L'' J g)_p + e_p (J g)_p] − g_i²
+
+    over the paths through the weight, where no path uses a weight twice.
+
+    One gradient and one Hessian-vector product per example, in two passes over the batches: those of an iterator are
+    kept for the second one. Each is compiled once per batch shape. With `prunable`, g and H are those of the scored
+    leaves. `loss` and what is raised are as of `snip`; ValueError also for a temperature that is not positive.
+
+    Source: Wang, Zhang, Grosse, "Picking winning tickets before training by preserving gradient flow", 2020, section 4.
+    Its code scores −θ ⊙ H g over the absolute sum, removes the largest, leaves biases out of g, as
+    `prunable=masks.is_kernel` does here, and takes 10 examples of each class.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, 1.0]])}
+    >>> x, y = jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([0, 2])
+    >>> score = grasp(lambda params, x: x @ params["kernel"], params, [(x, y)], temperature=1.0)
+    >>> [[round(float(number), 4) for number in row] for row in score["kernel"]]
+    [[-0.0299, 0.0, -0.0055], [0.0, 0.0, 0.0]]
+    """
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be positive, as outputs are divided by it; it is {temperature}.")
+    network = _network(apply, state)
+
+    def cooled(params: Params, x: Array) -> Any:
+        return network(params, x) / temperature
+
+    batches = replayable(batches)
+    gradient = _scored(mean_gradient(cooled, params, batches, loss=loss), prunable)
+    product = curvature_product(cooled, params, batches, gradient, loss=loss)
+    return _scored(multiply(params, product), prunable)
+
+
+def synflow(
+    apply: Callable[..., Any],
+    params: Params,
+    x_like: XLike,
+    *,
+    state: Any = None,
+    prunable: Prunable | None = None,
+) -> Scores:
     """SynFlow, normalized: the share |θ| ⊙ ∂R₁/∂|θ| / R₁ of the path norm R₁ = Σ_p |v_p| through each weight.
 
     Path form: Σ_{p∋i} |v_p| / Σ_p |v_p|, each path counted as often as it uses the weight. Shares lie in [0, 1] where
@@ -132,11 +220,20 @@ def synflow(apply: ApplyFn, params: Params, x_like: XLike) -> Scores:
     >>> synflow(apply, params, jnp.zeros((5, 1)))["first"].tolist()
     [[0.25, 0.75]]
     """
-    weights = lift_weights(params, jnp.abs, None)
-    return _flow(apply, weights, ones_like_example(x_like), q=1, factor=weights)
+    weights = lift_weights(params, absolute_power(1), None)
+    flow = _flow(_network(apply, state), params, weights, ones_like_example(x_like), q=1, factor=weights)
+    return _scored(flow, prunable)
 
 
-def synflow_l2(apply: ApplyFn, params: Params, x_like: XLike, *, factor: str = "squared") -> Scores:
+def synflow_l2(
+    apply: Callable[..., Any],
+    params: Params,
+    x_like: XLike,
+    *,
+    factor: str = "squared",
+    state: Any = None,
+    prunable: Prunable | None = None,
+) -> Scores:
     """SynFlow-L2: the share θ² ⊙ ∂R₂/∂θ² / R₂ of R₂ = Σ_p v_p², the Path Kernel's natural norm, through each weight.
 
     Path form: Σ_{p∋i} v_p² / Σ_p v_p². Conserved over cuts and invariant under rescaling of neurons, as `synflow` is.
@@ -155,13 +252,20 @@ def synflow_l2(apply: ApplyFn, params: Params, x_like: XLike, *, factor: str = "
     """
     if factor not in ("squared", "absolute"):
         raise ValueError(f'`factor` must be "squared" or "absolute", not {factor!r}.')
-    weights = lift_weights(params, jnp.square, None)
-    multiplier = weights if factor == "squared" else lift_weights(params, jnp.abs, None)
-    return _flow(apply, weights, ones_like_example(x_like), q=2, factor=multiplier)
+    weights = lift_weights(params, absolute_power(2), None)
+    multiplier = weights if factor == "squared" else lift_weights(params, absolute_power(1), None)
+    flow = _flow(_network(apply, state), params, weights, ones_like_example(x_like), q=2, factor=multiplier)
+    return _scored(flow, prunable)
 
 
 def synflow_data(
-    apply: ApplyFn, params: Params, inputs: Float[AnyArray, "n ..."] | Iterable[Any], *, q: Real = 1
+    apply: Callable[..., Any],
+    params: Params,
+    inputs: Float[AnyArray, "n ..."] | Iterable[Any],
+    *,
+    q: Real = 1,
+    state: Any = None,
+    prunable: Prunable | None = None,
 ) -> Scores:
     """SynFlow with the inputs' distribution: E|x|^q in place of the all-ones input, q = 1 or 2.
 
@@ -183,97 +287,272 @@ def synflow_data(
     """
     phi = absolute_power(q)
     weights = lift_weights(params, phi, None)
-    return _flow(apply, weights, _mean_input(inputs, phi), q=q, factor=weights)
+    flow = _flow(_network(apply, state), params, weights, _mean_input(inputs, phi), q=q, factor=weights)
+    return _scored(flow, prunable)
 
 
-def _flow(apply: ApplyFn, weights: Params, inputs: Array, *, q: Real, factor: Params) -> Scores:
-    """`factor` ⊙ ∂ log R/∂ weights for the open-gated sum R, zero where there is no path."""
+def path_kernel_trace(
+    apply: Callable[..., Any],
+    params: Params,
+    x_like: XLike,
+    *,
+    state: Any = None,
+    prunable: Prunable | None = None,
+    mask: Mask | None = None,
+) -> Scores:
+    """The share u ⊙ ∂ log Tr Π/∂u, u = θ², of the Path Kernel's trace that goes through each weight.
+
+    Path form: Σ_{p∋i} Σ_{j∈p, j≠i} (v_p/θ_j)² / Tr Π, where no path uses a weight twice: what the weight does for the
+    derivatives in all others. Tr Π is the sum of Π's eigenvalues and so, without data, an upper bound on how fast
+    any path value can be learned. Not normalized over cuts: a weight is counted for each other weight of its paths.
+    Not invariant under rescaling of neurons either, as Tr Π is not. With `prunable` the trace is over the scored leaves
+    alone; pruned weights (see `mask` above) have no row in Π.
+
+    One gradient of a gradient of the lifted network, some four gradients; for tied weights one Hessian-vector product
+    for each entry of their leaves. Only the shape of `x_like` is read.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError where no weight is kept, or for
+    weights whose squares are not finite.
+    Source: Gebhart et al. (2021), section 3, for Tr Π as the measure of a pruned network.
+
+    >>> import jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.array([[1.0, -3.0]]), "second": jnp.array([[2.0], [1.0]])}
+    >>> score = path_kernel_trace(apply, params, jnp.zeros((5, 1)))  # Tr Π = 2² + 1² + 1² + (−3)²
+    >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()
+    ([[0.067, 0.6]], [[0.267], [0.067]])
+    """
+    network, kept = _network(apply, state), _kept(params, mask)
+
+    def trace(params: Params) -> Array:
+        return path_kernel(network, params, x_like, mask=kept, where=prunable).trace()
+
+    whole, slopes = jax.value_and_grad(trace)(params)
+    return _scored(_relative(multiply(params, slopes), 2 * whole), prunable)
+
+
+def px(
+    apply: Callable[..., Any],
+    params: Params,
+    inputs: Float[AnyArray, "n ..."] | Iterable[Any],
+    *,
+    state: Any = None,
+    prunable: Prunable | None = None,
+    mask: Mask | None = None,
+    chunk: int = 64,
+) -> Scores:
+    """PX: the share u ⊙ ∂ log R/∂u of R = Σ_n Σ_o K_v(x_n, x_n)_o · R₂,o(u), u = θ², with K_v held fixed.
+
+    K_v is the data Gram, Σ_{p→o} a_p(x)² x_s², and R₂,o the sum of v_p² over the paths to output o; by Cauchy and
+    Schwarz the sum of their products stands in for Tr Θ. Path form: Σ_o K_o Σ_{p∋i, p→o} v_p² over the same sum of all
+    paths, K_o = Σ_n K_v(x_n, x_n)_o: `synflow_l2` with outputs weighed by how much data reach them. Conserved over cuts
+    and invariant under rescaling of neurons. Pruned weights (see `mask` above) end paths in K_v too.
+
+    One lifted forward pass with slopes for each example, `chunk` of them at a time, then one forward and one backward
+    pass. Both sums are carried with their scale.
+
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError where there is no example or
+    `chunk` is below 1.
+    Source: Iurada, Ciccone, Tommasi, "Finding lottery tickets in vision models via data-driven spectral foresight
+    pruning", 2024. Its code trains batch norm while it scores, leaves weights of some names unsquared and
+    opens the gates of max pooling: quirks of the code, not of the method. It prunes in 100 rounds.
+
+    >>> import jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.array([[1.0, -1.0]]), "second": jnp.array([[1.0, 2.0, 0.0], [1.0, 0.0, 1.0]])}
+    >>> score = px(apply, params, jnp.array([[1.0], [3.0]]))  # they reach outputs 0 and 1, through the first unit
+    >>> [round(float(number), 4) for number in score["first"][0]]  # 1² + 2² through it, 1² through the other one
+    [0.8333, 0.1667]
+    """
+    if chunk < 1:
+        raise ValueError(f"`chunk` must be at least 1, the number of examples at a time, but is {chunk}.")
+    network, kept = _network(apply, state), _kept(params, mask)
+    log_gram, example = _log_gram_of_outputs(network, params, kept, inputs, chunk)
+    peak = jnp.max(log_gram)
+    reached = jnp.exp(log_gram - jnp.where(jnp.isfinite(peak), peak, 0.0))
+    weights = lift_weights(params, absolute_power(2), kept)
+    return _scored(_flow(network, params, weights, example, q=2, factor=weights, reached=reached), prunable)
+
+
+def ntk_sap(
+    apply: Callable[..., Any],
+    params: Params,
+    x_like: XLike,
+    *,
+    init: Callable[[Key], Params],
+    key: Key,
+    epsilon: Real = 0.01,
+    repeats: int = 1,
+    state: Any = None,
+    prunable: Prunable | None = None,
+    mask: Mask | None = None,
+) -> Scores:
+    """NTK-SAP: |∂/∂m E‖f(m ⊙ θ) − f(m ⊙ (θ + εN))‖²| at the mask m, over weights, inputs and noise alike.
+
+    θ = `init(key)` is drawn anew, N is standard normal like the scored leaves, and so are inputs like `x_like`, of
+    whose examples the mean is taken; one draw of all three for each of the `repeats`. Of `params`, nothing is read but
+    which weights are 0 (see `mask` above): the score is of the architecture and the mask.
+
+    Path form: to second order in ε the mean over N is ε² Tr Θ, and Tr Θ = Tr(J_v f Π (J_v f)ᵀ), so the score is the
+    derivative by each weight's mask of the NTK's trace, averaged over weights and inputs.
+
+    One gradient of two forward passes for each repeat. Draw r splits `jax.random.fold_in(key, r)` into the keys of the
+    weights, the noise (one for each leaf) and the inputs. Give another key in each round.
+
+    Raises ValueError for an `epsilon` that is not positive, for no repeat, and where `init` gives another tree.
+    Source: Wang, Li, Sun, "NTK-SAP: improving neural network pruning by aligning training dynamics", 2023, algorithm 1:
+    20 rounds, and 1 to 5 repeats, each of a batch.
+
+    >>> import jax, jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> def init(key):
+    ...     return {"first": jax.random.normal(key, (4, 3)), "second": jnp.ones((3, 2))}
+    >>> params = init(jax.random.key(0))
+    >>> params["first"] = params["first"].at[:, 1].set(0)  # a pruned unit
+    >>> score = ntk_sap(apply, params, jnp.zeros((16, 4)), init=init, key=jax.random.key(1))
+    >>> (score["second"] > 0).tolist()
+    [[True, True], [False, False], [True, True]]
+    """
+    if not epsilon > 0:
+        raise ValueError(f"`epsilon` must be positive, the size of the perturbation; it is {epsilon}.")
+    if repeats < 1:
+        raise ValueError(f"`repeats` must be 1 or more, the draws that are averaged; it is {repeats}.")
+    check_like(jax.eval_shape(init, key), params, name="init(key)")
+    network, kept = _network(apply, state), _kept(params, mask)
+    shares = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, jnp.result_type(leaf)), kept, params)
+    draws = jax.jit(lambda shares, key: jax.grad(perturbed)(shares, key))
+
+    def perturbed(shares: Params, key: Key) -> Array:
+        of_weights, of_noise, of_inputs = jax.random.split(key, 3)
+        weights = init(of_weights)
+        noise = _scored(_normal_like(of_noise, weights), prunable)
+        moved = jax.tree.map(lambda leaf, step: leaf + epsilon * step, weights, noise)
+        x = jax.random.normal(of_inputs, x_like.shape, x_like.dtype)
+        difference = network(multiply(shares, weights), x) - network(multiply(shares, moved), x)
+        return jnp.sum(jnp.square(difference)) / x.shape[0]
+
+    gradients = [draws(shares, jax.random.fold_in(key, repeat)) for repeat in range(repeats)]
+    mean = jax.tree.map(lambda *leaves: jnp.abs(sum(leaves[1:], leaves[0])) / repeats, *gradients)
+    return _scored(mean, prunable)
+
+
+def _network(apply: Callable[..., Any], state: Any) -> ApplyFn:
+    return apply if state is None else lambda params, x: apply(params, state, x)
+
+
+def _scored(tree: Params, prunable: Prunable | None) -> Params:
+    """The tree, with zeros in the leaves that are not scored."""
+    if prunable is None:
+        return tree
+    leaves, structure = tree_flatten_with_path(tree)
+    chosen = [prunable(path, leaf) for path, leaf in leaves]
+    if not any(chosen):
+        raise ValueError(
+            "`prunable` chooses no leaf, so that there is nothing to score. Leaves of two or more axes are usual: "
+            "prunable=lambda key_path, leaf: leaf.ndim >= 2."
+        )
+    kept = [leaf if choose else jnp.zeros_like(leaf) for (_, leaf), choose in zip(leaves, chosen, strict=True)]
+    return jax.tree.unflatten(structure, kept)
+
+
+def _kept(params: Params, mask: Mask | None) -> Mask:
+    """Which weights are kept: the mask, or without one all but the zeros in leaves of two or more axes."""
+    if mask is not None:
+        check_mask(mask, params)
+        return mask
+    return jax.tree.map(lambda leaf: (leaf != 0) | (jnp.ndim(leaf) < 2), params)
+
+
+def _normal_like(key: Key, tree: Params) -> Params:
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(key, len(leaves))
+    draws = [jax.random.normal(own, leaf.shape, leaf.dtype) for own, leaf in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, draws)
+
+
+def _flow(
+    network: ApplyFn,
+    params: Params,
+    weights: Params,
+    inputs: Array,
+    *,
+    q: Real,
+    factor: Params,
+    reached: Array | None = None,
+) -> Scores:
+    """`factor` ⊙ ∂ log R/∂ weights for the open-gated sum R, zero where there is no path.
+
+    R is the sum over outputs, each times its number in `reached` (o,) where that is given.
+    """
 
     def mass(weights: Params) -> Array:
-        return open_sum(apply, weights, inputs, q=q).array
+        output = lift(network, weights, inputs, phi=absolute_power(q), like=(params, inputs)).array[0]
+        return jnp.sum(output if reached is None else output * reached.astype(output.dtype))
 
     total, slopes = jax.value_and_grad(mass)(weights)
-    alive = total > 0
-    per_mass = jnp.where(alive, 1.0 / jnp.where(alive, total, 1.0), 0.0)
-    return jax.tree.map(lambda weight, slope: weight * slope * per_mass.astype(slope.dtype), factor, slopes)
+    return _relative(multiply(factor, slopes), total)
 
 
-def _mean_input(inputs: Any, phi: Callable[[Any], Any]) -> Array:
-    """The mean of φ(x) over all examples, (1, ...)."""
+def _relative(tree: Params, whole: Array) -> Params:
+    """The tree over `whole`, zero where that is zero."""
+    factor = jnp.where(whole > 0, 1.0 / jnp.where(whole > 0, whole, 1.0), 0.0)
+    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
+
+
+def _input_batches(inputs: Any) -> Iterator[Array]:
+    """The inputs in batches, checked, without those of no example."""
     batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
-    total, examples = jnp.zeros(()), 0
+    empty = True
     for batch in map(jnp.asarray, batches):
         if not jnp.issubdtype(batch.dtype, jnp.floating):
             raise ValueError(
                 f"`inputs` must be floating-point, but are {batch.dtype}. Convert and standardize them first."
             )
-        total, examples = total + phi(batch).sum(axis=0), examples + len(batch)
-    if examples == 0:
+        if len(batch):
+            empty = False
+            yield batch
+    if empty:
         raise ValueError("`inputs` has no examples. Give at least one; an iterator that was read before is empty.")
+
+
+def _mean_input(inputs: Any, phi: Callable[[Any], Any]) -> Array:
+    """The mean of φ(x) over all examples, (1, ...)."""
+    total, examples = jnp.zeros(()), 0
+    for batch in _input_batches(inputs):
+        total, examples = total + phi(batch).sum(axis=0), examples + len(batch)
     return (total / examples)[None]
 
 
-def _mean_gradient(apply: ApplyFn, params: Params, batches: Batches, *, loss: LossFn) -> tuple[Params, int]:
-    """∂/∂θ of the mean loss over all examples, and the number of examples."""
+def _log_gram_of_outputs(network: ApplyFn, params: Params, kept: Mask, inputs: Any, chunk: int) -> tuple[Array, Array]:
+    """log Σ_n K_v(x_n, x_n)_o for each output (o,), and an example of ones, (1, ...)."""
+    ones, real = (lift_weights(params, function, kept) for function in (jnp.ones_like, lambda leaf: leaf))
 
     @jax.jit
-    def add_gradient(total: Params, params: Params, x: Array, y: Array) -> Params:
-        def summed_loss(params: Params) -> Array:
-            return loss(apply(params, x), y) * x.shape[0]
+    def of_batch(ones: Params, real: Params, batch: Array) -> Array:
+        def of_example(x: Array) -> Array:
+            return pair_sum(network, ones, real, x, x).log_abs()
 
-        return jax.tree.map(jnp.add, total, jax.grad(summed_loss)(params))
+        return jax.nn.logsumexp(lax.map(of_example, batch, batch_size=min(chunk, len(batch))), axis=0)
 
-    total, examples = jax.tree.map(jnp.zeros_like, params), 0
-    for x, y in _labelled(apply, params, batches):
-        total, examples = add_gradient(total, params, x, y), examples + x.shape[0]
-    if examples == 0:
-        raise ValueError(
-            "`batches` has no examples. Give at least one pair (x, y); an iterator that was read before is empty, a "
-            "list is not."
-        )
-    return jax.tree.map(lambda leaf: leaf / examples, total), examples
+    total, example = jnp.asarray(-jnp.inf), jnp.zeros(())
+    for batch in _input_batches(inputs):
+        total, example = jnp.logaddexp(total, of_batch(ones, real, batch)), ones_like_example(batch)
+    return lax.stop_gradient(total), example
 
 
-def _labelled(apply: ApplyFn, params: Params, batches: Batches) -> Iterator[tuple[Array, Array]]:
-    """The batches as arrays, checked, without those of no example."""
-    outputs: dict[Any, Any] = {}
-    for x, y in batches:
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        if x.ndim == 0 or y.shape != x.shape[:1]:
-            raise ValueError(
-                f"In a batch (x, y), y must hold one label for each example of x, (n,) for (n, ...): the shapes are "
-                f"{y.shape} and {x.shape}."
-            )
-        if x.shape[0] == 0:
-            continue
-        batch_like = (x.shape, x.dtype)
-        if batch_like not in outputs:
-            outputs[batch_like] = jax.eval_shape(apply, params, x)
-        shape = jnp.shape(outputs[batch_like])
-        if len(shape) != 2 or shape[0] != x.shape[0]:
-            raise ValueError(
-                f"`apply` must take inputs (n, ...) to outputs (n, o); it took {x.shape} to {shape}. "
-                "Reshape its output."
-            )
-        _check_labels(y, shape[1])
-        yield x, y
-
-
-def _check_labels(labels: Array, outputs: int) -> None:
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(
-            f"Labels must be integers 0 … {outputs - 1}; they are {labels.dtype}. Convert with .astype(int), or take "
-            "the arg max of one-hot labels."
-        )
-    if isinstance(labels, jax.core.Tracer) or labels.size == 0:
-        return
-    values = np.asarray(labels)
-    for value in (values.min(), values.max()):
-        if not 0 <= value < outputs:
-            raise ValueError(f"Labels must lie in 0 … {outputs - 1}, as there are {outputs} outputs; one is {value}.")
-
-
-def force(apply: ApplyFn, params: Params, batches: Batches, *, mask: Mask, loss: LossFn = cross_entropy) -> Scores:
+def force(
+    apply: Callable[..., Any],
+    params: Params,
+    batches: Batches,
+    *,
+    mask: Mask,
+    loss: LossFn = cross_entropy,
+    state: Any = None,
+    prunable: Prunable | None = None,
+) -> Scores:
     """FORCE: |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights, and θ are the weights before they were masked.
 
     A pruned weight scores what the loss would change, to first order, if it came back alone; so `pruning.prune` with
@@ -295,5 +574,5 @@ def force(apply: ApplyFn, params: Params, batches: Batches, *, mask: Mask, loss:
     """
     check_mask(mask, params)
     masked = jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 0), mask, params)
-    gradient, _ = _mean_gradient(apply, masked, batches, loss=loss)
-    return jax.tree.map(lambda leaf, slope: jnp.abs(leaf * slope), params, gradient)
+    gradient = mean_gradient(_network(apply, state), masked, batches, loss=loss)
+    return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pathjax import masks
+from pathjax import _selection, masks
 
 DENSITIES = (1.0, 0.5, 0.1, 0.02)
 
@@ -164,7 +164,7 @@ def test_traced_counts_equal_static_ones():
 def test_leaves_may_be_joined_in_any_runs(monkeypatch):
     scores = draw("tied", np.float32)
     expected = masks.from_scores(scores, density=0.3)
-    monkeypatch.setattr(masks, "_RUN", 34)  # one leaf, then three, then one
+    monkeypatch.setattr(_selection, "_RUN", 34)  # one leaf, then three, then one
     with jax.disable_jit():
         apart = masks.from_scores(scores, density=0.3)
     jax.tree.map(np.testing.assert_array_equal, apart, expected)
@@ -206,8 +206,8 @@ def test_nothing_prunable_is_refused():
 
 
 def test_unknown_scope_names_those_that_exist():
-    with pytest.raises(ValueError, match="Unknown scope \"uniform\". The scopes are 'global' and 'local'"):
-        masks.from_scores({"w": jnp.ones((2, 3))}, density=0.5, scope="uniform")
+    with pytest.raises(ValueError, match='Unknown scope "layer". The scopes are global, local, uniform, erk.'):
+        masks.from_scores({"w": jnp.ones((2, 3))}, density=0.5, scope="layer")
 
 
 @pytest.mark.parametrize("bad", (jnp.nan, -jnp.nan, jnp.inf, -jnp.inf))

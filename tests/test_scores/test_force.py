@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pathjax import scores
+from pathjax import masks, scores
 
 from ..tolerances import EXACT
 from .test_saliencies import apply, assert_trees_close, backpropagated, network
@@ -43,6 +43,18 @@ def test_values_of_pruned_weights_do_not_reach_the_gradient():
     larger = jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 10 * leaf), mask, params)
     scaled = jax.tree.map(lambda kept, score: jnp.where(kept, score, 10 * score), mask, force(params, x, y, mask))
     assert_trees_close(force(larger, x, y, mask), scaled, EXACT)
+
+
+def test_state_and_prunable_are_those_of_snip():
+    params, x, y = network()
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+
+    def scaled(params, state, x):
+        return apply(params, x * state)
+
+    found = scores.force(scaled, params, [(x, y)], mask=everything, state=2.0, prunable=masks.is_kernel)
+    assert_trees_close(found, scores.snip(apply, params, [(2.0 * x, y)], prunable=masks.is_kernel), EXACT)
+    assert not found["bias"].any()
 
 
 def test_masks_of_another_tree_and_empty_data_are_refused():

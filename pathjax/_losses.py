@@ -1,0 +1,103 @@
+"""Losses over labelled batches, and their first and second derivatives over all of them in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pathjax._trees import concrete
+from pathjax.types import ApplyFn, Params
+
+__all__ = ["Batches", "LossFn", "check_labels", "curvature_product", "mean_gradient", "replayable"]
+
+LossFn: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+"""`loss(outputs, labels)`: outputs (n, o) and labels (n,) to the mean over the n examples."""
+
+Batches: TypeAlias = Iterable[tuple[Any, Any]]
+"""Pairs of inputs (n, ...) and integer labels (n,)."""
+
+
+def mean_gradient(apply: ApplyFn, params: Params, batches: Batches, *, loss: LossFn) -> Params:
+    """g = ∂/∂θ of the mean loss over all examples of all batches, each batch counted by its size."""
+
+    @jax.jit
+    def gradient(params: Params, x: Array, y: Array) -> Params:
+        return jax.grad(lambda params: loss(apply(params, x), y) * x.shape[0])(params)
+
+    return _mean_over(lambda x, y: gradient(params, x, y), apply, params, batches)
+
+
+def curvature_product(apply: ApplyFn, params: Params, batches: Batches, vector: Params, *, loss: LossFn) -> Params:
+    """H w for a tree w, H the Hessian of the mean loss over all examples of all batches."""
+
+    @jax.jit
+    def product(params: Params, vector: Params, x: Array, y: Array) -> Params:
+        def slope(params: Params) -> Array:
+            # reverse over forward mode: one gradient of the derivative along w
+            return jax.jvp(lambda params: loss(apply(params, x), y), (params,), (vector,))[1] * x.shape[0]
+
+        return jax.grad(slope)(params)
+
+    return _mean_over(lambda x, y: product(params, vector, x, y), apply, params, batches)
+
+
+def replayable(batches: Batches) -> Batches:
+    """Batches that can be read more than once; those of an iterator are kept."""
+    return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def check_labels(labels: Array, outputs: int) -> None:
+    """Raise TypeError for labels that are not integers, ValueError for one outside 0 … o − 1 where it can be read."""
+    if not jnp.issubdtype(labels.dtype, jnp.integer):
+        raise TypeError(
+            f"Labels must be integers 0 … {outputs - 1}; they are {labels.dtype}. Convert with .astype(int), or take "
+            "the arg max of one-hot labels."
+        )
+    values = concrete(labels)
+    if values is None or values.size == 0:
+        return
+    for value in (values.min(), values.max()):
+        if not 0 <= value < outputs:
+            raise ValueError(f"Labels must lie in 0 … {outputs - 1}, as there are {outputs} outputs; one is {value}.")
+
+
+def _mean_over(summed: Callable[[Array, Array], Params], apply: ApplyFn, params: Params, batches: Batches) -> Params:
+    """The mean over all examples of what `summed` gives for the examples of one batch."""
+    found, examples = jax.tree.map(jnp.zeros_like, params), 0
+    for x, y in _labelled(apply, params, batches):
+        found, examples = jax.tree.map(jnp.add, found, summed(x, y)), examples + x.shape[0]
+    if examples == 0:
+        raise ValueError(
+            "`batches` has no examples. Give at least one pair (x, y); an iterator that was read before is empty, a "
+            "list is not."
+        )
+    return jax.tree.map(lambda leaf: leaf / examples, found)
+
+
+def _labelled(apply: ApplyFn, params: Params, batches: Batches) -> Iterator[tuple[Array, Array]]:
+    """The batches as arrays, checked, without those of no example."""
+    outputs: dict[Any, Any] = {}
+    for x, y in batches:
+        x, y = jnp.asarray(x), jnp.asarray(y)
+        if x.ndim == 0 or y.shape != x.shape[:1]:
+            raise ValueError(
+                f"In a batch (x, y), y must hold one label for each example of x, (n,) for (n, ...): the shapes are "
+                f"{y.shape} and {x.shape}."
+            )
+        if x.shape[0] == 0:
+            continue
+        batch_like = (x.shape, x.dtype)
+        if batch_like not in outputs:
+            outputs[batch_like] = jax.eval_shape(apply, params, x)
+        shape = jnp.shape(outputs[batch_like])
+        if len(shape) != 2 or shape[0] != x.shape[0]:
+            raise ValueError(
+                f"`apply` must take inputs (n, ...) to outputs (n, o); it took {x.shape} to {shape}. "
+                "Reshape its output."
+            )
+        check_labels(y, shape[1])
+        yield x, y

@@ -1,0 +1,165 @@
+"""Masks in files: one bit a weight, beside the key paths and shapes of the tree."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import math
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pathjax._trees import check_boolean, key_paths
+from pathjax.types import Mask, Params
+
+__all__ = ["load", "save"]
+
+_VERSION = 1
+
+# of each part, the kind of its numbers and how many axes it has
+_PARTS = {
+    "bits": ("u", 1),
+    "kept": ("i", 1),
+    "paths": ("U", 1),
+    "ranks": ("i", 1),
+    "shapes": ("i", 1),
+    "version": ("i", 0),
+}
+
+
+def save(path: str | os.PathLike[str], mask: Mask) -> None:
+    """Write a mask to the file `path`, one bit a weight, in one step: the file is whole, or as it was before.
+
+    An uncompressed NumPy archive (`.npz`) of `version`, key `paths` (l,), `ranks` (l,) and all `shapes` in one row,
+    the weights `kept` of each leaf (l,), and the `bits` of all leaves, raveled and packed (⌈p/8⌉,). No pickle.
+
+    Raises TypeError for leaves that are not boolean, and OSError where the file cannot be written.
+
+    >>> import os, tempfile
+    >>> import jax.numpy as jnp
+    >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(os.path.join(folder, "mask.npz"), mask)
+    ...     load(os.path.join(folder, "mask.npz"), mask)["kernel"].astype(int).tolist()
+    [[1, 0, 1], [0, 1, 1]]
+    """
+    check_boolean(mask, name="mask")
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
+    content = io.BytesIO()
+    np.savez(
+        content,
+        allow_pickle=False,
+        version=np.int64(_VERSION),
+        paths=np.array(key_paths(mask), np.str_),
+        ranks=np.array([leaf.ndim for leaf in leaves], np.int64),
+        shapes=np.array([size for leaf in leaves for size in leaf.shape], np.int64),
+        kept=np.array([leaf.sum() for leaf in leaves], np.int64),
+        bits=np.packbits(np.concatenate([np.zeros(0, bool), *(leaf.ravel() for leaf in leaves)])),
+    )
+    _replace(Path(path), content.getbuffer())
+
+
+def load(path: str | os.PathLike[str], like: Params) -> Mask:
+    """The mask that `save` wrote to the file `path`, in the structure of `like`.
+
+    `like` is read for its key paths and shapes alone: parameters, a mask, or what `jax.eval_shape` gives.
+
+    Raises ValueError where the file is none of `save`, damaged, of a later format, or of a tree with other key paths
+    or shapes than `like` (the message names the first); FileNotFoundError where there is none.
+
+    >>> import os, tempfile
+    >>> import jax, jax.numpy as jnp
+    >>> like = jax.eval_shape(lambda: {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(os.path.join(folder, "mask.npz"), {"kernel": jnp.eye(2, 3, dtype=bool), "bias": jnp.ones(3, bool)})
+    ...     load(os.path.join(folder, "mask.npz"), like)["kernel"].astype(int).tolist()
+    [[1, 0, 0], [0, 1, 0]]
+    """
+    members = _read(Path(path))
+    paths = [str(name) for name in members["paths"]]
+    shapes = _shapes(members)
+    _check_tree(path, paths, shapes, like)
+    sizes = [math.prod(shape) for shape in shapes]
+    bits = np.unpackbits(members["bits"], count=sum(sizes)).astype(bool)
+    leaves = [part.reshape(shape) for part, shape in zip(_split(bits, sizes), shapes, strict=True)]
+    if [int(leaf.sum()) for leaf in leaves] != members["kept"].tolist():
+        raise ValueError(f"{path} is damaged: its leaves do not keep as many weights as were saved. Save it again.")
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in leaves])
+
+
+def _split(bits: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    ends = [0, *itertools.accumulate(sizes)]
+    return [bits[start:end] for start, end in itertools.pairwise(ends)]
+
+
+def _replace(path: Path, content: memoryview) -> None:
+    """Put a file in place of another in one step."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file, checked against each other."""
+    data = path.read_bytes()
+    unknown = f"{path} is no mask that pathjax saved, or is damaged"
+    # an archive may have anything before its first and behind its last record: this one has nothing
+    if not data.startswith(b"PK\x03\x04") or data[-22:-18] != b"PK\x05\x06":
+        raise ValueError(f"{unknown}: it does not begin and end as an archive of NumPy.")
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            members = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{unknown}: {error}.") from error
+    version = members.get("version", np.array("none"))
+    if (version.dtype.kind, version.ndim) == _PARTS["version"] and version > _VERSION:
+        raise ValueError(f"{path} has format {version}; this pathjax reads formats up to {_VERSION}. Update pathjax.")
+    if not _agree(members):
+        raise ValueError(f"{unknown}: its parts are not {', '.join(_PARTS)} of one mask.")
+    return members
+
+
+def _agree(members: dict[str, np.ndarray]) -> bool:
+    """Whether the parts are those of one mask: by kind, by number of axes and by size."""
+    if {name: (array.dtype.kind, array.ndim) for name, array in members.items()} != _PARTS:
+        return False
+    paths, ranks, shapes, kept = (members[name] for name in ("paths", "ranks", "shapes", "kept"))
+    if not paths.size == ranks.size == kept.size or min((*ranks, *shapes), default=0) < 0 or ranks.sum() != shapes.size:
+        return False
+    weights = sum(math.prod(shape) for shape in _shapes(members))
+    return members["bits"].dtype == np.uint8 and members["bits"].size == -(-weights // 8)
+
+
+def _shapes(members: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
+    shapes = iter(members["shapes"].tolist())
+    return [tuple(itertools.islice(shapes, rank)) for rank in members["ranks"].tolist()]
+
+
+def _check_tree(path: Any, paths: list[str], shapes: list[tuple[int, ...]], like: Params) -> None:
+    remedy = "Load it with the parameters of the network that it was saved for."
+    theirs = key_paths(like)
+    for place, (name, other) in enumerate(itertools.zip_longest(paths, theirs, fillvalue="no leaf")):
+        if name != other:
+            raise ValueError(
+                f"{path} has a mask of another tree: its leaf {place} is {name}, where `like` has {other}. {remedy}"
+            )
+    for name, shape, leaf in zip(paths, shapes, jax.tree.leaves(like), strict=True):
+        if shape != jnp.shape(leaf):
+            raise ValueError(
+                f"{path} has a mask of another shape at {name}: {shape}, where `like` has {jnp.shape(leaf)}. {remedy}"
+            )
