@@ -93,6 +93,8 @@ def prune(
     that they may be NaN or infinite. `key` is folded with t for each round; None is passed on as it is, for a score
     that needs none. `progress(t, rounds, density)` is called after each round.
 
+    `rounds` and `schedule` are those of `densities`: a name and a number, or the densities themselves.
+
     With `revive`, pruned weights may return: in each round all prunable weights compete, and all scores must be finite.
     A pruned weight is worth what it would bring back, which its 0 among masked weights does not tell; so the score is
     then taken as `score(params, key, mask=mask)`, of the weights themselves and the mask of the round before (True
@@ -182,7 +184,7 @@ def lottery_ticket(
     ticket, a control that tells what the mask is worth without its weights. It needs a key, and k = 0. The control of
     one ticket's mask alone is `masks.reinitialize(init, ticket.mask, key=key)`.
 
-    Cost: as many trainings as levels, 10 for density 0.1, besides the first k steps.
+    Cost: as many trainings as levels, 11 for density 0.1, besides the first k steps.
 
     Raises ValueError for a density outside (0, 1] or which keeps nothing, a `pruned` outside (0, 1), steps that do not
     go beyond k, a k below 0, `reinitialize` without key or with k > 0, nothing prunable, weights of another tree from
