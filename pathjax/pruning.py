@@ -104,10 +104,10 @@ def prune(
     Each round costs one score and one selection, linear in N. Both are compiled into one program, once for all rounds,
     all densities and every further call with the same `score` object, also under `jax.vmap` over seeds:
     `jax.vmap(lambda params, key: prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)` runs
-    the rounds one by one on all seeds at once. Do not put a `jax.jit` around it: that compiles all rounds into one program. What `score` closes
-    over is read while it is traced and becomes a constant of the program. With `jit=False`, `score` is called as it
-    is: for data that change between calls, or that do not fit in memory (batches in a generator are used up after one
-    round; give an iterable that can be read again).
+    the rounds one by one on all seeds at once. Do not put a `jax.jit` around it: that compiles all rounds into one
+    program. What `score` closes over is read while it is traced and becomes a constant of the program. With
+    `jit=False`, `score` is called as it is: for data that change between calls, or that do not fit in memory (batches
+    in a generator are used up after one round; give an iterable that can be read again).
 
     Raises ValueError for a density outside (0, 1] or which keeps nothing, for no round, an unknown schedule or scope,
     given densities that rise without `revive` or do not end at `density`, nothing prunable, a score of another tree,
