@@ -16,17 +16,32 @@ network will train, and to prune it, before any training:
 (0.4, True)
 """
 
-from pathjax import dynamics, enumeration, factorization, masks, ntk, path_kernel, paths, pruning, scores, types
+from pathjax import (
+    dynamics,
+    enumeration,
+    factorization,
+    isometry,
+    masks,
+    ntk,
+    path_kernel,
+    paths,
+    pruning,
+    scores,
+    transfer,
+    types,
+)
 
 __all__ = [
     "dynamics",
     "enumeration",
     "factorization",
+    "isometry",
     "masks",
     "ntk",
     "path_kernel",
     "paths",
     "pruning",
     "scores",
+    "transfer",
     "types",
 ]

@@ -1,23 +1,34 @@
 """Pruning: loops that score, mask and score again.
 
-One shot is `masks.from_scores` on one score; `prune` does it in rounds.
+One shot is `masks.from_scores` on one score; `prune` does it in rounds; `lottery_ticket` trains in between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from pathjax import masks
 from pathjax._trees import check_like
-from pathjax.types import Key, Mask, Params, Prunable, Scores
+from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
 
-__all__ = ["densities", "prune"]
+__all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
 
-ScoreFn: TypeAlias = Callable[[Params, Key | None], Scores]
-"""`score(masked_params, key)`: a pytree like `params`; the largest are kept."""
+ScoreFn: TypeAlias = Callable[..., Scores]
+"""`score(masked_params, key)`, or `score(params, key, mask=mask)` to revive: a pytree like `params`; the largest are
+kept."""
+
+TrainFn: TypeAlias = Callable[[Params, Mask, int, int, Key | None], Params]
+"""`train(params, mask, start, stop, key)`: the weights after the steps from `start` up to `stop`, pruned ones held."""
+
+InitFn: TypeAlias = Callable[[Key], Params]
+"""`init(key)`: new weights."""
 
 Progress: TypeAlias = Callable[[int, int, float], None]
 """`progress(round, rounds, density)`, called after each round, from 1 on."""
@@ -28,36 +39,47 @@ _SCHEDULES: dict[str, Callable[[float, float], float]] = {
 }
 
 
-def densities(*, density: float, rounds: int, schedule: str = "exponential") -> tuple[float, ...]:
+def densities(
+    *, density: Real, rounds: int | None = None, schedule: str | Sequence[Real] = "exponential"
+) -> tuple[float, ...]:
     """The density after each round t = 1 … T: ρ^(t/T), or with schedule "linear" 1 − (1 − ρ)·t/T. The last is ρ itself.
 
-    Raises ValueError where the density is outside (0, 1], there is no round, or the schedule is unknown.
+    The `schedule` may be the densities themselves, as many as there are rounds; `rounds` can then be left out.
+
+    Raises ValueError where a density is outside (0, 1], there is no round, the schedule is unknown, or given densities
+    are not as many as the rounds or do not end at ρ.
 
     >>> densities(density=0.0625, rounds=4)
     (0.5, 0.25, 0.125, 0.0625)
     >>> densities(density=0.25, rounds=3, schedule="linear")
     (0.75, 0.5, 0.25)
+    >>> densities(density=0.1, schedule=(0.5, 0.1, 0.1))
+    (0.5, 0.1, 0.1)
     """
-    if not 0.0 < density <= 1.0:
-        raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
+    _check_density(density)
+    if not isinstance(schedule, str):
+        return _given(schedule, density, rounds)
+    if rounds is None:
+        raise ValueError(f'The schedule "{schedule}" needs the number of `rounds`. Pass it, or pass the densities.')
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more; it is {rounds}.")
     if schedule not in _SCHEDULES:
         known = " and ".join(f'"{name}"' for name in _SCHEDULES)
         raise ValueError(f'Unknown schedule "{schedule}". The schedules are {known}.')
     between = [_SCHEDULES[schedule](density, t / rounds) for t in range(1, rounds)]
-    return (*between, density)  # the last as given, free of rounding
+    return (*between, float(density))  # the last as given, free of rounding
 
 
 def prune(
     score: ScoreFn,
     params: Params,
     *,
-    density: float,
-    rounds: int,
-    schedule: str = "exponential",
+    density: Real,
+    rounds: int | None = None,
+    schedule: str | Sequence[Real] = "exponential",
     scope: str = "global",
     key: Key | None = None,
+    revive: bool = False,
     prunable: Prunable = masks.is_kernel,
     progress: Progress | None = None,
     jit: bool = True,
@@ -70,6 +92,12 @@ def prune(
     that they may be NaN or infinite. `key` is folded with t for each round; None is passed on as it is, for a score
     that needs none. `progress(t, rounds, density)` is called after each round.
 
+    With `revive`, pruned weights may return: in each round all prunable weights compete, and all scores must be finite.
+    A pruned weight is worth what it would bring back, which its 0 among masked weights does not tell; so the score is
+    then taken as `score(params, key, mask=mask)`, of the weights themselves and the mask of the round before (True
+    throughout at first). `scores.force` is such a score: `prune(lambda params, key, mask: scores.force(apply, params,
+    batches, mask=mask), params, density=0.01, rounds=60, revive=True)` is FORCE.
+
     Each round costs one score and one selection, linear in N. Both are compiled once, for all rounds, all densities
     and every further call with the same `score` object, also under `jax.vmap` over seeds: `jax.vmap(lambda params, key:
     prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)` runs the rounds one by one on all
@@ -79,11 +107,13 @@ def prune(
     round; give an iterable that can be read again).
 
     Raises ValueError for a density outside (0, 1] or which keeps nothing, for no round, an unknown schedule or scope,
-    nothing prunable, a score of another tree, and NaN or infinite scores of kept weights (with the leaf and the round).
+    given densities that rise without `revive` or do not end at `density`, nothing prunable, a score of another tree,
+    and NaN or infinite scores of weights that compete (with the leaf and the round).
     Under `vmap` and `jit` values cannot be read: then such scores end in a mask that keeps no prunable weight.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", 2020,
-    algorithm 1, with the exponential schedule; its code loses ties, so that its counts can be off.
+    algorithm 1, with the exponential schedule; its code loses ties, so that its counts can be off. Revival: de Jorge et
+    al., "Progressive skeletonization: trimming more fat from a network at initialization", 2021.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, -1.0, 4.0], [1.0, -5.0, 2.0]])}
@@ -91,10 +121,10 @@ def prune(
     >>> mask["kernel"].astype(int).tolist()
     [[1, 0, 1], [0, 1, 0]]
     """
-    counts = [
-        masks.kept_counts(params, density=density_, scope=scope, prunable=prunable)
-        for density_ in densities(density=density, rounds=rounds, schedule=schedule)
-    ]
+    planned = densities(density=density, rounds=rounds, schedule=schedule)
+    if not revive:
+        _check_falling(planned)
+    counts = [masks.kept_counts(params, density=reached, scope=scope, prunable=prunable) for reached in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
     # JAX keeps what it compiles for one function object, so that a later call with the same score compiles nothing
     compiled = jax.jit(score) if jit else score
@@ -102,17 +132,165 @@ def prune(
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
         masked, round_key = _begin_round(mask, params, key, round_)
-        scores = compiled(masked, round_key)
+        scores = compiled(params, round_key, mask=mask) if revive else compiled(masked, round_key)
         check_like(scores, params, name="score")
         try:
-            mask = masks.keep_largest(scores, kept, scope=scope, prunable=prunable, within=mask)
+            within = None if revive else mask
+            mask = masks.keep_largest(scores, kept, scope=scope, prunable=prunable, within=within)
         except ValueError as error:
-            raise ValueError(f"In round {round_} of {rounds}: {error}") from error
+            raise ValueError(f"In round {round_} of {len(counts)}: {error}") from error
         if progress is not None:
-            progress(round_, rounds, kept.sum().item() / size)
+            progress(round_, len(counts), kept.sum().item() / size)
     return mask
+
+
+class Ticket(NamedTuple):
+    """A sparse network to be trained: its mask, and the weights to start from, pruned ones at 0."""
+
+    mask: Mask
+    params: Params
+
+
+def lottery_ticket(
+    train: TrainFn,
+    params: Params,
+    *,
+    steps: int,
+    density: Real,
+    rewind: int = 0,
+    pruned: Real = 0.2,
+    scope: str = "global",
+    key: Key | None = None,
+    reinitialize: InitFn | None = None,
+    prunable: Prunable = masks.is_kernel,
+    progress: Progress | None = None,
+) -> Ticket:
+    """A lottery ticket by iterative magnitude pruning: train, prune the smallest weights, rewind the others, repeat.
+
+    Level by level the kept weights are trained from where they were after `rewind` = k steps, to the end after `steps`,
+    and the largest |θ| of the trained weights are kept: a share `pruned` of the survivors goes, until `density` is left
+    with the last level. So level ℓ keeps exactly round((1 − pruned)^ℓ·N) of the N prunable weights, ties as in
+    `masks.from_scores`, and nothing comes back. The ticket has the last mask, and under it the weights as they were
+    after k steps, those of `params` with k = 0: train it from step k, `train(ticket.params, ticket.mask, k, steps,
+    key)`, to see what it wins.
+
+    `train(params, mask, start, stop, key)` takes masked weights through the steps from `start` up to `stop`; a schedule
+    of learning rates should be read at these. What it holds of pruned weights is not read. What training carries along
+    besides the weights, as momentum, starts anew at step k. It is called once with the full mask from 0 to k where
+    k > 0, and once for each level from k to `steps`; `key` is folded with 0 there and with ℓ in level ℓ, and None is
+    passed on. `progress(level, levels, density)` is called after each level. Density 1 has no level.
+
+    With `reinitialize`, a function `init(key)`, no level rewinds: each trains new random weights, and so does the
+    ticket, a control that tells what the mask is worth without its weights. It needs a key, and k = 0. The control of
+    one ticket's mask alone is `masks.reinitialize(init, ticket.mask, key=key)`.
+
+    Cost: as many trainings as levels, 10 for density 0.1, besides the first k steps.
+
+    Raises ValueError for a density outside (0, 1] or which keeps nothing, a `pruned` outside (0, 1), steps that do not
+    go beyond k, a k below 0, `reinitialize` without key or with k > 0, nothing prunable, weights of another tree from
+    `train` or `reinitialize`, and trained weights that are NaN or infinite (with the leaf and the level).
+
+    Source: Frankle, Carbin, "The lottery ticket hypothesis: finding sparse, trainable neural networks", 2019, and with
+    k > 0 Frankle, Dziugaite, Roy, Carbin, "Linear mode connectivity and the lottery ticket hypothesis", 2020. Their
+    code prunes a share of the survivors rounded up at each level, so that its counts drift from the powers.
+
+    >>> import jax.numpy as jnp
+    >>> def train(params, mask, start, stop, key):  # each step moves the weights by 1, the last most
+    ...     return {"kernel": params["kernel"] + (stop - start) * jnp.array([[0.0, 1.0, 2.0, 3.0]])}
+    >>> params = {"kernel": jnp.array([[1.0, 2.0, -5.0, 0.5]])}
+    >>> ticket = lottery_ticket(train, params, steps=2, density=0.5, pruned=0.3)
+    >>> ticket.mask["kernel"].tolist(), ticket.params["kernel"].tolist()
+    ([[False, True, False, True]], [[0.0, 2.0, 0.0, 0.5]])
+    """
+    _check_steps(steps, rewind)
+    planned = _levels(density, pruned)
+    counts = [masks.kept_counts(params, density=reached, scope=scope, prunable=prunable) for reached in planned]
+    size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
+    mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
+    if reinitialize is not None:
+        if key is None or rewind > 0:
+            raise ValueError("`reinitialize` draws new weights for step 0: pass a `key`, and no `rewind`.")
+        key, init_key = jax.random.split(key)
+        starts = _drawn(reinitialize, params, init_key)
+    elif rewind > 0:
+        early = train(params, mask, 0, rewind, _folded(key, 0))
+        check_like(early, params, name="train")
+        starts = itertools.repeat(early)
+    else:
+        starts = itertools.repeat(params)
+    for level, kept in enumerate(counts, start=1):
+        start = masks.apply_mask(mask, next(starts))
+        trained = train(start, mask, rewind, steps, _folded(key, level))
+        check_like(trained, params, name="train")
+        sizes = jax.tree.map(jnp.abs, trained)
+        try:
+            mask = masks.keep_largest(sizes, kept, scope=scope, prunable=prunable, within=mask)
+        except ValueError as error:
+            raise ValueError(f"In level {level} of {len(counts)}, of the trained weights: {error}") from error
+        if progress is not None:
+            progress(level, len(counts), kept.sum().item() / size)
+    return Ticket(mask, masks.apply_mask(mask, next(starts)))
 
 
 @jax.jit
 def _begin_round(mask: Mask, params: Params, key: Key | None, round_: jax.Array) -> tuple[Params, Key | None]:
-    return masks.apply_mask(mask, params), None if key is None else jax.random.fold_in(key, round_)
+    return masks.apply_mask(mask, params), _folded(key, round_)
+
+
+def _folded(key: Key | None, number: ArrayLike) -> Key | None:
+    return None if key is None else jax.random.fold_in(key, number)
+
+
+def _drawn(reinitialize: InitFn, params: Params, key: Key) -> Iterator[Params]:
+    """New weights, again and again."""
+    for number in itertools.count():
+        drawn = reinitialize(jax.random.fold_in(key, number))
+        check_like(drawn, params, name="reinitialize")
+        yield drawn
+
+
+def _levels(density: Real, pruned: Real) -> tuple[float, ...]:
+    """The densities that pruning a share of the survivors goes through, down to `density`; none where it is 1."""
+    _check_density(density)
+    if not 0.0 < pruned < 1.0:
+        raise ValueError(
+            f"`pruned` must lie in (0, 1), the share of the survivors that each level prunes; it is {pruned}."
+        )
+    # a power of 1 − pruned is reached by its level, though rounding may leave it just short
+    levels = math.ceil(math.log(density) / math.log(1.0 - pruned) - 1e-9)
+    return (*((1.0 - pruned) ** level for level in range(1, levels)), *[float(density)] * (levels > 0))
+
+
+def _check_steps(steps: int, rewind: int) -> None:
+    if not 0 <= rewind < steps:
+        raise ValueError(
+            f"Levels train from step `rewind` to `steps`, so that 0 ≤ rewind < steps; they are {rewind} and {steps}."
+        )
+
+
+def _given(schedule: Sequence[Real], density: Real, rounds: int | None) -> tuple[float, ...]:
+    if len(schedule) == 0:
+        raise ValueError("`schedule` is an empty sequence, but there must be one round or more. Give its densities.")
+    if rounds is not None and rounds != len(schedule):
+        raise ValueError(
+            f"`schedule` gives the densities of {len(schedule)} rounds, but `rounds` is {rounds}. Leave `rounds` out."
+        )
+    for reached in schedule:
+        _check_density(reached)
+    if schedule[-1] != density:
+        raise ValueError(f"`schedule` ends at {schedule[-1]}, but `density` is {density}. Let it end there.")
+    return tuple(map(float, schedule))
+
+
+def _check_density(density: Real) -> None:
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
+
+
+def _check_falling(planned: Sequence[float]) -> None:
+    for round_, (before, after) in enumerate(itertools.pairwise(planned), start=2):
+        if after > before:
+            raise ValueError(
+                f"`schedule` rises from {before} to {after} in round {round_}, but a pruned weight never returns. Let "
+                "it fall, or pass `revive=True`."
+            )

@@ -50,6 +50,8 @@ STANDS_ON = {
     "_losses": ("_trees",),
     "scores": ("paths", "path_kernel", "ntk", "_losses"),
     "pruning": ("scores", "masks"),
+    "transfer": ("ntk", "masks"),
+    "isometry": ("_network", "masks"),
 }
 
 # outside package: the modules that may use it. neural-tangents asks for names that JAX has moved, so its door has to.

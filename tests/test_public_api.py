@@ -74,6 +74,7 @@ SIGNATURES = {
     "scores.path_kernel_trace": "apply, params, x_like",
     "scores.px": "apply, params, inputs",
     "scores.ntk_sap": "apply, params, x_like, *, init, key, epsilon, repeats",
+    "scores.force": "apply, params, batches, *, mask, loss",
     "masks.from_scores": "scores, *, density, scope, prunable",
     "masks.is_kernel": "key_path, leaf",
     "masks.apply_mask": "mask, params",
@@ -87,7 +88,13 @@ SIGNATURES = {
     "masks.save": "path, mask",
     "masks.load": "path, like",
     "masks.freeze": "optimizer, mask",
-    "pruning.prune": "score, params, *, density, rounds, schedule, scope, key",
+    "pruning.prune": "score, params, *, density, rounds, schedule, scope, key, revive",
+    "pruning.lottery_ticket": "train, params, *, steps, density, rewind, pruned, scope, key, reinitialize",
+    "pruning.densities": "*, density, rounds, schedule",
+    "transfer.neural_tangent_transfer": "apply, params, inputs, *, density, steps, key, optimizer",
+    "isometry.jacobian_singular_values": "apply, params, x, *, mask",
+    "isometry.layer_singular_values": "params, *, mask, spatial, prunable",
+    "isometry.summary": "singular_values",
 }
 
 

@@ -200,7 +200,127 @@ def test_uncompiled_score_reads_its_data_in_every_round():
     jax.tree.map(np.testing.assert_array_equal, streamed, pruning.prune(snip, initial(), density=0.2, rounds=3))
 
 
+@pytest.mark.parametrize("planned", ((0.5, 0.5, 0.1), [0.3], (1, 0.9, 0.02)))
+def test_given_densities_are_those_of_the_rounds(planned):
+    reports = []
+    mask = pruning.prune(
+        snip,
+        initial(),
+        density=planned[-1],
+        schedule=planned,
+        progress=lambda *report: reports.append(report),
+    )
+    counts = [round(reached * SIZE) for reached in planned]
+    assert reports == [(t, len(planned), kept / SIZE) for t, kept in enumerate(counts, start=1)]
+    assert int(masks.count(mask)) == counts[-1]
+    assert pruning.densities(density=planned[-1], rounds=len(planned), schedule=planned) == tuple(planned)
+
+
+def test_given_exponential_densities_prune_as_the_named_schedule():
+    planned = pruning.densities(density=0.1, rounds=4)
+    named, given = (
+        pruning.prune(snip, initial(), density=0.1, rounds=4, schedule=schedule)
+        for schedule in ("exponential", planned)
+    )
+    jax.tree.map(np.testing.assert_array_equal, named, given)
+
+
+# revival
+
+
+def force(params, key, mask):
+    return scores.force(apply, params, [(X, Y)], mask=mask)
+
+
+def chance_of_all(params, key, mask):
+    return scores.random(params, key=key)
+
+
+@pytest.mark.parametrize("schedule", ("exponential", "linear", (0.2, 0.7, 0.1)))
+@pytest.mark.parametrize("score", (force, chance_of_all))
+def test_revival_keeps_the_exact_count_and_lets_weights_return(score, schedule):
+    seen = []
+
+    def watched(params, key, mask):
+        assert bool(jnp.all(params["first"] != 0))
+        seen.append(mask)
+        return score(params, key, mask)
+
+    mask = pruning.prune(
+        watched, initial(1), density=0.1, rounds=3, schedule=schedule, key=jax.random.key(1), revive=True, jit=False
+    )
+    planned = pruning.densities(density=0.1, rounds=3, schedule=schedule)
+    assert [int(masks.count(now)) for now in (*seen, mask)] == [SIZE, *(round(reached * SIZE) for reached in planned)]
+    returned = [
+        bool(jnp.any(after["first"] & ~before["first"])) or bool(jnp.any(after["second"] & ~before["second"]))
+        for before, after in zip(seen, (*seen[1:], mask), strict=True)
+    ]
+    assert any(returned)
+
+
+@pytest.mark.parametrize("rounds", (1, 4))
+def test_force_in_rounds_is_its_formula(rounds):
+    params = initial()
+    masked = params
+    for reached in pruning.densities(density=0.2, rounds=rounds):
+        slopes = jax.grad(lambda weights: scores.cross_entropy(apply(weights, X), Y))(masked)
+        saliency = np.concatenate([np.abs(params[name] * slopes[name]).ravel() for name in ("first", "second")])
+        # no two saliencies are equal but those of 0, which are never among so few
+        kept = saliency >= np.sort(saliency)[-round(reached * SIZE)]
+        expected = {"first": kept[:36].reshape(4, 9), "second": kept[36:].reshape(9, 3)}
+        masked = params | {name: jnp.where(expected[name], params[name], 0.0) for name in expected}
+    mask = pruning.prune(force, params, density=0.2, rounds=rounds, revive=True)
+    for name, kept in expected.items():
+        np.testing.assert_array_equal(mask[name], kept)
+
+
+def test_jit_and_vmap_over_seeds_equal_eager_with_revival():
+    seeds = [initial(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+    traced: list[None] = []
+
+    def counted(params, key, mask):
+        traced.append(None)
+        return force(params, key, mask)
+
+    def run(params):
+        return pruning.prune(counted, params, density=0.1, rounds=3, revive=True)
+
+    eager = [run(params) for params in seeds]
+    assert len(traced) == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(run)(seeds[0]), eager[0])
+    together = jax.vmap(run)(stacked)
+    for index, expected in enumerate(eager):
+        jax.tree.map(lambda got, want, i=index: np.testing.assert_array_equal(got[i], want), together, expected)
+
+
 # errors
+
+
+def test_given_densities_that_cannot_be_are_refused():
+    def run(schedule, density=0.1, **options):
+        pruning.prune(magnitude, initial(), density=density, schedule=schedule, **options)
+
+    with pytest.raises(ValueError, match="rises from 0.2 to 0.5 in round 3, but a pruned weight never returns"):
+        run((0.3, 0.2, 0.5, 0.1))
+    with pytest.raises(ValueError, match="ends at 0.2, but `density` is 0.1"):
+        run((0.5, 0.2))
+    with pytest.raises(ValueError, match="gives the densities of 2 rounds, but `rounds` is 3"):
+        run((0.5, 0.1), rounds=3)
+    with pytest.raises(ValueError, match="`schedule` is an empty sequence"):
+        run(())
+    with pytest.raises(ValueError, match=r"density must lie in \(0, 1\].*it is 1.5"):
+        run((1.5, 0.1))
+    with pytest.raises(ValueError, match='The schedule "linear" needs the number of `rounds`'):
+        run("linear")
+
+
+def test_with_revival_scores_of_pruned_weights_must_be_finite():
+    def where_pruned(params, key, mask):
+        return jax.tree.map(lambda leaf, kept: jnp.where(kept, jnp.abs(leaf), jnp.nan), params, mask)
+
+    with pytest.raises(ValueError, match=r"In round 2 of 3: Scores must be finite; those at \['first'\]"):
+        pruning.prune(where_pruned, initial(), density=0.2, rounds=3, revive=True)
 
 
 def test_densities_and_rounds_out_of_range_are_refused():

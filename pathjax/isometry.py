@@ -1,0 +1,165 @@
+"""Dynamical isometry: whether a network keeps lengths, by the singular values of its layers and of its Jacobian.
+
+Signals and gradients pass deep networks whose singular values are near 1. Orthogonal weights make them exactly 1 in a
+linear network of any depth, and pruning takes that away. The initializers for it are JAX's own:
+`jax.nn.initializers.orthogonal()` for dense kernels, `jax.nn.initializers.delta_orthogonal()` for convolutions, which
+then keep lengths as operators on images with circular padding; both with a scale of √2 in front of ReLUs.
+
+>>> import jax, jax.numpy as jnp
+>>> from pathjax import masks, scores
+>>> keys = jax.random.split(jax.random.key(0), 4)
+>>> params = [jax.nn.initializers.orthogonal()(key, (10, 10)) for key in keys]
+>>> def apply(params, x):
+...     return jnp.linalg.multi_dot([x, *params])
+>>> x = jnp.ones((1, 10))
+>>> bool(jnp.allclose(jacobian_singular_values(apply, params, x), 1.0))
+True
+>>> mask = masks.from_scores(scores.random(params, key=keys[0]), density=0.5)
+>>> bool(summary(jacobian_singular_values(apply, params, x, mask=mask)).condition[0] > 100)
+True
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+from jaxtyping import Array, Float, Shaped
+
+from pathjax import _network, masks
+from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable
+
+__all__ = ["Summary", "jacobian_singular_values", "layer_singular_values", "summary"]
+
+
+def jacobian_singular_values(
+    apply: ApplyFn, params: Params, x: Shaped[AnyArray, "n ..."], *, mask: Mask | None = None
+) -> Float[Array, "n r"]:
+    """Singular values of the input–output Jacobian ∂f/∂x at each example, the largest first.
+
+    There are r = min(o, d) of them for o outputs and d numbers in an example. Cost: r passes forward or backward for
+    each example, n·o·d numbers of memory, and n decompositions of o·d·r operations. Derivatives exist where the
+    singular values of an example differ.
+
+    Raises ValueError for inputs that are not floating point or hold NaN, for weights that are not floating point, for
+    an `apply` whose output is not (n, o) or mixes examples, and for a mask of another tree; TypeError for a mask that
+    is not boolean.
+
+    Source: Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
+    networks", 2014; Pennington, Schoenholz, Ganguli, "Resurrecting the sigmoid in deep learning through dynamical
+    isometry", 2017.
+
+    >>> params = {"kernel": jnp.array([[3.0, 0.0], [0.0, 0.5], [0.0, 0.0]])}
+    >>> jacobian_singular_values(lambda params, x: x @ params["kernel"], params, jnp.ones((4, 3))).tolist()[0]
+    [3.0, 0.5]
+    """
+    x = jnp.asarray(x)
+    _network.check_params(params)
+    _network.check_inputs(x=x)
+    weights = masks.apply_mask(mask, params)
+    _network.check_outputs(apply, weights, x, "x")
+
+    def outputs(example: Array) -> Any:
+        return apply(weights, example[None])[0]
+
+    o, d = jax.eval_shape(apply, weights, x).shape[1], int(np.prod(x.shape[1:]))
+    jacobian = jax.jacfwd if d < o else jax.jacrev
+    return _singular_values(jax.vmap(jacobian(outputs))(x).reshape(len(x), o, d))
+
+
+def layer_singular_values(
+    params: Params,
+    *,
+    mask: Mask | None = None,
+    spatial: tuple[int, ...] | None = None,
+    prunable: Prunable = masks.is_kernel,
+) -> dict[str, Float[Array, " _"]]:
+    """Singular values of each kernel, the largest first, by its key path.
+
+    Of a dense kernel (i, o), those of the matrix. Of a convolution's, (window..., i, o), those of the unfolded matrix
+    (window·i, o), which has one row for each weight of an output channel. With `spatial`, the size of the images, those
+    of the convolution itself, as an operator on images of i channels with circular padding and stride 1: min(i, o)
+    values for each place, as the Fourier transform of the kernel decomposes it into one (i, o) matrix for each
+    frequency. `spatial` must have one entry for each axis of the window, none smaller than the window; dense kernels do
+    not read it. Leaves are those that `prunable` chooses; empty ones have no singular value.
+
+    Cost: one decomposition for each kernel, or with `spatial` one for each of its frequencies.
+
+    Raises ValueError for a mask of another tree, a chosen leaf of fewer than two axes, and for `spatial` of other axes
+    than a window or smaller than it; TypeError for a mask that is not boolean.
+
+    Source: unfolded, Lee, Ajanthan, Gould, Torr, "A signal propagation perspective for pruning neural networks at
+    initialization", 2020; operators, Sedghi, Gupta, Long, "The singular values of convolutional layers", 2019.
+
+    >>> params = {"bias": jnp.ones(3), "conv": jnp.ones((2, 1, 1)), "dense": jnp.diag(jnp.array([2.0, 0.5]))}
+    >>> {path: values.round(3).tolist() for path, values in layer_singular_values(params).items()}
+    {"['conv']": [1.414], "['dense']": [2.0, 0.5]}
+    >>> layer_singular_values(params, spatial=(4,))["['conv']"].round(3).tolist()  # 2·cos of 0, π/4, π/4 and π/2
+    [2.0, 1.414, 1.414, 0.0]
+    """
+    weights = masks.apply_mask(mask, params)
+    chosen = [(keystr(path), leaf) for path, leaf in tree_leaves_with_path(weights) if prunable(path, leaf)]
+    return {path: _of_kernel(path, jnp.asarray(leaf), spatial) for path, leaf in chosen}
+
+
+class Summary(NamedTuple):
+    """How near singular values s are to an isometry's, which are all 1.
+
+    Their `mean` and `standard_deviation`; the `condition`, largest over smallest, infinite where the smallest is 0 as
+    far as the format tells; and the `distance` |mean s² − 1|, by which the mean squared length of signals changes.
+    """
+
+    mean: Float[Array, "*batch"]
+    standard_deviation: Float[Array, "*batch"]
+    condition: Float[Array, "*batch"]
+    distance: Float[Array, "*batch"]
+
+
+def summary(singular_values: Float[AnyArray, "*batch r"]) -> Summary:
+    """What singular values say of isometry, over the last axis: one for each example, or for a layer one.
+
+    Smallest singular values up to r·ε of the largest, with ε of their dtype, count as 0.
+
+    Raises ValueError where there is no singular value.
+
+    >>> [round(float(number), 4) for number in summary(jnp.array([2.0, 1.0, 0.5]))]
+    [1.1667, 0.6236, 4.0, 0.75]
+    """
+    values = jnp.asarray(singular_values)
+    r = values.shape[-1]
+    if r == 0:
+        raise ValueError("There is no singular value to summarize. Leave out kernels that are empty.")
+    largest, smallest = jnp.max(values, axis=-1), jnp.min(values, axis=-1)
+    is_singular = smallest <= r * _network.epsilon(values) * largest
+    # a finite stand-in, so that the branch not taken keeps gradients finite
+    condition = jnp.where(is_singular, jnp.inf, largest / jnp.where(is_singular, 1.0, smallest))
+    distance = jnp.abs(jnp.mean(jnp.square(values), axis=-1) - 1.0)
+    return Summary(jnp.mean(values, axis=-1), jnp.std(values, axis=-1), condition, distance)
+
+
+def _of_kernel(path: str, kernel: Array, spatial: tuple[int, ...] | None) -> Array:
+    if kernel.ndim < 2:
+        raise ValueError(
+            f"A kernel has two axes or more, inputs and outputs last; {path} has shape {kernel.shape}. Choose others "
+            "with `prunable`."
+        )
+    if kernel.ndim == 2 or spatial is None:
+        return _singular_values(kernel.reshape(int(np.prod(kernel.shape[:-1])), kernel.shape[-1]))
+    window = kernel.shape[:-2]
+    if len(spatial) != len(window) or any(size < width for size, width in zip(spatial, window, strict=True)):
+        raise ValueError(
+            f"The window at {path} is {window}, but `spatial` is {spatial}. It needs one entry for each axis of the "
+            "window, none smaller."
+        )
+    transforms = jnp.fft.fftn(kernel, s=spatial, axes=range(len(window)))
+    values = _singular_values(transforms.reshape(int(np.prod(spatial)), *kernel.shape[-2:]))
+    return jnp.sort(values.ravel(), descending=True)
+
+
+def _singular_values(matrices: Array) -> Array:
+    if matrices.size == 0:
+        return jnp.zeros((*matrices.shape[:-2], min(matrices.shape[-2:])), matrices.real.dtype)
+    return jnp.linalg.svd(matrices, compute_uv=False)
