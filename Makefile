@@ -29,7 +29,7 @@ lint: $(INSTALLED) ## ruff: rules and formatting
 types: $(INSTALLED) ## mypy, strict on pathjax/
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## what lifted passes, listings, spectra, factorizations, kernels and selections cost beside their peers; minutes, best on an idle machine
+bench: $(INSTALLED) ## what lifted passes, listings, spectra, factorizations, kernels, selections and shrunk networks cost beside their peers; minutes, best on an idle machine
 	$(BIN)/python -m experiments.benchmarks.lifting
 	$(BIN)/python -m experiments.benchmarks.listing
 	$(BIN)/python -m experiments.benchmarks.spectrum
@@ -37,6 +37,7 @@ bench: $(INSTALLED) ## what lifted passes, listings, spectra, factorizations, ke
 	$(BIN)/python -m experiments.benchmarks.growth
 	$(BIN)/python -m experiments.benchmarks.kernels
 	$(BIN)/python -m experiments.benchmarks.selection
+	$(BIN)/python -m experiments.benchmarks.shrink
 
 clean: ## remove the environment and the caches, never the results under runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

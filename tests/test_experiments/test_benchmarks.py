@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.benchmarks import selection
+from experiments.benchmarks import selection, shrink
 
 
 @pytest.mark.parametrize("density", ("0.5", "0.05"))
@@ -12,3 +12,13 @@ def test_selection_is_measured_beside_its_peers(density, capsys):
     assert f"density {density}: " in printed
     for name in ("from_scores", "under jit", 'scope "erk"', "np.partition", "jnp.sort"):
         assert name in printed
+
+
+def test_a_shrunk_network_is_measured_beside_the_whole(capsys):
+    few = ["--side", "8", "--batch", "2", "--rounds", "2", "--repeats", "1"]
+    shrink.main(["--network", "lenet_300_100", "--density", "0.02", *few])
+    printed = capsys.readouterr().out
+    for words in ("lenet_300_100, density 0.02: ", "forward", "gradient", "outputs differ by at most"):
+        assert words in printed
+    whole, small = printed.split("density 0.02: ")[1].split(" parameters")[0].replace(",", "").split(" → ")
+    assert int(small) < int(whole)

@@ -1,0 +1,246 @@
+"""The networks of the study: their published sizes, and that pathjax reads them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import networks, steps
+from experiments.networks import NETWORKS
+from experiments.steps import bind
+from pathjax import paths
+
+from ..tolerances import EXACT
+
+# for ten classes; the counts of VGG are those of PyTorch's common code without its biases before batch norm
+PUBLISHED = {
+    "lenet_300_100": 266_610,
+    "lenet_5": 431_080,
+    "vgg_11": 9_231_114 - 2_752,
+    "vgg_16": 14_728_266 - 4_224,
+    "resnet_20": 269_722,
+    "resnet_32": 464_154,
+    "resnet_56": 853_018,
+    "resnet_18": 11_173_962,
+    "wrn_16_8": 10_961_370,
+    "wrn_28_10": 36_479_194,
+}
+
+SHAPE = (16, 16, 2)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def sizes(network):
+    return tuple(map(count, jax.eval_shape(network.init, jax.random.key(0))))
+
+
+def test_every_network_has_a_published_size():
+    assert set(PUBLISHED) == set(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_have_the_published_number_of_parameters(name):
+    assert sizes(NETWORKS[name]((28, 28, 1) if "lenet" in name else (32, 32, 3), 10))[0] == PUBLISHED[name]
+
+
+@pytest.mark.parametrize(("depth", "published"), ((20, 272_474), (32, 466_906), (56, 855_770)))
+def test_projecting_shortcuts_have_the_published_number_of_parameters(depth, published):
+    assert sizes(networks.resnet((32, 32, 3), 10, depth=depth, shortcut="project"))[0] == published
+
+
+def narrow(make, most=5, **options):
+    """A network of a few units everywhere, more in later stages."""
+    widths = make(SHAPE, 3, **options).widths
+    table = {
+        name: 2 + int(name[len("stage_")]) if name.startswith("stage_") else most
+        for name in widths
+        if name != steps.OUTPUTS
+    }
+    return make(SHAPE, 3, widths=table, **options)
+
+
+def drawn(network, seed=0):
+    """Parameters, with biases and scales, and running statistics that are not those of the start, in float64."""
+    params, state = network.init(jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    move = lambda leaf: leaf + 0.2 * rng.uniform(-1, 1, leaf.shape) if leaf.ndim == 1 else leaf  # noqa: E731
+    return jax.tree.map(lambda leaf: jnp.asarray(move(np.asarray(leaf, np.float64))), (params, state))
+
+
+SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
+    "lenet_300_100": (NETWORKS["lenet_300_100"], {}),
+    "lenet_300_100 normed": (NETWORKS["lenet_300_100"], {"batch_norm": True}),
+    "lenet_5": (NETWORKS["lenet_5"], {"init": "orthogonal"}),
+    "vgg_11": (NETWORKS["vgg_11"], {"activation": "leaky_relu"}),
+    "vgg_11 plain": (NETWORKS["vgg_11"], {"batch_norm": False, "init": "delta_orthogonal"}),
+    "resnet_8": (networks.resnet, {"depth": 8}),
+    "resnet_8 ntk": (networks.resnet, {"depth": 8, "shortcut": "project", "init": "ntk"}),
+    "resnet_8 plain": (networks.resnet, {"depth": 8, "batch_norm": False, "activation": "linear"}),
+    "resnet_18": (networks.resnet_18, {}),
+    "wrn_10_2": (networks.wide_resnet, {"depth": 10, "factor": 2}),
+    "wrn_10_1": (networks.wide_resnet, {"depth": 10, "factor": 1, "batch_norm": False}),
+}
+
+
+def small(name):
+    make, options = SMALL[name]
+    return narrow(make, **options)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_pathjax_reads_every_network(name):
+    network = small(name)
+    params, state = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, *SHAPE), jnp.float32)
+    assert network.apply(params, state, x).shape == (2, 3)
+    assert np.isfinite(paths.log_path_norm(bind(network, state), params, x))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_training_mode_takes_statistics_of_the_batch_and_moves_those_that_run(name):
+    network = small(name)
+    params, state = network.init(jax.random.key(0))
+    x = 3.0 + jax.random.normal(jax.random.key(1), (8, *SHAPE), jnp.float32)
+    outputs, new = jax.jit(network.train)(params, state, x)
+    jax.tree.map(lambda old, moved: None, state, new)  # of one structure, or this raises
+    if not network.options.batch_norm:
+        assert state == new == {}
+        np.testing.assert_allclose(outputs, network.apply(params, state, x), rtol=1e-5)
+        return
+    assert all(jax.tree.leaves(jax.tree.map(lambda old, moved: (old != moved).any(), state, new)))
+    for _ in range(200):
+        _, new = jax.jit(network.train)(params, new, x)
+    # Flax takes the biased variance of the batch, here and there
+    np.testing.assert_allclose(network.apply(params, new, x), outputs, rtol=1e-2, atol=1e-2)
+
+
+def test_batch_norm_and_shortcuts_are_where_the_papers_have_them():
+    layers = {layer.name: layer for layer in networks.resnet(SHAPE, 3, depth=14).layers}
+    assert [name for name, layer in layers.items() if layer.stride == 2] == [f"stage_{s}_block_0_a" for s in (1, 2)]
+    assert all(layer.normed and layer.active for name, layer in layers.items() if name != "dense")
+    wide = {layer.name: layer for layer in networks.wide_resnet(SHAPE, 3, depth=16, factor=2).layers}
+    assert [name for name, layer in wide.items() if "shortcut" in name] == [
+        f"stage_{s}_block_0_shortcut" for s in range(3)
+    ]
+    assert wide["stage_1_block_0_shortcut"].through == wide["stage_1_block_0_a"].through == "stage_1_block_0_norm"
+    assert [name for name, layer in wide.items() if layer.normed] == [name for name in wide if name.endswith("_a")]
+
+
+def by_hand(params, state, x):
+    """A ResNet-8 with zeros in its shortcuts, in plain JAX."""
+
+    def norm(x, name):
+        found, given = state["batch_stats"][name], params[name]
+        return (x - found["mean"][None, None, None]) / jnp.sqrt(found["var"] + 1e-5)[None, None, None] * given["scale"][
+            None, None, None
+        ] + given["bias"][None, None, None]
+
+    def conv(x, name, stride):
+        return norm(
+            jax.lax.conv_general_dilated(
+                x, params[name]["kernel"], (stride,) * 2, [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+            f"{name}_norm",
+        )
+
+    x = jax.nn.relu(conv(x, "stem", 1))
+    for stage in range(3):
+        name = f"stage_{stage}_block_0"
+        h = conv(jax.nn.relu(conv(x, f"{name}_a", 2 if stage else 1)), f"{name}_b", 1)
+        if stage:
+            x = x[:, ::2, ::2]
+            more = h.shape[-1] - x.shape[-1]
+            x = jnp.pad(x, [(0, 0)] * 3 + [(more // 2, more - more // 2)])
+        x = jax.nn.relu(x + h)
+    return x.mean(axis=(1, 2)) @ params["dense"]["kernel"] + params["dense"]["bias"][None]
+
+
+def test_a_resnet_is_that_written_by_hand():
+    network = networks.resnet(SHAPE, 3, depth=8, widths={"stage_0": 2, "stage_1": 5, "stage_2": 7})
+    params, state = drawn(network)
+    x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
+    np.testing.assert_allclose(network.apply(params, state, x), jax.jit(by_hand)(params, state, x), rtol=EXACT)
+
+
+@pytest.mark.parametrize("activation", steps.SLOPES)
+def test_kaiming_kernels_keep_the_size_of_activations(activation):
+    network = networks.fully_connected((8, 8, 1), 400, depth=1, widths={"hidden_0": 500}, activation=activation)
+    params, _ = network.init(jax.random.key(0))
+    slope = steps.SLOPES[activation]
+    np.testing.assert_allclose(jnp.var(params["dense"]["kernel"]), 2 / (1 + slope**2) / 500, rtol=0.02)
+
+
+def test_orthogonal_kernels_are_orthogonal_and_delta_orthogonal_ones_in_the_middle_alone():
+    for init in ("orthogonal", "delta_orthogonal"):
+        network = networks.vgg(SHAPE, 3, depth=11, init=init)
+        table = dict.fromkeys(network.widths, 9) | {"conv_0_0": 6, steps.OUTPUTS: 3}
+        network = network.resized(table)
+        kernel = np.asarray(network.init(jax.random.key(0))[0]["conv_1_0"]["kernel"], np.float64)
+        rows = kernel.reshape(-1, 9) if init == "orthogonal" else kernel[1, 1]
+        gram = rows.T @ rows if init == "orthogonal" else rows @ rows.T
+        np.testing.assert_allclose(gram, 2 * np.eye(len(gram)), atol=1e-5)
+    assert np.count_nonzero(np.abs(kernel).sum(axis=(2, 3))) == 1
+
+
+def test_ntk_weights_are_standard_normal_and_the_network_that_of_kaiming():
+    make = lambda init: networks.fully_connected(SHAPE, 3, widths={"hidden_0": 90}, init=init)  # noqa: E731
+    params, state = make("ntk").init(jax.random.key(0))
+    np.testing.assert_allclose(jnp.std(params["hidden_0"]["kernel"]), 1.0, rtol=0.02)
+    scaled = {
+        name: layer | {"kernel": layer["kernel"] * (2 / len(layer["kernel"])) ** 0.5} for name, layer in params.items()
+    }
+    x = jax.random.normal(jax.random.key(1), (2, *SHAPE), jnp.float32)
+    np.testing.assert_allclose(
+        make("ntk").apply(params, state, x), make("kaiming").apply(scaled, state, x), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("shape", ((28, 28, 1), (17, 20, 3), (64, 64, 3)))
+@pytest.mark.parametrize("name", ("lenet_300_100", "lenet_5", "vgg_16", "resnet_20", "resnet_18"))
+def test_images_may_have_any_shape(name, shape):
+    network = NETWORKS[name](shape, 7)
+    params, state = jax.eval_shape(network.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, *shape), jnp.float32)
+    assert jax.eval_shape(network.apply, params, state, x).shape == (2, 7)
+
+
+@pytest.mark.parametrize("batch_norm", (False, True))
+def test_a_network_of_nnx_has_the_same_interface(batch_norm):
+    init, apply, train = networks.nnx_fully_connected(SHAPE, 3, width=5, batch_norm=batch_norm)
+    params, state = init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (4, *SHAPE), jnp.float32)
+    outputs, new = jax.jit(train)(params, state, x)
+    assert outputs.shape == (4, 3)
+    jax.tree.map(lambda old, moved: None, state, new)  # of one structure, or this raises
+    assert bool(state) == batch_norm
+    assert np.isfinite(paths.log_path_norm(lambda params, x: apply(params, state, x), params, x))
+    assert (apply(params, new, x) != apply(params, state, x)).any() == batch_norm
+
+
+# errors
+
+
+def test_what_there_is_not_is_refused_by_name():
+    for wrong, words in (
+        ({"activation": "tanh"}, 'Unknown activation "tanh". There are relu, leaky_relu, linear.'),
+        ({"init": "zeros"}, 'Unknown init "zeros". There are kaiming, orthogonal, delta_orthogonal, ntk.'),
+        ({"widths": {"conv_0": 3}}, "No units are named conv_0. `widths` may have stage_0, "),
+        ({"widths": {"stage_0": 0}}, "Widths must be at least 1; that of stage_0 is 0."),
+        ({"shortcut": "none"}, 'Unknown shortcut "none". There are pad, project.'),
+        ({"depth": 18}, r"6 n \+ 2, as 20, 32 and 56; got 18."),
+    ):
+        with pytest.raises(ValueError, match=words):
+            networks.resnet(SHAPE, 3, **wrong)
+    with pytest.raises(ValueError, match=r"6 n \+ 4, as 16 and 28; got 20."):
+        networks.wide_resnet(SHAPE, 3, depth=20)
+    with pytest.raises(ValueError, match="VGG has depth 11 or 16; got 13."):
+        networks.vgg(SHAPE, 3, depth=13)
+    with pytest.raises(ValueError, match="LeNet-5 needs images of 16 × 16 or more; these are 8 × 20."):
+        networks.lenet_5((8, 20, 1), 3)
+    with pytest.raises(ValueError, match="cannot go from 5 channels to 4. Make later stages as wide"):
+        networks.resnet(SHAPE, 3, widths={"stage_0": 5, "stage_1": 4}).init(jax.random.key(0))
