@@ -49,6 +49,8 @@ STANDS_ON = {
     "masks": ("_apportionment", "_selection", "_mask_files"),
     "_losses": ("_trees",),
     "scores": ("paths", "path_kernel", "ntk", "_losses"),
+    "_reach": ("_algebra",),
+    "connectivity": ("paths", "masks", "_reach"),
     "pruning": ("scores", "masks"),
     "transfer": ("ntk", "masks"),
     "isometry": ("_network", "masks"),
