@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-__all__ = ["Found", "check_found", "keep_largest"]
+from pathjax._trees import check_boolean, check_like
+from pathjax.types import Mask, Prunable, Scores
+
+__all__ = ["Contest", "check", "select", "sound"]
 
 # Shares of a bracket that are tried in each pass besides the guesses, so that it closes at worst by quarters. XLA
 # vectorizes a reduction that counts several things at once: on a CPU eight counts take an eighth of the time of one.
@@ -37,10 +41,62 @@ class Found(NamedTuple):
     available: Array
 
 
-def check_found(
-    found: Found, names: list[str], scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None
-) -> None:
+class Contest(NamedTuple):
+    """What was found among the leaves whose scores compete with each other: of which names, for how many places."""
+
+    found: Found
+    names: list[str]
+    scores: tuple[Array, ...]
+    kept: Array
+    within: tuple[Array, ...] | None
+
+
+def select(
+    scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable, within: Mask | None
+) -> tuple[Mask, list[Contest]]:
+    """The mask that keeps so many of the largest scores, and the contests that it comes from, not yet checked.
+
+    `counts` is an integer for scope "global", and otherwise one for each prunable leaf, which is a contest of its own.
+    """
+    leaves, structure = tree_flatten_with_path(scores)
+    chosen = [index for index, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
+    ranked = tuple(_rankable(*leaves[index]) for index in chosen)
+    if within is not None:
+        check_like(within, scores, name="within", like_name="scores")
+        check_boolean(within, name="within")
+        everywhere = jax.tree.leaves(within)
+        within = tuple(everywhere[index] for index in chosen)
+    wanted_shape = () if scope == "global" else (len(chosen),)
+    if jnp.shape(counts) != wanted_shape:
+        raise ValueError(
+            f'With scope "{scope}", `counts` must have shape {wanted_shape}, as `kept_counts` makes them; '
+            f"it has {jnp.shape(counts)}."
+        )
+    masks: list[Any] = [jnp.ones(jnp.shape(leaf), bool) for _, leaf in leaves]
+    counts = jnp.asarray(counts, jnp.int32)
+    groups = (
+        [(slice(None), counts)] if scope == "global" else [(slice(i, i + 1), kept) for i, kept in enumerate(counts)]
+    )
+    contests = []
+    for group, kept in groups if chosen else []:
+        allowed = None if within is None else within[group]
+        found = keep_largest(ranked[group], kept, allowed)
+        names = [keystr(leaves[index][0]) for index in chosen[group]]
+        contests.append(Contest(found, names, ranked[group], kept, allowed))
+        for index, mask in zip(chosen[group], found.masks, strict=True):
+            masks[index] = mask
+    return tree_unflatten(structure, masks), contests
+
+
+def sound(contests: list[Contest]) -> Array:
+    """Whether every contest had finite scores alone, and as many of them as places."""
+    held = [contest.found.finite & (contest.found.available >= contest.kept) for contest in contests]
+    return jnp.all(jnp.stack(held)) if held else jnp.ones((), bool)
+
+
+def check(contest: Contest) -> None:
     """Raise for scores that are not finite and for too few that compete, as far as their values can be read."""
+    found, names, scores, kept, within = contest
     if not isinstance(found.finite, jax.core.Tracer) and not found.finite:
         for index, (name, score) in enumerate(zip(names, scores, strict=True)):
             competing = np.asarray(score) if within is None else np.asarray(score)[np.asarray(within[index])]
@@ -55,6 +111,16 @@ def check_found(
             f"Only {found.available} weights of {group} may be kept, fewer than the {kept} wanted. Ask for fewer, or "
             "leave out `within` to let pruned weights return."
         )
+
+
+def _rankable(path: Any, leaf: Any) -> Array:
+    score = jnp.asarray(leaf)
+    if not jnp.issubdtype(score.dtype, jnp.floating):
+        raise TypeError(
+            f"Scores must be floating-point; at {keystr(path)} they are {score.dtype}. Convert them, or make the leaf "
+            "unprunable."
+        )
+    return score
 
 
 @jax.jit

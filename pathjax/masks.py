@@ -187,33 +187,10 @@ def keep_largest(
     [[[0, 0], [0, 1], [0, 0]], [[1, 0], [0, 1], [0, 1]]]
     """
     _check_scope(scope)
-    leaves, structure = tree_flatten_with_path(scores)
-    chosen = [index for index, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
-    ranked = tuple(_rankable(*leaves[index]) for index in chosen)
-    if within is not None:
-        check_like(within, scores, name="within", like_name="scores")
-        check_boolean(within, name="within")
-        everywhere = jax.tree.leaves(within)
-        within = tuple(everywhere[index] for index in chosen)
-    wanted_shape = () if scope == "global" else (len(chosen),)
-    if jnp.shape(counts) != wanted_shape:
-        raise ValueError(
-            f'With scope "{scope}", `counts` must have shape {wanted_shape}, as `kept_counts` makes them; '
-            f"it has {jnp.shape(counts)}."
-        )
-    masks: list[Any] = [jnp.ones(jnp.shape(leaf), bool) for _, leaf in leaves]
-    counts = jnp.asarray(counts, jnp.int32)
-    groups = (
-        [(slice(None), counts)] if scope == "global" else [(slice(i, i + 1), kept) for i, kept in enumerate(counts)]
-    )
-    for group, kept in groups if chosen else []:
-        allowed = None if within is None else within[group]
-        found = _selection.keep_largest(ranked[group], kept, allowed)
-        names = [keystr(leaves[index][0]) for index in chosen[group]]
-        _selection.check_found(found, names, ranked[group], kept, allowed)
-        for index, mask in zip(chosen[group], found.masks, strict=True):
-            masks[index] = mask
-    return tree_unflatten(structure, masks)
+    mask, contests = _selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
+    for contest in contests:
+        _selection.check(contest)
+    return mask
 
 
 def apply_mask(mask: Mask | None, params: Params) -> Params:
@@ -421,16 +398,6 @@ def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.
 
 def _prunable_leaves(tree: Any, prunable: Prunable) -> list[tuple[Any, Any]]:
     return [(path, leaf) for path, leaf in tree_flatten_with_path(tree)[0] if prunable(path, leaf)]
-
-
-def _rankable(path: Any, leaf: Any) -> Array:
-    score = jnp.asarray(leaf)
-    if not jnp.issubdtype(score.dtype, jnp.floating):
-        raise TypeError(
-            f"Scores must be floating-point; at {keystr(path)} they are {score.dtype}. Convert them, or make the leaf "
-            "unprunable."
-        )
-    return score
 
 
 def _check_scope(scope: str) -> None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from pathjax import masks
-from pathjax._trees import check_like
+from pathjax import _selection, masks
+from pathjax._trees import check_like, concrete
 from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
 
 __all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
@@ -92,19 +93,21 @@ def prune(
     that they may be NaN or infinite. `key` is folded with t for each round; None is passed on as it is, for a score
     that needs none. `progress(t, rounds, density)` is called after each round.
 
+    `rounds` and `schedule` are those of `densities`: a name and a number, or the densities themselves.
+
     With `revive`, pruned weights may return: in each round all prunable weights compete, and all scores must be finite.
     A pruned weight is worth what it would bring back, which its 0 among masked weights does not tell; so the score is
     then taken as `score(params, key, mask=mask)`, of the weights themselves and the mask of the round before (True
     throughout at first). `scores.force` is such a score: `prune(lambda params, key, mask: scores.force(apply, params,
     batches, mask=mask), params, density=0.01, rounds=60, revive=True)` is FORCE.
 
-    Each round costs one score and one selection, linear in N. Both are compiled once, for all rounds, all densities
-    and every further call with the same `score` object, also under `jax.vmap` over seeds: `jax.vmap(lambda params, key:
-    prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)` runs the rounds one by one on all
-    seeds at once. Do not put a `jax.jit` around it: that compiles all rounds into one program. What `score` closes
-    over is read while it is traced and becomes a constant of the program. With `jit=False`, `score` is called as it
-    is: for data that change between calls, or that do not fit in memory (batches in a generator are used up after one
-    round; give an iterable that can be read again).
+    Each round costs one score and one selection, linear in N. Both are compiled into one program, once for all rounds,
+    all densities and every further call with the same `score` object, also under `jax.vmap` over seeds:
+    `jax.vmap(lambda params, key: prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)` runs
+    the rounds one by one on all seeds at once. Do not put a `jax.jit` around it: that compiles all rounds into one
+    program. What `score` closes over is read while it is traced and becomes a constant of the program. With
+    `jit=False`, `score` is called as it is: for data that change between calls, or that do not fit in memory (batches
+    in a generator are used up after one round; give an iterable that can be read again).
 
     Raises ValueError for a density outside (0, 1] or which keeps nothing, for no round, an unknown schedule or scope,
     given densities that rise without `revive` or do not end at `density`, nothing prunable, a score of another tree,
@@ -126,19 +129,16 @@ def prune(
         _check_falling(planned)
     counts = [masks.kept_counts(params, density=reached, scope=scope, prunable=prunable) for reached in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
-    # JAX keeps what it compiles for one function object, so that a later call with the same score compiles nothing
-    compiled = jax.jit(score) if jit else score
+    rules: dict[str, Any] = {"scope": scope, "prunable": prunable, "revive": revive}
     # made from the weights, so that under vmap it has the seeds' axis in the first round as in all others
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
-        masked, round_key = _begin_round(mask, params, key, round_)
-        scores = compiled(params, round_key, mask=mask) if revive else compiled(masked, round_key)
-        check_like(scores, params, name="score")
-        try:
-            within = None if revive else mask
-            mask = masks.keep_largest(scores, kept, scope=scope, prunable=prunable, within=within)
-        except ValueError as error:
-            raise ValueError(f"In round {round_} of {len(counts)}: {error}") from error
+        begin, sound = (mask, params, key, round_, kept), False
+        if jit:
+            mask, sound = _compiled_round(score)(*begin, **rules)
+        if sound is False or (concrete(sound) is not None and not sound):
+            mask, contests = _round(score, *begin, **rules)
+            _check_round(contests, f"In round {round_} of {len(counts)}")
         if progress is not None:
             progress(round_, len(counts), kept.sum().item() / size)
     return mask
@@ -184,7 +184,7 @@ def lottery_ticket(
     ticket, a control that tells what the mask is worth without its weights. It needs a key, and k = 0. The control of
     one ticket's mask alone is `masks.reinitialize(init, ticket.mask, key=key)`.
 
-    Cost: as many trainings as levels, 10 for density 0.1, besides the first k steps.
+    Cost: as many trainings as levels, 11 for density 0.1, besides the first k steps.
 
     Raises ValueError for a density outside (0, 1] or which keeps nothing, a `pruned` outside (0, 1), steps that do not
     go beyond k, a k below 0, `reinitialize` without key or with k > 0, nothing prunable, weights of another tree from
@@ -232,9 +232,56 @@ def lottery_ticket(
     return Ticket(mask, masks.apply_mask(mask, next(starts)))
 
 
-@jax.jit
-def _begin_round(mask: Mask, params: Params, key: Key | None, round_: jax.Array) -> tuple[Params, Key | None]:
-    return masks.apply_mask(mask, params), _folded(key, round_)
+def _round(
+    score: ScoreFn,
+    mask: Mask,
+    params: Params,
+    key: Key | None,
+    round_: ArrayLike,
+    kept: ArrayLike,
+    *,
+    scope: str,
+    prunable: Prunable,
+    revive: bool,
+) -> tuple[Mask, list[_selection.Contest]]:
+    """The mask after one more round, and the contests that it comes from, not yet checked."""
+    round_key = _folded(key, round_)
+    if revive:
+        scores, within = score(params, round_key, mask=mask), None
+    else:
+        scores, within = score(masks.apply_mask(mask, params), round_key), mask
+    check_like(scores, params, name="score")
+    return _selection.select(scores, kept, scope=scope, prunable=prunable, within=within)
+
+
+_COMPILED: weakref.WeakKeyDictionary[ScoreFn, Any] = weakref.WeakKeyDictionary()
+"""The compiled rounds of scores that are still in use."""
+
+
+def _compiled_round(score: ScoreFn) -> Any:
+    """`_round` of one score in one program, with whether its contests are sound in their place.
+
+    In one program neither the masked weights nor the scores need be written out.
+    """
+    if score not in _COMPILED:
+        reference = weakref.ref(score)  # a program that held its score would keep it, and what it closes over, for good
+
+        def of_score(*begin: Any, **rules: Any) -> tuple[Mask, jax.Array]:
+            alive = reference()
+            assert alive is not None
+            mask, contests = _round(alive, *begin, **rules)
+            return mask, _selection.sound(contests)
+
+        _COMPILED[score] = jax.jit(of_score, static_argnames=("scope", "prunable", "revive"))
+    return _COMPILED[score]
+
+
+def _check_round(contests: list[_selection.Contest], where: str) -> None:
+    try:
+        for contest in contests:
+            _selection.check(contest)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _folded(key: Key | None, number: ArrayLike) -> Key | None:

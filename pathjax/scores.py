@@ -142,6 +142,41 @@ def snip(
     return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
+def force(
+    apply: Callable[..., Any],
+    params: Params,
+    batches: Batches,
+    *,
+    mask: Mask,
+    loss: LossFn = cross_entropy,
+    state: Any = None,
+    prunable: Prunable | None = None,
+) -> Scores:
+    """FORCE: |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights, and θ are the weights before they were masked.
+
+    A pruned weight scores what the loss would change, to first order, if it came back alone; so `pruning.prune` with
+    `revive` lets it return. Of kept weights, and with a mask that keeps everything, the score is that of `snip`. Path
+    form: |Σ_{p∋i} ∂L/∂v_p · v_p| over the paths through the weight whose other weights are all kept.
+
+    Cost, options and errors as of `snip`; ValueError for a mask of another tree, TypeError for one that is not boolean.
+
+    Source: de Jorge et al., "Progressive skeletonization: trimming more fat from a network at initialization", 2021.
+    Synaptic-Flow's SNIP, which differentiates by the mask, is the same. The authors take a new batch for each round,
+    and keep all of the weights that tie.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([[1.0, 0.5, -1.0], [2.0, 0.0, 1.0]])}
+    >>> mask = {"kernel": jnp.array([[True, False, True], [True, True, True]])}
+    >>> x, y = jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([0, 2])
+    >>> force(lambda params, x: x @ params["kernel"], params, [(x, y)], mask=mask)["kernel"].round(3).tolist()
+    [[0.167, 0.061, 0.045], [0.0, 0.0, 0.0]]
+    """
+    check_mask(mask, params)
+    masked = jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 0), mask, params)
+    gradient = mean_gradient(_network(apply, state), masked, batches, loss=loss)
+    return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
+
+
 def grasp(
     apply: Callable[..., Any],
     params: Params,
@@ -541,38 +576,3 @@ def _log_gram_of_outputs(network: ApplyFn, params: Params, kept: Mask, inputs: A
     for batch in _input_batches(inputs):
         total, example = jnp.logaddexp(total, of_batch(ones, real, batch)), ones_like_example(batch)
     return lax.stop_gradient(total), example
-
-
-def force(
-    apply: Callable[..., Any],
-    params: Params,
-    batches: Batches,
-    *,
-    mask: Mask,
-    loss: LossFn = cross_entropy,
-    state: Any = None,
-    prunable: Prunable | None = None,
-) -> Scores:
-    """FORCE: |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights, and θ are the weights before they were masked.
-
-    A pruned weight scores what the loss would change, to first order, if it came back alone; so `pruning.prune` with
-    `revive` lets it return. Of kept weights, and with a mask that keeps everything, the score is that of `snip`. Path
-    form: |Σ_{p∋i} ∂L/∂v_p · v_p| over the paths through the weight whose other weights are all kept.
-
-    Cost, options and errors as of `snip`; ValueError for a mask of another tree, TypeError for one that is not boolean.
-
-    Source: de Jorge et al., "Progressive skeletonization: trimming more fat from a network at initialization", 2021.
-    Synaptic-Flow's SNIP, which differentiates by the mask, is the same. The authors take a new batch for each round,
-    and keep all of the weights that tie.
-
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[1.0, 0.5, -1.0], [2.0, 0.0, 1.0]])}
-    >>> mask = {"kernel": jnp.array([[True, False, True], [True, True, True]])}
-    >>> x, y = jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([0, 2])
-    >>> force(lambda params, x: x @ params["kernel"], params, [(x, y)], mask=mask)["kernel"].round(3).tolist()
-    [[0.167, 0.061, 0.045], [0.0, 0.0, 0.0]]
-    """
-    check_mask(mask, params)
-    masked = jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 0), mask, params)
-    gradient = mean_gradient(_network(apply, state), masked, batches, loss=loss)
-    return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)

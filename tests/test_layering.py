@@ -44,7 +44,7 @@ STANDS_ON = {
     "_relaxation": (),
     "dynamics": ("_neural_tangents", "_relaxation"),
     "_apportionment": (),
-    "_selection": (),
+    "_selection": ("_trees",),
     "_mask_files": ("_trees",),
     "masks": ("_apportionment", "_selection", "_mask_files"),
     "_losses": ("_trees",),

@@ -83,7 +83,7 @@ class Peer:
         for path, weight in self._weights.items():
             array = (kept[path] > 0).numpy() if path in kept else np.ones(weight.shape, bool)
             leaves.append(array.transpose(_to_flax(array.ndim)))
-        return self._structure.unflatten(leaves)
+        return jax.tree.unflatten(self._structure, leaves)
 
     def _forward(self, weights: dict[str, Any], x: Any) -> Any:
         """The same network as `ResNet`: convolutions and norms in the order of their names."""
