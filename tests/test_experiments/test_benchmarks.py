@@ -1,15 +1,12 @@
 """Small runs of benchmarks that nothing else runs."""
 
-import pytest
-
 from experiments.benchmarks import selection, shrink
 
 
-@pytest.mark.parametrize("density", ("0.5", "0.05"))
-def test_selection_is_measured_beside_its_peers(density, capsys):
-    selection.main(["--size", "3000", "--repeats", "1", "--density", density])
+def test_selection_is_measured_beside_its_peers(capsys):
+    selection.main(["--size", "300", "--repeats", "1", "--density", "0.05"])
     printed = capsys.readouterr().out
-    assert f"density {density}: " in printed
+    assert "density 0.05: " in printed
     for name in ("from_scores", "under jit", 'scope "erk"', "np.partition", "jnp.sort"):
         assert name in printed
 
