@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from experiments.options import Compare
     from experiments.results import Folder
+    from experiments.runs import Run
 
 __all__ = ["main"]
 
@@ -54,7 +55,7 @@ def compare(options: Compare) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)  # a file has no width of its own
-    with results.claimed(options) as folder:
+    with results.claimed(results.comparison(options)) as folder:
         from experiments import compare as job
 
         cells, missing = job.cells_of(options), job.missing_cells(options, folder)
@@ -66,7 +67,7 @@ def compare(options: Compare) -> None:
         console.print(*conclusion, sep="\n", soft_wrap=True)
 
 
-def _write_report(folder: Folder, cells: Sequence[tuple[str, float]]) -> list[Table | str]:
+def _write_report(folder: Folder[Run], cells: Sequence[tuple[str, float]]) -> list[Table | str]:
     """Summary, figures and report, from what is kept of the finished runs; gives what the console shows at the end."""
     from experiments import kernels, listed, report, results, summary
 

@@ -34,7 +34,7 @@ def cells_of(options: Compare) -> list[Cell]:
     return [(DENSE, 1.0), *((method, density) for density in options.density for method in options.method)]
 
 
-def missing_cells(options: Compare, folder: Folder) -> list[Cell]:
+def missing_cells(options: Compare, folder: Folder[Run]) -> list[Cell]:
     """The cells of which the folder lacks a seed, or the kernels."""
     kept = {run.name for run in folder.runs()}
     return [
@@ -45,7 +45,7 @@ def missing_cells(options: Compare, folder: Folder) -> list[Cell]:
     ]
 
 
-def compute(options: Compare, dataset: Dataset, folder: Folder, reporter: Reporter) -> None:
+def compute(options: Compare, dataset: Dataset, folder: Folder[Run], reporter: Reporter) -> None:
     """Compute the cells that the folder lacks, and keep each as soon as it is finished."""
     missing = missing_cells(options, folder)
     if not missing:

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.kernels import Kernels
 from experiments.runs import Run
+from experiments.trials import Trial
 
 
 def example(**changed: Any) -> Run:
@@ -16,6 +17,15 @@ def example(**changed: Any) -> Run:
     fields |= {"method": "snip", "density": 0.1, "seed": 2, "kept": 7, "prunable": 70}
     fields |= {"layer_density": {"Dense_0": 0.1}, "pruned_stay_zero": True}
     return Run(**fields | changed)
+
+
+def example_trial(**changed: Any) -> Trial:
+    """A trial of snip at density 0.1 on digits in which every number is 1.5, with some fields changed."""
+    fields: dict[str, Any] = {field.name: 1.5 for field in dataclasses.fields(Trial) if field.type == "float"}
+    fields |= {field.name: [1.0, 0.25] for field in dataclasses.fields(Trial) if field.type == "list[float]"}
+    fields |= {"data": "digits", "model": "fc", "method": "snip", "density": 0.1, "seed": 2, "kept": 7, "prunable": 70}
+    fields |= {"layer_density": {"dense": 0.1}, "dead_units": {"hidden_0": 0.25}, "pruned_stay_zero": True}
+    return Trial(**fields | changed)
 
 
 def example_kernels(seed: int = 0, **changed: Any) -> Kernels:
