@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from experiments.options import Compare
+    from experiments.options import Compare, Figures
     from experiments.results import Folder
     from experiments.runs import Run
 
@@ -26,13 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from experiments import data
-    from experiments.options import Compare, InputError
+    from experiments.options import Compare, Figures, InputError
 
     options = tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare}, prog="python -m experiments", description="The experiments of pathjax.", args=arguments
+        {"compare": Compare, "figures": Figures},
+        prog="python -m experiments",
+        description="The experiments of pathjax.",
+        args=arguments,
     )
     try:
-        compare(options)
+        draw(options) if isinstance(options, Figures) else compare(options)
     except (InputError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -65,6 +68,14 @@ def compare(options: Compare) -> None:
             conclusion = _write_report(folder, cells)
             reporter.advance("report")
         console.print(*conclusion, sep="\n", soft_wrap=True)
+
+
+def draw(options: Figures) -> None:
+    """Draw the figures and the report of a study."""
+    from experiments import study, study_report
+
+    for line in study_report.write(study.read(options.folder), options.folder):
+        print(line)
 
 
 def _write_report(folder: Folder[Run], cells: Sequence[tuple[str, float]]) -> list[Table | str]:

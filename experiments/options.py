@@ -7,8 +7,11 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-__all__ = ["DENSE", "METHODS", "MODELS", "Compare", "InputError", "validated"]
+import tyro
+
+__all__ = ["DENSE", "METHODS", "MODELS", "Compare", "Figures", "InputError", "validated"]
 
 METHODS = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
 MODELS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")
@@ -60,6 +63,14 @@ class Compare:
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
     repair: bool = False
     """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their runs again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Draw the figures and the report of a study, finished or not, from the results in its folder."""
+
+    folder: Annotated[Path, tyro.conf.Positional]
+    """Folder that `sweep` writes to; the figures go to its figures/, the page is its report.html."""
 
 
 def validated(options: Compare, *, datasets: Sequence[str]) -> Compare:

@@ -49,6 +49,10 @@ def _inline(drawing: str, *, prefix: str, label: str) -> str:
     """An SVG file as a part of a page: names of its own, the page's colours, and nothing that points elsewhere."""
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing)
+    drawing = re.sub(r"\n +", "\n", drawing)
+    # what is less than a hundredth of a point cannot be seen, and is much of a large figure
+    drawing = re.sub(r'<path d="[^"]*"(?= clip)', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing)
     drawing = re.sub(r'\bid="', f'id="{prefix}', drawing)
     drawing = re.sub(r'href="#', f'href="#{prefix}', drawing)
     drawing = re.sub(r"url\(#", f"url(#{prefix}", drawing)

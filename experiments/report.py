@@ -14,6 +14,7 @@ from experiments.kernels import Cell, Kernels
 from experiments.pages import Illustration, document, drawn, illustrated, pairs, scrolled, text
 from experiments.runs import QUANTITIES
 from experiments.summary import TARGETS, Ranking, chance_level, chance_within
+from experiments.words import rho
 
 __all__ = ["console_table", "footer", "illustrations", "page"]
 
@@ -234,7 +235,7 @@ def _rankings_table(ranks: Sequence[Ranking]) -> str:
     rows = []
     for quantity, words in QUANTITIES.items():
         chosen = [rank for target in TARGETS for rank in ranks if (rank.quantity, rank.target) == (quantity, target)]
-        numbers = "".join(f"<td>{_rho(rank.pooled)}</td><td>{_rho(rank.within)}</td>" for rank in chosen)
+        numbers = "".join(f"<td>{rho(rank.pooled)}</td><td>{rho(rank.within)}</td>" for rank in chosen)
         rows.append(f"<tr><th>{text(words)}</th>{numbers}</tr>")
     head = f"<thead><tr><th>quantity</th>{head}</tr></thead>"
     return scrolled(f"<table>{head}<tbody>{''.join(rows)}</tbody></table>")
@@ -271,10 +272,6 @@ def _entry(row: pd.Series, name: str, form: str | None = None, *, spread: bool =
     if not float(words):
         words = words.lstrip("-")
     return f"{words}{around}{unit}".replace("-", "−")
-
-
-def _rho(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
 
 
 def _range_of_seeds(count: int) -> str:
