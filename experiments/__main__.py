@@ -72,9 +72,9 @@ def compare(options: Compare) -> None:
 
 def draw(options: Figures) -> None:
     """Draw the figures and the report of a study."""
-    from experiments import study, study_report
+    from experiments import study_report, study_results
 
-    for line in study_report.write(study.read(options.folder), options.folder):
+    for line in study_report.write(study_results.read(options.folder), options.folder):
         print(line)
 
 

@@ -55,7 +55,7 @@ _STYLES = {
     "synflow": ("#2f7fc1", "o"),
     "synflow_l2": ("#56b4e9", "v"),
     "synflow_data": ("#d55e00", "P"),
-    "synflow_l2_data": ("#8f6bb3", "X"),
+    "synflow_data_l2": ("#8f6bb3", "X"),
     "grasp": ("#7f8c1f", "h"),
     "path_kernel_trace": ("#a0522d", "<"),
     "px": ("#1aa39a", ">"),

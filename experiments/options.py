@@ -7,9 +7,8 @@ import difflib
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
-import tyro
+from tyro.conf import Positional
 
 __all__ = ["DENSE", "METHODS", "MODELS", "Compare", "Figures", "InputError", "validated"]
 
@@ -69,7 +68,7 @@ class Compare:
 class Figures:
     """Draw the figures and the report of a study, finished or not, from the results in its folder."""
 
-    folder: Annotated[Path, tyro.conf.Positional]
+    folder: Positional[Path]
     """Folder that `sweep` writes to; the figures go to its figures/, the page is its report.html."""
 
 

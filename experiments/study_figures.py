@@ -26,7 +26,7 @@ from experiments.figures import (
 from experiments.kernel_figures import dashes, decades, shares_per_decade
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES
-from experiments.study import CHANGES, PREDICTIONS, Study
+from experiments.study_results import CHANGES, PREDICTIONS, Results
 
 __all__ = [
     "LOWEST_GAP",
@@ -62,7 +62,7 @@ LOWEST_GAP = 1e-3
 
 
 @styled
-def accuracy(study: Study, footer: str) -> Figure:
+def accuracy(study: Results, footer: str) -> Figure:
     """Test accuracy over density, a line for each method, a band of one standard deviation over seeds."""
     parts = list(study.parts())
     figure, axes, flat = _panels(len(parts), footer, width=3.6, height=2.9)
@@ -72,7 +72,7 @@ def accuracy(study: Study, footer: str) -> Figure:
     return top_legend(figure, axes, columns=4)
 
 
-def shown_curves(part: Study) -> list[tuple[str, float]]:
+def shown_curves(part: Results) -> list[tuple[str, float]]:
     """Of the cells with curves: dense; of the lowest density, the methods of most, median and least accuracy."""
     there = part.cells[np.isfinite(part.cells["gap_linearized_mean"]) | np.isfinite(part.cells["real_drop_mean"])]
     pruned = there[there["method"] != DENSE]
@@ -83,7 +83,7 @@ def shown_curves(part: Study) -> list[tuple[str, float]]:
 
 
 @styled
-def curves(study: Study, footer: str) -> Figure:
+def curves(study: Results, footer: str) -> Figure:
     """Squared loss under gradient descent and as predicted, mean over seeds; a row for each setting."""
     parts = list(study.parts())
     figure, axes = blank(9.6, 2.0 * len(parts) + 0.6, footer, rows=len(parts), columns=4)
@@ -102,7 +102,7 @@ def curves(study: Study, footer: str) -> Figure:
 
 
 @styled
-def gaps(study: Study, footer: str) -> Figure:
+def gaps(study: Results, footer: str) -> Figure:
     """The distance of each predicted curve to the real one, a point for each cell, with the median."""
     parts = list(study.parts())
     figure, axes, flat = _panels(len(parts), footer, width=3.6, height=2.7)
@@ -126,19 +126,19 @@ def gaps(study: Study, footer: str) -> Figure:
 
 
 @styled
-def path_kernel(study: Study, footer: str) -> Figure:
+def path_kernel(study: Results, footer: str) -> Figure:
     """Tr Π, λ_max(Π), effective rank and path norms over density; a row for each setting."""
     return _over_density(study, footer, [(name, QUANTITIES[name]) for name in _PATH_KERNEL])
 
 
 @styled
-def change(study: Study, footer: str) -> Figure:
+def change(study: Results, footer: str) -> Figure:
     """How far training moved Θ and Π, over density; a row for each setting."""
     return _over_density(study, footer, list(CHANGES.items()), positive=True)
 
 
 @styled
-def spectra(study: Study, footer: str) -> Figure:
+def spectra(study: Results, footer: str) -> Figure:
     """Eigenvalues of Θ in order, and the density of those of Π, at the highest and the lowest density."""
     parts = list(study.parts())
     figure, axes = blank(9.6, 2.2 * len(parts) + 0.6, footer, rows=len(parts), columns=4)
@@ -160,7 +160,7 @@ def spectra(study: Study, footer: str) -> Figure:
 
 
 @styled
-def associations(study: Study, footer: str) -> Figure:
+def associations(study: Results, footer: str) -> Figure:
     """Spearman's ρ of each quantity with accuracy, over all cells and within densities, with 95% intervals."""
     parts = list(study.parts())
     together = [("all together", study)] if len(parts) > 1 else []
@@ -194,7 +194,7 @@ def associations(study: Study, footer: str) -> Figure:
 
 
 @styled
-def layers(study: Study, footer: str) -> Figure:
+def layers(study: Results, footer: str) -> Figure:
     """Kept share and dead units of each layer at the lowest density, and the mean of the dead units over density."""
     parts = list(study.parts())
     figure, axes = blank(9.6, 2.2 * len(parts) + 0.6, footer, rows=len(parts), columns=3)
@@ -232,7 +232,7 @@ def _panels(
     return figure, axes, flat[:count]
 
 
-def _over_density(study: Study, footer: str, columns: Sequence[tuple[str, str]], *, positive: bool = False) -> Figure:
+def _over_density(study: Results, footer: str, columns: Sequence[tuple[str, str]], *, positive: bool = False) -> Figure:
     """Numbers over density, one in each column; on logarithmic axes, where they are `positive`."""
     parts = list(study.parts())
     width = 2.1 * len(columns) + 1.0

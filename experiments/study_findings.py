@@ -9,8 +9,8 @@ import pandas as pd
 
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES
-from experiments.study import CHANGES, PREDICTIONS, Study
 from experiments.study_figures import shown_curves
+from experiments.study_results import CHANGES, PREDICTIONS, Results
 from experiments.widths import Sweep
 from experiments.words import listed, number, percent, points
 
@@ -37,7 +37,7 @@ _LAZY = 0.1
 _STRATA = ["data", "model", "density"]
 
 
-def summary(study: Study) -> str:
+def summary(study: Results) -> str:
     """The paragraph that opens the report."""
     seeds = study.trials["seed"].nunique()
     methods = [method for method in study.cells["method"].unique() if method != DENSE]
@@ -51,7 +51,7 @@ def summary(study: Study) -> str:
     )
 
 
-def failures(study: Study) -> str:
+def failures(study: Results) -> str:
     """How many trials failed, and why most of them; nothing where none did."""
     if not study.failed:
         return ""
@@ -62,7 +62,7 @@ def failures(study: Study) -> str:
     )
 
 
-def of_accuracy(study: Study) -> str:
+def of_accuracy(study: Results) -> str:
     """Which method is best most often, and how far the methods lie apart at the lowest density."""
     parts = []
     for setting, part in study.parts():
@@ -85,7 +85,7 @@ def of_accuracy(study: Study) -> str:
     return f"{_wins(study)} At the lowest density: {'; '.join(parts)}."
 
 
-def of_curves(study: Study) -> str:
+def of_curves(study: Results) -> str:
     """Which cells are drawn, and how far the loss really falls in them."""
     parts = []
     for setting, part in study.parts():
@@ -97,7 +97,7 @@ def of_curves(study: Study) -> str:
     return f"The real loss falls, in decades, {'; '.join(parts)}."
 
 
-def of_gaps(study: Study) -> str:
+def of_gaps(study: Results) -> str:
     """How close each prediction comes to the real curve, and whether it orders the cells as that does."""
     found = {name: study.cells[f"gap_{name}_mean"].dropna() for name in PREDICTIONS}
     medians = [f"{number(gap.median())} by {PREDICTIONS[name]}" for name, gap in found.items() if len(gap)]
@@ -118,7 +118,7 @@ def of_gaps(study: Study) -> str:
     return words
 
 
-def of_path_kernel(study: Study) -> str:
+def of_path_kernel(study: Results) -> str:
     """Between which methods the quantities range at the lowest density, and where no path is left."""
     parts = []
     for setting, part in study.parts():
@@ -135,7 +135,7 @@ def of_path_kernel(study: Study) -> str:
     return f"{'; '.join(parts)}. {last}" if parts else ABSENT
 
 
-def of_spectra(study: Study) -> str:
+def of_spectra(study: Results) -> str:
     """How many eigenvalues Θ has above its rounding, and where the median of Π lies."""
     parts = []
     for setting, part in study.parts():
@@ -151,7 +151,7 @@ def of_spectra(study: Study) -> str:
     return " ".join(parts) or ABSENT
 
 
-def of_quantities(study: Study) -> str:
+def of_quantities(study: Results) -> str:
     """Which quantity goes most with accuracy over the cells drawn, and how many do clearly."""
     found = {name: study.association(name, "test_accuracy", []) for name in QUANTITIES}
     others = {name: one for name, one in found.items() if name != "density" and one.groups}
@@ -165,13 +165,13 @@ def of_quantities(study: Study) -> str:
     )
 
 
-def of_associations(study: Study) -> str:
+def of_associations(study: Results) -> str:
     """Which quantities go with accuracy, over all cells of a setting and within densities."""
     parts = [f"In {setting}, {of_quantities(part)}" for setting, part in study.parts()]
     return f"{' '.join(parts)} {_strongest(study)}"
 
 
-def of_layers(study: Study) -> str:
+def of_layers(study: Results) -> str:
     """The most thinned layer and the dead units by method at the lowest density; layers that are emptied."""
     parts = []
     for setting, part in study.parts():
@@ -195,7 +195,7 @@ def of_layers(study: Study) -> str:
     return f"{'; '.join(parts)}.{last}"
 
 
-def of_change(study: Study) -> str:
+def of_change(study: Results) -> str:
     """How many cells keep their kernels through training, and whether Θ and Π change together."""
     sentences = []
     for name, words in list(CHANGES.items())[:2]:
@@ -226,7 +226,7 @@ def of_widths(sweeps: Sequence[Sweep]) -> str:
     )
 
 
-def _wins(study: Study) -> str:
+def _wins(study: Results) -> str:
     """How often the best method is best, and how often its lead is more than the seeds explain."""
     best, leads = [], 0
     for _, group in _pruned(study).groupby(_STRATA, sort=False):
@@ -248,7 +248,7 @@ def _wins(study: Study) -> str:
     return f"{words}; {leads} of the leads over the second exceed two standard errors over seeds."
 
 
-def _strongest(study: Study) -> str:
+def _strongest(study: Results) -> str:
     found = {name: study.association(name, "test_accuracy", _STRATA) for name in QUANTITIES}
     found = {name: one for name, one in found.items() if one.groups}
     if not found:
@@ -262,7 +262,7 @@ def _strongest(study: Study) -> str:
     )
 
 
-def _range(part: Study, column: str, words: Callable[[float], str]) -> str:
+def _range(part: Results, column: str, words: Callable[[float], str]) -> str:
     """From the least to the most that a method has at the lowest density; nothing where none has a number."""
     if not part.densities:
         return ""
@@ -276,7 +276,7 @@ def _range(part: Study, column: str, words: Callable[[float], str]) -> str:
     return f"from {words(least[column])} ({least['method']}) to {words(most[column])} ({most['method']})"
 
 
-def _by_cell(part: Study, value: Callable[[pd.Series], float]) -> dict[tuple[str, float], float]:
+def _by_cell(part: Results, value: Callable[[pd.Series], float]) -> dict[tuple[str, float], float]:
     found = {}
     for (method, density), group in part.trials.groupby(["method", "density"], sort=False):
         values = np.array([value(trial) for _, trial in group.iterrows()])
@@ -286,7 +286,7 @@ def _by_cell(part: Study, value: Callable[[pd.Series], float]) -> dict[tuple[str
 
 
 def _of_cells(
-    part: Study, values: dict[tuple[str, float], float], dense: tuple[str, float], shown: Callable[[float], str]
+    part: Results, values: dict[tuple[str, float], float], dense: tuple[str, float], shown: Callable[[float], str]
 ) -> str:
     lowest = part.densities[-1] if part.densities else 1.0
     at = {method: value for (method, density), value in values.items() if density == lowest and method != DENSE}
@@ -315,7 +315,7 @@ def _median(trial: pd.Series) -> float:
     return float(nodes[live][order][np.searchsorted(passed, passed[-1] / 2)] / np.log(10))
 
 
-def _pruned(study: Study) -> pd.DataFrame:
+def _pruned(study: Results) -> pd.DataFrame:
     return study.cells[study.cells["method"] != DENSE]
 
 

@@ -14,7 +14,7 @@ from experiments import figures, results, study_figures, study_findings, widths
 from experiments.options import DENSE
 from experiments.pages import Illustration, document, drawn, illustrated, pairs, scrolled, text
 from experiments.runs import QUANTITIES
-from experiments.study import CHANGES, CURVES, PREDICTIONS, Study
+from experiments.study_results import CHANGES, CURVES, PREDICTIONS, Results
 
 __all__ = ["footer", "illustrations", "page", "write"]
 
@@ -29,7 +29,7 @@ class Absent(NamedTuple):
     why: str
 
 
-def write(study: Study, folder: Path) -> list[str]:
+def write(study: Results, folder: Path) -> list[str]:
     """Draw everything into the folder; gives what the console shows. Raises InputError where it cannot be written."""
     shown = list(illustrations(study, folder))
     pictures = [picture for picture in shown if isinstance(picture, Illustration)]
@@ -43,22 +43,23 @@ def write(study: Study, folder: Path) -> list[str]:
     return [*absent, f"{len(pictures)} figures: {folder / 'figures'}", f"Report: {folder / 'report.html'}"]
 
 
-def footer(study: Study) -> str:
+def footer(study: Results) -> str:
     """The line under every figure: data, models, seeds, configuration and versions."""
     options, versions = _flat(study.config["options"]), study.config["versions"]
     data, models = (", ".join(dict.fromkeys(names)) for names in zip(*study.settings, strict=True))
-    recipe = [f"{name.replace('_', ' ')} {_words(options[name])}" for name in _RECIPE if name in options]
+    last = {name.rpartition(".")[2]: value for name, value in options.items()}
+    recipe = [f"{name.replace('_', ' ')} {_words(last[name])}" for name in _RECIPE if name in last]
     packages = [f"{name} {versions[name]}" for name in ("pathjax", "jax") if name in versions]
     return " · ".join([data, models, _seeds(study), *([", ".join(recipe)] if recipe else []), ", ".join(packages)])
 
 
-def illustrations(study: Study, folder: Path) -> Iterator[Illustration | Absent]:
+def illustrations(study: Results, folder: Path) -> Iterator[Illustration | Absent]:
     """All figures of a study, with captions computed from its results, or why one is not there."""
     foot, seeds = footer(study), study.trials["seed"].nunique()
     over_seeds = f"mean over {seeds} seeds" if seeds > 1 else "one seed"
     bands = f"{over_seeds}; bands: one standard deviation over seeds" if seeds > 1 else "one seed, so without bands"
 
-    def figure(name: str, draw: Callable[[Study, str], Figure], title: str, caption: str, found: str) -> Illustration:
+    def figure(name: str, draw: Callable[[Results, str], Figure], title: str, caption: str, found: str) -> Illustration:
         return Illustration(name, *drawn(draw(study, foot)), title, caption, found)
 
     yield figure(
@@ -146,7 +147,7 @@ def illustrations(study: Study, folder: Path) -> Iterator[Illustration | Absent]
         yield Absent("Lazy or rich: the change of the kernels", "No trial has its kernels after training.")
 
 
-def _quantities(study: Study, foot: str, over_seeds: str) -> Iterator[Illustration]:
+def _quantities(study: Results, foot: str, over_seeds: str) -> Iterator[Illustration]:
     parts = list(study.parts())
     together = [("all together", study)] if len(parts) > 1 else []
     for setting, part in parts + together:
@@ -179,7 +180,7 @@ def _widths(folder: Path) -> Illustration | Absent:
     )
 
 
-def page(study: Study, shown: list[Illustration | Absent]) -> str:
+def page(study: Results, shown: list[Illustration | Absent]) -> str:
     """The whole report as one HTML page that needs no other file."""
     data, models = (", ".join(dict.fromkeys(names)) for names in zip(*study.settings, strict=True))
     parts = [
@@ -210,7 +211,7 @@ def page(study: Study, shown: list[Illustration | Absent]) -> str:
     return document(f"Prunings of {models} on {data}", parts)
 
 
-def _accuracies(setting: str, part: Study) -> str:
+def _accuracies(setting: str, part: Results) -> str:
     """A row for each method, a column for each density; the best of a density is bold."""
     densities = sorted(part.cells["density"].unique(), reverse=True)
     head = "".join(f"<th>{density:g}</th>" for density in densities)
@@ -233,7 +234,7 @@ def _accuracy(row: pd.Series) -> str:
     return "–" if np.isnan(mean) else f"{mean:.1f}" + ("" if np.isnan(deviation) else f" ± {deviation:.1f}")
 
 
-def _associations(study: Study) -> pd.DataFrame:
+def _associations(study: Results) -> pd.DataFrame:
     """A row for each quantity, setting or all of them, and whether it is within a density."""
     rows = []
     for setting, part in [*study.parts(), ("all together", study)]:
@@ -244,7 +245,7 @@ def _associations(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _associations_table(study: Study) -> str:
+def _associations_table(study: Results) -> str:
     columns = {
         "all cells": (study, []),
         "all cells of one data set and model": (study, ["data", "model"]),
@@ -253,18 +254,18 @@ def _associations_table(study: Study) -> str:
     head = "".join(f"<th>{text(words)}</th>" for words in columns)
     rows = [
         f"<tr><th>{text(words)}</th>"
-        + "".join(f"<td>{text(part.association(name, 'test_accuracy', by))}</td>" for part, by in columns.values())
+        + "".join(f"<td>{text(str(part.association(name, 'test_accuracy', by)))}</td>" for part, by in columns.values())
         + "</tr>"
         for name, words in QUANTITIES.items()
     ]
     return scrolled(f"<table><thead><tr><th>quantity</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 
 
-def _has(study: Study, columns: list[str]) -> bool:
+def _has(study: Results, columns: list[str]) -> bool:
     return bool(study.cells[columns].notna().any(axis=None))
 
 
-def _has_lists(study: Study, columns: tuple[str, ...]) -> bool:
+def _has_lists(study: Results, columns: tuple[str, ...]) -> bool:
     return any(study.trials[name].map(bool).any() for name in columns)
 
 
@@ -273,15 +274,17 @@ def _within(folder: Path, name: str) -> Path:
     return folder / "figures" / name
 
 
-def _seeds(study: Study) -> str:
+def _seeds(study: Results) -> str:
     seeds = sorted(study.trials["seed"].unique())
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds, {seeds[0]}–{seeds[-1]}"
 
 
 def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options of tables of a config under their dotted names."""
+    """Options of tables of a config under their dotted names; of a list of tables, each is under its own name."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            value = {str(entry.get("name", place)): entry for place, entry in enumerate(value)}
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 

@@ -79,11 +79,14 @@ def _trial(names: tuple[str, str, str, float], *, place: int, places: int, seed:
     layers = {f"layer_{i}": min(1.0, density * float(np.exp(0.3 * rng.normal() + 0.8 - 0.15 * i))) for i in range(size)}
     dead = {f"layer_{i}": float(max(0.0, 0.3 - density) * (i % 3) / 2) for i in range(size - 1)}
     spectrum = 4 + place - 0.12 * np.arange(40) * (1 + 0.1 * place) + 0.1 * rng.normal(size=40)
-    known = {field.name: float(rng.normal(5)) for field in dataclasses.fields(Trial) if field.name.startswith("log_")}
+    known: dict[str, Any] = {
+        field.name: float(rng.normal(5)) for field in dataclasses.fields(Trial) if field.name.startswith("log_")
+    }
     lists = {field.name for field in dataclasses.fields(Trial) if field.type == "list[float]"}
     trace = 12 + 2 * place + 3 * np.log(density) + 0.1 * rng.normal()
+    known = {name: value for name, value in known.items() if name not in lists}
     return Trial(
-        **{name: value for name, value in known.items() if name not in lists}
+        **known
         | {"data": dataset, "model": model, "method": method, "density": density, "seed": seed}
         | {"log_trace_path_kernel": trace, "log_top_path_kernel": trace - 2, "log_path_norm_1": trace / 2},
         kept=round(1000 * density),

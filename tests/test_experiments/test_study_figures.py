@@ -5,12 +5,14 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import association, figures, study, study_figures, study_report, widths
+from experiments import association, figures, study_figures, study_report, study_results, widths
 from experiments import study_findings as findings
 from experiments.lines import encode
 from experiments.options import METHODS, InputError
@@ -20,15 +22,19 @@ from tests.test_experiments.examples import example_study
 
 CONFIG = {
     "format": Trial.FORMAT,
-    "options": {"epochs": 10, "learning_rate": 0.1, "method": ["random", "snip"], "fc": {"width": 8}},
+    "options": {
+        "model": [{"name": "fc", "width": 8}, {"name": "resnet20"}],
+        "method": ["random", "snip"],
+        "train": {"epochs": 10, "learning_rate": 0.1},
+    },
     "versions": {"pathjax": "0.1.0", "jax": "0.10.2"},
 }
 FAILED = Trial.of(("digits", "fc", "random", 0.02, 1), reason="the training loss is not finite from epoch 1 on")
-ONE = {"data": ("digits",), "models": ("fc",)}
+ONE: Any = {"data": ("digits",), "models": ("fc",)}
 
 
 def made(trials):
-    return study.made_of(trials, CONFIG, "here")
+    return study_results.made_of(trials, CONFIG, Path("here"))
 
 
 def changed(trials, where, **fields):
@@ -103,12 +109,12 @@ def test_the_page_is_whole_and_needs_no_other_file(drawn):
     assert all(f"<b>Figure {number}.</b>" in page for number in range(1, 15))
     assert "1 of 80 trials failed" in page and "digits, fc, random at density 0.02, seed 1" in page
     assert "power of −0.50 to −0.50" in page
-    assert "fc.width" in page
+    assert "<th>model.fc.width</th><td>8</td>" in page and "<th>train.epochs</th><td>10</td>" in page
 
 
 def test_the_same_results_give_the_same_page(drawn):
     before = (drawn / "figures" / "gaps.svg").read_bytes()
-    found = study.read(drawn)
+    found = study_results.read(drawn)
     assert figures.svg(study_figures.gaps(found, study_report.footer(found))) == before
 
 
@@ -120,15 +126,17 @@ def test_every_figure_says_seeds_configuration_and_versions():
     assert " · seed 0 · " in study_report.footer(made(example_study(seeds=1)))
 
 
-SCARCE = dict.fromkeys(("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *study.CURVES), [])
-SCARCE |= dict.fromkeys(("gap_linearized", "gap_low_rank", "gap_data_free", *study.CHANGES), math.nan)
+SCARCE: dict[str, Any] = dict.fromkeys(
+    ("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *study_results.CURVES), []
+)
+SCARCE |= dict.fromkeys(("gap_linearized", "gap_low_rank", "gap_data_free", *study_results.CHANGES), math.nan)
 SCARCE |= {"layer_density": {}, "dead_units": {}}
 
 
 def test_one_seed_one_density_one_method_and_no_measurements_are_drawn(tmp_path):
     trials = changed(example_study(**ONE, methods=("snip",), densities=(0.1,), seeds=1), (), **SCARCE)
     folder = kept_in(tmp_path / "study", trials)
-    said = study_report.write(study.read(folder), folder)
+    said = study_report.write(study_results.read(folder), folder)
     absent = [line.rpartition(": ")[0] for line in said[:-2]]
     assert absent == [
         "Predicted and real training curves",

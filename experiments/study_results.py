@@ -13,11 +13,11 @@ import pandas as pd
 from experiments import association
 from experiments.association import Association
 from experiments.lines import decode
-from experiments.options import DENSE, InputError
+from experiments.options import DENSE, METHODS, InputError
 from experiments.runs import QUANTITIES
 from experiments.trials import Trial
 
-__all__ = ["CHANGES", "CURVES", "KNOWN", "PREDICTIONS", "Study", "made_of", "read"]
+__all__ = ["CHANGES", "CURVES", "KNOWN", "PREDICTIONS", "Results", "made_of", "read"]
 
 KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
 """What is known before training but for density, with words."""
@@ -42,13 +42,13 @@ _GAPS = [f"gap_{name}" for name in PREDICTIONS]
 _AVERAGED = ["test_accuracy", *KNOWN, *_GAPS, *_DROPS, *CHANGES, "dead_units_mean"]
 
 
-class Study(NamedTuple):
+class Results(NamedTuple):
     """What is in a folder.
 
     Attributes:
         config: its options and versions.
         failed: the trials that failed, in order.
-        trials: a row for each trial that did not; dense first, then methods by name, densities from high to low.
+        trials: a row for each trial that did not; dense first, then methods as listed, densities from high to low.
         cells: a row for each (data, model, method, density) of these: `NAME_mean` and `NAME_std` over the seeds that
             have the number.
     """
@@ -65,13 +65,13 @@ class Study(NamedTuple):
             (str(data), str(model)) for data, model in self.cells[_SETTING].drop_duplicates().itertuples(index=False)
         ]
 
-    def of(self, data: str, model: str) -> Study:
+    def of(self, data: str, model: str) -> Results:
         """The part of one data set and model."""
         trials, cells = (table[(table["data"] == data) & (table["model"] == model)] for table in self[2:])
         failed = [trial for trial in self.failed if (trial.data, trial.model) == (data, model)]
-        return Study(self.config, failed, trials, cells)
+        return Results(self.config, failed, trials, cells)
 
-    def parts(self) -> Iterator[tuple[str, Study]]:
+    def parts(self) -> Iterator[tuple[str, Results]]:
         """Each setting in words, with its part."""
         for data, model in self.settings:
             yield f"{data}, {model}", self.of(data, model)
@@ -93,7 +93,7 @@ class Study(NamedTuple):
         return association.of(cells[known].to_numpy(float), cells[f"{outcome}_mean"].to_numpy(float), groups)
 
 
-def read(folder: Path) -> Study:
+def read(folder: Path) -> Results:
     """The study in a folder; it need not be finished, and a sweep may be writing to it.
 
     Raises InputError where there is none, where another version wrote it, and where no trial has come to its end.
@@ -126,9 +126,12 @@ def read(folder: Path) -> Study:
     return made_of(trials, config, folder)
 
 
-def made_of(trials: list[Trial], config: dict[str, Any], folder: Path) -> Study:
+def made_of(trials: list[Trial], config: dict[str, Any], folder: Path) -> Results:
     """The study of these trials. Raises InputError where none has come to its end."""
-    trials = sorted(trials, key=lambda t: (t.data, t.model, t.method != DENSE, t.method, -t.density, t.seed))
+    places = {name: place for place, name in enumerate((DENSE, *METHODS))}
+    trials = sorted(
+        trials, key=lambda t: (t.data, t.model, places.get(t.method, len(places)), t.method, -t.density, t.seed)
+    )
     failed = [trial for trial in trials if trial.reason]
     whole = [trial for trial in trials if not trial.reason]
     if not whole:
@@ -143,7 +146,7 @@ def made_of(trials: list[Trial], config: dict[str, Any], folder: Path) -> Study:
     found.columns = [f"{name}_{statistic}" for name, statistic in found.columns]
     seeds = table.groupby(_CELL, sort=False)["seed"].count().rename("seeds")
     kept = table.groupby(_CELL, sort=False)[["kept", "prunable"]].first()
-    return Study(config, failed, table, pd.concat([seeds, kept, found], axis=1).reset_index())
+    return Results(config, failed, table, pd.concat([seeds, kept, found], axis=1).reset_index())
 
 
 def _drop(losses: list[float]) -> float:
