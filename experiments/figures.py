@@ -273,15 +273,19 @@ def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
     return figure
 
 
-def top_legend(figure: Figure, axes: Any, *, columns: int) -> Figure:
+def top_legend(figure: Figure, axes: Any) -> Figure:
     """The figure with one legend of everything that is named in any of its panels, above them."""
     found = [pair for axis in np.ravel(axes) for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in found[::-1]}  # the first of a name stays
     if handles:
         order = dict.fromkeys(label for _, label in found)
+        columns = max(2, int(figure.get_figwidth() / _NAME))
         figure.legend([handles[label] for label in order], order, loc="outside upper center", ncols=columns)
     return figure
 
+
+_NAME = 1.9
+"""Inches that a legend needs for the longest name of a method, with its line."""
 
 _LETTERS = 19
 """Letters of a footer that fit into an inch."""

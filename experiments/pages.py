@@ -15,7 +15,10 @@ __all__ = ["Illustration", "document", "drawn", "illustrated", "pairs", "scrolle
 
 
 class Illustration(NamedTuple):
-    """A drawn figure with its file name, its title, what it shows and what was found in these results."""
+    """A drawn figure with its file name, its title, what it shows and what was found in these results.
+
+    Lines of `found` after the first become a list.
+    """
 
     name: str
     png: bytes
@@ -38,10 +41,12 @@ def document(title: str, parts: Iterable[str]) -> str:
 def illustrated(number: int, picture: Illustration) -> str:
     """The figure in the page, under its title and over its caption."""
     drawing = _inline(picture.svg.decode(), prefix=f"f{number}-", label=picture.title)
+    found, *more = picture.found.split("\n")
+    entries = f"<ul>{''.join(f'<li>{text(line)}</li>' for line in more)}</ul>" if more else ""
     return (
         f'<h2>{text(picture.title)}</h2><figure><div class="scroll">{drawing}</div><figcaption>'
         f"<b>Figure {number}.</b> {text(picture.caption)} "
-        f"<em>Found here:</em> {text(picture.found)}</figcaption></figure>"
+        f"<em>Found here:</em> {text(found)}{entries}</figcaption></figure>"
     )
 
 
@@ -102,6 +107,7 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 .note { border-left: 3px solid var(--accent); padding-left: .75rem; }
 p, figcaption { max-width: 46rem; }
 figure { margin: 0; }
+figcaption ul { margin: .4rem 0 0; padding-left: 1.2rem; }
 figcaption { margin-top: .75rem; color: var(--ink); font-size: .95rem; }
 .scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--grid); border-radius: 8px; }
 figure .scroll { padding: .75rem; }

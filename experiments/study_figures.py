@@ -69,7 +69,7 @@ def accuracy(study: Results, footer: str) -> Figure:
     for axis, (setting, part) in zip(flat, parts, strict=True):
         accuracy_panel(axis, part.cells)
         axis.set(title=setting, xlabel="density", ylabel="test accuracy")
-    return top_legend(figure, axes, columns=4)
+    return top_legend(figure, axes)
 
 
 def shown_curves(part: Results) -> list[tuple[str, float]]:
@@ -98,7 +98,7 @@ def curves(study: Results, footer: str) -> Figure:
         row[0].set_ylabel(f"{setting}\nloss / start")
     for axis in axes[-1]:
         axis.set_xlabel("step")
-    return top_legend(figure, axes, columns=4)
+    return top_legend(figure, axes)
 
 
 @styled
@@ -122,7 +122,7 @@ def gaps(study: Results, footer: str) -> Figure:
         _plain_log(axis)
         axis.set_xticks(range(len(PREDICTIONS)), ["Θ", "rank r", "Π, no data"])
         axis.grid(axis="x", visible=False)
-    return top_legend(figure, axes, columns=4)
+    return top_legend(figure, axes)
 
 
 @styled
@@ -156,7 +156,7 @@ def spectra(study: Results, footer: str) -> Figure:
         row[2].set_ylabel("share per decade")
     for column, axis in enumerate(axes[-1]):
         axis.set_xlabel("i" if column < 2 else "log₁₀ λ(Π)")
-    return top_legend(figure, axes, columns=7)
+    return top_legend(figure, axes)
 
 
 @styled
@@ -190,7 +190,7 @@ def associations(study: Results, footer: str) -> Figure:
         axis.axvline(0, color=MUTED, linewidth=0.8)
         axis.set(title=setting, xlabel="Spearman ρ", xlim=(-1.05, 1.05), ylim=(len(QUANTITIES) - 0.5, -0.5))
         axis.set_yticks(range(len(QUANTITIES)), list(QUANTITIES.values()))
-    return top_legend(figure, axes, columns=2)
+    return top_legend(figure, axes)
 
 
 @styled
@@ -215,7 +215,7 @@ def layers(study: Results, footer: str) -> Figure:
         row[0].set_ylabel(setting)
     for axis, words in zip(axes[-1], ("layer", "layer", "density"), strict=True):
         axis.set_xlabel(words)
-    return top_legend(figure, axes, columns=7)
+    return top_legend(figure, axes)
 
 
 def _panels(
@@ -251,7 +251,7 @@ def _over_density(study: Results, footer: str, columns: Sequence[tuple[str, str]
         row[0].set_ylabel(setting)
     for axis in axes[-1]:
         axis.set_xlabel("density")
-    return top_legend(figure, axes, columns=7)
+    return top_legend(figure, axes)
 
 
 def _curves(axis: Axes, trials: pd.DataFrame) -> None:

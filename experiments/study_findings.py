@@ -29,7 +29,7 @@ __all__ = [
     "summary",
 ]
 
-ABSENT = "It is not in these results."
+_ABSENT = "It is not in these results."
 
 _LAZY = 0.1
 """A kernel that training changes by less than this share of its norm counts as kept."""
@@ -72,17 +72,15 @@ def of_accuracy(study: Results) -> str:
         lowest = known[known["density"] == known["density"].min()]
         best, worst = (lowest.loc[pick(lowest["test_accuracy_mean"])] for pick in (pd.Series.idxmax, pd.Series.idxmin))
         dense = part.cells.loc[part.cells["method"] == DENSE, "test_accuracy_mean"]
-        words = f"{setting}: {best['method']} {_accuracy(best)}"
+        words = f"{best['method']} {_accuracy(best)}"
         if len(lowest) > 1:
             apart = best["test_accuracy_mean"] - worst["test_accuracy_mean"]
             words += f", {points(apart)} above {worst['method']}"
         if len(dense):
             lost = dense.iloc[0] - best["test_accuracy_mean"]
             words += f" and {points(abs(lost))} {'below' if lost >= 0 else 'above'} the dense network"
-        parts.append(f"{words} (density {best['density']:g})")
-    if not parts:
-        return ABSENT
-    return f"{_wins(study)} At the lowest density: {'; '.join(parts)}."
+        parts.append(f"{setting}: {words} (density {best['density']:g}).")
+    return _told(f"{_wins(study)} At the lowest density:", parts)
 
 
 def of_curves(study: Results) -> str:
@@ -91,10 +89,8 @@ def of_curves(study: Results) -> str:
     for setting, part in study.parts():
         cells = part.cells.set_index(["method", "density"])["real_drop_mean"]
         falls = [f"{_cell(*cell)} {number(cells[cell])}" for cell in shown_curves(part)]
-        parts += [f"{setting}: {', '.join(falls)}"] if falls else []
-    if not parts:
-        return ABSENT
-    return f"The real loss falls, in decades, {'; '.join(parts)}."
+        parts += [f"{setting}: {', '.join(falls)}."] if falls else []
+    return _told("The real loss falls, in decades:", parts)
 
 
 def of_gaps(study: Results) -> str:
@@ -127,28 +123,28 @@ def of_path_kernel(study: Results) -> str:
             for name in ("log_trace_path_kernel", "effective_rank_path_kernel")
             if (found := _range(part, f"{name}_mean", lambda value: number(value, ".1f")))
         ]
-        parts += [f"{setting} at density {part.densities[-1]:g}, {', '.join(ranges)}"] if ranges else []
+        parts += [f"{setting} at density {part.densities[-1]:g}: {', '.join(ranges)}."] if ranges else []
     cut = study.cells[np.isneginf(study.cells["log_path_norm_1_mean"])]
     last = (
         f" No path is left, and no point drawn, for {_cells(cut)}." if len(cut) else " Every network has a path left."
     )
-    return f"{'; '.join(parts)}. {last}" if parts else ABSENT
+    return _told(f"{last} Of the pruned networks, at the lowest density:", parts)
 
 
 def of_spectra(study: Results) -> str:
     """How many eigenvalues Θ has above its rounding, and where the median of Π lies."""
     parts = []
     for setting, part in study.parts():
-        ranks, medians = _by_cell(part, _rank), _by_cell(part, _median)
-        dense = (DENSE, 1.0)
+        ranks, medians, words = _by_cell(part, _rank), _by_cell(part, _median), []
         if ranks:
             size = max(map(len, part.trials["log_ntk_eigenvalues"]))
-            found = _of_cells(part, ranks, dense, lambda count: number(count, ".0f"))
-            parts.append(f"In {setting}, above rounding are of {size} eigenvalues of Θ {found}.")
+            found = _of_cells(part, ranks, lambda count: number(count, ".0f"))
+            words.append(f"above rounding are of {size} eigenvalues of Θ {found}")
         if medians:
-            found = _of_cells(part, medians, dense, lambda exponent: f"10^{number(exponent, '.1f')}")
-            parts.append(f"The median eigenvalue of Π above zero is {found}.")
-    return " ".join(parts) or ABSENT
+            found = _of_cells(part, medians, lambda exponent: f"10^{number(exponent, '.1f')}")
+            words.append(f"the median eigenvalue of Π above zero is {found}")
+        parts += [f"{setting}: {'; '.join(words)}."] if words else []
+    return _told("Dense and at the lowest density:", parts)
 
 
 def of_quantities(study: Results) -> str:
@@ -167,8 +163,8 @@ def of_quantities(study: Results) -> str:
 
 def of_associations(study: Results) -> str:
     """Which quantities go with accuracy, over all cells of a setting and within densities."""
-    parts = [f"In {setting}, {of_quantities(part)}" for setting, part in study.parts()]
-    return f"{' '.join(parts)} {_strongest(study)}"
+    parts = [f"{setting}: {of_quantities(part)}" for setting, part in study.parts()]
+    return _told(f"{_strongest(study)} Over all cells:", parts)
 
 
 def of_layers(study: Results) -> str:
@@ -186,13 +182,11 @@ def of_layers(study: Results) -> str:
         )
         words += percent(least[method].min())
         dead = _range(part, "dead_units_mean_mean", percent)
-        parts.append(f"{words}, and dead are of the units {dead}" if dead else f"{words}; dead units are not there")
-    if not parts:
-        return ABSENT
+        parts.append(f"{words}; the share of dead units is {dead}." if dead else f"{words}; dead units are not there.")
     empty = study.trials["layer_density"].map(lambda layers: bool(layers) and min(layers.values()) == 0.0)
     emptied = study.trials[empty].drop_duplicates([*_STRATA, "method"])
-    last = f" A layer is emptied in {_cells(emptied)}." if len(emptied) else " No layer is emptied."
-    return f"{'; '.join(parts)}.{last}"
+    last = f"A layer is emptied in {_cells(emptied)}." if len(emptied) else "No layer is emptied."
+    return _told(f"{last} At the lowest density:", parts)
 
 
 def of_change(study: Results) -> str:
@@ -224,6 +218,13 @@ def of_widths(sweeps: Sequence[Sweep]) -> str:
         f"The distance to the infinite-width limit goes with the width to the power of {number(min(slopes))} to "
         f"{number(max(slopes))} (−1/2 is expected); furthest from it is {off.model} at density {off.density:g}."
     )
+
+
+def _told(lead: str, parts: Sequence[str]) -> str:
+    """What was found in each setting, a line for each where there are several."""
+    if not parts:
+        return _ABSENT
+    return "\n".join([lead, *parts]) if len(parts) > 1 else f"{lead} {parts[0]}"
 
 
 def _wins(study: Results) -> str:
@@ -285,12 +286,11 @@ def _by_cell(part: Results, value: Callable[[pd.Series], float]) -> dict[tuple[s
     return found
 
 
-def _of_cells(
-    part: Results, values: dict[tuple[str, float], float], dense: tuple[str, float], shown: Callable[[float], str]
-) -> str:
+def _of_cells(part: Results, values: dict[tuple[str, float], float], shown: Callable[[float], str]) -> str:
     lowest = part.densities[-1] if part.densities else 1.0
     at = {method: value for (method, density), value in values.items() if density == lowest and method != DENSE}
-    words = [f"{shown(values[dense])} in the dense network"] if dense in values else []
+    dense = values.get((DENSE, 1.0))
+    words = [] if dense is None else [f"{shown(dense)} in the dense network"]
     if at:
         least, most = min(at, key=at.__getitem__), max(at, key=at.__getitem__)
         span = f"{shown(at[least])} ({least})"

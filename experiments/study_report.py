@@ -67,7 +67,7 @@ def illustrations(study: Results, folder: Path) -> Iterator[Illustration | Absen
         study_figures.accuracy,
         "Accuracy over density",
         f"Accuracy on the full test set after training ({bands}). Dashed: the dense network.",
-        " ".join(filter(None, [study_findings.of_accuracy(study), study_findings.failures(study)])),
+        " ".join(filter(None, [study_findings.failures(study), study_findings.of_accuracy(study)])),
     )
     if _has_lists(study, CURVES):
         yield figure(
