@@ -17,7 +17,7 @@ from experiments import curves, kernels, methods, models, quantities, training
 from experiments.data import Dataset, balanced_batch
 from experiments.kernels import Cell
 from experiments.keys import key_of
-from experiments.options import DENSE, Compare, InputError
+from experiments.options import DENSE, Compare, InputError, Recipe
 from experiments.progress import Reporter
 from experiments.results import Folder
 from experiments.runs import Run
@@ -97,12 +97,10 @@ class Bench:
         self._curves = curves.loss_curves(self._model.apply, self._batch, targets, steps=options.curve_steps)
         self._steps_per_epoch = len(labels) // min(options.batch_size, len(labels))
         self._trained = training.trainer(
-            self._model.apply,
+            training.stateless(self._model.apply),
             (images, labels),
             (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            epochs=options.epochs,
+            Recipe(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate),
         )
 
     def measured(self, method: str, density: float, reporter: Reporter) -> tuple[list[Run], kernels.Kernels]:
@@ -118,7 +116,7 @@ class Bench:
         top = np.array([spectrum.eigenvalues[0] for spectrum in spectra], np.float32)
         losses = self._curves(self._params, mask, known.ntk, top, known.nodes, known.weights, known.parameters)
         reporter.stage(f"{name}: training", 0.6)
-        trained = self._trained(self._params, mask, self._keys("order"))
+        trained = self._trained(self._params, {}, mask, self._keys("order"))
         reporter.stage(f"{name}: writing", 0.95)
         zero = training.pruned_stay_zero(trained.params, mask)
         distances = self._infinite_distances(known.ntk) if method == DENSE else np.full(len(spectra), np.nan)

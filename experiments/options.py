@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["DENSE", "METHODS", "MODELS", "Compare", "InputError", "validated"]
+__all__ = ["DENSE", "METHODS", "MODELS", "PRECISIONS", "SCHEDULES", "Compare", "InputError", "Recipe", "validated"]
 
 METHODS = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
 MODELS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")
@@ -18,6 +18,34 @@ DENSE = "dense"
 
 class InputError(ValueError):
     """Something a user gave cannot be used. The message is one sentence for the user, with the remedy."""
+
+
+SCHEDULES = ("constant", "cosine", "step")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How networks are trained, by SGD with momentum 0.9 on cross-entropy."""
+
+    epochs: int = 30
+    """Passes over the train set."""
+    batch_size: int = 64
+    """Images in a minibatch."""
+    learning_rate: float = 0.05
+    """Largest step size."""
+    schedule: str = "constant"
+    """The step size over time: constant; cosine, down to 0; or step, a tenth after half and again after 3/4."""
+    warmup: float = 0.0
+    """Epochs in which the step size rises to the largest."""
+    weight_decay: float = 0.0
+    """What is added to the gradient, times the weights, in kernels alone."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    augment: bool = False
+    """Crop padded images at random, and flip them where a mirror image means the same."""
+    precision: str = "float32"
+    """What networks are computed in: float32 or bfloat16. Weights are float32."""
 
 
 @dataclasses.dataclass(frozen=True)
