@@ -8,9 +8,35 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["DENSE", "METHODS", "MODELS", "PRECISIONS", "SCHEDULES", "Compare", "InputError", "Recipe", "validated"]
+from tyro.conf import Positional
 
-METHODS = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
+__all__ = [
+    "DENSE",
+    "METHODS",
+    "MODELS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "Compare",
+    "InputError",
+    "Recipe",
+    "Sweep",
+    "known",
+    "validated",
+]
+
+METHODS = (
+    "random",
+    "magnitude",
+    "snip",
+    "grasp",
+    "synflow",
+    "synflow_l2",
+    "synflow_data",
+    "synflow_data_l2",
+    "path_kernel_trace",
+    "px",
+    "ntk_sap",
+)
 MODELS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")
 DENSE = "dense"
 """The unpruned network's name in tables; measured with every comparison, so it is not an option."""
@@ -62,8 +88,9 @@ class Compare:
     end) or conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts."""
     density: tuple[float, ...] = (0.5, 0.1, 0.02)
     """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
-    method: tuple[str, ...] = METHODS
-    """Pruning methods: random, magnitude, snip, synflow, synflow_l2, synflow_data."""
+    method: tuple[str, ...] = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
+    """Pruning methods: random, magnitude, snip, grasp, synflow, synflow_l2, synflow_data, synflow_data_l2,
+    path_kernel_trace, px, ntk_sap."""
     seeds: int = 3
     """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches."""
     out: Path = Path("runs/digits")
@@ -90,15 +117,34 @@ class Compare:
     """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their runs again."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run a study: prune, measure and train all networks that a config names.
+
+    Every finished network is kept in the output folder: the same command continues where it stopped.
+    """
+
+    config: Positional[str]
+    """A TOML file, or the name of a ready one: digits, fashion-quick, cifar10-quick, paper."""
+    out: Path | None = None
+    """Folder for results.jsonl; left out, runs/ and the config's name."""
+    data_dir: Path | None = None
+    """Folder of prepared data sets; left out, the place where TFDS keeps them."""
+    list: bool = False
+    """Say what would run and about how long it would take, and stop."""
+    repair: bool = False
+    """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their networks again."""
+
+
 def validated(options: Compare, *, datasets: Sequence[str]) -> Compare:
     """The options in canonical order (methods as listed, densities from high to low).
 
     Raises InputError at the first name that does not exist and the first number that has no meaning.
     """
-    _known("data set", options.dataset, datasets)
-    _known("model", options.model, MODELS)
+    known("data set", options.dataset, datasets)
+    known("model", options.model, MODELS)
     for method in options.method:
-        _known("method", method, METHODS)
+        known("method", method, METHODS)
     _distinct("method", options.method)
     for density in options.density:
         if not 0.0 < density <= 1.0:
@@ -118,7 +164,8 @@ def validated(options: Compare, *, datasets: Sequence[str]) -> Compare:
     )
 
 
-def _known(kind: str, name: str, existing: Sequence[str]) -> None:
+def known(kind: str, name: str, existing: Sequence[str]) -> None:
+    """Raise InputError where a name does not exist, with the nearest one that does."""
     if name in existing:
         return
     nearest = difflib.get_close_matches(name, existing, n=1)

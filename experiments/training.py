@@ -16,7 +16,16 @@ from experiments.options import Recipe
 from pathjax import masks
 from pathjax.types import ApplyFn, Key, Mask, Params
 
-__all__ = ["Trainable", "Trained", "optimizer", "pruned_stay_zero", "stateless", "steps_to_level", "trainer"]
+__all__ = [
+    "Trainable",
+    "Trained",
+    "all_devices",
+    "optimizer",
+    "pruned_stay_zero",
+    "stateless",
+    "steps_to_level",
+    "trainer",
+]
 
 _CHUNK = 1000
 """Images that are evaluated at a time."""
@@ -187,11 +196,14 @@ def _chunks(images: jax.Array, labels: jax.Array, *, multiple: int) -> list[Imag
     number = math.ceil(count / _CHUNK)
     size = math.ceil(count / number / multiple) * multiple
     more = number * size - count
-    images = np.pad(images, [(0, more)] + [(0, 0)] * (images.ndim - 1))
-    labels = np.pad(labels, (0, more), constant_values=-1)
-    return [
-        (jnp.asarray(images[at : at + size]), jnp.asarray(labels[at : at + size])) for at in range(0, len(labels), size)
-    ]
+    images = jnp.pad(images, [(0, more)] + [(0, 0)] * (images.ndim - 1))
+    labels = jnp.pad(labels, (0, more), constant_values=-1)
+    return [(images[at : at + size], labels[at : at + size]) for at in range(0, len(labels), size)]
+
+
+def all_devices() -> Mesh | None:
+    """A mesh of all devices of all processes; None where there is only one."""
+    return Mesh(np.array(jax.devices()), ("devices",)) if jax.device_count() > 1 else None
 
 
 def _in_precision(network: Trainable, precision: str) -> Trainable:
