@@ -172,11 +172,17 @@ def _prepared(name: str, root: Path) -> Path:
     """The folder of the newest prepared version of one of TFDS' own data sets."""
     import tensorflow_datasets as tfds
 
-    versions = [folder for folder in root.glob(f"{name}/*") if tfds.core.Version.is_valid(folder.name)]
+    builder = _BUILDERS.get(name, name)
+    versions = [folder for folder in root.glob(f"{builder}/*") if tfds.core.Version.is_valid(folder.name)]
     if not versions:
+        if name == "tiny_imagenet":
+            raise DataError(
+                f"The data set {name} is not prepared in {root}; prepare it once from its published folder by "
+                f"python -m experiments.tiny_imagenet tiny-imagenet-200 --data-dir {root}."
+            )
         raise DataError(
             f"The data set {name} is not prepared in {root}; with a network and TensorFlow, prepare it once by "
-            f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
+            f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{builder}', data_dir='{root}', "
             "file_format='array_record').download_and_prepare()\"."
         )
     return max(versions, key=lambda folder: tfds.core.Version(folder.name))
@@ -193,7 +199,8 @@ def _read(folder: Path) -> tuple[int, Split, Split]:
     try:
         builder = tfds.builder_from_directory(folder)
         classes = builder.info.features["label"].num_classes
-        train, test = _read_split(builder, "train"), _read_split(builder, "test")
+        held_out = "test" if "test" in builder.info.splits or "validation" not in builder.info.splits else "validation"
+        train, test = _read_split(builder, "train"), _read_split(builder, held_out)
     except NotImplementedError as error:
         raise DataError(
             f"The data set in {folder} is not stored as array_record, so it cannot be read without TensorFlow; "
