@@ -21,7 +21,7 @@ from experiments.lines import decode, encode
 from experiments.options import DENSE, Compare, InputError
 from experiments.runs import Run
 
-__all__ = ["Claim", "Folder", "Record", "claimed", "comparison", "versions", "write"]
+__all__ = ["Claim", "Folder", "Record", "claimed", "comparison", "kept", "versions", "write"]
 
 _ELSEWHERE = ("out", "data_dir", "repair")  # options that do not change a number
 _PACKAGES = ("flax", "jax", "jaxlib", "matfree", "neural-tangents", "numpy", "optax", "pathjax", "scikit-learn")
@@ -108,6 +108,11 @@ def claimed(claim: Claim[R]) -> Iterator[Folder[R]]:
             raise InputError(f"Another job is writing to {out}; wait for its end or give another --out.") from error
         config = _agreed_config(claim)
         yield Folder(out, config, _read_lines(claim), claim.kind)
+
+
+def kept(claim: Claim[Any]) -> set[tuple[Any, ...]]:
+    """The names of the records that a folder holds, without holding it. Raises InputError as `claimed`."""
+    return {decode(line, claim.kind).name for line in _read_lines(claim)}
 
 
 def write(path: Path, content: str | bytes) -> None:
