@@ -224,7 +224,7 @@ def _panels(
     """A figure of `count` panels in rows of at most three, its axes, and those of them that are used."""
     columns = min(3, count) if count != 4 else 2
     rows = -(-count // columns)
-    size = max(width * columns + 0.6, 5.2), height * rows + 0.5
+    size = max(width * columns + 0.6, 6.6), height * rows + 0.5
     figure, axes = blank(*size, footer, rows=rows, columns=columns, share=share)
     flat = [axis for row in axes for axis in row]
     for axis in flat[count:]:
@@ -255,17 +255,17 @@ def _over_density(study: Results, footer: str, columns: Sequence[tuple[str, str]
 
 
 def _curves(axis: Axes, trials: pd.DataFrame) -> None:
-    lowest = 1.0
+    low = high = 1.0
     for name, (words, colour, dashed, width) in _LINES.items():
         losses = _mean(trials[f"{name}_loss"])
         if not np.isfinite(losses).any():
             continue
         axis.plot(np.where(losses > 0, losses, np.nan), color=colour, linestyle=dashed, linewidth=width, label=words)
         if name in ("real", "linearized"):
-            lowest = min(lowest, np.nanmin(losses))
+            low, high = min(low, np.nanmin(losses)), max(high, np.nanmax(losses))
     # what the others predict may fall out of the picture: the real curve is to be seen
-    lowest = max(lowest, 1e-6)
-    axis.set_ylim(lowest ** (1.3 if lowest < 0.8 else 3), max(1.1, 1.5 * lowest))
+    low = max(low, 1e-6)
+    axis.set_ylim(low ** (1.3 if low < 0.8 else 3), 1.15 * high)
     _plain_log(axis)
     _absent_unless_drawn(axis)
 
