@@ -265,7 +265,7 @@ def _curves(axis: Axes, trials: pd.DataFrame) -> None:
             low, high = min(low, np.nanmin(losses)), max(high, np.nanmax(losses))
     # what the others predict may fall out of the picture: the real curve is to be seen
     low = max(low, 1e-6)
-    axis.set_ylim(low ** (1.3 if low < 0.8 else 3), 1.15 * high)
+    axis.set_ylim(low ** (1.3 if low < 0.8 else 3), max(1.01, low**-0.1) * high)
     _plain_log(axis)
     _absent_unless_drawn(axis)
 
