@@ -5,17 +5,21 @@ What a user can get wrong is looked at before anything heavy is imported, and en
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from experiments.options import Compare
+    from experiments.options import Compare, Figures, Sweep
     from experiments.results import Folder
+    from experiments.runs import Run
 
 __all__ = ["main"]
 
@@ -25,13 +29,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from experiments import data
-    from experiments.options import Compare, InputError
+    from experiments.options import Compare, Figures, InputError, Sweep
 
     options = tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare}, prog="python -m experiments", description="The experiments of pathjax.", args=arguments
+        {"compare": Compare, "sweep": Sweep, "figures": Figures},
+        prog="python -m experiments",
+        description="The experiments of pathjax.",
+        args=arguments,
     )
     try:
-        compare(options)
+        if isinstance(options, Sweep):
+            sweep(options)
+        elif isinstance(options, Figures):
+            draw(options)
+        else:
+            compare(options)
     except (InputError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,14 +59,10 @@ def compare(options: Compare) -> None:
     dataset = data.load(options.dataset, data_dir=options.data_dir)
     data.balanced_batch(dataset.train_labels, options.ntk_per_class)
 
-    from rich.console import Console
-
     from experiments import progress, results
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file has no width of its own
-    with results.claimed(options) as folder:
+    console = _console()
+    with results.claimed(results.comparison(options)) as folder:
         from experiments import compare as job
 
         cells, missing = job.cells_of(options), job.missing_cells(options, folder)
@@ -66,7 +74,53 @@ def compare(options: Compare) -> None:
         console.print(*conclusion, sep="\n", soft_wrap=True)
 
 
-def _write_report(folder: Folder, cells: Sequence[tuple[str, float]]) -> list[Table | str]:
+def draw(options: Figures) -> None:
+    """Draw the figures and the report of a study."""
+    from experiments import study_report, study_results
+
+    for line in study_report.write(study_results.read(options.folder), options.folder):
+        print(line)
+
+
+def sweep(options: Sweep) -> None:
+    """A study: compute what is missing of it, or say what that is."""
+    from experiments import data, study
+
+    name, wanted = study.read(options.config, datasets=tuple(data.DATASETS))
+    datasets = {each: data.load(each, data_dir=options.data_dir) for each in wanted.data}
+
+    from experiments import progress, results
+    from experiments import sweep as job
+
+    console = _console()
+    for each, model in itertools.product(datasets.values(), wanted.model):
+        job.network_of(model, each.train_images.shape[1:], each.classes)
+    claim = job.claim(wanted, options.out or Path("runs") / name, repair=options.repair)
+    if options.list:
+        console.print(job.plan(wanted, datasets, results.kept(claim)))
+        return
+    with results.claimed(claim) as folder:
+        kept = {trial.name[:4] for trial in folder.runs()}
+        total = len(wanted.data) * len(wanted.model) * len(study.cells_of(wanted))
+        with progress.reporting(
+            console, total=total, done=len(kept), below=lambda: job.best(folder.runs())
+        ) as reporter:
+            job.run(wanted, folder, reporter, datasets)
+        console.print(job.best(folder.runs()))
+        failed = [trial for trial in folder.runs() if trial.reason]
+        if failed:
+            console.print(f"{len(failed)} failed; the first: {failed[0].title}: {failed[0].reason}", soft_wrap=True)
+        console.print(f"Results: {folder.path / 'results.jsonl'}", soft_wrap=True)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=120)  # a file has no width of its own
+
+
+def _write_report(folder: Folder[Run], cells: Sequence[tuple[str, float]]) -> list[Table | str]:
     """Summary, figures and report, from what is kept of the finished runs; gives what the console shows at the end."""
     from experiments import kernels, listed, report, results, summary
 

@@ -17,14 +17,14 @@ from experiments import curves, kernels, methods, models, quantities, training
 from experiments.data import Dataset, balanced_batch
 from experiments.kernels import Cell
 from experiments.keys import key_of
-from experiments.options import DENSE, Compare, InputError
+from experiments.options import DENSE, Compare, InputError, Recipe
 from experiments.progress import Reporter
 from experiments.results import Folder
 from experiments.runs import Run
 from pathjax import masks, ntk
 from pathjax.types import Mask, Params
 
-__all__ = ["Bench", "cells_of", "compute", "missing_cells"]
+__all__ = ["Bench", "cells_of", "check_densities", "compute", "layer_name", "layers", "missing_cells", "reason"]
 
 _SCORE_PER_CLASS = 10
 
@@ -34,7 +34,7 @@ def cells_of(options: Compare) -> list[Cell]:
     return [(DENSE, 1.0), *((method, density) for density in options.density for method in options.method)]
 
 
-def missing_cells(options: Compare, folder: Folder) -> list[Cell]:
+def missing_cells(options: Compare, folder: Folder[Run]) -> list[Cell]:
     """The cells of which the folder lacks a seed, or the kernels."""
     kept = {run.name for run in folder.runs()}
     return [
@@ -45,7 +45,7 @@ def missing_cells(options: Compare, folder: Folder) -> list[Cell]:
     ]
 
 
-def compute(options: Compare, dataset: Dataset, folder: Folder, reporter: Reporter) -> None:
+def compute(options: Compare, dataset: Dataset, folder: Folder[Run], reporter: Reporter) -> None:
     """Compute the cells that the folder lacks, and keep each as soon as it is finished."""
     missing = missing_cells(options, folder)
     if not missing:
@@ -83,11 +83,13 @@ class Bench:
         build = models.MODELS[options.model]
         self._options = options
         self._model = build(dataset.train_images.shape[1:], dataset.classes, width=options.width)
-        _check_densities(options, jax.eval_shape(self._model.init, key_of(0)))
+        check_densities(options.density, options.model, jax.eval_shape(self._model.init, key_of(0)))
         self._params = jax.jit(jax.vmap(self._model.init))(self._keys("init"))
         few = balanced_batch(dataset.train_labels, _SCORE_PER_CLASS)
         self._masked = methods.masked_seeds(
-            self._model.apply, methods.Evidence(images, (images[few], labels[few])), rounds=options.rounds
+            self._model.apply,
+            methods.Evidence(images, (images[few], labels[few]), self._model.init),
+            rounds=options.rounds,
         )
         fixed = balanced_batch(dataset.train_labels, options.ntk_per_class)
         self._batch = images[fixed]
@@ -97,12 +99,10 @@ class Bench:
         self._curves = curves.loss_curves(self._model.apply, self._batch, targets, steps=options.curve_steps)
         self._steps_per_epoch = len(labels) // min(options.batch_size, len(labels))
         self._trained = training.trainer(
-            self._model.apply,
+            training.stateless(self._model.apply),
             (images, labels),
             (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
-            learning_rate=options.learning_rate,
-            batch_size=options.batch_size,
-            epochs=options.epochs,
+            Recipe(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate),
         )
 
     def measured(self, method: str, density: float, reporter: Reporter) -> tuple[list[Run], kernels.Kernels]:
@@ -118,7 +118,7 @@ class Bench:
         top = np.array([spectrum.eigenvalues[0] for spectrum in spectra], np.float32)
         losses = self._curves(self._params, mask, known.ntk, top, known.nodes, known.weights, known.parameters)
         reporter.stage(f"{name}: training", 0.6)
-        trained = self._trained(self._params, mask, self._keys("order"))
+        trained = self._trained(self._params, {}, mask, self._keys("order"))
         reporter.stage(f"{name}: writing", 0.95)
         zero = training.pruned_stay_zero(trained.params, mask)
         distances = self._infinite_distances(known.ntk) if method == DENSE else np.full(len(spectra), np.nan)
@@ -143,7 +143,7 @@ class Bench:
         return np.array([ntk.relative_distance(jnp.asarray(kernel), infinite) for kernel in kernels])
 
     def _run(self, method: str, density: float, seed: int, measured: _Measured) -> Run:
-        layers = _layers(measured.mask)
+        kernels_of = layers(measured.mask)
         losses, train_loss = measured.losses, measured.trained.train_loss
         fields = {field.name for field in dataclasses.fields(Run)}
         known = measured.known._asdict() | measured.spectrum._asdict()
@@ -151,9 +151,9 @@ class Bench:
             method=method,
             density=density,
             seed=seed,
-            kept=sum(layer.kept for layer in layers),
-            prunable=sum(layer.size for layer in layers),
-            layer_density={_layer_name(layer.path): layer.density for layer in layers},
+            kept=sum(layer.kept for layer in kernels_of),
+            prunable=sum(layer.size for layer in kernels_of),
+            layer_density={layer_name(layer.path): layer.density for layer in kernels_of},
             infinite_distance=float(measured.infinite_distance),
             train_loss=train_loss.astype(float).tolist(),
             test_accuracy=float(measured.trained.test_accuracy),
@@ -168,32 +168,34 @@ class Bench:
             gap_data_free=curves.gap(losses.data_free, losses.real),
             linearization_error=float(losses.linearization_error),
             kernel_distance=float(losses.kernel_distance),
-            reason=_reason(train_loss),
+            reason=reason(train_loss),
             **{name: float(value) for name, value in known.items() if name in fields},
         )
 
 
-def _check_densities(options: Compare, params_like: Params) -> None:
+def check_densities(densities: Sequence[float], model: str, params_like: Params) -> None:
     """Raise InputError at a density that keeps no weight, before any cell is computed."""
-    for density in options.density:
+    for density in densities:
         try:
             masks.kept_counts(params_like, density=density)
         except ValueError as error:
-            raise InputError(f"Density {density:g} cannot be had of {options.model}: {error}") from error
+            raise InputError(f"Density {density:g} cannot be had of {model}: {error}") from error
 
 
-def _layers(mask: Mask) -> Sequence[masks.LeafStatistics]:
+def layers(mask: Mask) -> Sequence[masks.LeafStatistics]:
+    """What a mask keeps of each kernel."""
     leaves = jax.tree_util.tree_flatten_with_path(mask)[0]
     prunable = [masks.is_kernel(path, leaf) for path, leaf in leaves]
     return [layer for layer, chosen in zip(masks.statistics(mask), prunable, strict=True) if chosen]
 
 
-def _layer_name(path: str) -> str:
+def layer_name(path: str) -> str:
     """`Dense_0` of `['params']['Dense_0']['kernel']`."""
     words = re.findall(r"'([^']+)'", path)
     return words[-2] if len(words) > 1 else path
 
 
-def _reason(train_loss: Any) -> str:
+def reason(train_loss: Any) -> str:
+    """Why a training is none, or nothing."""
     broken = np.flatnonzero(~np.isfinite(train_loss))
     return f"the training loss is not finite from epoch {broken[0]} on" if broken.size else ""

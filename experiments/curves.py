@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ class Curves(NamedTuple):
     data_free: jax.Array
     linearization_error: jax.Array
     kernel_distance: jax.Array
+    low_rank: jax.Array | None = None
 
 
 def centred_one_hot(labels: jax.Array, classes: int) -> jax.Array:
@@ -41,7 +43,7 @@ def centred_one_hot(labels: jax.Array, classes: int) -> jax.Array:
 
 
 def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: int) -> Callable[..., Curves]:
-    """A compiled function (params, mask, kernel, top, nodes, weights, parameters) -> Curves, seeds on a leading axis.
+    """A compiled function (params, mask, kernel, top, nodes, weights, parameters, part=None) -> Curves, seeds leading.
 
     Full-batch gradient descent on ½ · mean_n ‖f − y‖² at the step size ½ / λ_max(Θ/n), where λ_max(Θ) is `top`, against
     that of the linearized network of Θ (n, n, o, o), and against the loss that the largest n·o modes of Π leave in the
@@ -74,11 +76,15 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
         nodes: jax.Array,
         weights: jax.Array,
         parameters: jax.Array,
+        part: jax.Array | None = None,
     ) -> Curves:
         rate = _RATE * n / top
         trained, outputs = descend(params, mask, rate)
-        predicted = dynamics.linearized(kernel, outputs[0], targets, times, learning_rate=rate / n, flow=False)
-        real, linearized = jax.vmap(loss)(outputs), jax.vmap(loss)(predicted)
+        real = jax.vmap(loss)(outputs)
+        predict = functools.partial(dynamics.linearized, learning_rate=rate / n, flow=False)
+        predicted = predict(kernel, outputs[0], targets, times)
+        left = None if part is None else jax.vmap(loss)(predict(part, outputs[0], targets, times)) / real[0]
+        linearized = jax.vmap(loss)(predicted)
         eigenvalues, shares = _upper_modes(nodes, weights, jnp.minimum(1.0, n * o / parameters))
         data_free = dynamics.data_free_loss(eigenvalues, shares, times, learning_rate=_RATE / eigenvalues[0])
         return Curves(
@@ -87,6 +93,7 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
             data_free,
             linearization_error=dynamics.linearization_error(outputs[-1:], predicted[-1:])[0],
             kernel_distance=dynamics.kernel_distance(kernel, ntk.empirical(apply, trained, batch, mask=mask)),
+            low_rank=left,
         )
 
     return jax.jit(jax.vmap(curves))

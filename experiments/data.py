@@ -17,17 +17,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
+    import jax
     import tensorflow_datasets as tfds
 
-__all__ = ["DATASETS", "DataError", "Dataset", "balanced_batch", "load"]
+    from pathjax.types import Key
+
+__all__ = ["DATASETS", "FLIPPED", "DataError", "Dataset", "augmented", "balanced_batch", "load"]
 
 DATASETS = {
     "digits": "1,797 handwritten digits of 8×8 pixels, from scikit-learn; made on first use",
     "mnist": "70,000 handwritten digits of 28×28 pixels; must be prepared",
     "fashion_mnist": "70,000 pieces of clothing of 28×28 pixels; must be prepared",
     "cifar10": "60,000 color photographs of 32×32 pixels; must be prepared",
+    "cifar100": "60,000 color photographs of 32×32 pixels in 100 classes; must be prepared",
+    "svhn_cropped": "99,289 house numbers of 32×32 pixels; must be prepared",
+    "imagenet_resized": "1.3 million photographs of 32×32 pixels in 1,000 classes; must be prepared",
+    "tiny_imagenet": "110,000 photographs of 64×64 pixels in 200 classes; must be prepared",
 }
 """The data sets by name, and what each is."""
+
+FLIPPED = ("fashion_mnist", "cifar10", "cifar100", "imagenet_resized", "tiny_imagenet")
+"""The data sets in which a mirror image shows the same."""
+
+_BUILDERS = {"imagenet_resized": "imagenet_resized/32x32"}
+"""TFDS' names of builder and config, where they are not the data set's."""
 
 
 class DataError(ValueError):
@@ -98,6 +111,31 @@ def balanced_batch(labels: np.ndarray, per_class: int) -> np.ndarray:
     return np.concatenate(indices)
 
 
+def augmented(key: Key, images: jax.Array, *, flip: bool) -> jax.Array:
+    """Images (n, height, width, channels) cropped at random from padded ones and, with `flip`, every other mirrored.
+
+    The border is an eighth of the side, of zeros: the mean color of standardized images, 4 pixels of 32. Each image
+    draws its own place and side. Source: He et al. (2016), section 4.2.
+    """
+    import jax
+
+    count, height, width, _ = images.shape
+    rows, columns = (round(side / 8 + 1e-9) for side in (height, width))
+    padded = jax.numpy.pad(images, [(0, 0), (rows, rows), (columns, columns), (0, 0)])
+    of_rows, of_columns, of_sides = jax.random.split(key, 3)
+    down = jax.random.randint(of_rows, (count,), 0, 2 * rows + 1)
+    right = jax.random.randint(of_columns, (count,), 0, 2 * columns + 1)
+
+    def cropped(image: jax.Array, top: jax.Array, left: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice(image, (top, left, 0), (height, width, image.shape[-1]))
+
+    crops = jax.vmap(cropped)(padded, down, right)
+    if not flip:
+        return crops
+    mirrored = jax.random.bernoulli(of_sides, shape=(count, 1, 1, 1))
+    return jax.numpy.where(mirrored, crops[:, :, ::-1], crops)
+
+
 @contextlib.contextmanager
 def _quiet_log() -> Iterator[None]:
     """Without what TFDS logs below an error, such as advice to install OpenCV."""
@@ -134,11 +172,17 @@ def _prepared(name: str, root: Path) -> Path:
     """The folder of the newest prepared version of one of TFDS' own data sets."""
     import tensorflow_datasets as tfds
 
-    versions = [folder for folder in root.glob(f"{name}/*") if tfds.core.Version.is_valid(folder.name)]
+    builder = _BUILDERS.get(name, name)
+    versions = [folder for folder in root.glob(f"{builder}/*") if tfds.core.Version.is_valid(folder.name)]
     if not versions:
+        if name == "tiny_imagenet":
+            raise DataError(
+                f"The data set {name} is not prepared in {root}; prepare it once from its published folder by "
+                f"python -m experiments.tiny_imagenet tiny-imagenet-200 --data-dir {root}."
+            )
         raise DataError(
             f"The data set {name} is not prepared in {root}; with a network and TensorFlow, prepare it once by "
-            f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', data_dir='{root}', "
+            f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{builder}', data_dir='{root}', "
             "file_format='array_record').download_and_prepare()\"."
         )
     return max(versions, key=lambda folder: tfds.core.Version(folder.name))
@@ -155,7 +199,8 @@ def _read(folder: Path) -> tuple[int, Split, Split]:
     try:
         builder = tfds.builder_from_directory(folder)
         classes = builder.info.features["label"].num_classes
-        train, test = _read_split(builder, "train"), _read_split(builder, "test")
+        held_out = "test" if "test" in builder.info.splits or "validation" not in builder.info.splits else "validation"
+        train, test = _read_split(builder, "train"), _read_split(builder, held_out)
     except NotImplementedError as error:
         raise DataError(
             f"The data set in {folder} is not stored as array_record, so it cannot be read without TensorFlow; "

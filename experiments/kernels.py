@@ -21,7 +21,7 @@ from experiments.quantities import BeforeTraining, NtkSpectrum
 from pathjax import factorization, paths
 from pathjax.types import ApplyFn, Key, Mask, Params
 
-__all__ = ["Cell", "Kernels", "file_of", "load", "measurer", "save"]
+__all__ = ["Cell", "Kernels", "file_of", "load", "log_above_rounding", "log_nodes", "measurer", "save"]
 
 Cell = tuple[str, float]
 """A method and a density."""
@@ -115,11 +115,11 @@ def measurer(
             found.log_trace_data_gram,
         ]
         return Kernels(
-            log_nodes=_log_nodes(np.asarray(known.nodes), np.asarray(known.log_top_path_kernel)),
+            log_nodes=log_nodes(np.asarray(known.nodes), np.asarray(known.log_top_path_kernel)),
             weights=np.asarray(known.weights),
             log_eigenvalues=found.log_eigenvalues,
             shares=found.shares,
-            log_ntk_eigenvalues=_log_above_rounding(spectrum.eigenvalues, known.ntk.dtype),
+            log_ntk_eigenvalues=log_above_rounding(spectrum.eigenvalues, known.ntk.dtype),
             bounds=np.array(bounds, np.float32),
             cosines=found.cosines,
             alignments=found.alignments,
@@ -143,7 +143,7 @@ def _centered_cosines(kernel: jax.Array) -> jax.Array:
     return centered * inverse[:, None] * inverse[None, :]
 
 
-def _log_nodes(nodes: np.ndarray, log_top: np.ndarray) -> np.ndarray:
+def log_nodes(nodes: np.ndarray, log_top: np.ndarray) -> np.ndarray:
     """Logarithms of nodes (s, samples, order) whose largest is the largest eigenvalue, of known logarithm (s,)."""
     largest = nodes.max(axis=(1, 2), keepdims=True)
     relative = nodes / np.where(largest > 0, largest, 1.0)
@@ -151,7 +151,8 @@ def _log_nodes(nodes: np.ndarray, log_top: np.ndarray) -> np.ndarray:
     return np.where(live, np.log(np.where(live, relative, 1.0)) + log_top[:, None, None], -np.inf)
 
 
-def _log_above_rounding(eigenvalues: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def log_above_rounding(eigenvalues: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Logarithms of eigenvalues, descending, of a matrix of some type; −∞ where they are lost in its rounding."""
     live = eigenvalues > eigenvalues[0] * eigenvalues.size * np.finfo(dtype).eps
     return np.where(live, np.log(np.where(live, eigenvalues, 1.0)), -np.inf).astype(np.float32)
 

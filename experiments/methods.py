@@ -16,10 +16,15 @@ __all__ = ["METHODS", "Evidence", "Method", "dense_mask", "masked_seeds"]
 
 
 class Evidence(NamedTuple):
-    """What a score may read: inputs (n, ...) of the train set, and a labelled batch with equally many of each class."""
+    """What a score may read.
+
+    Inputs (n, ...) of the train set, a labelled batch with equally many of each class, and `init(key)`, which draws
+    weights.
+    """
 
     inputs: jax.Array
     batch: tuple[jax.Array, jax.Array]
+    init: Callable[[Key], Params]
 
 
 class Method(NamedTuple):
@@ -29,16 +34,36 @@ class Method(NamedTuple):
     iterative: bool
 
 
+_KERNELS: Any = {"prunable": masks.is_kernel}
+
 METHODS: dict[str, Method] = {
     "random": Method(lambda apply, params, key, seen: scores.random(params, key=key), iterative=False),
     "magnitude": Method(lambda apply, params, key, seen: scores.magnitude(params), iterative=False),
     "snip": Method(lambda apply, params, key, seen: scores.snip(apply, params, [seen.batch]), iterative=False),
+    "grasp": Method(
+        lambda apply, params, key, seen: scores.grasp(apply, params, [seen.batch], prunable=masks.is_kernel),
+        iterative=False,
+    ),
     "synflow": Method(lambda apply, params, key, seen: scores.synflow(apply, params, seen.inputs[:1]), iterative=True),
     "synflow_l2": Method(
         lambda apply, params, key, seen: scores.synflow_l2(apply, params, seen.inputs[:1]), iterative=True
     ),
     "synflow_data": Method(
         lambda apply, params, key, seen: scores.synflow_data(apply, params, seen.inputs), iterative=True
+    ),
+    "synflow_data_l2": Method(
+        lambda apply, params, key, seen: scores.synflow_data(apply, params, seen.inputs, q=2), iterative=True
+    ),
+    "path_kernel_trace": Method(
+        lambda apply, params, key, seen: scores.path_kernel_trace(apply, params, seen.inputs[:1], **_KERNELS),
+        iterative=True,
+    ),
+    "px": Method(lambda apply, params, key, seen: scores.px(apply, params, seen.batch[0], **_KERNELS), iterative=True),
+    "ntk_sap": Method(
+        lambda apply, params, key, seen: scores.ntk_sap(
+            apply, params, seen.batch[0], init=seen.init, key=key, **_KERNELS
+        ),
+        iterative=True,
     ),
 }
 

@@ -8,9 +8,36 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["DENSE", "METHODS", "MODELS", "Compare", "InputError", "validated"]
+from tyro.conf import Positional
 
-METHODS = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
+__all__ = [
+    "DENSE",
+    "METHODS",
+    "MODELS",
+    "PRECISIONS",
+    "SCHEDULES",
+    "Compare",
+    "Figures",
+    "InputError",
+    "Recipe",
+    "Sweep",
+    "known",
+    "validated",
+]
+
+METHODS = (
+    "random",
+    "magnitude",
+    "snip",
+    "grasp",
+    "synflow",
+    "synflow_l2",
+    "synflow_data",
+    "synflow_data_l2",
+    "path_kernel_trace",
+    "px",
+    "ntk_sap",
+)
 MODELS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")
 DENSE = "dense"
 """The unpruned network's name in tables; measured with every comparison, so it is not an option."""
@@ -18,6 +45,34 @@ DENSE = "dense"
 
 class InputError(ValueError):
     """Something a user gave cannot be used. The message is one sentence for the user, with the remedy."""
+
+
+SCHEDULES = ("constant", "cosine", "step")
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How networks are trained, by SGD with momentum 0.9 on cross-entropy."""
+
+    epochs: int = 30
+    """Passes over the train set."""
+    batch_size: int = 64
+    """Images in a minibatch."""
+    learning_rate: float = 0.05
+    """Largest step size."""
+    schedule: str = "constant"
+    """The step size over time: constant; cosine, down to 0; or step, a tenth after half and again after 3/4."""
+    warmup: float = 0.0
+    """Epochs in which the step size rises to the largest."""
+    weight_decay: float = 0.0
+    """What is added to the gradient, times the weights, in kernels alone."""
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    augment: bool = False
+    """Crop padded images at random, and flip them where a mirror image means the same."""
+    precision: str = "float32"
+    """What networks are computed in: float32 or bfloat16. Weights are float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +89,9 @@ class Compare:
     end) or conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts."""
     density: tuple[float, ...] = (0.5, 0.1, 0.02)
     """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
-    method: tuple[str, ...] = METHODS
-    """Pruning methods: random, magnitude, snip, synflow, synflow_l2, synflow_data."""
+    method: tuple[str, ...] = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
+    """Pruning methods: random, magnitude, snip, grasp, synflow, synflow_l2, synflow_data, synflow_data_l2,
+    path_kernel_trace, px, ntk_sap."""
     seeds: int = 3
     """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches."""
     out: Path = Path("runs/digits")
@@ -62,15 +118,42 @@ class Compare:
     """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their runs again."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Draw the figures and the report of a study, finished or not, from the results in its folder."""
+
+    folder: Positional[Path]
+    """Folder that `sweep` writes to; the figures go to its figures/, the page is its report.html."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run a study: prune, measure and train all networks that a config names.
+
+    Every finished network is kept in the output folder: the same command continues where it stopped.
+    """
+
+    config: Positional[str]
+    """A TOML file, or the name of a ready one: digits, fashion-quick, cifar10-quick, paper."""
+    out: Path | None = None
+    """Folder for results.jsonl; left out, runs/ and the config's name."""
+    data_dir: Path | None = None
+    """Folder of prepared data sets; left out, the place where TFDS keeps them."""
+    list: bool = False
+    """Say what would run and about how long it would take, and stop."""
+    repair: bool = False
+    """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their networks again."""
+
+
 def validated(options: Compare, *, datasets: Sequence[str]) -> Compare:
     """The options in canonical order (methods as listed, densities from high to low).
 
     Raises InputError at the first name that does not exist and the first number that has no meaning.
     """
-    _known("data set", options.dataset, datasets)
-    _known("model", options.model, MODELS)
+    known("data set", options.dataset, datasets)
+    known("model", options.model, MODELS)
     for method in options.method:
-        _known("method", method, METHODS)
+        known("method", method, METHODS)
     _distinct("method", options.method)
     for density in options.density:
         if not 0.0 < density <= 1.0:
@@ -90,7 +173,8 @@ def validated(options: Compare, *, datasets: Sequence[str]) -> Compare:
     )
 
 
-def _known(kind: str, name: str, existing: Sequence[str]) -> None:
+def known(kind: str, name: str, existing: Sequence[str]) -> None:
+    """Raise InputError where a name does not exist, with the nearest one that does."""
     if name in existing:
         return
     nearest = difflib.get_close_matches(name, existing, n=1)

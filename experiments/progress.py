@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
@@ -37,6 +38,16 @@ class _Bar:
         self._progress.update(self._task, completed=self._done, figures=figures)
 
 
+class _Stack:
+    """A bar and what is drawn anew below it."""
+
+    def __init__(self, progress: Progress, below: Callable[[], RenderableType]) -> None:
+        self._progress, self._below = progress, below
+
+    def __rich__(self) -> RenderableType:
+        return Group(self._progress, self._below())
+
+
 class _Lines:
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
@@ -52,8 +63,10 @@ class _Lines:
 
 
 @contextlib.contextmanager
-def reporting(console: Console, *, total: int, done: int) -> Iterator[Reporter]:
-    """A reporter for `total` steps, `done` of which are finished already."""
+def reporting(
+    console: Console, *, total: int, done: int, below: Callable[[], RenderableType] | None = None
+) -> Iterator[Reporter]:
+    """A reporter for `total` steps, `done` of which are finished already; on a terminal with `below()` below it."""
     if not console.is_terminal:
         yield _Lines(console, total, done)
         return
@@ -68,5 +81,7 @@ def reporting(console: Console, *, total: int, done: int) -> Iterator[Reporter]:
         TextColumn("[bold]{task.description}", table_column=words.copy()),
         TextColumn("{task.fields[figures]}", table_column=words.copy()),
     )
-    with Progress(*columns, console=console, speed_estimate_period=600, expand=True) as progress:
+    progress = Progress(*columns, console=console, speed_estimate_period=3600, expand=True)
+    shown = progress if below is None else _Stack(progress, below)
+    with Live(shown, console=console, refresh_per_second=4):
         yield _Bar(progress, total, done)

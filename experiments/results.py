@@ -13,32 +13,74 @@ import fcntl
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from experiments.options import Compare, InputError
-from experiments.runs import Run, decode, encode
+from experiments.lines import decode, encode
+from experiments.options import DENSE, Compare, InputError
+from experiments.runs import Run
 
-__all__ = ["Folder", "claimed", "versions", "write"]
+__all__ = ["Claim", "Folder", "Record", "claimed", "comparison", "kept", "versions", "write"]
 
 _ELSEWHERE = ("out", "data_dir", "repair")  # options that do not change a number
 _PACKAGES = ("flax", "jax", "jaxlib", "matfree", "neural-tangents", "numpy", "optax", "pathjax", "scikit-learn")
 
 
+class Record(Protocol):
+    """What a line of results keeps: a dataclass with a name of its own, the same in words, and a version."""
+
+    FORMAT: ClassVar[int]
+
+    @property
+    def name(self) -> tuple[Any, ...]: ...  # noqa: D102
+
+    @property
+    def title(self) -> str: ...  # noqa: D102
+
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim(Generic[R]):
+    """What a job wants of its output folder.
+
+    `options` decide the numbers: with others the folder is refused, in words of `spelled(option)`. `expected` has the
+    names of the records, of type `kind`, that may be there; `repair` sets lines aside that cannot be read.
+    """
+
+    out: Path
+    kind: type[R]
+    options: dict[str, Any]
+    expected: Collection[tuple[Any, ...]]
+    repair: bool = False
+    spelled: Callable[[str], str] = str
+
+
+def comparison(options: Compare) -> Claim[Run]:
+    """The claim of the main job."""
+    kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in _ELSEWHERE}
+    numeric = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
+    cells = [(DENSE, 1.0), *((method, density) for method in options.method for density in options.density)]
+    expected = {(*cell, seed) for cell in cells for seed in range(options.seeds)}
+    return Claim(options.out, Run, numeric, expected, options.repair, spelled=lambda key: f"--{key.replace('_', '-')}")
+
+
 @dataclasses.dataclass
-class Folder:
+class Folder(Generic[R]):
     """An output folder that this job alone may write to."""
 
     path: Path
     config: dict[str, Any]
     lines: list[str]
+    kind: type[R]
 
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[R]:
         """The finished runs, in the order in which they finished."""
-        return [decode(line) for line in self.lines]
+        return [decode(line, self.kind) for line in self.lines]
 
-    def add(self, runs: Sequence[Run]) -> None:
+    def add(self, runs: Sequence[R]) -> None:
         """Keep the runs that are not kept yet. When this returns they are on the disk, all of them whole."""
         known = {run.name for run in self.runs()}
         lines = self.lines + [encode(run) for run in runs if run.name not in known]
@@ -47,13 +89,13 @@ class Folder:
 
 
 @contextlib.contextmanager
-def claimed(options: Compare) -> Iterator[Folder]:
-    """The output folder of `options`, held by this job until the context ends.
+def claimed(claim: Claim[R]) -> Iterator[Folder[R]]:
+    """The output folder of a claim, held by this job until the context ends.
 
     Raises InputError where the folder cannot be written, is held by another job, was made by another
-    configuration, or holds a line that cannot be read (unless `options.repair`).
+    configuration, or holds a line that cannot be read (unless `claim.repair`).
     """
-    out = options.out
+    out = claim.out
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -64,8 +106,13 @@ def claimed(options: Compare) -> Iterator[Folder]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"Another job is writing to {out}; wait for its end or give another --out.") from error
-        config = _agreed_config(options)
-        yield Folder(out, config, _read_lines(options))
+        config = _agreed_config(claim)
+        yield Folder(out, config, _read_lines(claim), claim.kind)
+
+
+def kept(claim: Claim[Any]) -> set[tuple[Any, ...]]:
+    """The names of the records that a folder holds, without holding it. Raises InputError as `claimed`."""
+    return {decode(line, claim.kind).name for line in _read_lines(claim)}
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -95,30 +142,25 @@ def write(path: Path, content: str | bytes) -> None:
         ) from error
 
 
-def _agreed_config(options: Compare) -> dict[str, Any]:
-    ours = {"format": 2, "options": _numeric_options(options), "versions": versions()}
-    path = options.out / "config.json"
+def _agreed_config(claim: Claim[Any]) -> dict[str, Any]:
+    ours = {"format": claim.kind.FORMAT, "options": claim.options, "versions": versions()}
+    path = claim.out / "config.json"
     if not path.exists():
-        if (options.out / "results.jsonl").exists():
-            raise InputError(f"{options.out} has a results.jsonl but no config.json; give another folder with --out.")
+        if (claim.out / "results.jsonl").exists():
+            raise InputError(f"{claim.out} has a results.jsonl but no config.json; give another folder with --out.")
         write(path, json.dumps(ours, indent=2, allow_nan=False) + "\n")
         return ours
     try:
         theirs = json.loads(path.read_bytes())
-        differing = list(_differences(theirs, ours))
+        differing = list(_differences(theirs, ours, claim.spelled))
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path} is not a configuration of this program; give another folder with --out.") from error
     if differing:
         raise InputError(
-            f"{options.out} holds the results of another configuration: {'; '.join(differing)}. "
+            f"{claim.out} holds the results of another configuration: {'; '.join(differing)}. "
             "Give another folder with --out, or the options of before."
         )
     return ours
-
-
-def _numeric_options(options: Compare) -> dict[str, Any]:
-    kept = {key: value for key, value in dataclasses.asdict(options).items() if key not in _ELSEWHERE}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
 
 
 def versions() -> dict[str, str]:
@@ -136,34 +178,34 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
+def _differences(theirs: dict[str, Any], ours: dict[str, Any], spelled: Callable[[str], str]) -> Iterator[str]:
     if theirs["format"] != ours["format"]:
         yield f"format is {theirs['format']} there and {ours['format']} here"
-    for part, prefix in (("options", "--"), ("versions", "")):
+    for part in ("options", "versions"):
         for key in ours[part] | theirs[part]:
             there, here = (_words(side[part].get(key, "absent")) for side in (theirs, ours))
             if there != here:
-                yield f"{prefix}{key.replace('_', '-') if prefix else key} is {there} there and {here} here"
+                yield f"{spelled(key) if part == 'options' else key} is {there} there and {here} here"
 
 
 def _words(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _read_lines(options: Compare) -> list[str]:
-    path = options.out / "results.jsonl"
+def _read_lines(claim: Claim[Any]) -> list[str]:
+    path = claim.out / "results.jsonl"
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
     whole: list[str] = []
     broken: list[bytes] = []
-    names: set[tuple[str, float, int]] = set()
+    names: set[tuple[Any, ...]] = set()
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         try:
-            run = _belonging(line, options, names)
+            run = _belonging(line, claim, names)
         except ValueError as error:
-            if not options.repair:
+            if not claim.repair:
                 raise InputError(
                     f"Line {number} of {path} cannot be read ({_fault(line, error)}); every other finished run is "
                     "kept. Give the same command with --repair to set the line aside and go on."
@@ -177,14 +219,12 @@ def _read_lines(options: Compare) -> list[str]:
     return whole
 
 
-def _belonging(line: bytes, options: Compare, names: set[tuple[str, float, int]]) -> Run:
-    run = decode(line.decode())
-    method, density, seed = run.name
-    dense = method == "dense" and density == 1.0
-    if not (dense or (method in options.method and density in options.density)) or seed not in range(options.seeds):
-        raise ValueError(f"{method} at density {density:g}, seed {seed} is not part of this comparison")
+def _belonging(line: bytes, claim: Claim[R], names: Collection[tuple[Any, ...]]) -> R:
+    run = decode(line.decode(), claim.kind)
+    if run.name not in claim.expected:
+        raise ValueError(f"{run.title} is not part of this job")
     if run.name in names:
-        raise ValueError(f"{method} at density {density:g}, seed {seed} is there twice")
+        raise ValueError(f"{run.title} is there twice")
     return run
 
 

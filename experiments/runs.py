@@ -1,13 +1,11 @@
-"""One run: what was measured of one (method, density, seed), and the line of JSON that keeps it."""
+"""One run of the main job: what was measured of one (method, density, seed)."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from typing import Any
+from typing import ClassVar
 
-__all__ = ["QUANTITIES", "Run", "decode", "encode"]
+__all__ = ["QUANTITIES", "Run"]
 
 QUANTITIES = {
     "density": "density",
@@ -34,6 +32,8 @@ class Run:
     curves are relative to the loss at step 0. How lazy the same descent was, at its end, say `linearization_error`, of
     its outputs, and `kernel_distance`, of its NTK.
     """
+
+    FORMAT: ClassVar[int] = 2
 
     method: str
     density: float
@@ -70,51 +70,7 @@ class Run:
         """Method, density and seed: what tells this run from every other of its folder."""
         return self.method, self.density, self.seed
 
-
-def encode(run: Run) -> str:
-    """One line of strict JSON, without its newline: NaN is null, and the infinities are "inf" and "-inf"."""
-    return json.dumps({key: _plain(value) for key, value in vars(run).items()}, allow_nan=False, ensure_ascii=False)
-
-
-def decode(line: str) -> Run:
-    """The run of one line. Raises ValueError where the line is not one that `encode` wrote."""
-    record = json.loads(line)
-    fields = {field.name: field.type for field in dataclasses.fields(Run)}
-    if not isinstance(record, dict) or set(record) != set(fields):
-        raise ValueError("the line does not hold the fields of a run")
-    return Run(**{key: _typed(record[key], str(fields[key])) for key in fields})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if not isinstance(value, float):
-        return value
-    if math.isnan(value):
-        return None
-    # eight digits hold a float32 exactly enough to rank, and keep the curves short
-    return float(f"{value:.8g}") if math.isfinite(value) else str(value)
-
-
-def _typed(value: Any, kind: str) -> Any:
-    if kind == "float":
-        return _number(value)
-    if kind == "list[float]" and isinstance(value, list):
-        return [_number(entry) for entry in value]
-    if kind == "dict[str, float]" and isinstance(value, dict):
-        return {key: _number(entry) for key, entry in value.items()}
-    if {"str": str, "int": int, "bool": bool}.get(kind) is type(value):
-        return value
-    raise ValueError(f"{value!r} is not of type {kind}")
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        return math.nan
-    if value in ("inf", "-inf"):
-        return float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    raise ValueError(f"{value!r} is not a number")
+    @property
+    def title(self) -> str:
+        """The name in words."""
+        return f"{self.method} at density {self.density:g}, seed {self.seed}"

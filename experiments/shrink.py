@@ -14,9 +14,10 @@ from experiments.steps import IMAGE, OUTPUTS, Block, Layer, Network, Pad
 from pathjax import masks
 from pathjax.types import Mask, Params
 
-__all__ = ["Shrunk", "shrink"]
+__all__ = ["EPSILON", "Shrunk", "shrink"]
 
-_EPSILON = 1e-5  # of Flax's batch norm
+EPSILON = 1e-5
+"""Of Flax's batch norm."""
 
 
 class Shrunk(NamedTuple):
@@ -79,7 +80,7 @@ class _Weights:
         if name not in self.statistics:
             return x
         found, given = self.statistics[name], self.params[name]
-        return (x - found["mean"]) / np.sqrt(found["var"] + _EPSILON) * given["scale"] + given["bias"]
+        return (x - found["mean"]) / np.sqrt(found["var"] + EPSILON) * given["scale"] + given["bias"]
 
     def activate(self, x: np.ndarray) -> np.ndarray:
         return np.where(x > 0, x, x * steps.SLOPES[self.network.options.activation])

@@ -1,84 +1,250 @@
-"""Training of masked networks: all seeds of a cell in one compiled program."""
+"""Training of masked networks: all seeds of a cell, and of many cells, in one compiled program."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.options import Recipe
 from pathjax import masks
 from pathjax.types import ApplyFn, Key, Mask, Params
 
-__all__ = ["Trained", "pruned_stay_zero", "steps_to_level", "trainer"]
+__all__ = [
+    "Trainable",
+    "Trained",
+    "all_devices",
+    "optimizer",
+    "pruned_stay_zero",
+    "stateless",
+    "steps_to_level",
+    "trainer",
+]
+
+_CHUNK = 1000
+"""Images that are evaluated at a time."""
+
+_STEPS = {0.5: 0.1, 0.75: 0.1}
+"""Of the step schedule: after which share of all steps the step size is multiplied by what."""
+
+Images = tuple[jax.Array, jax.Array]
+"""Images (n, h, w, c) and their labels (n,)."""
+
+Augment = Callable[[Key, jax.Array], jax.Array]
+"""`augment(key, images)`: other images in their place."""
+
+
+class Trainable(Protocol):
+    """A network in training and in evaluation mode, as `steps.Network`."""
+
+    @property
+    def apply(self) -> Callable[[Params, Any, jax.Array], jax.Array]:
+        """`apply(params, state, x)` -> outputs."""
+
+    @property
+    def train(self) -> Callable[[Params, Any, jax.Array], tuple[jax.Array, Any]]:
+        """`train(params, state, x)` -> (outputs, state)."""
+
+
+class _Stateless(NamedTuple):
+    apply: Callable[[Params, Any, jax.Array], jax.Array]
+    train: Callable[[Params, Any, jax.Array], tuple[jax.Array, Any]]
+
+
+def stateless(apply: ApplyFn) -> Trainable:
+    """A network without state, of `apply(params, x)`; its state is {}."""
+    return _Stateless(lambda params, state, x: apply(params, x), lambda params, state, x: (apply(params, x), state))
 
 
 class Trained(NamedTuple):
-    """Networks after training, the seeds on the leading axis (s).
+    """Networks after training, one for each entry of the leading axis (s).
 
-    `train_loss` (s, epochs + 1) is the cross-entropy over the whole train set, before training and after each epoch;
-    `test_accuracy` (s,) is a share in [0, 1].
+    `train_loss` (s, epochs + 1) is the cross-entropy over the measured train images, before training and after each
+    epoch; `test_loss` (s,) that of the test set, and `test_accuracy` (s,) a share in [0, 1]. All in evaluation mode.
     """
 
     params: Params
+    state: Any
     train_loss: np.ndarray
+    test_loss: np.ndarray
     test_accuracy: np.ndarray
 
 
+def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
+    """SGD with momentum 0.9 and the recipe's schedule; weights decay in kernels alone, not in biases and norms."""
+    steps = max(1, recipe.epochs * steps_per_epoch)
+    warmup = round(recipe.warmup * steps_per_epoch)
+    rest = max(1, steps - warmup)
+    rate: optax.Schedule = {
+        "constant": lambda: optax.constant_schedule(recipe.learning_rate),
+        "cosine": lambda: optax.cosine_decay_schedule(recipe.learning_rate, rest),
+        "step": lambda: optax.piecewise_constant_schedule(
+            recipe.learning_rate, {round(share * rest): factor for share, factor in _STEPS.items()}
+        ),
+    }[recipe.schedule]()
+    if warmup:
+        # the first step is not lost to a rate of 0
+        rise = optax.linear_schedule(recipe.learning_rate / (warmup + 1), recipe.learning_rate, warmup)
+        rate = optax.join_schedules([rise, rate], [warmup])
+    kernels = lambda params: jax.tree_util.tree_map_with_path(masks.is_kernel, params)  # noqa: E731
+    return optax.chain(
+        optax.add_decayed_weights(recipe.weight_decay, mask=kernels) if recipe.weight_decay else optax.identity(),
+        optax.sgd(rate, momentum=0.9),
+    )
+
+
 def trainer(
-    apply: ApplyFn,
-    train: tuple[jax.Array, jax.Array],
-    test: tuple[jax.Array, jax.Array],
+    network: Trainable,
+    train: Images,
+    test: Images,
+    recipe: Recipe,
     *,
-    learning_rate: float,
-    batch_size: int,
-    epochs: int,
-) -> Callable[[Params, Mask, Key], Trained]:
-    """A function (params, mask, keys) -> Trained, whose arguments carry the seeds on their leading axis.
+    augment: Augment | None = None,
+    measured: int | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[..., Trained]:
+    """A function (params, state, mask, keys) -> Trained, whose arguments carry the networks on a leading axis (s).
 
-    SGD with momentum 0.9 and a constant step size on cross-entropy. Each epoch goes through the train set in an order
-    drawn from the seed's key, in whole minibatches; what is left over of it waits for the next epoch. Pruned weights
-    start at zero and stay there. Compiled at the first call, and used again for every mask.
+    Each epoch goes through the train set in an order drawn from the network's key, in whole minibatches; what is left
+    over of it waits for the next epoch. With `augment` each minibatch goes through it. Pruned weights start at zero and
+    stay there. A step of all networks is one program, compiled at the first call and used again for every mask. The
+    train loss is taken over the first `measured` train images, by default all.
+
+    With a `mesh`, of one axis, its devices share every minibatch: weights are everywhere, batch norm takes the
+    statistics of the whole minibatch, and the numbers are those of one device but for rounding. Every process of a mesh
+    over several makes the same calls.
+
+    With precision "bfloat16" the networks are computed in it, from weights, and to losses and updates, in float32.
+
+    Raises ValueError where the devices do not divide a minibatch.
     """
-    images, labels = train
-    size = min(batch_size, len(labels))
-    steps = len(labels) // size
+    size = min(recipe.batch_size, len(train[1]))
+    steps = len(train[1]) // size
+    network = _in_precision(network, recipe.precision)
+    if mesh is not None and size % mesh.size:
+        raise ValueError(f"{mesh.size} devices cannot share minibatches of {size}: give a multiple of their number.")
+    rule = optimizer(recipe, steps)
+    spread, everywhere = _spreading(mesh), _everywhere(mesh)
 
-    def optimizer(mask: Mask) -> optax.GradientTransformation:
-        return masks.freeze(optax.sgd(learning_rate, momentum=0.9), mask)
-
-    def epoch(params: Params, state: optax.OptState, mask: Mask, key: Key) -> tuple[Params, optax.OptState, jax.Array]:
-        def step(carry: tuple[Params, optax.OptState], batch: jax.Array) -> tuple[tuple[Params, optax.OptState], None]:
-            params, state = carry
-            gradient = jax.grad(_loss, argnums=1)(apply, params, images[batch], labels[batch])
-            updates, state = optimizer(mask).update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), None
-
-        order = jax.random.permutation(key, len(labels))[: steps * size].reshape(steps, size)
-        (params, state), _ = jax.lax.scan(step, (params, state), order)
-        return params, state, _loss(apply, params, images, labels)
-
-    def begin(params: Params, mask: Mask) -> tuple[Params, optax.OptState, jax.Array]:
+    def begin(params: Params, mask: Mask) -> tuple[Params, optax.OptState]:
         params = masks.apply_mask(mask, params)
-        return params, optimizer(mask).init(params), _loss(apply, params, images, labels)
+        return params, masks.freeze(rule, mask).init(params)
+
+    def loss(params: Params, state: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, state = network.train(params, state, x)
+        return _cross_entropy(outputs, y, recipe.label_smoothing).mean(), state
+
+    def step(
+        shared: Any, networks: tuple[Params, Any, optax.OptState], mask: Mask, key: Key, order: jax.Array
+    ) -> tuple[Params, Any, optax.OptState]:
+        (images, labels), number = shared
+        params, state, memory = networks
+        chosen = jax.lax.dynamic_slice_in_dim(order, number * size, size)
+        x = spread(images[chosen])
+        if augment is not None:
+            x = spread(augment(jax.random.fold_in(jax.random.fold_in(key, 1), number), x))
+        gradient, state = jax.grad(loss, has_aux=True)(params, state, x, labels[chosen])
+        updates, memory = masks.freeze(rule, mask).update(gradient, memory, params)
+        return optax.apply_updates(params, updates), state, memory
+
+    def sums(chunk: Images, params: Params, state: Any) -> tuple[jax.Array, jax.Array]:
+        """Summed cross-entropy, and how many are right; a label of −1 does not count."""
+        images, labels = chunk
+        outputs, known = network.apply(params, state, spread(images)), labels >= 0
+        losses = _cross_entropy(outputs, jnp.maximum(labels, 0), 0.0)
+        return jnp.sum(jnp.where(known, losses, 0.0)), jnp.sum(jnp.argmax(outputs, axis=1) == labels)
 
     begin_all = jax.jit(jax.vmap(begin))
-    epoch_all = jax.jit(jax.vmap(epoch))
-    accuracy_all = jax.jit(jax.vmap(lambda params: _accuracy(apply, params, *test)))
+    step_all = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0, 0)), donate_argnums=1)
+    sums_all = jax.jit(jax.vmap(sums, in_axes=(None, 0, 0)))
     keys_of_epoch = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
+    orders_of = jax.jit(jax.vmap(lambda key: jax.random.permutation(key, len(train[1]))))
+    whole = everywhere(train)
+    pieces = everywhere(_chunks(*(part[:measured] for part in train), multiple=mesh.size if mesh else 1))
+    unseen = everywhere(_chunks(*test, multiple=mesh.size if mesh else 1))
 
-    def run(params: Params, mask: Mask, keys: Key) -> Trained:
-        params, state, loss = begin_all(params, mask)
-        losses = [loss]
-        for number in range(epochs):
-            params, state, loss = epoch_all(params, state, mask, keys_of_epoch(keys, number))
-            losses.append(loss)
-        return Trained(params, np.stack(losses, axis=1), np.asarray(accuracy_all(params)))
+    def measure(chunks: list[Images], count: int, params: Params, state: Any) -> tuple[np.ndarray, np.ndarray]:
+        losses, right = zip(*[jax.device_get(sums_all(chunk, params, state)) for chunk in chunks], strict=True)
+        return np.sum(losses, axis=0) / count, np.sum(right, axis=0) / count
+
+    def run(params: Params, state: Any, mask: Mask, keys: Key) -> Trained:
+        params, state, mask, keys = everywhere((params, state, mask, keys))
+        params, memory = begin_all(params, mask)
+        state = jax.tree.map(jnp.copy, state)  # what a step takes, it uses up
+        count = len(train[1][:measured])
+        losses = [measure(pieces, count, params, state)[0]]
+        for number in range(recipe.epochs):
+            keys_now = keys_of_epoch(keys, number)
+            orders = orders_of(keys_now)
+            for at in range(steps):
+                params, state, memory = step_all((whole, at), (params, state, memory), mask, keys_now, orders)
+            losses.append(measure(pieces, count, params, state)[0])
+        return Trained(params, state, np.stack(losses, axis=1), *measure(unseen, len(test[1]), params, state))
 
     return run
+
+
+def _chunks(images: jax.Array, labels: jax.Array, *, multiple: int) -> list[Images]:
+    """A set in pieces of one size, a `multiple` of images; what fills the last one up has labels of −1."""
+    count = len(labels)
+    number = math.ceil(count / _CHUNK)
+    size = math.ceil(count / number / multiple) * multiple
+    more = number * size - count
+    images = jnp.pad(images, [(0, more)] + [(0, 0)] * (images.ndim - 1))
+    labels = jnp.pad(labels, (0, more), constant_values=-1)
+    return [(images[at : at + size], labels[at : at + size]) for at in range(0, len(labels), size)]
+
+
+def all_devices() -> Mesh | None:
+    """A mesh of all devices of all processes; None where there is only one."""
+    return Mesh(np.array(jax.devices()), ("devices",)) if jax.device_count() > 1 else None
+
+
+def _in_precision(network: Trainable, precision: str) -> Trainable:
+    if precision == "float32":
+        return network
+
+    def lower(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(precision), tree)
+
+    def apply(params: Params, state: Any, x: jax.Array) -> jax.Array:
+        return network.apply(lower(params), state, lower(x)).astype(jnp.float32)
+
+    def train(params: Params, state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+        outputs, new = network.train(lower(params), state, lower(x))
+        return outputs.astype(jnp.float32), jax.tree.map(lambda old, leaf: leaf.astype(old.dtype), state, new)
+
+    return _Stateless(apply, train)
+
+
+def _spreading(mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
+    """What spreads the examples of a batch over the devices."""
+    if mesh is None:
+        return lambda x: x
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return lambda x: jax.lax.with_sharding_constraint(x, rows)
+
+
+def _everywhere(mesh: Mesh | None) -> Callable[[Any], Any]:
+    """What puts a tree on every device, whole."""
+    if mesh is None:
+        return lambda tree: tree
+    return lambda tree: jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def _cross_entropy(outputs: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Cross-entropy (n,), a share `smoothing` of each label being spread over all classes."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+    if not smoothing:
+        return losses
+    spread = jax.nn.logsumexp(outputs, axis=1) - jnp.mean(outputs, axis=1)
+    return (1.0 - smoothing) * losses + smoothing * spread
 
 
 def pruned_stay_zero(params: Params, mask: Mask) -> np.ndarray:
@@ -104,11 +270,3 @@ def steps_to_level(train_loss: np.ndarray, *, level: float, steps_per_epoch: int
         return 0.0
     high, low, wanted = (np.log(max(value, 1e-30)) for value in (train_loss[after - 1], train_loss[after], level))
     return float(steps_per_epoch * (after - 1 + (high - wanted) / (high - low)))
-
-
-def _loss(apply: ApplyFn, params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(apply(params, images), labels).mean()
-
-
-def _accuracy(apply: ApplyFn, params: Params, images: jax.Array, labels: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.argmax(apply(params, images), axis=1) == labels)

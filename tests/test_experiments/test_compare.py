@@ -18,7 +18,8 @@ import pytest
 
 from experiments import __main__ as command
 from experiments import data
-from experiments.runs import decode
+from experiments.lines import decode
+from experiments.runs import Run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["compare", "--method", "random", "synflow", "--density", "0.3", "--seeds", "2", "--width", "8"]
@@ -77,7 +78,7 @@ def own_copy(finished, tmp_path):
 
 
 def runs_of(out):
-    return [decode(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    return [decode(line, Run) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
 def test_every_run_is_there_once(finished):

@@ -1,11 +1,15 @@
+import functools
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from experiments import data
@@ -105,15 +109,93 @@ def test_another_process_may_prepare_first(prepared, tmp_path, monkeypatch):
 
 def test_unknown_name_lists_the_data_sets(tmp_path):
     assert error_of("digit", tmp_path) == (
-        "There is no data set 'digit'; there are digits, mnist, fashion_mnist, cifar10."
+        "There is no data set 'digit'; there are digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped, "
+        "imagenet_resized, tiny_imagenet."
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(data.DATASETS) - {"digits"}))
+@pytest.mark.parametrize("name", sorted(set(data.DATASETS) - {"digits", "tiny_imagenet"}))
 def test_unprepared_data_set_says_how_to_prepare_it(name, tmp_path):
     message = error_of(name, tmp_path)
     assert message.startswith(f"The data set {name} is not prepared in {tmp_path}; ")
-    assert f"tfds.builder('{name}', data_dir='{tmp_path}', file_format='array_record')" in message
+    builder = "imagenet_resized/32x32" if name == "imagenet_resized" else name
+    assert f"tfds.builder('{builder}', data_dir='{tmp_path}', file_format='array_record')" in message
+
+
+def test_imagenet_is_tested_on_its_validation_split(own_copy):
+    root = own_copy.parents[1]
+    folder = root / "imagenet_resized" / "32x32" / "3.0.0"
+    shutil.copytree(own_copy, folder)
+    for file in folder.glob("digits-test*"):
+        file.rename(file.with_name(file.name.replace("-test", "-validation")))
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"name": "test"', '"name": "validation"'))
+    dataset = data.load("imagenet_resized", data_dir=root)
+    assert (len(dataset.train_labels), len(dataset.test_labels)) == (1438, 359)
+
+
+def published(root):
+    """A folder as that of Tiny ImageNet, of two classes; one image is gray."""
+    rng = np.random.default_rng(0)
+    (root / "wnids.txt").parent.mkdir(parents=True)
+    (root / "wnids.txt").write_text("n02\nn01\n")
+    colors = {"n02": (200, 10, 10), "n01": (10, 10, 200)}
+    for wnid, color in colors.items():
+        folder = root / "train" / wnid / "images"
+        folder.mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (64, 64), color).save(folder / f"{wnid}_{number}.JPEG")
+    (root / "val" / "images").mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (64, 64), np.uint8)).save(root / "val" / "images" / "val_0.JPEG")
+    Image.new("RGB", (64, 64), colors["n01"]).save(root / "val" / "images" / "val_1.JPEG")
+    (root / "val" / "val_annotations.txt").write_text("val_0.JPEG\tn02\t0\t0\t62\t57\nval_1.JPEG\tn01\t0\t0\t1\t1\n")
+    return root
+
+
+def test_tiny_imagenet_is_prepared_from_its_published_folder(tmp_path, capsys):
+    from experiments import tiny_imagenet
+
+    assert "python -m experiments.tiny_imagenet tiny-imagenet-200" in error_of("tiny_imagenet", tmp_path / "data")
+    source = published(tmp_path / "tiny-imagenet-200")
+    assert tiny_imagenet.main([str(source), "--data-dir", str(tmp_path / "data")]) == 0
+    dataset = data.load("tiny_imagenet", data_dir=tmp_path / "data")
+    assert dataset.train_images.shape == (6, 64, 64, 3) and dataset.test_images.shape == (2, 64, 64, 3)
+    assert dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and dataset.test_labels.tolist() == [0, 1]
+    assert (dataset.train_images[:3, ..., 0] > 0).all() and (dataset.train_images[:3, ..., 2] < 0).all()
+    np.testing.assert_allclose(dataset.test_images[1], dataset.train_images[3], atol=1e-5)
+
+
+def test_another_folder_is_not_tiny_imagenet(tmp_path, capsys):
+    from experiments import tiny_imagenet
+
+    assert tiny_imagenet.main([str(tmp_path), "--data-dir", str(tmp_path / "data")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: Tiny ImageNet cannot be read from {tmp_path}") and printed.count("\n") == 1
+
+
+def test_augmented_images_are_windows_of_padded_ones_and_mirror_images_of_these():
+    images = jax.random.normal(jax.random.key(0), (200, 8, 16, 2), jnp.float32)
+    found = np.asarray(jax.jit(functools.partial(data.augmented, flip=True))(jax.random.key(1), images))
+    padded = np.pad(images, [(0, 0), (1, 1), (2, 2), (0, 0)])
+    seen = set()
+    for image, around in zip(found, padded, strict=True):
+        places = [
+            (top, left, mirrored)
+            for top in range(3)
+            for left in range(5)
+            for mirrored in (False, True)
+            if np.array_equal(image[:, :: -1 if mirrored else 1], around[top : top + 8, left : left + 16])
+        ]
+        assert len(places) == 1
+        seen.add(places[0])
+    assert len(seen) == 30
+
+
+def test_augmentation_without_flip_mirrors_nothing_and_follows_its_key():
+    images = jnp.broadcast_to(jnp.arange(16.0)[None, None, :, None], (20, 8, 16, 1))
+    first, again, other = (data.augmented(jax.random.key(seed), images, flip=False) for seed in (0, 0, 1))
+    assert (np.diff(first[:, 4, 2:-2, 0], axis=1) == 1).all()
+    assert (first == again).all() and (first != other).any()
 
 
 def test_the_newest_prepared_version_is_read(own_copy):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import training
+from experiments.options import Recipe
 from pathjax import masks
 
 
@@ -27,10 +28,9 @@ def trained(problem, *, epochs=8, seeds=slice(None), learning_rate=0.1):
     images, labels, params, mask = problem
     params, mask = jax.tree.map(lambda leaf: leaf[seeds], (params, mask))
     keys = jax.vmap(jax.random.key)(jnp.arange(5, 7))[seeds]
-    run = training.trainer(
-        apply, (images, labels), (images, labels), learning_rate=learning_rate, batch_size=16, epochs=epochs
-    )
-    return run(params, mask, keys), mask
+    recipe = Recipe(learning_rate=learning_rate, batch_size=16, epochs=epochs)
+    run = training.trainer(training.stateless(apply), (images, labels), (images, labels), recipe)
+    return run(params, {}, mask, keys), mask
 
 
 def test_training_lowers_the_loss_and_pruned_weights_stay_exactly_zero(problem):

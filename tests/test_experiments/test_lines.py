@@ -3,12 +3,15 @@ import math
 
 import pytest
 
-from experiments.runs import decode, encode
-from tests.test_experiments.examples import example
+from experiments.lines import decode, encode
+from experiments.runs import Run
+from experiments.trials import Trial
+from tests.test_experiments.examples import example, example_trial
 
 
-def test_a_line_gives_back_the_run():
-    assert decode(encode(example())) == example()
+def test_a_line_gives_back_the_record():
+    for record in (example(), example_trial()):
+        assert decode(encode(record), type(record)) == record
 
 
 def test_infinities_survive_and_nan_is_null():
@@ -18,7 +21,7 @@ def test_infinities_survive_and_nan_is_null():
     record = json.loads(encode(run))
     assert (record["log_path_norm_1"], record["steps_to_level"]) == ("-inf", "inf")
     assert record["gap_linearized"] is None and record["train_loss"] == [2.0, None]
-    again = decode(encode(run))
+    again = decode(encode(run), Run)
     assert again.log_path_norm_1 == -math.inf and again.steps_to_level == math.inf and math.isnan(again.gap_linearized)
 
 
@@ -51,4 +54,12 @@ def with_value(field, value):
 )
 def test_another_line_is_refused(line):
     with pytest.raises(ValueError):
-        decode(line)
+        decode(line, Run)
+
+
+def test_a_trial_that_failed_has_its_name_its_reason_and_nothing_else():
+    name = ("digits", "fc", "snip", 0.1, 3)
+    trial = decode(encode(Trial.of(name, reason="no path is left", kept=7)), Trial)
+    assert (trial.name, trial.reason, trial.kept) == (name, "no path is left", 7)
+    assert math.isnan(trial.test_accuracy) and trial.train_loss == [] and trial.layer_density == {}
+    assert trial.title == "digits, fc, snip at density 0.1, seed 3"
