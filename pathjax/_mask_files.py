@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import os
+import uuid
 import zipfile
 import zlib
 from pathlib import Path
@@ -101,9 +102,10 @@ def _split(bits: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 
 def _replace(path: Path, content: memoryview) -> None:
     """Put a file in place of another in one step."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    file = temporary.open("xb")
     try:
-        with temporary.open("xb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -90,7 +90,7 @@ def _nonzero(value: Any) -> jax.Array:
 
 
 class Branch(NamedTuple):
-    """What the path prefixes of a value have in common: their source, and the leaves on the shortest and on all.
+    """What the path prefixes of a value have in common: their source, and the leaves on all shortest and on all.
 
     `length` is that of the shortest, in leaves of parameters.
     """
@@ -121,9 +121,11 @@ class Branches(Algebra[Branch]):
     def add(self, left: Branch, right: Branch) -> Branch:
         if left.from_input != right.from_input:
             return left if left.from_input else right
-        length = min(left.length, right.length)
-        nearest = [side.shortest for side in (left, right) if side.length == length]
-        return Branch(left.from_input, length, frozenset().union(*nearest), left.every & right.every)
+        every = left.every & right.every
+        if left.length == right.length:
+            return Branch(left.from_input, left.length, left.shortest & right.shortest, every)
+        shorter = min(left, right, key=lambda side: side.length)
+        return shorter._replace(every=every)
 
     def sum(self, operand: Branch, axes: Sequence[int]) -> Branch:
         return operand

@@ -72,6 +72,10 @@ def select(
             f'With scope "{scope}", `counts` must have shape {wanted_shape}, as `kept_counts` makes them; '
             f"it has {jnp.shape(counts)}."
         )
+    if not jnp.issubdtype(jnp.result_type(counts), jnp.integer):
+        raise TypeError(
+            f"`counts` must be integers, the numbers of weights to keep; they are {jnp.result_type(counts)}."
+        )
     masks: list[Any] = [jnp.ones(jnp.shape(leaf), bool) for _, leaf in leaves]
     counts = jnp.asarray(counts, jnp.int32)
     groups = (

@@ -38,7 +38,8 @@ class LayerConnectivity(NamedTuple):
         size: the weights there are.
         kept: those that the mask keeps.
         live: those of them that lie on a path from an input to an output.
-        units: the units, or channels, that it feeds: the length of its last axis.
+        units: the units, or channels, that it feeds: the length of its last axis, as of kernels in Flax; those of
+            transposed kernels, and of kernels stacked for a scan, are not told apart so.
         live_units: those of them that a live weight feeds.
     """
 
@@ -59,8 +60,8 @@ class Connectivity(NamedTuple):
         density: the kept share of the prunable weights.
         effective_density: the share that is kept and lies on a path.
         collapsed: the key paths of the leaves that no path goes through any more.
-        dead_shortcuts: those of them that were shortcuts, as the projections of residual networks are: they lie on a
-            shortest path, and other paths go around them.
+        dead_shortcuts: those of them that were shortcuts, as the projections of residual networks are: every shortest
+            path goes through them, and longer ones go around. Of branches of one length none is a shortcut.
     """
 
     layers: tuple[LayerConnectivity, ...]
@@ -224,7 +225,7 @@ def _log_paths(network: ApplyFn, params: Params, x_like: XLike, kept: Mask) -> A
 
 
 def _shortcuts(network: ApplyFn, params: Params, x_like: XLike) -> frozenset[int]:
-    """Positions of the leaves on a shortest path which other paths go around."""
+    """Positions of the leaves on all shortest paths, which longer ones go around."""
     program = trace_apart(network, params, ones_like_example(x_like))
     leaves = range(len(jax.tree.leaves(params)))
     weights = [Branch(False, 1, frozenset([index]), frozenset([index])) for index in leaves]

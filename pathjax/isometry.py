@@ -83,7 +83,8 @@ def layer_singular_values(
     (window·i, o), which has one row for each weight of an output channel. With `spatial`, the size of the images, those
     of the convolution itself, as an operator on images of i channels with circular padding and stride 1: min(i, o)
     values for each place, as the Fourier transform of the kernel decomposes it into one (i, o) matrix for each
-    frequency. `spatial` must have one entry for each axis of the window, none smaller than the window; dense kernels do
+    frequency. Groups of channels cannot be read from a kernel: of a convolution with groups give each group's part of
+    it. `spatial` must have one entry for each axis of the window, none smaller than the window; dense kernels do
     not read it. Leaves are those that `prunable` chooses; empty ones have no singular value.
 
     Cost: one decomposition for each kernel, or with `spatial` one for each of its frequencies.
@@ -154,12 +155,15 @@ def _of_kernel(path: str, kernel: Array, spatial: tuple[int, ...] | None) -> Arr
             f"The window at {path} is {window}, but `spatial` is {spatial}. It needs one entry for each axis of the "
             "window, none smaller."
         )
-    transforms = jnp.fft.fftn(kernel, s=spatial, axes=range(len(window)))
+    transforms = jnp.fft.fftn(
+        kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), s=spatial, axes=range(len(window))
+    )
     values = _singular_values(transforms.reshape(int(np.prod(spatial)), *kernel.shape[-2:]))
     return jnp.sort(values.ravel(), descending=True)
 
 
 def _singular_values(matrices: Array) -> Array:
+    matrices = matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))  # there is no decomposition below
     if matrices.size == 0:
         return jnp.zeros((*matrices.shape[:-2], min(matrices.shape[-2:])), matrices.real.dtype)
     return jnp.linalg.svd(matrices, compute_uv=False)

@@ -88,9 +88,9 @@ def from_scores(
 
     Under "uniform" and "erk" no leaf is emptied, and a leaf never keeps fewer at a higher density (Webster's method).
 
-    Linear time in N and no sort: the threshold is built from its bits, two in each of 16 passes over the scores (32
-    for float64), and as many again where only a part of the ties is kept. `density` is static; scores and `within` may
-    be traced.
+    Linear time in N and no sort: a sample brackets the threshold, and guesses close the bracket in some four passes
+    that count, at worst by quarters; as many again where only a part of the ties is kept. `density` is static; scores
+    and `within` may be traced.
 
     Sources: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018;
     Evci et al., "Rigging the lottery: making all tickets winners", 2020, section 3; Gale et al., "The state of

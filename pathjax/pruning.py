@@ -5,6 +5,7 @@ One shot is `masks.from_scores` on one score; `prune` does it in rounds; `lotter
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import weakref
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from pathjax import _selection, masks
@@ -129,13 +131,14 @@ def prune(
         _check_falling(planned)
     counts = [masks.kept_counts(params, density=reached, scope=scope, prunable=prunable) for reached in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
-    rules: dict[str, Any] = {"scope": scope, "prunable": prunable, "revive": revive}
+    rules: dict[str, Any] = {"scope": scope, "prunable": _Chosen.by(prunable, params), "revive": revive}
+    compiled = _compiled_round(score) if jit else None
     # made from the weights, so that under vmap it has the seeds' axis in the first round as in all others
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
         begin, sound = (mask, params, key, round_, kept), False
-        if jit:
-            mask, sound = _compiled_round(score)(*begin, **rules)
+        if compiled is not None:
+            mask, sound = compiled(*begin, **rules)
         if sound is False or (concrete(sound) is not None and not sound):
             mask, contests = _round(score, *begin, **rules)
             _check_round(contests, f"In round {round_} of {len(counts)}")
@@ -254,6 +257,21 @@ def _round(
     return _selection.select(scores, kept, scope=scope, prunable=prunable, within=within)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Chosen:
+    """A predicate by its answers, so that another one with the same answers compiles nothing anew."""
+
+    names: frozenset[str]
+
+    def __call__(self, key_path: tuple[Any, ...], leaf: Any) -> bool:
+        return keystr(key_path) in self.names
+
+    @classmethod
+    def by(cls, prunable: Prunable, params: Params) -> _Chosen:
+        leaves = tree_flatten_with_path(params)[0]
+        return cls(frozenset(keystr(path) for path, leaf in leaves if prunable(path, leaf)))
+
+
 _COMPILED: weakref.WeakKeyDictionary[ScoreFn, Any] = weakref.WeakKeyDictionary()
 """The compiled rounds of scores that are still in use."""
 
@@ -263,17 +281,21 @@ def _compiled_round(score: ScoreFn) -> Any:
 
     In one program neither the masked weights nor the scores need be written out.
     """
-    if score not in _COMPILED:
-        reference = weakref.ref(score)  # a program that held its score would keep it, and what it closes over, for good
+    try:
+        if score not in _COMPILED:
+            # a program that held its score would keep it, and what it closes over, for good
+            _COMPILED[score] = _program_of(weakref.ref(score))
+        return _COMPILED[score]
+    except TypeError:  # it cannot be hashed, or not be referred to weakly: a program for this call alone
+        return _program_of(lambda: score)
 
-        def of_score(*begin: Any, **rules: Any) -> tuple[Mask, jax.Array]:
-            alive = reference()
-            assert alive is not None
-            mask, contests = _round(alive, *begin, **rules)
-            return mask, _selection.sound(contests)
 
-        _COMPILED[score] = jax.jit(of_score, static_argnames=("scope", "prunable", "revive"))
-    return _COMPILED[score]
+def _program_of(reference: Callable[[], Any]) -> Any:
+    def of_score(*begin: Any, **rules: Any) -> tuple[Mask, jax.Array]:
+        mask, contests = _round(reference(), *begin, **rules)
+        return mask, _selection.sound(contests)
+
+    return jax.jit(of_score, static_argnames=("scope", "prunable", "revive"))
 
 
 def _check_round(contests: list[_selection.Contest], where: str) -> None:

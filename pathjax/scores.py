@@ -14,8 +14,10 @@ prunable
     NTK-SAP) take none in them. By default all leaves are scored.
 mask
     Of the scores that need to know more of a pruned weight than that it is 0: what is kept. By default every weight
-    but the zeros in leaves of two or more axes, as `pruning.prune` hands them over; give a mask of True for a network
-    whose kernels are 0 without being pruned.
+    but the zeros in leaves that `prunable` chooses or, without it, in leaves of two or more axes: so `pruning.prune`
+    hands pruned weights over. Give a mask of True for a network whose kernels are 0 without being pruned.
+
+Weights of half precision are taken to single precision.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._lifting import absolute_power, lift, lift_weights, ones_like_example, pair_sum
+from pathjax._lifting import absolute_power, lift, lift_weights, ones_like_example, pair_sum, wide
 from pathjax._losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
-from pathjax._trees import check_like, check_mask, multiply
+from pathjax._trees import check_like, check_mask, concrete, multiply
 from pathjax.path_kernel import path_kernel
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real, Scores, XLike
 
@@ -63,8 +65,9 @@ def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> F
     1.0986
     """
     check_labels(labels, logits.shape[-1])
-    known = (labels >= 0) & (labels < logits.shape[-1])
-    label = jnp.where(known, labels, 0).astype(jnp.int32)
+    wider = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # narrow types may not hold the number of outputs
+    known = (wider >= 0) & (wider < logits.shape[-1])
+    label = jnp.where(known, wider, 0).astype(jnp.int32)
     picked = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - picked
     return jnp.mean(losses * jnp.where(known, 1.0, jnp.nan).astype(logits.dtype))
@@ -138,6 +141,7 @@ def snip(
     >>> snip(lambda params, x: x @ params["kernel"], params, [(x, y)])["kernel"].round(3).tolist()
     [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
     """
+    params = jax.tree.map(wide, params)
     gradient = mean_gradient(_network(apply, state), params, batches, loss=loss)
     return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
@@ -172,6 +176,7 @@ def force(
     [[0.167, 0.061, 0.045], [0.0, 0.0, 0.0]]
     """
     check_mask(mask, params)
+    params = jax.tree.map(wide, params)
     masked = jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 0), mask, params)
     gradient = mean_gradient(_network(apply, state), masked, batches, loss=loss)
     return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
@@ -213,9 +218,10 @@ def grasp(
     >>> [[round(float(number), 4) for number in row] for row in score["kernel"]]
     [[-0.0299, 0.0, -0.0055], [0.0, 0.0, 0.0]]
     """
-    if not temperature > 0:
+    known = concrete(temperature)
+    if known is not None and not known > 0:
         raise ValueError(f"`temperature` must be positive, as outputs are divided by it; it is {temperature}.")
-    network = _network(apply, state)
+    network, params = _network(apply, state), jax.tree.map(wide, params)
 
     def cooled(params: Params, x: Array) -> Any:
         return network(params, x) / temperature
@@ -358,7 +364,8 @@ def path_kernel_trace(
     >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()
     ([[0.067, 0.6]], [[0.267], [0.067]])
     """
-    network, kept = _network(apply, state), _kept(params, mask)
+    network, kept = _network(apply, state), _kept(params, mask, prunable)
+    params = jax.tree.map(wide, params)
 
     def trace(params: Params) -> Array:
         return path_kernel(network, params, x_like, mask=kept, where=prunable).trace()
@@ -403,7 +410,7 @@ def px(
     """
     if chunk < 1:
         raise ValueError(f"`chunk` must be at least 1, the number of examples at a time, but is {chunk}.")
-    network, kept = _network(apply, state), _kept(params, mask)
+    network, kept = _network(apply, state), _kept(params, mask, prunable)
     log_gram, example = _log_gram_of_outputs(network, params, kept, inputs, chunk)
     peak = jnp.max(log_gram)
     reached = jnp.exp(log_gram - jnp.where(jnp.isfinite(peak), peak, 0.0))
@@ -456,16 +463,17 @@ def ntk_sap(
     if repeats < 1:
         raise ValueError(f"`repeats` must be 1 or more, the draws that are averaged; it is {repeats}.")
     check_like(jax.eval_shape(init, key), params, name="init(key)")
-    network, kept = _network(apply, state), _kept(params, mask)
-    shares = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, jnp.result_type(leaf)), kept, params)
+    network, kept = _network(apply, state), _kept(params, mask, prunable)
+    # a change of 0.01 is lost in half precision
+    shares = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), kept, params)
     draws = jax.jit(lambda shares, key: jax.grad(perturbed)(shares, key))
 
     def perturbed(shares: Params, key: Key) -> Array:
         of_weights, of_noise, of_inputs = jax.random.split(key, 3)
-        weights = init(of_weights)
+        weights = jax.tree.map(wide, init(of_weights))
         noise = _scored(_normal_like(of_noise, weights), prunable)
         moved = jax.tree.map(lambda leaf, step: leaf + epsilon * step, weights, noise)
-        x = jax.random.normal(of_inputs, x_like.shape, x_like.dtype)
+        x = jax.random.normal(of_inputs, x_like.shape, jnp.promote_types(x_like.dtype, jnp.float32))
         difference = network(multiply(shares, weights), x) - network(multiply(shares, moved), x)
         return jnp.sum(jnp.square(difference)) / x.shape[0]
 
@@ -493,12 +501,15 @@ def _scored(tree: Params, prunable: Prunable | None) -> Params:
     return jax.tree.unflatten(structure, kept)
 
 
-def _kept(params: Params, mask: Mask | None) -> Mask:
-    """Which weights are kept: the mask, or without one all but the zeros in leaves of two or more axes."""
+def _kept(params: Params, mask: Mask | None, prunable: Prunable | None) -> Mask:
+    """Which weights are kept: the mask, or all but the zeros in leaves that are prunable, by default kernels."""
     if mask is not None:
         check_mask(mask, params)
         return mask
-    return jax.tree.map(lambda leaf: (leaf != 0) | (jnp.ndim(leaf) < 2), params)
+    leaves, structure = tree_flatten_with_path(params)
+    chosen = [prunable(path, leaf) if prunable else jnp.ndim(leaf) >= 2 for path, leaf in leaves]
+    kept = [(leaf != 0) | (not choose) for (_, leaf), choose in zip(leaves, chosen, strict=True)]
+    return jax.tree.unflatten(structure, kept)
 
 
 def _normal_like(key: Key, tree: Params) -> Params:

@@ -184,6 +184,16 @@ def test_collapsed_layers_and_dead_shortcuts_are_told_apart() -> None:
     assert set(cut.collapsed) == {layer.path for layer in cut.layers}
 
 
+def test_of_branches_of_one_length_none_is_a_shortcut() -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return jax.nn.relu(x @ params["a"]) @ params["b"] + jax.nn.relu(x @ params["c"]) @ params["d"]
+
+    params = {name: jnp.ones((3, 3)) for name in "abcd"}
+    mask = {name: jnp.full((3, 3), name != "a") for name in "abcd"}
+    found = connectivity.connectivity(apply, params, jnp.ones((1, 3)), mask=mask)
+    assert found.collapsed == ("['a']", "['b']") and found.dead_shortcuts == ()
+
+
 @pytest.mark.parametrize("name", ["biased_mlp", "residual_convs", "batch_norm_dense"])
 def test_paths_are_counted_from_inputs_alone(name: str) -> None:
     network, listed = models.build(name), models.listed(name)

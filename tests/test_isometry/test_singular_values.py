@@ -248,3 +248,15 @@ def test_what_cannot_be_is_refused():
 def test_images_that_do_not_hold_the_window_are_refused(spatial):
     with pytest.raises(ValueError, match=r"The window at \['kernel'\] is \(3, 3\), but `spatial` is"):
         isometry.layer_singular_values({"kernel": jnp.ones((3, 3, 2, 2))}, spatial=spatial)
+
+
+@pytest.mark.parametrize("dtype", (jnp.bfloat16, jnp.float16))
+def test_half_precision_is_widened(dtype):
+    dense, kernel = (jax.random.normal(jax.random.key(0), shape).astype(dtype) for shape in ((4, 3), (3, 2, 2)))
+    params = {"dense": dense, "kernel": kernel}
+    found = isometry.layer_singular_values(params, spatial=(5,))
+    expected = isometry.layer_singular_values(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), spatial=(5,))
+    for path, values in expected.items():
+        np.testing.assert_allclose(found[path], values, rtol=1e-5)
+    x = jnp.ones((2, 4), dtype)
+    assert isometry.jacobian_singular_values(lambda params, x: x @ params["dense"], params, x).shape == (2, 3)

@@ -259,3 +259,8 @@ def test_integer_scores_are_refused():
 def test_counts_of_another_scope_are_refused():
     with pytest.raises(ValueError, match=r'With scope "local", `counts` must have shape \(1,\)'):
         masks.keep_largest({"w": jnp.ones((2, 3))}, 3, scope="local")
+
+
+def test_counts_that_are_not_integers_are_refused():
+    with pytest.raises(TypeError, match="`counts` must be integers, the numbers of weights to keep; they are float"):
+        masks.keep_largest({"kernel": jnp.ones((3, 2))}, jnp.asarray(2.7))

@@ -1,5 +1,9 @@
 """Pruning in rounds: exact counts, nothing revived, one program for all rounds."""
 
+import dataclasses
+import gc
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -183,6 +187,53 @@ def test_score_is_traced_once_for_all_rounds_and_densities(over_seeds):
 
         (jax.vmap(run) if over_seeds else run)(params, key)
     assert len(traced) == 1
+
+
+def test_another_predicate_with_the_same_answers_compiles_nothing():
+    traced: list[None] = []
+
+    def counted(params, key):
+        traced.append(None)
+        return scores.magnitude(params)
+
+    for _ in range(3):
+        pruning.prune(counted, initial(), density=0.5, rounds=2, prunable=lambda path, leaf: leaf.ndim > 1)
+    assert len(traced) == 1
+
+
+@dataclasses.dataclass
+class Weighed:
+    """A score that can neither be hashed nor told apart by its fields."""
+
+    weight: float
+
+    def __call__(self, params, key):
+        return jax.tree.map(lambda leaf: self.weight * jnp.abs(leaf), params)
+
+
+class Slotted:
+    __slots__ = ()
+
+    def __call__(self, params, key):
+        return scores.magnitude(params)
+
+
+@pytest.mark.parametrize("score", (Weighed(2.0), Slotted(), Slotted().__call__), ids=("unhashable", "slots", "method"))
+def test_scores_may_be_any_callable(score):
+    found = pruning.prune(score, initial(), density=0.3, rounds=3)
+    jax.tree.map(np.testing.assert_array_equal, found, pruning.prune(magnitude, initial(), density=0.3, rounds=3))
+
+
+def test_a_score_and_what_it_closes_over_are_let_go():
+    def closing_over(data):
+        return lambda params, key: jax.tree.map(lambda leaf: jnp.abs(leaf) * data, params)
+
+    score = closing_over(jnp.float64(3.0))
+    seen = weakref.ref(score)
+    pruning.prune(score, initial(), density=0.5, rounds=2)
+    del score
+    gc.collect()
+    assert seen() is None
 
 
 def test_uncompiled_score_reads_its_data_in_every_round():

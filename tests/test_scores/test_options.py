@@ -11,7 +11,7 @@ import pytest
 
 from pathjax import masks, scores
 
-from ..tolerances import EXACT
+from ..tolerances import EXACT, SINGLE
 
 X = jax.random.normal(jax.random.key(7), (6, 3))
 Y = jnp.array([0, 1, 0, 1, 1, 0])
@@ -192,6 +192,35 @@ def test_ntk_sap_is_the_derivative_of_the_squared_change_by_the_mask(prunable: A
     found = scores.ntk_sap(apply, pruned, X, init=initial, key=key, epsilon=epsilon, repeats=3, prunable=prunable)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), found, expected)
     assert found["first"][1, 2] > 0  # it would matter, were it let back in
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize("name", SCORES)
+def test_half_precision_is_widened(name: str, dtype: Any) -> None:
+    """The score of half-precision weights is that of the same numbers in single precision."""
+    half = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
+    found = SCORES[name](apply, half)
+    assert all(leaf.dtype in (jnp.float32, jnp.float64) for leaf in jax.tree.leaves(found))
+    expected = SCORES[name](apply, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half))
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=SINGLE, atol=SINGLE * float(jnp.abs(other).max()))
+    assert any(bool(jnp.any(leaf != 0)) for leaf in jax.tree.leaves(found))
+
+
+def test_zeros_in_leaves_that_prunable_chooses_are_pruned() -> None:
+    # the bias leads to one output alone, whose paths it would make count more
+    pruned = {**PARAMS, "bias": jnp.array([0.0, 0.1, 0.1, 0.1]), "second": PARAMS["second"].at[0, 1].set(0.0)}
+    everything = lambda key_path, leaf: True  # noqa: E731
+    mask = jax.tree.map(lambda leaf: leaf != 0, pruned)
+    expected = scores.px(apply, pruned, X, mask=mask)
+    assert_close(scores.px(apply, pruned, X, prunable=everything), expected)
+    assert not np.allclose(scores.px(apply, pruned, X)["first"], expected["first"])
+
+
+def test_ntk_sap_draws_inputs_like_integers_too() -> None:
+    like = jax.ShapeDtypeStruct((4, 3), jnp.uint8)
+    found = scores.ntk_sap(apply, PARAMS, like, init=initial, key=jax.random.key(0))
+    assert np.isfinite(found["first"]).all()
 
 
 def test_bad_arguments_are_refused_with_the_remedy() -> None:

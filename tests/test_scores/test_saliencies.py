@@ -57,6 +57,12 @@ def test_cross_entropy_of_large_logits_is_finite():
     assert float(scores.cross_entropy(logits, jnp.array([2]))) == 2e4
 
 
+@pytest.mark.parametrize(("dtype", "outputs"), (("uint8", 256), ("int8", 200), ("uint32", 3)))
+def test_labels_of_narrow_types_name_as_many_outputs_as_there_are(dtype, outputs):
+    logits, labels = jnp.zeros((2, outputs)), np.array([0, 2], dtype)
+    np.testing.assert_allclose(scores.cross_entropy(logits, jnp.asarray(labels)), np.log(outputs), rtol=EXACT)
+
+
 @pytest.mark.parametrize("label", (-1, 3))
 def test_traced_label_out_of_range_makes_the_loss_and_its_gradient_nan(label):
     logits, labels = jnp.zeros((2, 3)), jnp.array([0, label])
