@@ -72,6 +72,8 @@ class Recipe:
     """Crop padded images at random, and flip them where a mirror image means the same."""
     precision: str = "float32"
     """What networks are computed in: float32 or bfloat16. Weights are float32."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints, where these are kept."""
 
 
 @dataclasses.dataclass(frozen=True)

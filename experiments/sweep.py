@@ -101,7 +101,7 @@ def run(study: Study, folder: Folder[Trial], reporter: Reporter, datasets: dict[
         reporter.stage(f"{name} {model.name}: building")
         # matrices this small take one thread; on a shared machine several wait for each other fifty times as long
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            bench = Bench(study, model, _part(study, datasets[name]))
+            bench = Bench(study, model, _part(study, datasets[name]), folder.path / "checkpoints")
             for group in _groups(study, name, model, bench.lanes):
                 if not kept.issuperset(group.names(study.seeds)):
                     _keep(bench, group, study.seeds, folder, reporter)
@@ -209,7 +209,7 @@ class _Before(NamedTuple):
 class Bench:
     """One data set and one network, with the programs that measure it, compiled once and used for every cell."""
 
-    def __init__(self, study: Study, model: Model, dataset: Dataset) -> None:
+    def __init__(self, study: Study, model: Model, dataset: Dataset, checkpoints: Path | None = None) -> None:
         shape = dataset.train_images.shape[1:]
         self._study, self._name, self._model = study, dataset.name, model
         self._network = network_of(model, shape, dataset.classes)
@@ -243,6 +243,7 @@ class Bench:
             augment=augment,
             measured=_MEASURED,
             mesh=training.all_devices(),
+            checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )
         self._trained = in_lanes(trained, self.lanes)
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from experiments import networks, training
+from experiments.checkpoints import Checkpoints
 from experiments.lanes import in_lanes
 from experiments.options import Recipe
 from pathjax import masks
@@ -124,7 +125,7 @@ def test_running_statistics_follow_the_data_and_evaluation_uses_them(normed):
     outputs = network.apply(*one, images)
     expected = -jax.nn.log_softmax(outputs)[jnp.arange(96), labels].mean()
     np.testing.assert_allclose(found.test_loss[1], expected, rtol=1e-5)
-    assert found.test_accuracy[1] == jnp.mean(outputs.argmax(axis=1) == labels)
+    assert found.test_accuracy[1] == np.mean(np.asarray(outputs.argmax(axis=1) == labels))
     assert found.train_loss[1, -1] == found.test_loss[1]
 
 
@@ -221,3 +222,32 @@ def test_devices_that_do_not_divide_a_minibatch_are_refused(normed):
     mesh = jax.sharding.AbstractMesh((5,), ("devices",))
     with pytest.raises(ValueError, match="5 devices cannot share minibatches of 32: give a multiple"):
         training.trainer(network, (images, labels), (images, labels), Recipe(batch_size=32), mesh=mesh)
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_training_that_is_cut_off_goes_on_from_its_checkpoint_to_the_same_numbers(normed, tmp_path, monkeypatch):
+    network, params, state, mask, keys, images, labels = normed
+    recipe = Recipe(epochs=4, batch_size=32, checkpoint_every=2)
+
+    def run():
+        train = training.trainer(network, (images, labels), (images, labels), recipe, checkpoints=tmp_path)
+        return train(params, state, mask, keys)
+
+    whole = run()
+    assert not list(tmp_path.iterdir())
+    save = Checkpoints.save
+
+    def killed(self, epoch, state):
+        save(self, epoch, state)
+        raise _Killed
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(_Killed):
+        run()
+    monkeypatch.setattr(Checkpoints, "save", lambda self, epoch, state: epoch == 4 or pytest.fail("began anew"))
+    again = run()
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
