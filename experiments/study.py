@@ -15,7 +15,6 @@ from experiments.options import DENSE, METHODS, PRECISIONS, SCHEDULES, InputErro
 __all__ = ["NETWORKS", "Measures", "Model", "Name", "Study", "cells_of", "read", "ready"]
 
 NETWORKS = (
-    "fully_connected",
     "lenet_300_100",
     "lenet_5",
     "vgg_11",

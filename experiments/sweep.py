@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -61,11 +62,13 @@ class Group(NamedTuple):
 
 def claim(study: Study, out: Path, *, repair: bool) -> Claim[Trial]:
     """What the study wants of its output folder."""
-    options = {key: value for key, value in dataclasses.asdict(study).items() if key != "memory_gib"}
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    options = json.loads(json.dumps(dataclasses.asdict(study)))  # as a folder gives them back
+    del options["memory_gib"]
+    for table in ("train", "measure"):
+        options |= {f"{table}.{key}": value for key, value in options.pop(table).items()}
     parts = itertools.product(study.data, (model.name for model in study.model), cells_of(study), range(study.seeds))
     expected = {(name, model, *cell, seed) for name, model, cell, seed in parts}
-    return Claim(out, Trial, plain, expected, repair)
+    return Claim(out, Trial, options, expected, repair)
 
 
 def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:

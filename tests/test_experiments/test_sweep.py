@@ -30,7 +30,7 @@ train_images = 200
 test_images = 100
 [[model]]
 name = "small"
-network = "fully_connected"
+network = "lenet_300_100"
 factor = 0.03
 batch_norm = true
 [train]
@@ -128,10 +128,10 @@ def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
     assert sorted(file.read_text().splitlines()) == sorted((place / "out" / "results.jsonl").read_text().splitlines())
 
 
-def test_another_study_is_refused_by_its_difference(place, capsys):
-    (place / "other.toml").write_text(CONFIG.replace("seeds = 2", "seeds = 3"))
+def test_another_study_is_refused_by_its_differences(place, capsys):
+    (place / "other.toml").write_text(CONFIG.replace("seeds = 2", "seeds = 3").replace("epochs = 2", "epochs = 4"))
     assert run(place, place / "out", config="other.toml") == 2
-    assert "seeds is 2 there and 3 here" in capsys.readouterr().err
+    assert ": seeds is 2 there and 3 here; train.epochs is 2 there and 4 here." in capsys.readouterr().err
 
 
 def test_what_would_run_is_listed_and_nothing_is_made(place, tmp_path, capsys):
@@ -144,7 +144,7 @@ def test_what_would_run_is_listed_and_nothing_is_made(place, tmp_path, capsys):
 def test_bad_configs_end_in_one_sentence(place, tmp_path, capsys):
     for old, new, words in (
         ("epochs = 2", "epoch = 2", "train.epochs"),
-        ('"fully_connected"', '"lenet_5"', "The model small cannot be built: LeNet-5 needs images of 16 × 16"),
+        ('"lenet_300_100"', '"lenet_5"', "The model small cannot be built: LeNet-5 needs images of 16 × 16"),
         ("[0.2]\nseeds", "[0.2, 1e-6]\nseeds", "cannot be had of small"),
         ('["digits"]', '["mnist"]', "is not prepared"),
     ):
