@@ -254,7 +254,7 @@ def _everywhere(mesh: Mesh | None) -> Callable[[Any], Any]:
 
     def put(leaf: Any) -> jax.Array:
         # from the host, as devices of several processes take arrays from there alone, and keys as their bits
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(jax.device_put(np.asarray(jax.random.key_data(leaf)), whole))
         return jax.device_put(np.asarray(leaf), whole)
 

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments import __main__ as command
 from experiments import data, networks, results, study, sweep
@@ -166,7 +168,7 @@ class _Failing:
 
 def test_cells_that_fail_are_kept_with_their_reason_and_the_rest_goes_on():
     group = sweep.Group("digits", study.Model("small", "lenet_5"), (("snip", 0.1), ("synflow", 0.1)))
-    failed, fine = sweep._computed(_Failing(), group, 2, None)
+    failed, fine = sweep._computed(cast("sweep.Bench", _Failing()), group, 2, _Lines(Console(), 0, 0))
     assert [trial.reason for trial in failed] == ["MemoryError: RESOURCE_EXHAUSTED: no memory"] * 2
     assert [trial.name[2:] for trial in fine] == [("synflow", 0.1, 0), ("synflow", 0.1, 1)]
     assert all(not trial.reason for trial in fine)
@@ -187,7 +189,7 @@ def test_groups_do_not_change_the_numbers(place, monkeypatch):
     dataset = sweep._part(found, data.load("digits", data_dir=place / "data"))
     monkeypatch.setattr(sweep, "_lanes", lambda *_: 1)
     bench = sweep.Bench(found, found.model[0], dataset)
-    together = bench.trials([("random", 0.2), ("synflow", 0.2)], _Lines(None, 0, 0))
+    together = bench.trials([("random", 0.2), ("synflow", 0.2)], _Lines(Console(), 0, 0))
     for trial, alone in zip(together, trials_of(place / "out")[2:], strict=True):
         assert trial.name == alone.name
         for field in dataclasses.fields(Trial):

@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -111,8 +112,8 @@ def normed():
 
 def run_of(normed, *, test=slice(None), **recipe):
     network, params, state, mask, keys, images, labels = normed
-    recipe = Recipe(**{"epochs": 2, "batch_size": 32, "learning_rate": 0.1} | recipe)
-    run = training.trainer(network, (images, labels), (images[test], labels[test]), recipe)
+    chosen = Recipe(**{"epochs": 2, "batch_size": 32, "learning_rate": 0.1} | recipe)
+    run = training.trainer(network, (images, labels), (images[test], labels[test]), chosen)
     return run(params, state, mask, keys)
 
 
@@ -219,7 +220,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 def test_devices_that_do_not_divide_a_minibatch_are_refused(normed):
     network, *_, images, labels = normed
-    mesh = jax.sharding.AbstractMesh((5,), ("devices",))
+    mesh = cast(jax.sharding.Mesh, jax.sharding.AbstractMesh((5,), ("devices",)))
     with pytest.raises(ValueError, match="5 devices cannot share minibatches of 32: give a multiple"):
         training.trainer(network, (images, labels), (images, labels), Recipe(batch_size=32), mesh=mesh)
 
