@@ -8,7 +8,7 @@ FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test fuzz lint types bench clean
+.PHONY: help report test long fuzz lint types bench clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -17,7 +17,10 @@ report: $(INSTALLED) ## compare prunings on the digits data set and write runs/d
 	$(BIN)/python -m experiments compare --dataset digits --model fc --out runs/digits
 
 test: lint types ## lint, types, tests and doctests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
+
+long: $(INSTALLED) ## the tests that `make test` leaves out, of very deep networks; minutes
+	$(BIN)/python -m pytest -q -m long tests
 
 fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths; FUZZ_NETWORKS=… FUZZ_SEED=… for others
 	FUZZ_NETWORKS=$(FUZZ_NETWORKS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/test_fuzz/test_networks.py

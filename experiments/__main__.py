@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from experiments.options import Compare, Sweep
+    from experiments.options import Compare, Figures, Sweep
     from experiments.results import Folder
     from experiments.runs import Run
 
@@ -29,10 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     import tyro
 
     from experiments import data
-    from experiments.options import Compare, InputError, Sweep
+    from experiments.options import Compare, Figures, InputError, Sweep
 
     options = tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare, "sweep": Sweep},
+        {"compare": Compare, "sweep": Sweep, "figures": Figures},
         prog="python -m experiments",
         description="The experiments of pathjax.",
         args=arguments,
@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if isinstance(options, Sweep):
             sweep(options)
+        elif isinstance(options, Figures):
+            draw(options)
         else:
             compare(options)
     except (InputError, data.DataError) as error:
@@ -70,6 +72,14 @@ def compare(options: Compare) -> None:
             conclusion = _write_report(folder, cells)
             reporter.advance("report")
         console.print(*conclusion, sep="\n", soft_wrap=True)
+
+
+def draw(options: Figures) -> None:
+    """Draw the figures and the report of a study."""
+    from experiments import study_report, study_results
+
+    for line in study_report.write(study_results.read(options.folder), options.folder):
+        print(line)
 
 
 def sweep(options: Sweep) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec
 
 import matplotlib
@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES
@@ -26,8 +26,11 @@ __all__ = [
     "MUTED",
     "PAPER",
     "accuracy_over_density",
+    "accuracy_panel",
     "blank",
+    "groups",
     "layer_density",
+    "lines_over_density",
     "log_axis",
     "png",
     "predicted_curves",
@@ -37,6 +40,7 @@ __all__ = [
     "styled",
     "svg",
     "training_loss",
+    "top_legend",
 ]
 
 _P = ParamSpec("_P")
@@ -51,10 +55,17 @@ _STYLES = {
     "synflow": ("#2f7fc1", "o"),
     "synflow_l2": ("#56b4e9", "v"),
     "synflow_data": ("#d55e00", "P"),
+    "synflow_data_l2": ("#8f6bb3", "X"),
+    "grasp": ("#7f8c1f", "h"),
+    "path_kernel_trace": ("#a0522d", "<"),
+    "px": ("#1aa39a", ">"),
+    "ntk_sap": ("#d1495b", "p"),
+    "lottery": ("#6b7fd7", "d"),
+    "transfer": ("#b8860b", "H"),
 }
-_OTHERS = (("#8f6bb3", "X"), ("#7f8c1f", "h"), ("#a0522d", "<"))
+_OTHERS = ("#8c8c8c", "8")
 _THETA, _PI = "#2f7fc1", "#d55e00"
-_ACCURACIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
+_ACCURACIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -107,22 +118,34 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 def accuracy_over_density(table: pd.DataFrame, footer: str) -> Figure:
     """Test accuracy over density, a line for each method, a band of one standard deviation over seeds."""
     figure, axes = blank(7.5, 4.6, footer)
-    axis = axes[0][0]
-    for method, group in _groups(table):
-        mean, deviation = group["test_accuracy_mean"].to_numpy(), group["test_accuracy_std"].fillna(0).to_numpy()
-        colour, marker = style_of(method)
-        low, high = _inside(mean - deviation), _inside(mean + deviation)
-        if method == DENSE:
-            axis.axhline(_inside(mean[0]), color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=DENSE)
-            axis.axhspan(low[0], high[0], color=colour, alpha=0.15, linewidth=0)
-            continue
-        axis.plot(group["density"], _inside(mean), color=colour, marker=marker, label=method)
-        axis.fill_between(group["density"], low, high, color=colour, alpha=0.18, linewidth=0)
-    axis.set(xlabel="density (kept share of the prunable weights)", ylabel="test accuracy")
-    _accuracy_axis(axis, table)
-    _density_axis(axis, table)
+    accuracy_panel(axes[0][0], table)
+    axes[0][0].set(xlabel="density (kept share of the prunable weights)", ylabel="test accuracy")
     figure.legend(loc="outside right upper")
     return figure
+
+
+def accuracy_panel(axis: Axes, table: pd.DataFrame) -> None:
+    """Test accuracy over density on one axis, as `lines_over_density`."""
+    lines_over_density(axis, table, "test_accuracy", inside=_inside)
+    _accuracy_axis(axis, table)
+
+
+def lines_over_density(axis: Axes, table: pd.DataFrame, name: str, *, inside: Callable[[Any], Any] = np.array) -> None:
+    """A number over density, a line for each method, a band of one standard deviation; dense is a level.
+
+    What `inside` makes of the values is drawn; what is not finite is left out.
+    """
+    for method, group in groups(table[np.isfinite(table[f"{name}_mean"])]):
+        mean, deviation = group[f"{name}_mean"].to_numpy(), group[f"{name}_std"].fillna(0).to_numpy()
+        colour, marker = style_of(method)
+        low, high = inside(mean - deviation), inside(mean + deviation)
+        if method == DENSE:
+            axis.axhline(inside(mean)[0], color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=DENSE)
+            axis.axhspan(low[0], high[0], color=colour, alpha=0.15, linewidth=0)
+            continue
+        axis.plot(group["density"], inside(mean), color=colour, marker=marker, label=method)
+        axis.fill_between(group["density"], low, high, color=colour, alpha=0.18, linewidth=0)
+    _density_axis(axis, table)
 
 
 @styled
@@ -131,7 +154,7 @@ def training_loss(runs: pd.DataFrame, level: float, footer: str) -> Figure:
     densities = _densities(runs)
     figure, axes = blank(3.1 * len(densities) + 1.6, 3.6, footer, columns=len(densities))
     for axis, density in zip(axes[0], densities, strict=True):
-        for method, group in _groups(runs):
+        for method, group in groups(runs):
             chosen = group if method == DENSE else group[group["density"] == density]
             losses = np.array(chosen["train_loss"].tolist())
             colour, marker = style_of(method)
@@ -149,7 +172,7 @@ def training_loss(runs: pd.DataFrame, level: float, footer: str) -> Figure:
 @styled
 def predicted_curves(runs: pd.DataFrame, footer: str) -> Figure:
     """Squared loss under gradient descent, against what Θ and what Π alone predict; a panel for each cell."""
-    densities, methods = _densities(runs), [name for name, _ in _groups(runs) if name != DENSE]
+    densities, methods = _densities(runs), [name for name, _ in groups(runs) if name != DENSE]
     rows, columns = len(methods) + 1, max(2, len(densities))
     figure, axes = blank(2.6 * columns, 1.75 * rows + 0.2, footer, rows=rows, columns=columns, share=True)
     places = {(DENSE, 1.0): axes[0][0]}
@@ -172,7 +195,7 @@ def predicted_curves(runs: pd.DataFrame, footer: str) -> Figure:
 
 
 @styled
-def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
+def quantity_against_accuracy(table: pd.DataFrame, footer: str, *, titles: Mapping[str, str] | None = None) -> Figure:
     """Each quantity known before training against test accuracy, a point for each cell; size grows with density."""
     names = [name for name in QUANTITIES if name != "density"]
     columns = 4
@@ -180,7 +203,7 @@ def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
     figure, axes = blank(10.5, 2.5 * rows + 0.3, footer, rows=rows, columns=columns, share="y")
     flat = [axis for row in axes for axis in row]
     for axis, name in zip(flat, names, strict=False):
-        for method, group in _groups(table):
+        for method, group in groups(table):
             colour, marker = style_of(method)
             values = group[f"{name}_mean"].to_numpy()
             sizes = 70 + 18 * np.log(group["density"].to_numpy())
@@ -196,6 +219,7 @@ def quantity_against_accuracy(table: pd.DataFrame, footer: str) -> Figure:
                 linewidth=0,
             )
         axis.set_xlabel(QUANTITIES[name])
+        axis.set_title((titles or {}).get(name, ""), fontsize=8)
     _accuracy_axis(flat[0], table)
     for axis in flat[len(names) :]:
         axis.set_axis_off()
@@ -233,11 +257,11 @@ def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
     densities = _densities(runs)
     figure, axes = blank(3.1 * len(densities) + 1.6, 3.4, footer, columns=len(densities), share=True)
     for axis, density in zip(axes[0], densities, strict=True):
-        groups = [(m, group) for m, group in _groups(runs[runs["density"] == density]) if m != DENSE]
-        for place, (method, group) in enumerate(groups):
+        pruned = [(m, group) for m, group in groups(runs[runs["density"] == density]) if m != DENSE]
+        for place, (method, group) in enumerate(pruned):
             kept = pd.DataFrame(group["layer_density"].tolist()).mean()
             colour, marker = style_of(method)
-            beside = 0.3 * ((place + 0.5) / len(groups) - 0.5)  # methods that agree stay visible
+            beside = 0.3 * ((place + 0.5) / len(pruned) - 0.5)  # methods that agree stay visible
             axis.plot(beside + np.arange(1, len(kept) + 1), kept, color=colour, marker=marker, label=method)
         axis.axhline(density, color=MUTED, linewidth=0.8, linestyle=":")
         axis.set(title=f"density {density:g}", xlabel="layer")
@@ -248,6 +272,20 @@ def layer_density(runs: pd.DataFrame, footer: str) -> Figure:
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right upper")
     return figure
 
+
+def top_legend(figure: Figure, axes: Any) -> Figure:
+    """The figure with one legend of everything that is named in any of its panels, above them."""
+    found = [pair for axis in np.ravel(axes) for pair in zip(*axis.get_legend_handles_labels(), strict=True)]
+    handles = {label: handle for handle, label in found[::-1]}  # the first of a name stays
+    if handles:
+        order = dict.fromkeys(label for _, label in found)
+        columns = max(2, int(figure.get_figwidth() / _NAME))
+        figure.legend([handles[label] for label in order], order, loc="outside upper center", ncols=columns)
+    return figure
+
+
+_NAME = 1.9
+"""Inches that a legend needs for the longest name of a method, with its line."""
 
 _LETTERS = 19
 """Letters of a footer that fit into an inch."""
@@ -287,7 +325,8 @@ def _curves(axis: Axes, chosen: pd.DataFrame) -> None:
     axis.text(0.04, 0.06, words, transform=axis.transAxes, va="bottom", fontsize=7, bbox=ground)
 
 
-def _groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def groups(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each method."""
     return [(str(method), group) for method, group in table.groupby("method", sort=False)]
 
 
@@ -310,25 +349,36 @@ def _inside(accuracy: Any) -> Any:
 
 
 def _accuracy_axis(axis: Axes, table: pd.DataFrame) -> None:
-    """A logit axis, on which 97 and 98 per cent lie as far apart as 67 and 75."""
+    """A logit axis, on which 97 and 98 per cent lie as far apart as 67 and 75; linear where they lie close together."""
     deviation = table["test_accuracy_std"].fillna(0)
     low = _inside((table["test_accuracy_mean"] - deviation).min())
     high = _inside((table["test_accuracy_mean"] + deviation).max())
     shown = [share for share in _ACCURACIES if low <= share <= high]
-    axis.set_yscale("logit")
-    axis.yaxis.set_major_locator(FixedLocator(shown))
+    shown = _spaced(shown[::-1], np.log(np.array(shown) / (1 - np.array(shown)))[::-1], 12)
+    axis.set_yscale("logit" if len(shown) > 1 else "linear")
+    axis.yaxis.set_major_locator(FixedLocator(shown) if len(shown) > 1 else MaxNLocator(4))
     axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
 
 
 def _density_axis(axis: Axes, table: pd.DataFrame) -> None:
     densities = _densities(table)
+    named = _spaced(densities, np.log(densities), 6)
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(FixedLocator(densities))
+    axis.xaxis.set_major_locator(FixedLocator(named))
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xticklabels([f"{density:g}" for density in densities])
+    axis.set_xticklabels([f"{density:g}" for density in named])
+
+
+def _spaced(values: Sequence[float], places: np.ndarray, most: int) -> list[float]:
+    """Of descending values those that leave each label its part of an axis that holds `most`."""
+    chosen: list[int] = []
+    for number, place in enumerate(places):
+        if not chosen or places[chosen[-1]] - place > 0.999 * (places[0] - places[-1]) / most:
+            chosen.append(number)
+    return [values[number] for number in chosen]
 
 
 def style_of(method: str) -> tuple[str, str]:
-    """The colour and the marker of a method, the same in every figure."""
-    return _STYLES.get(method) or _OTHERS[sum(method.encode()) % len(_OTHERS)]
+    """The colour and the marker of a method, the same in every figure; one for all methods without their own."""
+    return _STYLES.get(method, _OTHERS)

@@ -11,6 +11,7 @@ import pandas as pd
 from experiments.options import DENSE
 from experiments.runs import QUANTITIES
 from experiments.summary import TARGETS, Ranking, chance_within, order_predicted
+from experiments.words import listed, percent, points, rho
 
 __all__ = [
     "of_accuracy",
@@ -37,7 +38,7 @@ def summary(table: pd.DataFrame, ranks: Sequence[Ranking], factorization_error: 
         of_curves(table),
         _strongest(ranks, "test_accuracy"),
         f"Θ = J Π Jᵀ holds on listed paths with a relative error of {factorization_error:.1e}, and the dense network's "
-        f"NTK is {_percent(dense['infinite_distance_mean'])} away from its infinite-width limit.",
+        f"NTK is {percent(dense['infinite_distance_mean'])} away from its infinite-width limit.",
     ]
     return " ".join(sentences)
 
@@ -51,8 +52,8 @@ def of_accuracy(table: pd.DataFrame) -> str:
         best = group.loc[group["test_accuracy_mean"].idxmax(), "method"]
         noise = group["test_accuracy_std"].mean()
         over_seeds = "" if math.isnan(noise) else f"; over seeds ± {100 * noise:.1f}"
-        parts.append(f"{_points(high - low)} at density {density:g} (best: {best}, {_percent(high)}{over_seeds})")
-    return f"Between the best and the worst method lie {_listed(parts)}."
+        parts.append(f"{points(high - low)} at density {density:g} (best: {best}, {percent(high)}{over_seeds})")
+    return f"Between the best and the worst method lie {listed(parts)}."
 
 
 def of_training(table: pd.DataFrame, level: float) -> str:
@@ -73,7 +74,7 @@ def of_curves(table: pd.DataFrame) -> str:
     """How close the two predictions come to gradient descent."""
     theta, pi = table["gap_linearized_mean"], table["gap_data_free_mean"]
     closer = int((theta < pi).sum())
-    order = [_rho(rho) for rho in order_predicted(table)]
+    order = [rho(value) for value in order_predicted(table)]
     return (
         f"The loss curve predicted from Θ is off by {theta.mean():.2f} decades on average over the cells, the one from "
         f"Π alone by {pi.mean():.2f}; Θ is the closer one in {closer} of {len(table)} cells. Θ is furthest off for "
@@ -90,7 +91,7 @@ def of_laziness(table: pd.DataFrame) -> str:
         return "Not every cell's descent stayed finite, so they are not ranked by how lazy they were."
     closest, turned = table.loc[error.idxmin()], table.loc[distance.idxmax()]
     return (
-        f"Closest to the linearized network descends {_cell(closest)}, whose outputs end {_percent(error.min())} off "
+        f"Closest to the linearized network descends {_cell(closest)}, whose outputs end {percent(error.min())} off "
         f"those predicted; the NTK turns most for {_cell(turned)} (kernel distance {distance.max():.2f}, on average "
         f"{distance.mean():.2f})."
     )
@@ -102,8 +103,8 @@ def of_quantities(ranks: Sequence[Ranking]) -> str:
     if not chosen:
         return "There are too few methods at one density to compare them."
     chosen.sort(key=lambda rank: -abs(rank.within))
-    parts = [f"{QUANTITIES[rank.quantity]} ({_rho(rank.within)})" for rank in chosen[:3]]
-    return f"Among methods at one density, accuracy goes most with {_listed(parts)} by mean Spearman ρ."
+    parts = [f"{QUANTITIES[rank.quantity]} ({rho(rank.within)})" for rank in chosen[:3]]
+    return f"Among methods at one density, accuracy goes most with {listed(parts)} by mean Spearman ρ."
 
 
 def of_rankings(ranks: Sequence[Ranking]) -> str:
@@ -118,13 +119,13 @@ def of_rankings(ranks: Sequence[Ranking]) -> str:
             continue
         better = [rank for rank in others if abs(rank.pooled) > abs(baseline.pooled)]
         sentences.append(
-            f"Against {words}, density alone has ρ = {_rho(baseline.pooled)} over all {baseline.cells} cells, and "
+            f"Against {words}, density alone has ρ = {rho(baseline.pooled)} over all {baseline.cells} cells, and "
             f"{len(better)} of {len(others)} quantities rank the cells better than it. {_strongest(ranks, target)}"
         )
         level = chance_within(chosen)
         if math.isfinite(level):
-            clear = [f"{QUANTITIES[r.quantity]} ({_rho(r.within)})" for r in others if abs(r.within) > level]
-            sentences.append(f"Within a density, beyond chance (|ρ| > {level:.2f}): {_listed(clear or ['none'])}.")
+            clear = [f"{QUANTITIES[r.quantity]} ({rho(r.within)})" for r in others if abs(r.within) > level]
+            sentences.append(f"Within a density, beyond chance (|ρ| > {level:.2f}): {listed(clear or ['none'])}.")
     return " ".join(sentences)
 
 
@@ -134,13 +135,13 @@ def of_layers(runs: pd.DataFrame) -> str:
     parts = []
     for method, group in lowest.groupby("method", sort=False):
         kept = pd.DataFrame(group["layer_density"].tolist()).mean()
-        parts.append(f"{method} {_percent(kept.min())} of {kept.idxmin()}")
+        parts.append(f"{method} {percent(kept.min())} of {kept.idxmin()}")
     emptied = [
         f"{method} at {density:g}"
         for (method, density), group in runs.groupby(["method", "density"], sort=False)
         if any(min(layers.values()) == 0.0 for layers in group["layer_density"])
     ]
-    last = f" A layer is emptied by {_listed(emptied)}." if emptied else " No layer is emptied."
+    last = f" A layer is emptied by {listed(emptied)}." if emptied else " No layer is emptied."
     return f"At density {runs['density'].min():g} the most thinned layer keeps: {'; '.join(parts)}.{last}"
 
 
@@ -152,13 +153,13 @@ def _strongest(ranks: Sequence[Ranking], target: str) -> str:
     within = [rank for rank in chosen if math.isfinite(rank.within)]
     words = (
         f"Of what is known before training, {QUANTITIES[best.quantity]} goes most with {TARGETS[target]} over all "
-        f"cells (Spearman ρ = {_rho(best.pooled)}, n = {best.cells})"
+        f"cells (Spearman ρ = {rho(best.pooled)}, n = {best.cells})"
     )
     if not within:
         return words + "."
     inner = max(within, key=lambda rank: abs(rank.within))
     return (
-        f"{words}; among methods at one density it is {QUANTITIES[inner.quantity]} (mean ρ = {_rho(inner.within)} over "
+        f"{words}; among methods at one density it is {QUANTITIES[inner.quantity]} (mean ρ = {rho(inner.within)} over "
         f"{inner.densities} densities of {inner.per_density} methods)."
     )
 
@@ -176,19 +177,3 @@ def _accuracy(row: pd.Series) -> str:
     deviation = row["test_accuracy_std"]
     spread = "" if math.isnan(deviation) else f" ± {100 * deviation:.1f}"
     return f"{100 * row['test_accuracy_mean']:.1f}{spread}%"
-
-
-def _rho(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f} points"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

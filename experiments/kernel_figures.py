@@ -14,7 +14,15 @@ from experiments.figures import INK, MUTED, blank, log_axis, style_of, styled
 from experiments.kernels import Cell, Kernels
 from experiments.options import DENSE
 
-__all__ = ["cumulative_shares", "density_of_states", "eigenvalues", "heat_maps"]
+__all__ = [
+    "cumulative_shares",
+    "dashes",
+    "decades",
+    "density_of_states",
+    "eigenvalues",
+    "heat_maps",
+    "shares_per_decade",
+]
 
 _WIDTH = 0.15
 """Standard deviation of the bell that stands for one node of a density of states, in decades."""
@@ -23,23 +31,33 @@ _WIDTH = 0.15
 @styled
 def density_of_states(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
     """How the eigenvalues of Π above zero lie on a logarithmic axis, of all seeds; a panel for each density."""
-    found = np.concatenate([of.log_nodes[np.isfinite(of.log_nodes)] for of in kernels.values()]) / np.log(10)
-    places = found if len(found) else np.zeros(1)
-    grid = np.linspace(places.min() - 0.5, places.max() + 0.5, 400)
+    grid = decades(np.concatenate([of.log_nodes.ravel() for of in kernels.values()]))
     figure, axes = _panels(kernels, footer, height=3.6)
     for axis, method, of in _drawn(axes, kernels):
-        live = np.isfinite(of.log_nodes)
-        if not live.any():
+        if not np.isfinite(of.log_nodes).any():
             continue
-        distance = (grid[:, None] - of.log_nodes[live][None, :] / np.log(10)) / _WIDTH
-        bells = np.exp(-0.5 * distance**2) / (_WIDTH * np.sqrt(2 * np.pi))
-        share = bells @ of.weights[live] / of.weights[live].sum()
         colour, _ = style_of(method)
-        axis.plot(grid, share, color=colour, label=method, **_dashes(method))
+        share = shares_per_decade(grid, of.log_nodes.ravel(), of.weights.ravel())
+        axis.plot(grid, share, color=colour, label=method, **dashes(method))
         axis.set(xlabel="log₁₀ eigenvalue of Π", ylim=(0, None))
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0][0].set_ylabel("share per decade")
     return _with_legend(figure, axes)
+
+
+def decades(log_nodes: np.ndarray) -> np.ndarray:
+    """Powers of ten from below the least to above the largest of the nodes that are not zero."""
+    found = log_nodes[np.isfinite(log_nodes)] / np.log(10)
+    places = found if len(found) else np.zeros(1)
+    return np.linspace(places.min() - 0.5, places.max() + 0.5, 400)
+
+
+def shares_per_decade(grid: np.ndarray, log_nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The density at powers of ten of nodes, given by natural logarithms and weights, those that are zero left out."""
+    live = np.isfinite(log_nodes)
+    distance = (grid[:, None] - log_nodes[live][None, :] / np.log(10)) / _WIDTH
+    bells = np.exp(-0.5 * distance**2) / (_WIDTH * np.sqrt(2 * np.pi))
+    return bells @ weights[live] / weights[live].sum()
 
 
 @styled
@@ -61,7 +79,7 @@ def eigenvalues(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
             markersize=3.5,
             linewidth=1.0,
             label=method,
-            **_dashes(method),
+            **dashes(method),
         )
         axis.set_xlabel("λᵢ(Π) / λ₁(Π)")
         log_axis(axis)
@@ -89,7 +107,7 @@ def cumulative_shares(kernels: Mapping[Cell, Kernels], footer: str) -> Figure:
             marker=marker,
             markevery=4,
             label=method,
-            **_dashes(method),
+            **dashes(method),
         )
         axis.set(xlabel="modes of Π")
     log_axis(axes[0][0])
@@ -157,7 +175,8 @@ def _drawn(axes: Any, kernels: Mapping[Cell, Kernels]) -> Iterator[tuple[Axes, s
                 yield axis, method, of
 
 
-def _dashes(method: str) -> dict[str, Any]:
+def dashes(method: str) -> dict[str, Any]:
+    """How a line of the method is drawn."""
     return {"linestyle": (0, (4, 3))} if method == DENSE else {}
 
 

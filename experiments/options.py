@@ -17,6 +17,7 @@ __all__ = [
     "PRECISIONS",
     "SCHEDULES",
     "Compare",
+    "Figures",
     "InputError",
     "Recipe",
     "Sweep",
@@ -117,6 +118,14 @@ class Compare:
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
     repair: bool = False
     """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their runs again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Draw the figures and the report of a study, finished or not, from the results in its folder."""
+
+    folder: Positional[Path]
+    """Folder that `sweep` writes to; the figures go to its figures/, the page is its report.html."""
 
 
 @dataclasses.dataclass(frozen=True)

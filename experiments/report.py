@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import html
 import math
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.table import Table
 
 from experiments import figures, findings, kernel_figures, kernel_findings
 from experiments.kernels import Cell, Kernels
+from experiments.pages import Illustration, document, drawn, illustrated, pairs, scrolled, text
 from experiments.runs import QUANTITIES
 from experiments.summary import TARGETS, Ranking, chance_level, chance_within
+from experiments.words import rho
 
-__all__ = ["Illustration", "console_table", "footer", "illustrations", "page"]
+__all__ = ["console_table", "footer", "illustrations", "page"]
 
 _COLUMNS = {
     "test_accuracy": ("test accuracy", "%"),
@@ -47,17 +46,6 @@ _CONSOLE = (
 )
 
 
-class Illustration(NamedTuple):
-    """A drawn figure with its file name, its title, what it shows and what was found in these results."""
-
-    name: str
-    png: bytes
-    svg: bytes
-    title: str
-    caption: str
-    found: str
-
-
 def footer(config: dict[str, Any]) -> str:
     """The line under every figure: data, network, seeds, training and versions."""
     options, versions = config["options"], config["versions"]
@@ -81,21 +69,21 @@ def illustrations(
     return [
         Illustration(
             "accuracy",
-            *_drawn(figures.accuracy_over_density(table, foot)),
+            *drawn(figures.accuracy_over_density(table, foot)),
             "Accuracy over density",
             f"Test accuracy after training ({over_seeds}; bands: one standard deviation). Dashed: the dense network.",
             findings.of_accuracy(table),
         ),
         Illustration(
             "training_loss",
-            *_drawn(figures.training_loss(runs, level, foot)),
+            *drawn(figures.training_loss(runs, level, foot)),
             "Training",
             f"Cross-entropy on the train set after each epoch ({over_seeds}). Dotted: the loss level of {level:g}.",
             findings.of_training(table, level),
         ),
         Illustration(
             "predicted_curves",
-            *_drawn(figures.predicted_curves(runs, foot)),
+            *drawn(figures.predicted_curves(runs, foot)),
             "Predicted and real loss curves",
             "Squared loss on a fixed batch under full-batch gradient descent at half the step size 1/λmax(Θ/n), "
             f"relative to its start ({over_seeds}), with two predictions made before the first step: from the NTK Θ, "
@@ -107,14 +95,14 @@ def illustrations(
         ),
         Illustration(
             "quantities",
-            *_drawn(figures.quantity_against_accuracy(table, foot)),
+            *drawn(figures.quantity_against_accuracy(table, foot)),
             "What is known before training, against accuracy",
             f"One point for each method and density ({over_seeds}); larger points are denser networks.",
             findings.of_quantities(ranks),
         ),
         Illustration(
             "rank_correlations",
-            *_drawn(figures.rank_correlations(ranks, foot)),
+            *drawn(figures.rank_correlations(ranks, foot)),
             "How well it ranks the networks",
             "Spearman's ρ of each quantity with what training decided. Density is the baseline: it is known without "
             "any kernel. Dotted: what unrelated rankings exceed once in twenty.",
@@ -122,7 +110,7 @@ def illustrations(
         ),
         Illustration(
             "layer_density",
-            *_drawn(figures.layer_density(runs, foot)),
+            *drawn(figures.layer_density(runs, foot)),
             "Where the weights are kept",
             f"Kept share of each layer's kernel ({over_seeds}). Dotted: the density over all layers.",
             findings.of_layers(runs),
@@ -137,7 +125,7 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
     return [
         Illustration(
             "density_of_states",
-            *_drawn(kernel_figures.density_of_states(kernels, foot)),
+            *drawn(kernel_figures.density_of_states(kernels, foot)),
             "Density of states of the Path Kernel",
             "How the eigenvalues of Π, one for each kept weight and bias, spread over the decades, by stochastic "
             f"Lanczos quadrature ({over_seeds}; smoothed by 0.15 decades). What float32 cannot tell from "
@@ -147,7 +135,7 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
         ),
         Illustration(
             "eigenvalues",
-            *_drawn(kernel_figures.eigenvalues(kernels, foot)),
+            *drawn(kernel_figures.eigenvalues(kernels, foot)),
             "Eigenvalues of Θ over those of Π",
             f"The largest {modes} of each, in order and relative to the first (seed 0). On the dotted line the data "
             "would leave Π’s spectrum as it is; above it Θ falls more slowly, below it faster.",
@@ -155,7 +143,7 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
         ),
         Illustration(
             "cumulative_shares",
-            *_drawn(kernel_figures.cumulative_shares(kernels, foot)),
+            *drawn(kernel_figures.cumulative_shares(kernels, foot)),
             "How much of Θ the leading modes of Π carry",
             "Θ = Σ λᵢ bᵢ bᵢᵀ over the eigenpairs of Π: the share of Tr Θ in the first terms (seed 0). "
             "A line that starts high and flattens belongs to a network whose NTK the largest modes of Π decide; a line "
@@ -164,7 +152,7 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
         ),
         Illustration(
             "heat_maps",
-            *_drawn(kernel_figures.heat_maps(kernels, mapped, foot)),
+            *drawn(kernel_figures.heat_maps(kernels, mapped, foot)),
             "The kernels between examples",
             "Cosines between the examples of the fixed batch less their mean, ordered by class and summed over "
             f"outputs (seed 0): in Θ, in the part of it that the first {modes} modes of Π carry, and in the data Gram "
@@ -173,10 +161,6 @@ def _of_kernels(table: pd.DataFrame, kernels: Mapping[Cell, Kernels], foot: str,
             kernel_findings.of_maps(kernels, mapped),
         ),
     ]
-
-
-def _drawn(figure: Figure) -> tuple[bytes, bytes]:
-    return figures.png(figure), figures.svg(figure)
 
 
 def console_table(table: pd.DataFrame) -> Table:
@@ -201,10 +185,10 @@ def page(
     options = config["options"]
     title = f"Prunings of {options['model']} on {options['dataset']}, before and after training"
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="lead">{_text(findings.summary(table, ranks, factorization_error))}</p>',
+        f"<h1>{text(title)}</h1>",
+        f'<p class="lead">{text(findings.summary(table, ranks, factorization_error))}</p>',
         _reasons(table),
-        *(_figure(number, picture) for number, picture in enumerate(shown, start=1)),
+        *(illustrated(number, picture) for number, picture in enumerate(shown, start=1)),
         "<h2>Summary</h2>",
         f"<p>Mean ± standard deviation over {options['seeds']} seeds. Logarithms are natural. Steps to level: "
         f"training steps until the training loss falls to {options['loss_level']:g}; “never” where a seed does not "
@@ -217,47 +201,22 @@ def page(
         "<h2>Checks</h2>",
         _checks(table, factorization_error),
         "<h2>Configuration</h2>",
-        _pairs({key: _words(value) for key, value in options.items()} | {"seeds used": _seeds(options["seeds"])}),
+        pairs({key: _words(value) for key, value in options.items()} | {"seeds used": _seeds(options["seeds"])}),
         "<h2>Versions</h2>",
-        _pairs(config["versions"]),
+        pairs(config["versions"]),
     ]
-    return _PAGE.replace("{title}", _text(title)).replace("{body}", "\n".join(part for part in parts if part))
-
-
-def _figure(number: int, picture: Illustration) -> str:
-    drawing = _inline(picture.svg.decode(), prefix=f"f{number}-", label=picture.title)
-    return (
-        f'<h2>{_text(picture.title)}</h2><figure><div class="scroll">{drawing}</div><figcaption>'
-        f"<b>Figure {number}.</b> {_text(picture.caption)} "
-        f"<em>Found here:</em> {_text(picture.found)}</figcaption></figure>"
-    )
-
-
-def _inline(drawing: str, *, prefix: str, label: str) -> str:
-    """An SVG file as a part of a page: names of its own, the page's colours, and nothing that points elsewhere."""
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r'\bid="', f'id="{prefix}', drawing)
-    drawing = re.sub(r'href="#', f'href="#{prefix}', drawing)
-    drawing = re.sub(r"url\(#", f"url(#{prefix}", drawing)
-    names = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "grid", figures.PAPER: "paper"}
-    for colour, name in names.items():
-        drawing = drawing.replace(colour, f"var(--{name})")
-    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', drawing)[:2]
-    drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
-    size = f'style="min-width:{min(float(width), 620):.0f}px;max-width:{1.4 * float(width):.0f}px"'
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{_text(label)}" {size}', 1)
+    return document(title, parts)
 
 
 def _cells_table(table: pd.DataFrame) -> str:
     words = ("method", "density", "kept", *(words for words, _ in _COLUMNS.values()))
-    head = "".join(f"<th>{_text(word)}</th>" for word in words)
+    head = "".join(f"<th>{text(word)}</th>" for word in words)
     rows = []
     for _, row in table.iterrows():
-        numbers = "".join(f"<td>{_text(_entry(row, name))}</td>" for name in _COLUMNS)
-        name = f"<th>{_text(row['method'])}</th><td>{row['density']:g}</td><td>{row['kept']:,}</td>"
+        numbers = "".join(f"<td>{text(_entry(row, name))}</td>" for name in _COLUMNS)
+        name = f"<th>{text(row['method'])}</th><td>{row['density']:g}</td><td>{row['kept']:,}</td>"
         rows.append(f"<tr>{name}{numbers}</tr>")
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    return scrolled(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 
 
 def _rankings_words(ranks: Sequence[Ranking]) -> str:
@@ -272,20 +231,20 @@ def _rankings_words(ranks: Sequence[Ranking]) -> str:
 
 
 def _rankings_table(ranks: Sequence[Ranking]) -> str:
-    head = "".join(f"<th>{_text(w)}, all cells</th><th>{_text(w)}, within a density</th>" for w in TARGETS.values())
+    head = "".join(f"<th>{text(w)}, all cells</th><th>{text(w)}, within a density</th>" for w in TARGETS.values())
     rows = []
     for quantity, words in QUANTITIES.items():
         chosen = [rank for target in TARGETS for rank in ranks if (rank.quantity, rank.target) == (quantity, target)]
-        numbers = "".join(f"<td>{_rho(rank.pooled)}</td><td>{_rho(rank.within)}</td>" for rank in chosen)
-        rows.append(f"<tr><th>{_text(words)}</th>{numbers}</tr>")
+        numbers = "".join(f"<td>{rho(rank.pooled)}</td><td>{rho(rank.within)}</td>" for rank in chosen)
+        rows.append(f"<tr><th>{text(words)}</th>{numbers}</tr>")
     head = f"<thead><tr><th>quantity</th>{head}</tr></thead>"
-    return f'<div class="scroll"><table>{head}<tbody>{"".join(rows)}</tbody></table></div>'
+    return scrolled(f"<table>{head}<tbody>{''.join(rows)}</tbody></table>")
 
 
 def _checks(table: pd.DataFrame, factorization_error: float) -> str:
     dense = table.iloc[0]
     whole = "every pruned weight is exactly zero after training" if table["pruned_stay_zero"].all() else "FAILED"
-    return _pairs(
+    return pairs(
         {
             "Θ = J Π Jᵀ on listed paths, relative error (float64)": f"{factorization_error:.2e}",
             "dense NTK to its infinite-width limit, relative distance": _entry(dense, "infinite_distance", ".4f"),
@@ -297,12 +256,7 @@ def _checks(table: pd.DataFrame, factorization_error: float) -> str:
 def _reasons(table: pd.DataFrame) -> str:
     rows = [row for _, row in table.iterrows() if row["reason"]]
     notes = [f"{row['method']} at density {row['density']:g}: {row['reason']}" for row in rows]
-    return "".join(f'<p class="note">{_text(note)}</p>' for note in notes)
-
-
-def _pairs(pairs: dict[str, str]) -> str:
-    rows = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in pairs.items())
-    return f'<div class="scroll"><table class="pairs"><tbody>{rows}</tbody></table></div>'
+    return "".join(f'<p class="note">{text(note)}</p>' for note in notes)
 
 
 def _entry(row: pd.Series, name: str, form: str | None = None, *, spread: bool = True) -> str:
@@ -320,10 +274,6 @@ def _entry(row: pd.Series, name: str, form: str | None = None, *, spread: bool =
     return f"{words}{around}{unit}".replace("-", "−")
 
 
-def _rho(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
-
-
 def _range_of_seeds(count: int) -> str:
     return "seed 0" if count == 1 else f"seeds 0–{count - 1}"
 
@@ -334,50 +284,3 @@ def _seeds(count: int) -> str:
 
 def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _text(words: str) -> str:
-    return html.escape(str(words))
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>
-:root { --ink: #1b1f24; --muted: #66707c; --grid: #dde1e6; --paper: #ffffff; --ground: #f5f6f8; --accent: #2f7fc1; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e6e9ed; --muted: #98a2ae; --grid: #323941; --paper: #191d22; --ground: #111418; --accent: #6db0e8; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--ground); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: clamp(1.4rem, 4.5vw, 2rem); line-height: 1.2; margin: .5rem 0 1rem; }
-h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
-.lead { font-size: 1.06rem; max-width: 46rem; }
-.note { border-left: 3px solid var(--accent); padding-left: .75rem; }
-p, figcaption { max-width: 46rem; }
-figure { margin: 0; }
-figcaption { margin-top: .75rem; color: var(--ink); font-size: .95rem; }
-.scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--grid); border-radius: 8px; }
-figure .scroll { padding: .75rem; }
-svg { display: block; width: 100%; height: auto; margin: 0 auto; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap;
-  width: 100%; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--grid); }
-tbody tr:last-child > * { border-bottom: 0; }
-thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
-tbody th { text-align: left; font-weight: 600; position: sticky; left: 0; background: var(--paper); }
-thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
-.pairs th, .pairs td { text-align: left; white-space: normal; }
-.pairs th { font-weight: 500; color: var(--muted); width: 45%; }
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""

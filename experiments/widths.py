@@ -25,9 +25,10 @@ from experiments.figures import MUTED, blank, log_axis, png, styled, svg
 from experiments.keys import key_of
 from experiments.models import MODELS, Model
 from experiments.options import MODELS as NAMES
+from experiments.options import InputError
 from pathjax import masks, ntk, scores
 
-__all__ = ["Sweep", "figure", "main", "measure"]
+__all__ = ["Sweep", "figure", "footer", "main", "measure", "read"]
 
 _SHAPE = (6, 6, 1)
 _IMAGES = 6
@@ -149,13 +150,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sweeps.append(measure(model, density=density, widths=widths, seeds=options.seeds))
             print(sweeps[-1], flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    drawn = figure(sweeps, _footer(options.seeds))
+    drawn = figure(sweeps, footer(sweeps))
     for suffix, data in (("png", png(drawn)), ("svg", svg(drawn)), ("csv", _table(sweeps))):
         results.write(options.out / f"widths.{suffix}", data)
     print(f"drawn: {options.out / 'widths.svg'}")
 
 
-def _footer(seeds: int) -> str:
+def read(path: Path) -> list[Sweep]:
+    """The sweeps of a table that `main` wrote. Raises InputError where the file is not one of its own."""
+    try:
+        with path.open(newline="") as file:
+            rows = [(row["model"], float(row["density"]), row) for row in csv.DictReader(file)]
+        sweeps = []
+        for model, density in dict.fromkeys(row[:2] for row in rows):
+            chosen = [row for name, share, row in rows if (name, share) == (model, density)]
+            widths = tuple(dict.fromkeys(int(row["width"]) for row in chosen))
+            distances = np.array([float(row["distance"]) for row in chosen]).reshape(len(widths), -1)
+            sweeps.append(Sweep(model, density, widths, distances))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path} cannot be read ({error}); remove it, or make it again.") from error
+    return sweeps
+
+
+def footer(sweeps: Sequence[Sweep]) -> str:
+    """The line under the figure: data, seeds and versions."""
+    seeds = max(sweep.distances.shape[1] for sweep in sweeps)
     data = f"{_IMAGES} images of noise, {_SHAPE[0]} × {_SHAPE[1]}, {_OUTPUTS} outputs"
     packages = ", ".join(f"{name} {results.versions()[name]}" for name in ("pathjax", "jax", "neural-tangents"))
     return f"{data} · seeds 0–{seeds - 1}, bars: one standard deviation · {packages}"

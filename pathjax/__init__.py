@@ -17,6 +17,7 @@ network will train, and to prune it, before any training:
 """
 
 from pathjax import (
+    connectivity,
     dynamics,
     enumeration,
     factorization,
@@ -32,6 +33,7 @@ from pathjax import (
 )
 
 __all__ = [
+    "connectivity",
     "dynamics",
     "enumeration",
     "factorization",

@@ -16,6 +16,7 @@ from jax import lax
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from pathjax._algebra import Algebra, Convolution, Structure
+from pathjax._convolutions import by_patches, pays
 from pathjax._examples import trace_apart
 from pathjax._jaxpr import check_batch, is_concrete
 from pathjax._rules import interpret
@@ -82,14 +83,16 @@ class Lifting(Algebra[Scaled]):
 
     `keep_zeros` says what a sum that is zero throughout counts for when it joins others. For values, nothing: its
     scale must not push theirs out of the format. For derivatives it keeps its scale, since they need not be zero.
+    `patches` writes out the windows of convolutions: faster for one example, too large for many.
     """
 
     has_free_gates = True
     rolls_loops = True
 
-    def __init__(self, phi: Callable[[Any], Any], *, keep_zeros: bool = False) -> None:
+    def __init__(self, phi: Callable[[Any], Any], *, keep_zeros: bool = False, patches: bool = False) -> None:
         self._phi = phi
         self._keep_zeros = keep_zeros
+        self._by_patches = patches
 
     def constant(self, value: Any) -> Scaled:
         lifted = _known(lambda number: self._phi(jnp.asarray(number)), value)
@@ -138,7 +141,10 @@ class Lifting(Algebra[Scaled]):
 
     def conv(self, left: Scaled, right: Scaled, convolution: Convolution) -> Scaled:
         a, b = _of_one_type([left.array, right.array])
-        array = lax.conv_general_dilated(a, b, **convolution._asdict(), precision=lax.Precision.HIGHEST)
+        if self._by_patches and pays(b.size, convolution):
+            array = by_patches(a, b, convolution)
+        else:
+            array = lax.conv_general_dilated(a, b, **convolution._asdict(), precision=lax.Precision.HIGHEST)
         return normalized(array, left.exponent + right.exponent)
 
     def linear(self, function: Callable[..., Any], operand: Scaled, shape: tuple[int, ...]) -> Scaled:
@@ -283,6 +289,7 @@ def lift(
     points: Sequence[tuple[Params, Any]] = (),
     like: tuple[Params, XLike] | None = None,
     keep_zeros: bool = False,
+    patches: bool = False,
 ) -> Scaled:
     """The lifted network: Σ over paths to each output (n, o) of weights · φ(constants) · gates · inputs.
 
@@ -295,7 +302,7 @@ def lift(
     leaves = [Scaled(wide(leaf), 0.0) for leaf in jax.tree.leaves(weights)]
     source = dataclasses.replace(scaled, array=wide(scaled.array))
     reals = [(jax.tree.leaves(params), x) for params, x in points]
-    output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros), leaves, source, points=reals)
+    output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros, patches=patches), leaves, source, points=reals)
     return output
 
 
@@ -308,7 +315,7 @@ def open_sum(
     like: tuple[Params, XLike] | None = None,
     keep_zeros: bool = False,
 ) -> Scaled:
-    """The lifted network with all gates open, summed over examples and outputs."""
+    """The lifted network of one example with all gates open, summed over its outputs."""
     output = lift(apply, weights, inputs, phi=absolute_power(q), like=like, keep_zeros=keep_zeros)
     return Scaled(jnp.sum(output.array), output.exponent)
 

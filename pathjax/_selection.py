@@ -185,7 +185,9 @@ def _keep_largest_keys(keys: list[Array], kept: Array) -> Found:
             jnp.where(tie, -jnp.arange(start, start + tie.size, dtype=integer), lowest)
             for tie, start in zip(ties, starts, strict=True)
         ]
-        last = _threshold(places, kept - found.above).low
+        first, past = (jnp.asarray(bound, integer) for bound in (-sum(key.size for key in keys), 1))
+        everywhere = _Bracket(first, past, found.at_least - found.above, jnp.zeros((), jnp.int32))
+        last = _closed(places, kept - found.above, everywhere).low
         return [(key > found.low) | (tie & (place >= last)) for key, tie, place in zip(keys, ties, places, strict=True)]
 
     def all_above() -> list[Array]:
@@ -208,28 +210,32 @@ def _threshold(keys: list[Array], rank: Array) -> _Bracket:
     integer = keys[0].dtype
     extremes = np.iinfo(integer)
     size = sum(key.size for key in keys)
-
-    def is_open(bracket: _Bracket) -> Array:
-        return (bracket.at_least != rank) & (_width(bracket) > 1)
-
-    def narrower(bracket: _Bracket, thresholds: Array) -> _Bracket:
-        counts = _counts(keys, list(thresholds))
-        enough = counts >= rank
-        low = jnp.max(jnp.where(enough, thresholds, bracket.low))
-        high = jnp.min(jnp.where(enough, bracket.high, thresholds))
-        at_least = jnp.min(jnp.where(enough, counts, bracket.at_least))
-        above = jnp.max(jnp.where(enough, bracket.above, counts))
-        return _Bracket(low, high, at_least, above)
-
     whole = _Bracket(
         *(jnp.asarray(number, integer) for number in (extremes.min, extremes.max)),
         *(jnp.asarray(number, jnp.int32) for number in (size, 0)),
     )
-    # of nothing there is no least key
-    whole = whole._replace(low=jnp.where(rank > 0, whole.low, whole.high), at_least=jnp.where(rank > 0, size, 0))
-    sampled = narrower(whole, _sampled(keys, rank, size)) if size > 2 * _SAMPLE else whole
-    first = jax.tree.map(lambda a, b: jnp.where(rank > 0, a, b), sampled, whole)
-    return lax.while_loop(is_open, lambda bracket: narrower(bracket, _guesses(bracket, rank)), first)
+    begin = _narrower(keys, rank, whole, _sampled(keys, rank, size)) if size > 2 * _SAMPLE else whole
+    nothing = _Bracket(whole.high, whole.high, whole.above, whole.above)  # of no key there is no least one
+    return _closed(keys, rank, jax.tree.map(lambda some, none: jnp.where(rank > 0, some, none), begin, nothing))
+
+
+def _closed(keys: list[Array], rank: Array, bracket: _Bracket) -> _Bracket:
+    def is_open(bracket: _Bracket) -> Array:
+        return (bracket.at_least != rank) & (_width(bracket) > 1)
+
+    return lax.while_loop(is_open, lambda now: _narrower(keys, rank, now, _guesses(now, rank)), bracket)
+
+
+def _narrower(keys: list[Array], rank: Array, bracket: _Bracket, thresholds: Array) -> _Bracket:
+    """The bracket between these thresholds; one pass over the keys."""
+    counts = _counts(keys, list(thresholds))
+    enough = counts >= rank
+    return _Bracket(
+        low=jnp.max(jnp.where(enough, thresholds, bracket.low)),
+        high=jnp.min(jnp.where(enough, bracket.high, thresholds)),
+        at_least=jnp.min(jnp.where(enough, counts, bracket.at_least)),
+        above=jnp.max(jnp.where(enough, bracket.above, counts)),
+    )
 
 
 def _sampled(keys: list[Array], rank: Array, size: int) -> Array:

@@ -524,7 +524,7 @@ def _flow(
     """
 
     def mass(weights: Params) -> Array:
-        output = lift(network, weights, inputs, phi=absolute_power(q), like=(params, inputs)).array[0]
+        output = lift(network, weights, inputs, phi=absolute_power(q), like=(params, inputs), patches=True).array[0]
         return jnp.sum(output if reached is None else output * reached.astype(output.dtype))
 
     total, slopes = jax.value_and_grad(mass)(weights)

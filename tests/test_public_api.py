@@ -88,6 +88,8 @@ SIGNATURES = {
     "masks.save": "path, mask",
     "masks.load": "path, like",
     "masks.freeze": "optimizer, mask",
+    "connectivity.effective_mask": "apply, params, x_like, *, mask, state, biases, prunable",
+    "connectivity.connectivity": "apply, params, x_like, *, mask, state, prunable",
     "pruning.prune": "score, params, *, density, rounds, schedule, scope, key, revive",
     "pruning.lottery_ticket": "train, params, *, steps, density, rewind, pruned, scope, key, reinitialize",
     "pruning.densities": "*, density, rounds, schedule",

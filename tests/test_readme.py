@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from pathlib import Path
 
@@ -17,3 +18,9 @@ def test_library_example_runs() -> None:
     exec(compile(example, str(README), "exec"), names)
     kept = sum(int(jnp.sum(leaf)) for leaf in jax.tree.leaves(names["mask"]) if leaf.ndim == 2)
     assert kept == 35  # a tenth of 4 · 50 + 50 · 3 weights
+
+
+def test_tutorial_runs() -> None:
+    tutorial = README.parent / "docs" / "path-forms.md"
+    failed, tried = doctest.testfile(str(tutorial), module_relative=False)
+    assert failed == 0 and tried > 20

@@ -43,3 +43,74 @@ def example_kernels(seed: int = 0, **changed: Any) -> Kernels:
         "labels": np.array([1, 0, 1, 0, 1, 0]),
     }
     return Kernels(**fields | changed)
+
+
+def example_study(
+    *,
+    data: tuple[str, ...] = ("digits", "mnist"),
+    models: tuple[str, ...] = ("fc", "resnet20"),
+    methods: tuple[str, ...] = ("random", "snip", "synflow"),
+    densities: tuple[float, ...] = (0.5, 0.1, 0.02),
+    seeds: int = 2,
+) -> list[Trial]:
+    """Trials of every cell, in which later methods and denser networks do better; Π alone predicts too fast."""
+    cells = [("dense", 1.0), *((method, density) for method in methods for density in densities)]
+    return [
+        _trial(
+            names, place=methods.index(method) if method in methods else len(methods), places=len(methods), seed=seed
+        )
+        for dataset in data
+        for model in models
+        for method, density in cells
+        for seed in range(seeds)
+        for names in [(dataset, model, method, density)]
+    ]
+
+
+def _trial(names: tuple[str, str, str, float], *, place: int, places: int, seed: int) -> Trial:
+    """The trial of one cell and seed; `place` is the method's among `places` methods, from the worst."""
+    dataset, model, method, density = names
+    rng = np.random.default_rng([*(dataset + model + method).encode(), int(1000 * density), seed])
+    share = density ** (0.16 - 0.13 * place / places) * (0.99 if dataset == "digits" else 0.97)
+    size = 8 if model == "fc" else 14
+    steps = np.arange(101)
+    rate = 0.02 * (1 + 0.3 * place) * density**0.2
+    real = np.exp(-rate * steps) * 0.9 + 0.1 * np.exp(-0.1 * rate * steps)
+    layers = {f"layer_{i}": min(1.0, density * float(np.exp(0.3 * rng.normal() + 0.8 - 0.15 * i))) for i in range(size)}
+    dead = {f"layer_{i}": float(max(0.0, 0.3 - density) * (i % 3) / 2) for i in range(size - 1)}
+    spectrum = 4 + place - 0.12 * np.arange(40) * (1 + 0.1 * place) + 0.1 * rng.normal(size=40)
+    known: dict[str, Any] = {
+        field.name: float(rng.normal(5)) for field in dataclasses.fields(Trial) if field.name.startswith("log_")
+    }
+    lists = {field.name for field in dataclasses.fields(Trial) if field.type == "list[float]"}
+    trace = 12 + 2 * place + 3 * np.log(density) + 0.1 * rng.normal()
+    known = {name: value for name, value in known.items() if name not in lists}
+    return Trial(
+        **known
+        | {"data": dataset, "model": model, "method": method, "density": density, "seed": seed}
+        | {"log_trace_path_kernel": trace, "log_top_path_kernel": trace - 2, "log_path_norm_1": trace / 2},
+        kept=round(1000 * density),
+        prunable=1000,
+        layer_density=layers,
+        dead_units=dead,
+        effective_rank_path_kernel=50 * density**0.3 + rng.normal(),
+        effective_rank_ntk=10 + rng.normal(),
+        log_ntk_eigenvalues=np.where(np.arange(40) < 36, np.sort(spectrum)[::-1], -np.inf).tolist(),
+        log_path_kernel_nodes=np.append(trace - 2 - 6 * rng.random(20), -np.inf).tolist(),
+        path_kernel_weights=np.full(21, 1 / 21).tolist(),
+        real_loss=real.tolist(),
+        linearized_loss=(real**1.05).tolist(),
+        low_rank_loss=(real**0.8).tolist(),
+        data_free_loss=(real**2).tolist(),
+        gap_linearized=0.02 + 0.01 * rng.random(),
+        gap_low_rank=0.1 + 0.1 * rng.random(),
+        gap_data_free=0.3 + 0.2 * rng.random(),
+        train_loss=[2.3, 1.0, 0.5],
+        test_loss=0.4,
+        test_accuracy=min(0.995, float(share + 0.004 * rng.normal())),
+        pruned_stay_zero=True,
+        ntk_change=0.05 + 0.5 * (1 - density) + 0.05 * rng.random(),
+        ntk_distance=0.02 + 0.2 * (1 - density),
+        path_kernel_change=0.03 + 0.3 * (1 - density),
+        path_kernel_distance=0.01 + 0.1 * (1 - density),
+    )

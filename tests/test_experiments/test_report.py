@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from experiments import figures, findings, kernel_figures, kernel_findings, report, summary
+from experiments import figures, findings, kernel_figures, kernel_findings, pages, report, summary
 from experiments.options import Compare
 from tests.test_experiments.examples import example, example_kernels
 
@@ -120,6 +120,6 @@ def test_drawings_do_not_share_names():
     drawing = (
         '<?xml?><svg width="10pt" height="20pt"><metadata>x</metadata><g id="a"/><use href="#a" clip="url(#a)"/></svg>'
     )
-    inlined = report._inline(drawing, prefix="f1-", label="A & B")
+    inlined = pages._inline(drawing, prefix="f1-", label="A & B")
     assert 'id="f1-a"' in inlined and 'href="#f1-a"' in inlined and "url(#f1-a)" in inlined
     assert "metadata" not in inlined and "pt" not in inlined and "A &amp; B" in inlined

@@ -18,7 +18,10 @@ from pathjax import _lifting, paths
 from .. import architectures
 from ..tolerances import EXACT
 
-NAMES = list(architectures.ARCHITECTURES)
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.long] if name in ("ResNet-56", "ResNet-110") else [])
+    for name in architectures.ARCHITECTURES
+]
 
 
 def powers(params: Any, q: int) -> Any:

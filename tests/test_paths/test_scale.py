@@ -88,7 +88,9 @@ def computed(name: str, q: int, dtype: str) -> Sums:
     return jax.tree.map(np.asarray, network.run(sums)(network.params))
 
 
-CASES = [(name, q) for name in NETWORKS for q in (1, 2)]
+CASES = [
+    pytest.param(name, q, marks=[pytest.mark.long] if name == "ResNet-110" else []) for name in NETWORKS for q in (1, 2)
+]
 
 
 @pytest.mark.parametrize(("name", "q"), CASES)

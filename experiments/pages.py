@@ -1,0 +1,130 @@
+"""What every report is made of: figures with captions, tables, and one HTML file that needs no other."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from experiments import figures
+
+__all__ = ["Illustration", "document", "drawn", "illustrated", "pairs", "scrolled", "text"]
+
+
+class Illustration(NamedTuple):
+    """A drawn figure with its file name, its title, what it shows and what was found in these results.
+
+    Lines of `found` after the first become a list.
+    """
+
+    name: str
+    png: bytes
+    svg: bytes
+    title: str
+    caption: str
+    found: str
+
+
+def drawn(figure: Figure) -> tuple[bytes, bytes]:
+    """The figure as PNG and as SVG."""
+    return figures.png(figure), figures.svg(figure)
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """The whole page; parts that are empty are left out."""
+    return _PAGE.replace("{title}", text(title)).replace("{body}", "\n".join(part for part in parts if part))
+
+
+def illustrated(number: int, picture: Illustration) -> str:
+    """The figure in the page, under its title and over its caption."""
+    drawing = _inline(picture.svg.decode(), prefix=f"f{number}-", label=picture.title)
+    found, *more = picture.found.split("\n")
+    entries = f"<ul>{''.join(f'<li>{text(line)}</li>' for line in more)}</ul>" if more else ""
+    return (
+        f'<h2>{text(picture.title)}</h2><figure><div class="scroll">{drawing}</div><figcaption>'
+        f"<b>Figure {number}.</b> {text(picture.caption)} "
+        f"<em>Found here:</em> {text(found)}{entries}</figcaption></figure>"
+    )
+
+
+def _inline(drawing: str, *, prefix: str, label: str) -> str:
+    """An SVG file as a part of a page: names of its own, the page's colours, and nothing that points elsewhere."""
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
+    drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing)
+    drawing = re.sub(r"\n +", "\n", drawing)
+    # what is less than a hundredth of a point cannot be seen, and is much of a large figure
+    drawing = re.sub(r'<path d="[^"]*"(?= clip)', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing)
+    drawing = re.sub(r'\bid="', f'id="{prefix}', drawing)
+    drawing = re.sub(r'href="#', f'href="#{prefix}', drawing)
+    drawing = re.sub(r"url\(#", f"url(#{prefix}", drawing)
+    names = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "grid", figures.PAPER: "paper"}
+    for colour, name in names.items():
+        drawing = drawing.replace(colour, f"var(--{name})")
+    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', drawing)[:2]
+    drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
+    size = f'style="min-width:{min(float(width), 620):.0f}px;max-width:{1.4 * float(width):.0f}px"'
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{text(label)}" {size}', 1)
+
+
+def scrolled(content: str) -> str:
+    """A box that scrolls sideways, so that the page does not."""
+    return f'<div class="scroll">{content}</div>'
+
+
+def pairs(named: Mapping[str, str]) -> str:
+    """A table of names and values."""
+    rows = "".join(f"<tr><th>{text(key)}</th><td>{text(value)}</td></tr>" for key, value in named.items())
+    return scrolled(f'<table class="pairs"><tbody>{rows}</tbody></table>')
+
+
+def text(words: str) -> str:
+    """The words as HTML."""
+    return html.escape(str(words))
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+:root { --ink: #1b1f24; --muted: #66707c; --grid: #dde1e6; --paper: #ffffff; --ground: #f5f6f8; --accent: #2f7fc1; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e9ed; --muted: #98a2ae; --grid: #323941; --paper: #191d22; --ground: #111418; --accent: #6db0e8; }
+}
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--ground); color: var(--ink);
+  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+h1 { font-size: clamp(1.4rem, 4.5vw, 2rem); line-height: 1.2; margin: .5rem 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
+.lead { font-size: 1.06rem; max-width: 46rem; }
+.note { border-left: 3px solid var(--accent); padding-left: .75rem; }
+p, figcaption { max-width: 46rem; }
+figure { margin: 0; }
+figcaption ul { margin: .4rem 0 0; padding-left: 1.2rem; }
+figcaption { margin-top: .75rem; color: var(--ink); font-size: .95rem; }
+.scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--grid); border-radius: 8px; }
+figure .scroll { padding: .75rem; }
+svg { display: block; width: 100%; height: auto; margin: 0 auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap;
+  width: 100%; }
+th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--grid); }
+tbody tr:last-child > * { border-bottom: 0; }
+thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
+tbody th { text-align: left; font-weight: 600; position: sticky; left: 0; background: var(--paper); }
+thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+.pairs th, .pairs td { text-align: left; white-space: normal; }
+.pairs th { font-weight: 500; color: var(--muted); width: 45%; }
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""

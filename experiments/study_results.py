@@ -1,0 +1,156 @@
+"""The results of a study, read from its folder: a row for each trial, and one for each cell over its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments import association
+from experiments.association import Association
+from experiments.lines import decode
+from experiments.options import DENSE, METHODS, InputError
+from experiments.runs import QUANTITIES
+from experiments.trials import Trial
+
+__all__ = ["CHANGES", "CURVES", "KNOWN", "PREDICTIONS", "Results", "made_of", "read"]
+
+KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
+"""What is known before training but for density, with words."""
+
+PREDICTIONS = {"linearized": "Θ", "low_rank": "its part in the leading modes of Π", "data_free": "Π without data"}
+"""What predicts a loss curve, with words."""
+
+CURVES = ("real_loss", *(f"{name}_loss" for name in PREDICTIONS))
+
+CHANGES = {
+    "ntk_change": "change of Θ",
+    "path_kernel_change": "change of Π",
+    "ntk_distance": "turn of Θ",
+    "path_kernel_distance": "turn of Π",
+}
+"""How far training moved the kernels, with words."""
+
+_SETTING = ["data", "model"]
+_CELL = [*_SETTING, "method", "density"]
+_DROPS = [name.replace("_loss", "_drop") for name in CURVES]
+_GAPS = [f"gap_{name}" for name in PREDICTIONS]
+_AVERAGED = ["test_accuracy", *KNOWN, *_GAPS, *_DROPS, *CHANGES, "dead_units_mean"]
+
+
+class Results(NamedTuple):
+    """What is in a folder.
+
+    Attributes:
+        config: its options and versions.
+        failed: the trials that failed, in order.
+        trials: a row for each trial that did not; dense first, then methods as listed, densities from high to low.
+        cells: a row for each (data, model, method, density) of these: `NAME_mean` and `NAME_std` over the seeds that
+            have the number.
+    """
+
+    config: dict[str, Any]
+    failed: list[Trial]
+    trials: pd.DataFrame
+    cells: pd.DataFrame
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """Each data set with each model."""
+        return [
+            (str(data), str(model)) for data, model in self.cells[_SETTING].drop_duplicates().itertuples(index=False)
+        ]
+
+    def of(self, data: str, model: str) -> Results:
+        """The part of one data set and model."""
+        trials, cells = (table[(table["data"] == data) & (table["model"] == model)] for table in self[2:])
+        failed = [trial for trial in self.failed if (trial.data, trial.model) == (data, model)]
+        return Results(self.config, failed, trials, cells)
+
+    def parts(self) -> Iterator[tuple[str, Results]]:
+        """Each setting in words, with its part."""
+        for data, model in self.settings:
+            yield f"{data}, {model}", self.of(data, model)
+
+    @property
+    def densities(self) -> list[float]:
+        """Of the pruned networks, from high to low."""
+        return sorted(self.cells.loc[self.cells["method"] != DENSE, "density"].unique(), reverse=True)
+
+    def at(self, density: float) -> pd.DataFrame:
+        """The cells of the pruned networks of one density."""
+        return self.cells[(self.cells["density"] == density) & (self.cells["method"] != DENSE)]
+
+    def association(self, known: str, outcome: str, within: list[str]) -> Association:
+        """Of the means of two numbers over the cells, ranked among those that agree in all of `within`."""
+        cells = self.cells.reset_index(drop=True)
+        known = "density" if known == "density" else f"{known}_mean"
+        groups = [group.index.to_numpy() for _, group in cells.groupby(within)] if within else [cells.index.to_numpy()]
+        return association.of(cells[known].to_numpy(float), cells[f"{outcome}_mean"].to_numpy(float), groups)
+
+
+def read(folder: Path) -> Results:
+    """The study in a folder; it need not be finished, and a sweep may be writing to it.
+
+    Raises InputError where there is none, where another version wrote it, and where no trial has come to its end.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        written, _, _ = config["format"], config["options"], config["versions"]
+    except OSError as error:
+        raise InputError(
+            f"{folder} has no results of a study ({Path(error.filename).name}: {error.strerror}); give the folder that "
+            "`python -m experiments sweep` writes to."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'} is not a configuration of this program.") from error
+    trials = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            trials.append(decode(line, Trial))
+        except ValueError as error:
+            raise InputError(
+                f"Line {number} of {folder / 'results.jsonl'} is not a trial of a study ({error}); a folder of "
+                "`compare` has its figures already, and `sweep` with --repair sets a broken line aside."
+            ) from error
+    if written != Trial.FORMAT:
+        raise InputError(
+            f"{folder} has results of format {written} and this program reads {Trial.FORMAT}: draw them with pathjax "
+            f"{config['versions'].get('pathjax', 'of then')}, or sweep again into another folder."
+        )
+    return made_of(trials, config, folder)
+
+
+def made_of(trials: list[Trial], config: dict[str, Any], folder: Path) -> Results:
+    """The study of these trials. Raises InputError where none has come to its end."""
+    places = {name: place for place, name in enumerate((DENSE, *METHODS))}
+    trials = sorted(
+        trials, key=lambda t: (t.data, t.model, places.get(t.method, len(places)), t.method, -t.density, t.seed)
+    )
+    failed = [trial for trial in trials if trial.reason]
+    whole = [trial for trial in trials if not trial.reason]
+    if not whole:
+        why = f"all {len(failed)} failed, the first with: {failed[0].reason}" if failed else "there are none"
+        raise InputError(f"No trial in {folder} has come to its end: {why}.")
+    table = pd.DataFrame([vars(trial) for trial in whole])
+    for curve, drop in zip(CURVES, _DROPS, strict=True):
+        table[drop] = [_drop(losses) for losses in table[curve]]
+    table["dead_units_mean"] = [float(np.mean([*units.values()])) if units else np.nan for units in table["dead_units"]]
+    with np.errstate(invalid="ignore"):  # the deviation of infinities is not a number
+        found = table.groupby(_CELL, sort=False)[_AVERAGED].agg(["mean", "std"])
+    found.columns = [f"{name}_{statistic}" for name, statistic in found.columns]
+    seeds = table.groupby(_CELL, sort=False)["seed"].count().rename("seeds")
+    kept = table.groupby(_CELL, sort=False)[["kept", "prunable"]].first()
+    return Results(config, failed, table, pd.concat([seeds, kept, found], axis=1).reset_index())
+
+
+def _drop(losses: list[float]) -> float:
+    """Decades by which a loss falls from the first step to the last."""
+    if not losses:
+        return np.nan
+    return float(-np.log10(np.maximum(losses[-1], np.finfo(np.float32).tiny)))
