@@ -73,6 +73,8 @@ class Recipe:
     """Crop padded images at random, and flip them where a mirror image means the same."""
     precision: str = "float32"
     """What networks are computed in: float32 or bfloat16. Weights are float32."""
+    checkpoint_every: int = 10
+    """Epochs between checkpoints, where these are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,8 @@ class Compare:
     """
 
     dataset: str = "digits"
-    """Data set to train on: digits, made here; or mnist, fashion_mnist, cifar10 where they are prepared."""
+    """Data set to train on: digits, made here; or mnist, fashion_mnist, cifar10, cifar100, svhn_cropped,
+    imagenet_resized, tiny_imagenet where they are prepared."""
     model: str = "fc"
     """Network of three hidden ReLU layers with biases: fc (fully connected); conv (3 × 3 convolutions, flattened at the
     end) or conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts."""

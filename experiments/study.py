@@ -15,7 +15,6 @@ from experiments.options import DENSE, METHODS, PRECISIONS, SCHEDULES, InputErro
 __all__ = ["NETWORKS", "Measures", "Model", "Name", "Study", "cells_of", "read", "ready"]
 
 NETWORKS = (
-    "fully_connected",
     "lenet_300_100",
     "lenet_5",
     "vgg_11",
@@ -207,6 +206,7 @@ def _check_numbers(study: Study) -> None:
         ("test_images", study.test_images): 0,
         ("train.epochs", study.train.epochs): 1,
         ("train.batch_size", study.train.batch_size): 1,
+        ("train.checkpoint_every", study.train.checkpoint_every): 1,
         ("measure.rounds", study.measure.rounds): 1,
         ("measure.ntk_images", study.measure.ntk_images): 1,
         ("measure.score_per_class", study.measure.score_per_class): 1,

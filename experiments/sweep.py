@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -61,11 +62,13 @@ class Group(NamedTuple):
 
 def claim(study: Study, out: Path, *, repair: bool) -> Claim[Trial]:
     """What the study wants of its output folder."""
-    options = {key: value for key, value in dataclasses.asdict(study).items() if key != "memory_gib"}
-    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+    options = json.loads(json.dumps(dataclasses.asdict(study)))  # as a folder gives them back
+    del options["memory_gib"]
+    for table in ("train", "measure"):
+        options |= {f"{table}.{key}": value for key, value in options.pop(table).items()}
     parts = itertools.product(study.data, (model.name for model in study.model), cells_of(study), range(study.seeds))
     expected = {(name, model, *cell, seed) for name, model, cell, seed in parts}
-    return Claim(out, Trial, plain, expected, repair)
+    return Claim(out, Trial, options, expected, repair)
 
 
 def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
@@ -101,7 +104,7 @@ def run(study: Study, folder: Folder[Trial], reporter: Reporter, datasets: dict[
         reporter.stage(f"{name} {model.name}: building")
         # matrices this small take one thread; on a shared machine several wait for each other fifty times as long
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            bench = Bench(study, model, _part(study, datasets[name]))
+            bench = Bench(study, model, _part(study, datasets[name]), folder.path / "checkpoints")
             for group in _groups(study, name, model, bench.lanes):
                 if not kept.issuperset(group.names(study.seeds)):
                     _keep(bench, group, study.seeds, folder, reporter)
@@ -209,7 +212,7 @@ class _Before(NamedTuple):
 class Bench:
     """One data set and one network, with the programs that measure it, compiled once and used for every cell."""
 
-    def __init__(self, study: Study, model: Model, dataset: Dataset) -> None:
+    def __init__(self, study: Study, model: Model, dataset: Dataset, checkpoints: Path | None = None) -> None:
         shape = dataset.train_images.shape[1:]
         self._study, self._name, self._model = study, dataset.name, model
         self._network = network_of(model, shape, dataset.classes)
@@ -243,6 +246,7 @@ class Bench:
             augment=augment,
             measured=_MEASURED,
             mesh=training.all_devices(),
+            checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )
         self._trained = in_lanes(trained, self.lanes)
 

@@ -55,9 +55,9 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager  # the images lie in the folder
-        return {"train": self._numbered(self._train()), "test": self._numbered(self._validation())}
+        return {"train": self._generate_examples(self._train()), "test": self._generate_examples(self._validation())}
 
-    def _numbered(self, images: Iterator[tuple[Path, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, images: Iterator[tuple[Path, str]]) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, (path, wnid) in enumerate(images):
             yield number, {"image": _png(path), "label": wnid}
 

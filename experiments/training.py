@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments.checkpoints import begun
 from experiments.options import Recipe
 from pathjax import masks
 from pathjax.types import ApplyFn, Key, Mask, Params
@@ -108,6 +111,7 @@ def trainer(
     augment: Augment | None = None,
     measured: int | None = None,
     mesh: Mesh | None = None,
+    checkpoints: Path | None = None,
 ) -> Callable[..., Trained]:
     """A function (params, state, mask, keys) -> Trained, whose arguments carry the networks on a leading axis (s).
 
@@ -121,6 +125,8 @@ def trainer(
     over several makes the same calls.
 
     With precision "bfloat16" the networks are computed in it, from weights, and to losses and updates, in float32.
+
+    With a folder for `checkpoints` a training that was cut off goes on from its last one, to the same numbers.
 
     Raises ValueError where the devices do not divide a minibatch.
     """
@@ -178,14 +184,23 @@ def trainer(
         params, memory = begin_all(params, mask)
         state = jax.tree.map(jnp.copy, state)  # what a step takes, it uses up
         count = len(train[1][:measured])
-        losses = [measure(pieces, count, params, state)[0]]
-        for number in range(recipe.epochs):
-            keys_now = keys_of_epoch(keys, number)
-            orders = orders_of(keys_now)
-            for at in range(steps):
-                params, state, memory = step_all((whole, at), (params, state, memory), mask, keys_now, orders)
-            losses.append(measure(pieces, count, params, state)[0])
-        return Trained(params, state, np.stack(losses, axis=1), *measure(unseen, len(test[1]), params, state))
+        losses = np.full((recipe.epochs + 1, len(keys)), np.nan)
+        losses[0] = measure(pieces, count, params, state)[0]
+        with contextlib.ExitStack() as stack:
+            kept = stack.enter_context(begun(checkpoints, params, mask, keys)) if checkpoints else None
+            networks, start = (params, state, memory), 0
+            if kept is not None:
+                start, (networks, losses) = kept.load((networks, losses))
+            for number in range(start, recipe.epochs):
+                keys_now = keys_of_epoch(keys, number)
+                orders = orders_of(keys_now)
+                for at in range(steps):
+                    networks = step_all((whole, at), networks, mask, keys_now, orders)
+                losses[number + 1] = measure(pieces, count, *networks[:2])[0]
+                if kept is not None and (number + 1) % recipe.checkpoint_every == 0:
+                    kept.save(number + 1, (networks, losses))
+            params, state, _ = networks
+            return Trained(params, state, losses.T, *measure(unseen, len(test[1]), params, state))
 
     return run
 
@@ -235,7 +250,15 @@ def _everywhere(mesh: Mesh | None) -> Callable[[Any], Any]:
     """What puts a tree on every device, whole."""
     if mesh is None:
         return lambda tree: tree
-    return lambda tree: jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def put(leaf: Any) -> jax.Array:
+        # from the host, as devices of several processes take arrays from there alone, and keys as their bits
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jax.device_put(np.asarray(jax.random.key_data(leaf)), whole))
+        return jax.device_put(np.asarray(leaf), whole)
+
+    return lambda tree: jax.tree.map(put, tree)
 
 
 def _cross_entropy(outputs: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:

@@ -1,11 +1,25 @@
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from experiments import training
+from experiments import networks, training
+from experiments.checkpoints import Checkpoints
+from experiments.lanes import in_lanes
 from experiments.options import Recipe
 from pathjax import masks
+
+from . import trained_on_devices
+
+ROOT = Path(__file__).parents[2]
 
 
 def apply(params, x):
@@ -77,3 +91,164 @@ def test_seeds_train_as_they_would_alone(problem):
 )
 def test_steps_to_a_level(losses, steps):
     assert training.steps_to_level(np.array(losses), level=0.5, steps_per_epoch=10) == pytest.approx(steps)
+
+
+# batch norm, schedules, precision
+
+
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def normed():
+    """Two seeds of a small network with batch norm, a dense mask, keys, and 96 images of two classes."""
+    network = networks.fully_connected(SHAPE, 2, depth=1, widths={"hidden_0": 6}, batch_norm=True)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    params, state = jax.vmap(network.init)(keys)
+    images = jax.random.normal(jax.random.key(7), (96, *SHAPE), jnp.float32) + 2
+    labels = (images[:, 0, 0, 0] > 2).astype(jnp.int32)
+    return network, params, state, jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params), keys, images, labels
+
+
+def run_of(normed, *, test=slice(None), **recipe):
+    network, params, state, mask, keys, images, labels = normed
+    chosen = Recipe(**{"epochs": 2, "batch_size": 32, "learning_rate": 0.1} | recipe)
+    run = training.trainer(network, (images, labels), (images[test], labels[test]), chosen)
+    return run(params, state, mask, keys)
+
+
+def test_running_statistics_follow_the_data_and_evaluation_uses_them(normed):
+    network, _, state, *_, images, labels = normed
+    found = run_of(normed, epochs=6)
+    mean = found.state["batch_stats"]["hidden_0_norm"]["mean"]
+    assert (jnp.abs(mean) > 1e-3).any() and (state["batch_stats"]["hidden_0_norm"]["mean"] == 0).all()
+    one = jax.tree.map(lambda leaf: leaf[1], (found.params, found.state))
+    outputs = network.apply(*one, images)
+    expected = -jax.nn.log_softmax(outputs)[jnp.arange(96), labels].mean()
+    np.testing.assert_allclose(found.test_loss[1], expected, rtol=1e-5)
+    assert found.test_accuracy[1] == np.mean(np.asarray(outputs.argmax(axis=1) == labels))
+    assert found.train_loss[1, -1] == found.test_loss[1]
+
+
+def test_the_test_set_is_counted_whole_in_chunks(normed, monkeypatch):
+    expected = run_of(normed, test=slice(53))
+    monkeypatch.setattr(training, "_CHUNK", 20)
+    found = run_of(normed, test=slice(53))
+    np.testing.assert_allclose(found.test_loss, expected.test_loss, rtol=1e-6)
+    np.testing.assert_allclose(found.test_accuracy, expected.test_accuracy, rtol=1e-6)
+
+
+def test_schedules_are_as_published():
+    def rates(**recipe):
+        rule = training.optimizer(Recipe(epochs=4, learning_rate=1.0, **recipe), 10)
+        params = {"kernel": jnp.zeros((1, 1))}
+        state, found = rule.init(params), []
+        for _ in range(40):
+            updates, state = rule.update({"kernel": jnp.ones((1, 1))}, state, params)
+            found.append(-float(updates["kernel"][0, 0]))
+        momentum = np.cumsum(0.9 ** np.arange(40))
+        return np.array(found) / momentum
+
+    np.testing.assert_allclose(rates(), 1.0, rtol=1e-6)
+    cosine = rates(schedule="cosine")
+    np.testing.assert_allclose(cosine, 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40)), rtol=1e-5, atol=1e-7)
+    step = rates(schedule="step")
+    np.testing.assert_allclose(step[[0, 19, 21, 29, 31, 39]], [1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+    warm = rates(warmup=1.0)
+    np.testing.assert_allclose(warm, np.minimum(1.0, np.arange(1, 41) / 11), rtol=1e-5)
+
+
+def test_weights_decay_in_kernels_alone():
+    rule = training.optimizer(Recipe(learning_rate=1.0, weight_decay=0.25), 1)
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "norm": {"scale": jnp.ones(3)}}
+    updates, _ = rule.update(jax.tree.map(jnp.zeros_like, params), rule.init(params), params)
+    np.testing.assert_allclose(updates["dense"]["kernel"], -0.25)
+    assert not updates["dense"]["bias"].any() and not updates["norm"]["scale"].any()
+
+
+def test_smoothed_labels_are_those_of_optax():
+    outputs = jax.random.normal(jax.random.key(0), (5, 3), jnp.float32)
+    labels = jnp.array([0, 2, 1, 1, 0])
+    expected = optax.softmax_cross_entropy(outputs, optax.smooth_labels(jax.nn.one_hot(labels, 3), 0.2))
+    np.testing.assert_allclose(training._cross_entropy(outputs, labels, 0.2), expected, rtol=1e-5)
+
+
+def test_bfloat16_trains_float32_weights_nearly_alike(normed):
+    exact, rough = run_of(normed), run_of(normed, precision="bfloat16")
+    assert {leaf.dtype for leaf in jax.tree.leaves((rough.params, rough.state))} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(rough.train_loss, exact.train_loss, rtol=0.1)
+    assert (rough.train_loss != exact.train_loss).any()
+
+
+def test_networks_one_by_one_are_those_side_by_side(normed):
+    network, params, state, mask, keys, images, labels = normed
+    run = training.trainer(network, (images, labels), (images, labels), Recipe(epochs=2, batch_size=32))
+    together, alone = run(params, state, mask, keys), in_lanes(run, 1)(params, state, mask, keys)
+    np.testing.assert_allclose(alone.train_loss, together.train_loss, rtol=1e-4)
+
+
+def test_eight_devices_train_as_one(tmp_path):
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    file = tmp_path / "found.npz"
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, trained_on_devices.__file__, str(file)], env=environment, check=True)
+    found, expected = np.load(file), trained_on_devices.trained(None)
+    assert found["count"] == 8
+    np.testing.assert_allclose(found["train_loss"], expected.train_loss, rtol=1e-4)
+    np.testing.assert_allclose(found["test_loss"], expected.test_loss, rtol=1e-4)
+
+
+def test_two_processes_train_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    files = [tmp_path / f"found_{number}.npz" for number in range(2)]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, trained_on_devices.__file__, str(file), address, str(number)], env=environment
+        )
+        for number, file in enumerate(files)
+    ]
+    assert [job.wait(timeout=300) for job in jobs] == [0, 0]
+    expected = trained_on_devices.trained(None)
+    for file in files:
+        found = np.load(file)
+        assert found["count"] == 2
+        np.testing.assert_allclose(found["train_loss"], expected.train_loss, rtol=1e-4)
+
+
+def test_devices_that_do_not_divide_a_minibatch_are_refused(normed):
+    network, *_, images, labels = normed
+    mesh = cast(jax.sharding.Mesh, jax.sharding.AbstractMesh((5,), ("devices",)))
+    with pytest.raises(ValueError, match="5 devices cannot share minibatches of 32: give a multiple"):
+        training.trainer(network, (images, labels), (images, labels), Recipe(batch_size=32), mesh=mesh)
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_training_that_is_cut_off_goes_on_from_its_checkpoint_to_the_same_numbers(normed, tmp_path, monkeypatch):
+    network, params, state, mask, keys, images, labels = normed
+    recipe = Recipe(epochs=4, batch_size=32, checkpoint_every=2)
+
+    def run():
+        train = training.trainer(network, (images, labels), (images, labels), recipe, checkpoints=tmp_path)
+        return train(params, state, mask, keys)
+
+    whole = run()
+    assert not list(tmp_path.iterdir())
+    save = Checkpoints.save
+
+    def killed(self, epoch, state):
+        save(self, epoch, state)
+        raise _Killed
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(_Killed):
+        run()
+    monkeypatch.setattr(Checkpoints, "save", lambda self, epoch, state: epoch == 4 or pytest.fail("began anew"))
+    again = run()
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,230 @@
+"""Studies at the size of seconds, as a user runs them."""
+
+import dataclasses
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from experiments import __main__ as command
+from experiments import data, networks, results, study, sweep
+from experiments.lines import decode
+from experiments.progress import _Lines
+from experiments.trials import Trial
+
+ROOT = Path(__file__).parents[2]
+CONFIG = """
+data = ["digits"]
+method = ["random", "synflow"]
+density = [0.2]
+seeds = 2
+train_images = 200
+test_images = 100
+[[model]]
+name = "small"
+network = "lenet_300_100"
+factor = 0.03
+batch_norm = true
+[train]
+epochs = 2
+batch_size = 50
+[measure]
+rounds = 2
+score_per_class = 1
+curve_density = [0.2]
+curve_steps = 3
+rank = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with digits in `data`, a config, and what its study finds in `out`, not to be changed."""
+    root = tmp_path_factory.mktemp("study")
+    data.load("digits", data_dir=root / "data")
+    (root / "small.toml").write_text(CONFIG)
+    settings = {
+        "jax_compilation_cache_dir": str(root / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    assert run(root, root / "out") == 0
+    yield root
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def run(place, out, *more, config="small.toml"):
+    return command.main(["sweep", str(place / config), "--out", str(out), "--data-dir", str(place / "data"), *more])
+
+
+def trials_of(out):
+    return [decode(line, Trial) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_trial_is_there_once_and_whole(place):
+    trials = trials_of(place / "out")
+    assert [trial.name for trial in trials] == [
+        ("digits", "small", method, density, seed)
+        for method, density in (("dense", 1.0), ("random", 0.2), ("synflow", 0.2))
+        for seed in (0, 1)
+    ]
+    for trial in trials:
+        assert trial.reason == "" and trial.pruned_stay_zero
+        assert trial.kept == round(trial.density * trial.prunable)
+        assert len(trial.train_loss) == 3 and 0 <= trial.test_accuracy <= 1
+        assert len(trial.real_loss) == len(trial.low_rank_loss) == len(trial.data_free_loss) == 4
+        assert len(trial.log_ntk_eigenvalues) == 100
+        assert math.isclose(sum(trial.path_kernel_weights), 1, rel_tol=1e-4)
+        assert trial.log_path_kernel_nodes == sorted(trial.log_path_kernel_nodes, reverse=True)
+        assert list(trial.layer_density) == ["dense", "hidden_0", "hidden_1"]
+        assert set(trial.dead_units) == {"hidden_0", "hidden_1"}
+        assert trial.ntk_change > 0 and trial.path_kernel_change > 0
+        assert 0 < trial.ntk_distance < 1 and -1e-3 < trial.path_kernel_distance < 1
+    assert all(share == 0 for share in trials[0].dead_units.values())
+
+
+def test_the_same_command_again_computes_nothing(place, capsys):
+    before = (place / "out" / "results.jsonl").read_bytes()
+    assert run(place, place / "out") == 0
+    assert (place / "out" / "results.jsonl").read_bytes() == before
+    assert "[" not in capsys.readouterr().out.split("Best so far")[0]
+
+
+def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
+    out = tmp_path / "out"
+    file = out / "results.jsonl"
+    arguments = ["sweep", str(place / "small.toml"), "--out", str(out), "--data-dir", str(place / "data")]
+    environment = {
+        "JAX_ENABLE_X64": "1",  # as in the tests
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    job = subprocess.Popen(
+        [sys.executable, "-m", "experiments", *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.DEVNULL,
+    )
+    while not file.exists() and job.poll() is None:
+        time.sleep(0.01)
+    assert run(place, out) == 2  # two at once are refused
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    survived = file.read_text().splitlines()
+    file.write_text(survived[1] + "\n")
+    assert run(place, out) == 0
+    assert sorted(file.read_text().splitlines()) == sorted((place / "out" / "results.jsonl").read_text().splitlines())
+
+
+def test_another_study_is_refused_by_its_differences(place, capsys):
+    (place / "other.toml").write_text(CONFIG.replace("seeds = 2", "seeds = 3").replace("epochs = 2", "epochs = 4"))
+    assert run(place, place / "out", config="other.toml") == 2
+    assert ": seeds is 2 there and 3 here; train.epochs is 2 there and 4 here." in capsys.readouterr().err
+
+
+def test_what_would_run_is_listed_and_nothing_is_made(place, tmp_path, capsys):
+    assert run(place, tmp_path / "out", "--list") == 0
+    printed = capsys.readouterr().out
+    assert "What would run" in printed and "small" in printed and "min" in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_configs_end_in_one_sentence(place, tmp_path, capsys):
+    for old, new, words in (
+        ("epochs = 2", "epoch = 2", "train.epochs"),
+        ('"lenet_300_100"', '"lenet_5"', "The model small cannot be built: LeNet-5 needs images of 16 × 16"),
+        ("[0.2]\nseeds", "[0.2, 1e-6]\nseeds", "cannot be had of small"),
+        ('["digits"]', '["mnist"]', "is not prepared"),
+    ):
+        assert old in CONFIG
+        (place / "bad.toml").write_text(CONFIG.replace(old, new))
+        assert run(place, tmp_path / "out", config="bad.toml") == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
+
+
+class _Failing:
+    """A bench of which some cells fail, and groups with them."""
+
+    def trials(self, cells, reporter):
+        if ("snip", 0.1) in cells:
+            raise MemoryError("RESOURCE_EXHAUSTED: no memory\nand more")
+        return [Trial.of(("digits", "small", *cell, seed), test_accuracy=0.5) for cell in cells for seed in range(2)]
+
+
+def test_cells_that_fail_are_kept_with_their_reason_and_the_rest_goes_on():
+    group = sweep.Group("digits", study.Model("small", "lenet_5"), (("snip", 0.1), ("synflow", 0.1)))
+    failed, fine = sweep._computed(cast("sweep.Bench", _Failing()), group, 2, _Lines(Console(), 0, 0))
+    assert [trial.reason for trial in failed] == ["MemoryError: RESOURCE_EXHAUSTED: no memory"] * 2
+    assert [trial.name[2:] for trial in fine] == [("synflow", 0.1, 0), ("synflow", 0.1, 1)]
+    assert all(not trial.reason for trial in fine)
+
+
+def test_training_that_breaks_is_kept_with_its_reason(place, tmp_path):
+    (place / "broken.toml").write_text(
+        CONFIG.replace("epochs = 2", "epochs = 2\nlearning_rate = 1e30").replace('"random", "synflow"', '"random"')
+    )
+    assert run(place, tmp_path / "out", config="broken.toml") == 0
+    trials = trials_of(tmp_path / "out")
+    assert len(trials) == 4 and all(trial.reason for trial in trials)
+    assert all("not finite" in trial.reason for trial in trials)
+
+
+def test_groups_do_not_change_the_numbers(place, monkeypatch):
+    _, found = study.read(str(place / "small.toml"), datasets=tuple(data.DATASETS))
+    dataset = sweep._part(found, data.load("digits", data_dir=place / "data"))
+    monkeypatch.setattr(sweep, "_lanes", lambda *_: 1)
+    bench = sweep.Bench(found, found.model[0], dataset)
+    together = bench.trials([("random", 0.2), ("synflow", 0.2)], _Lines(Console(), 0, 0))
+    for trial, alone in zip(together, trials_of(place / "out")[2:], strict=True):
+        assert trial.name == alone.name
+        for field in dataclasses.fields(Trial):
+            if field.type == "float" and field.name != "effective_rank_path_kernel":
+                np.testing.assert_allclose(getattr(trial, field.name), getattr(alone, field.name), rtol=2e-2, atol=1e-3)
+
+
+def test_the_best_so_far_is_the_best_mean():
+    trials = [
+        Trial.of(("digits", "fc", method, 0.1, seed), test_accuracy=accuracy)
+        for method, accuracies in (("snip", (0.9, 0.1)), ("synflow", (0.6, 0.6)))
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    table = sweep.best(trials)
+    assert list(table.columns[3].cells) == ["synflow"] and list(table.columns[4].cells) == ["60.0%"]
+
+
+def test_folded_statistics_give_the_same_function():
+    network = networks.resnet((8, 8, 1), 3, depth=8, widths={"stage_0": 2, "stage_1": 3, "stage_2": 3})
+    params, begun = network.init(jax.random.key(0))
+    state = jax.tree.map(lambda leaf: leaf + 0.5 * jnp.arange(1, leaf.size + 1), begun)
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1), jnp.float32)
+    folded = sweep._folded(params, state, begun)
+    np.testing.assert_allclose(network.apply(folded, begun, x), network.apply(params, state, x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_factor_multiplies_all_widths_but_the_outputs():
+    model = study.Model("narrow", "resnet_20", factor=0.3)
+    network = sweep.network_of(model, (8, 8, 1), 10)
+    assert (
+        network.widths["stage_0"] == 5 and network.widths["stage_2_block_1"] == 20 and network.widths["outputs"] == 10
+    )
+
+
+def test_records_are_read_without_holding_the_folder(place):
+    _, found = study.read(str(place / "small.toml"), datasets=tuple(data.DATASETS))
+    claim = sweep.claim(found, place / "out", repair=False)
+    assert results.kept(claim) == set(claim.expected)
