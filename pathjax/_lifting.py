@@ -20,7 +20,7 @@ from pathjax._convolutions import by_patches, pays
 from pathjax._examples import trace_apart
 from pathjax._jaxpr import check_batch, is_concrete
 from pathjax._rules import interpret
-from pathjax._trees import check_mask
+from pathjax._trees import check_mask, wide
 from pathjax.types import ApplyFn, Mask, Params, Real, XLike
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "pair_sum",
     "power_of_two",
     "tied_leaves",
-    "wide",
 ]
 
 
@@ -57,7 +56,7 @@ class Scaled:
 
     def log_abs(self) -> jax.Array:
         """log |value|, in float32 or wider: −∞ for zero, with derivative zero there; NaN and ∞ as they are."""
-        size = jnp.abs(self.array).astype(jnp.promote_types(self.array.dtype, jnp.float32))
+        size = wide(jnp.abs(self.array))
         live = size != 0
         logarithm = jnp.where(live, jnp.log(jnp.where(live, size, 1.0)), -jnp.inf)
         return logarithm + math.log(2.0) * jnp.where(live, self.exponent, 0.0).astype(logarithm.dtype)
@@ -274,12 +273,6 @@ def absolute_power(q: Real) -> Callable[[Any], Any]:
     return wide_power
 
 
-def wide(array: Any) -> jax.Array:
-    """The array in single precision at least: sums of powers leave half precision at once."""
-    found = jnp.asarray(array)
-    return found.astype(jnp.promote_types(found.dtype, jnp.float32))
-
-
 def lift(
     apply: ApplyFn,
     weights: Params,
@@ -321,8 +314,10 @@ def open_sum(
 
 
 def pair_sum(apply: ApplyFn, ones: Params, params: Params, left: Any, right: Any) -> Scaled:
-    """K_v(x, x')_o, Σ_{p→o} a_p(x) a_p(x') x_s x'_s, of two examples (...): the lifted network of weights 1, with the
-    slopes at both. `ones` are 1 where `params` are kept and 0 elsewhere."""
+    """K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s of two examples (...), for each output (o,).
+
+    The lifted network of weights 1, with the slopes at both. `ones` are 1 where `params` are kept and 0 elsewhere.
+    """
     points = [(params, left[None]), (params, right[None])]
     product = Lifting(absolute_power(0)).multiply(*(normalized(wide(side[None]), 0.0) for side in (left, right)))
     output = lift(apply, ones, product, phi=absolute_power(0), points=points)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from pathjax import _trees
 from pathjax.types import ApplyFn, Mask, Params
 
 __all__ = [
+    "bound",
     "check_batch_size",
     "check_inputs",
     "check_outputs",
@@ -19,6 +23,11 @@ __all__ = [
     "kept",
     "masked",
 ]
+
+
+def bound(apply: Callable[..., Any], state: Any) -> ApplyFn:
+    """The network as a function of its weights and inputs: `apply(params, state, x)` where there is a state."""
+    return apply if state is None else lambda params, x: apply(params, state, x)
 
 
 def masked(apply: ApplyFn, params: Params, mask: Mask) -> ApplyFn:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Shaped
 from pathjax import _blocks, _estimates, _layerwise, _network
 from pathjax._channels import channels_last
 from pathjax._lanczos import DENSE, Pairs, largest, plan, warn_of_misses
-from pathjax._trees import dot
+from pathjax._trees import dot, wide
 from pathjax.types import AnyArray, ApplyFn, Estimate, Key, Mask, Params, Real
 
 __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_estimate"]
@@ -273,12 +273,7 @@ def _kernel(kernel: Operator, form: _layerwise.Form) -> Any:
 
 def _matrix(kernel: Operator) -> Any:
     size = math.prod(kernel.shape)
-    return _wide(_kernel(kernel, _layerwise.Form()).swapaxes(1, 2).reshape(size, size))
-
-
-def _wide(array: Any) -> Any:
-    """The array in single precision at least, for which there are decompositions."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return wide(_kernel(kernel, _layerwise.Form()).swapaxes(1, 2).reshape(size, size))
 
 
 def _random_signs(kernel: Operator, key: Key) -> Any:
@@ -302,10 +297,10 @@ def _iterate(kernel: Operator, key: Key, tolerance: Any, rank: int, steps: int, 
     maps = _maps(kernel)
 
     def product(vector: Any) -> Any:
-        return _wide(maps.forward(maps.backward(vector.reshape(kernel.shape))).ravel())
+        return wide(maps.forward(maps.backward(vector.reshape(kernel.shape))).ravel())
 
     def random(key: Key) -> Any:
-        return _wide(_random_signs(kernel, key).ravel())
+        return wide(_random_signs(kernel, key).ravel())
 
     return largest(product, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
 

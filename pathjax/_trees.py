@@ -10,7 +10,18 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import keystr, tree_flatten_with_path
 
-__all__ = ["check_boolean", "check_like", "check_mask", "concrete", "dot", "key_paths", "multiply", "ravel", "total"]
+__all__ = [
+    "check_boolean",
+    "check_like",
+    "check_mask",
+    "concrete",
+    "dot",
+    "key_paths",
+    "multiply",
+    "ravel",
+    "total",
+    "wide",
+]
 
 
 def key_paths(tree: Any) -> list[str]:
@@ -83,6 +94,12 @@ def dot(left: Any, right: Any) -> jax.Array:
 def ravel(tree: Any) -> tuple[jax.Array, Any]:
     """The leaves as one vector (p,) and the function that takes such a vector back to the tree."""
     return cast("tuple[jax.Array, Any]", ravel_pytree(tree))
+
+
+def wide(array: Any) -> jax.Array:
+    """The array in single precision at least, of which there are decompositions, and which long sums do not leave."""
+    found = jnp.asarray(array)
+    return found.astype(jnp.promote_types(found.dtype, jnp.float32))
 
 
 def concrete(array: Any) -> np.ndarray | None:

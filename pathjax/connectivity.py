@@ -22,6 +22,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from pathjax import masks
 from pathjax._examples import trace_apart
 from pathjax._lifting import Scaled, absolute_power, lift, lift_weights, ones_like_example
+from pathjax._network import bound
 from pathjax._reach import Branch, Branches, Reach, Reached
 from pathjax._rules import interpret
 from pathjax._trees import check_mask
@@ -117,7 +118,7 @@ def effective_mask(
     """
     if mask is not None:
         check_mask(mask, params)
-    network = _bound(apply, state)
+    network = bound(apply, state)
     dense = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
     kept = dense if mask is None else mask
     through = functools.partial(_on_paths, network, params, x_like)
@@ -153,7 +154,7 @@ def connectivity(
     >>> found.parameters, found.units, round(2.71828**found.log_paths), found.dead_shortcuts
     (12, 6, 16, ("['shortcut']",))
     """
-    network = _bound(apply, state)
+    network = bound(apply, state)
     live = effective_mask(network, params, x_like, mask=mask, prunable=prunable)
     kept = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params) if mask is None else mask
     paths = [path for path, _ in tree_flatten_with_path(params)[0]]
@@ -175,10 +176,6 @@ def connectivity(
         collapsed=tuple(layers[index].path for index in collapsed),
         dead_shortcuts=tuple(layers[index].path for index in collapsed if index in shortcuts),
     )
-
-
-def _bound(apply: Callable[..., Any], state: Any) -> ApplyFn:
-    return apply if state is None else lambda params, x: apply(params, state, x)
 
 
 def _layer(path: str, kept: np.ndarray, live: np.ndarray) -> LayerConnectivity:

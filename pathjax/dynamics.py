@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from . import _neural_tangents, _relaxation
-from ._trees import concrete
+from ._trees import concrete, wide
 from .types import AnyArray
 
 __all__ = [
@@ -300,7 +300,7 @@ def _matrix(ntk: Array) -> Array:
     """The kernel as a symmetric matrix (n·o, n·o), ordered by example, then by output."""
     n, _, o, _ = ntk.shape
     matrix = jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
-    matrix = matrix.astype(jnp.promote_types(matrix.dtype, jnp.float32))  # there are decompositions of no less
+    matrix = wide(matrix)
     return (matrix + matrix.T) / 2
 
 

@@ -30,6 +30,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, Shaped
 
 from pathjax import _network, masks
+from pathjax._trees import wide
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable
 
 __all__ = ["Summary", "jacobian_singular_values", "layer_singular_values", "summary"]
@@ -155,15 +156,13 @@ def _of_kernel(path: str, kernel: Array, spatial: tuple[int, ...] | None) -> Arr
             f"The window at {path} is {window}, but `spatial` is {spatial}. It needs one entry for each axis of the "
             "window, none smaller."
         )
-    transforms = jnp.fft.fftn(
-        kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), s=spatial, axes=range(len(window))
-    )
+    transforms = jnp.fft.fftn(wide(kernel), s=spatial, axes=range(len(window)))
     values = _singular_values(transforms.reshape(int(np.prod(spatial)), *kernel.shape[-2:]))
     return jnp.sort(values.ravel(), descending=True)
 
 
 def _singular_values(matrices: Array) -> Array:
-    matrices = matrices.astype(jnp.promote_types(matrices.dtype, jnp.float32))  # there is no decomposition below
+    matrices = wide(matrices)
     if matrices.size == 0:
         return jnp.zeros((*matrices.shape[:-2], min(matrices.shape[-2:])), matrices.real.dtype)
     return jnp.linalg.svd(matrices, compute_uv=False)

@@ -24,8 +24,8 @@ from jaxtyping import Array, Float
 
 from pathjax import _estimates, _spectra, _twin
 from pathjax._lanczos import DENSE, krylov, plan, warn_of_misses
-from pathjax._lifting import absolute_power, check_finite, lift, lift_weights, ones_like_example, tied_leaves, wide
-from pathjax._trees import check_like, dot, ravel
+from pathjax._lifting import absolute_power, check_finite, lift, lift_weights, ones_like_example, tied_leaves
+from pathjax._trees import check_like, dot, ravel, wide
 from pathjax._twin import PathKernel
 from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
 

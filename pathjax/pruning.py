@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +17,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from pathjax import _selection, masks
+from pathjax._programs import compiled
 from pathjax._trees import check_like, concrete
 from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
 
@@ -132,13 +132,13 @@ def prune(
     counts = [masks.kept_counts(params, density=reached, scope=scope, prunable=prunable) for reached in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
     rules: dict[str, Any] = {"scope": scope, "prunable": _Chosen.by(prunable, params), "revive": revive}
-    compiled = _compiled_round(score) if jit else None
+    step = compiled(_sound_round, score, static=("scope", "prunable", "revive")) if jit else None
     # made from the weights, so that under vmap it has the seeds' axis in the first round as in all others
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
         begin, sound = (mask, params, key, round_, kept), False
-        if compiled is not None:
-            mask, sound = compiled(*begin, **rules)
+        if step is not None:
+            mask, sound = step(*begin, **rules)
         if sound is False or (concrete(sound) is not None and not sound):
             mask, contests = _round(score, *begin, **rules)
             _check_round(contests, f"In round {round_} of {len(counts)}")
@@ -272,30 +272,13 @@ class _Chosen:
         return cls(frozenset(keystr(path) for path, leaf in leaves if prunable(path, leaf)))
 
 
-_COMPILED: weakref.WeakKeyDictionary[ScoreFn, Any] = weakref.WeakKeyDictionary()
-"""The compiled rounds of scores that are still in use."""
-
-
-def _compiled_round(score: ScoreFn) -> Any:
-    """`_round` of one score in one program, with whether its contests are sound in their place.
+def _sound_round(score: ScoreFn, *begin: Any, **rules: Any) -> tuple[Mask, jax.Array]:
+    """`_round`, with whether its contests are sound in their place.
 
     In one program neither the masked weights nor the scores need be written out.
     """
-    try:
-        if score not in _COMPILED:
-            # a program that held its score would keep it, and what it closes over, for good
-            _COMPILED[score] = _program_of(weakref.ref(score))
-        return _COMPILED[score]
-    except TypeError:  # it cannot be hashed, or not be referred to weakly: a program for this call alone
-        return _program_of(lambda: score)
-
-
-def _program_of(reference: Callable[[], Any]) -> Any:
-    def of_score(*begin: Any, **rules: Any) -> tuple[Mask, jax.Array]:
-        mask, contests = _round(reference(), *begin, **rules)
-        return mask, _selection.sound(contests)
-
-    return jax.jit(of_score, static_argnames=("scope", "prunable", "revive"))
+    mask, contests = _round(score, *begin, **rules)
+    return mask, _selection.sound(contests)
 
 
 def _check_round(contests: list[_selection.Contest], where: str) -> None:

@@ -11,7 +11,7 @@ state
 prunable
     `prunable(key_path, leaf)`, as `masks.is_kernel`: the leaves that are scored. The others are constants of the
     network: they score 0, and scores that are made of derivatives in all weights (GraSP, the Path Kernel's trace,
-    NTK-SAP) take none in them. By default all leaves are scored.
+    NTK-SAP) take none in them. By default all leaves are scored. Raises ValueError where it chooses none.
 mask
     Of the scores that need to know more of a pruned weight than that it is 0: what is kept. By default every weight
     but the zeros in leaves that `prunable` chooses or, without it, in leaves of two or more axes: so `pruning.prune`
@@ -22,21 +22,21 @@ Weights of half precision are taken to single precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._lifting import absolute_power, lift, lift_weights, ones_like_example, pair_sum, wide
+from pathjax import _network
+from pathjax._flows import flow, log_gram_of_outputs, mean_input, relative
+from pathjax._lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
-from pathjax._trees import check_like, check_mask, concrete, multiply
+from pathjax._trees import check_like, check_mask, concrete, multiply, wide
 from pathjax.path_kernel import path_kernel
-from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real, Scores, XLike
+from pathjax.types import AnyArray, Key, Mask, Params, Prunable, Real, Scores, XLike
 
 __all__ = [
     "cross_entropy",
@@ -142,7 +142,7 @@ def snip(
     [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
     """
     params = jax.tree.map(wide, params)
-    gradient = mean_gradient(_network(apply, state), params, batches, loss=loss)
+    gradient = mean_gradient(_network.bound(apply, state), params, batches, loss=loss)
     return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
@@ -177,8 +177,7 @@ def force(
     """
     check_mask(mask, params)
     params = jax.tree.map(wide, params)
-    masked = jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, 0), mask, params)
-    gradient = mean_gradient(_network(apply, state), masked, batches, loss=loss)
+    gradient = mean_gradient(_network.bound(apply, state), _network.kept(mask, params), batches, loss=loss)
     return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
@@ -221,7 +220,7 @@ def grasp(
     known = concrete(temperature)
     if known is not None and not known > 0:
         raise ValueError(f"`temperature` must be positive, as outputs are divided by it; it is {temperature}.")
-    network, params = _network(apply, state), jax.tree.map(wide, params)
+    network, params = _network.bound(apply, state), jax.tree.map(wide, params)
 
     def cooled(params: Params, x: Array) -> Any:
         return network(params, x) / temperature
@@ -262,8 +261,9 @@ def synflow(
     [[0.25, 0.75]]
     """
     weights = lift_weights(params, absolute_power(1), None)
-    flow = _flow(_network(apply, state), params, weights, ones_like_example(x_like), q=1, factor=weights)
-    return _scored(flow, prunable)
+    return _scored(
+        flow(_network.bound(apply, state), params, weights, ones_like_example(x_like), q=1, factor=weights), prunable
+    )
 
 
 def synflow_l2(
@@ -295,8 +295,9 @@ def synflow_l2(
         raise ValueError(f'`factor` must be "squared" or "absolute", not {factor!r}.')
     weights = lift_weights(params, absolute_power(2), None)
     multiplier = weights if factor == "squared" else lift_weights(params, absolute_power(1), None)
-    flow = _flow(_network(apply, state), params, weights, ones_like_example(x_like), q=2, factor=multiplier)
-    return _scored(flow, prunable)
+    return _scored(
+        flow(_network.bound(apply, state), params, weights, ones_like_example(x_like), q=2, factor=multiplier), prunable
+    )
 
 
 def synflow_data(
@@ -328,8 +329,9 @@ def synflow_data(
     """
     phi = absolute_power(q)
     weights = lift_weights(params, phi, None)
-    flow = _flow(_network(apply, state), params, weights, _mean_input(inputs, phi), q=q, factor=weights)
-    return _scored(flow, prunable)
+    return _scored(
+        flow(_network.bound(apply, state), params, weights, mean_input(inputs, phi), q=q, factor=weights), prunable
+    )
 
 
 def path_kernel_trace(
@@ -364,14 +366,14 @@ def path_kernel_trace(
     >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()
     ([[0.067, 0.6]], [[0.267], [0.067]])
     """
-    network, kept = _network(apply, state), _kept(params, mask, prunable)
+    network, kept = _network.bound(apply, state), _kept(params, mask, prunable)
     params = jax.tree.map(wide, params)
 
     def trace(params: Params) -> Array:
         return path_kernel(network, params, x_like, mask=kept, where=prunable).trace()
 
     whole, slopes = jax.value_and_grad(trace)(params)
-    return _scored(_relative(multiply(params, slopes), 2 * whole), prunable)
+    return _scored(relative(multiply(params, slopes), 2 * whole), prunable)
 
 
 def px(
@@ -410,12 +412,12 @@ def px(
     """
     if chunk < 1:
         raise ValueError(f"`chunk` must be at least 1, the number of examples at a time, but is {chunk}.")
-    network, kept = _network(apply, state), _kept(params, mask, prunable)
-    log_gram, example = _log_gram_of_outputs(network, params, kept, inputs, chunk)
+    network, kept = _network.bound(apply, state), _kept(params, mask, prunable)
+    log_gram, example = log_gram_of_outputs(network, params, kept, inputs, chunk)
     peak = jnp.max(log_gram)
     reached = jnp.exp(log_gram - jnp.where(jnp.isfinite(peak), peak, 0.0))
     weights = lift_weights(params, absolute_power(2), kept)
-    return _scored(_flow(network, params, weights, example, q=2, factor=weights, reached=reached), prunable)
+    return _scored(flow(network, params, weights, example, q=2, factor=weights, reached=reached), prunable)
 
 
 def ntk_sap(
@@ -463,7 +465,7 @@ def ntk_sap(
     if repeats < 1:
         raise ValueError(f"`repeats` must be 1 or more, the draws that are averaged; it is {repeats}.")
     check_like(jax.eval_shape(init, key), params, name="init(key)")
-    network, kept = _network(apply, state), _kept(params, mask, prunable)
+    network, kept = _network.bound(apply, state), _kept(params, mask, prunable)
     # a change of 0.01 is lost in half precision
     shares = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), kept, params)
     draws = jax.jit(lambda shares, key: jax.grad(perturbed)(shares, key))
@@ -480,10 +482,6 @@ def ntk_sap(
     gradients = [draws(shares, jax.random.fold_in(key, repeat)) for repeat in range(repeats)]
     mean = jax.tree.map(lambda *leaves: jnp.abs(sum(leaves[1:], leaves[0])) / repeats, *gradients)
     return _scored(mean, prunable)
-
-
-def _network(apply: Callable[..., Any], state: Any) -> ApplyFn:
-    return apply if state is None else lambda params, x: apply(params, state, x)
 
 
 def _scored(tree: Params, prunable: Prunable | None) -> Params:
@@ -517,73 +515,3 @@ def _normal_like(key: Key, tree: Params) -> Params:
     keys = jax.random.split(key, len(leaves))
     draws = [jax.random.normal(own, leaf.shape, leaf.dtype) for own, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, draws)
-
-
-def _flow(
-    network: ApplyFn,
-    params: Params,
-    weights: Params,
-    inputs: Array,
-    *,
-    q: Real,
-    factor: Params,
-    reached: Array | None = None,
-) -> Scores:
-    """`factor` ⊙ ∂ log R/∂ weights for the open-gated sum R, zero where there is no path.
-
-    R is the sum over outputs, each times its number in `reached` (o,) where that is given.
-    """
-
-    def mass(weights: Params) -> Array:
-        output = lift(network, weights, inputs, phi=absolute_power(q), like=(params, inputs), patches=True).array[0]
-        return jnp.sum(output if reached is None else output * reached.astype(output.dtype))
-
-    total, slopes = jax.value_and_grad(mass)(weights)
-    return _relative(multiply(factor, slopes), total)
-
-
-def _relative(tree: Params, whole: Array) -> Params:
-    """The tree over `whole`, zero where that is zero."""
-    factor = jnp.where(whole > 0, 1.0 / jnp.where(whole > 0, whole, 1.0), 0.0)
-    return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
-
-
-def _input_batches(inputs: Any) -> Iterator[Array]:
-    """The inputs in batches, checked, without those of no example."""
-    batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
-    empty = True
-    for batch in map(jnp.asarray, batches):
-        if not jnp.issubdtype(batch.dtype, jnp.floating):
-            raise ValueError(
-                f"`inputs` must be floating-point, but are {batch.dtype}. Convert and standardize them first."
-            )
-        if len(batch):
-            empty = False
-            yield batch
-    if empty:
-        raise ValueError("`inputs` has no examples. Give at least one; an iterator that was read before is empty.")
-
-
-def _mean_input(inputs: Any, phi: Callable[[Any], Any]) -> Array:
-    """The mean of φ(x) over all examples, (1, ...)."""
-    total, examples = jnp.zeros(()), 0
-    for batch in _input_batches(inputs):
-        total, examples = total + phi(batch).sum(axis=0), examples + len(batch)
-    return (total / examples)[None]
-
-
-def _log_gram_of_outputs(network: ApplyFn, params: Params, kept: Mask, inputs: Any, chunk: int) -> tuple[Array, Array]:
-    """log Σ_n K_v(x_n, x_n)_o for each output (o,), and an example of ones, (1, ...)."""
-    ones, real = (lift_weights(params, function, kept) for function in (jnp.ones_like, lambda leaf: leaf))
-
-    @jax.jit
-    def of_batch(ones: Params, real: Params, batch: Array) -> Array:
-        def of_example(x: Array) -> Array:
-            return pair_sum(network, ones, real, x, x).log_abs()
-
-        return jax.nn.logsumexp(lax.map(of_example, batch, batch_size=min(chunk, len(batch))), axis=0)
-
-    total, example = jnp.asarray(-jnp.inf), jnp.zeros(())
-    for batch in _input_batches(inputs):
-        total, example = jnp.logaddexp(total, of_batch(ones, real, batch)), ones_like_example(batch)
-    return lax.stop_gradient(total), example

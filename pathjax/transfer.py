@@ -17,6 +17,7 @@ from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, Float
 
 from pathjax import _network, masks, ntk
+from pathjax._programs import compiled
 from pathjax._trees import concrete
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
 
@@ -105,7 +106,8 @@ def neural_tangent_transfer(
     _check_steps(steps, refresh)
     _network.check_params(params)
     counts = masks.kept_counts(params, density=float(density), scope=scope, prunable=prunable)
-    rule = _Rule(apply, optimizer or _adam(), trace, straight_through, prunable)
+    rule = _Rule(optimizer or _adam(), trace, straight_through, prunable)
+    advance = compiled(_step, apply, static=("rule",))
     factors = jnp.asarray((kernel_weight, penalty / density))
     weights, state = params, rule.optimizer.init(params)
     mask = _largest(params, counts, scope, prunable, "At the start")
@@ -113,7 +115,7 @@ def neural_tangent_transfer(
     for step, x in enumerate(itertools.islice(_batches(inputs, batch_size, key), steps), start=1):
         if step == 1:
             _network.check_outputs(apply, params, x, "inputs")
-        weights, state, loss = _step(rule, weights, state, mask, params, x, factors)
+        weights, state, loss = advance(weights, state, mask, params, x, factors, rule=rule)
         losses.append(loss)
         if step % refresh == 0 and step < steps - refresh:
             mask = _largest(weights, counts, scope, prunable, f"After step {step} of {steps}")
@@ -125,31 +127,29 @@ def neural_tangent_transfer(
 
 
 class _Rule(NamedTuple):
-    """What a step is compiled for, besides shapes."""
+    """What a step is compiled for, besides the network and shapes."""
 
-    apply: ApplyFn
     optimizer: optax.GradientTransformation
     trace: bool
     straight_through: bool
     prunable: Prunable
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _step(
-    rule: _Rule, weights: Params, state: Any, mask: Mask, teacher: Params, x: Array, factors: Array
+    apply: ApplyFn, weights: Params, state: Any, mask: Mask, teacher: Params, x: Array, factors: Array, *, rule: _Rule
 ) -> tuple[Params, Any, Array]:
     kept = masks.apply_mask(mask, weights)
-    loss, slopes = jax.value_and_grad(_loss, argnums=1)(rule, kept, mask, teacher, x, factors)
+    loss, slopes = jax.value_and_grad(_loss, argnums=1)(apply, kept, mask, teacher, x, factors, rule)
     optimizer = rule.optimizer if rule.straight_through else masks.freeze(rule.optimizer, mask)
     updates, state = optimizer.update(slopes, state, weights)
     return jax.tree.map(lambda leaf, update: leaf + update, weights, updates), state, loss
 
 
-def _loss(rule: _Rule, weights: Params, mask: Mask, teacher: Params, x: Array, factors: Array) -> Array:
+def _loss(apply: ApplyFn, weights: Params, mask: Mask, teacher: Params, x: Array, factors: Array, rule: _Rule) -> Array:
     """The loss at masked weights, to be differentiated by these."""
-    student = (_kernel_at if rule.straight_through else _kernel_of)(rule.apply, weights, mask, x, rule.trace)
-    kernels = jnp.mean(jnp.square(student - ntk.empirical(rule.apply, teacher, x, trace=rule.trace)))
-    outputs = jnp.mean(jnp.square(rule.apply(weights, x) - rule.apply(teacher, x)))
+    student = (_kernel_at if rule.straight_through else _kernel_of)(apply, weights, mask, x, rule.trace)
+    kernels = jnp.mean(jnp.square(student - ntk.empirical(apply, teacher, x, trace=rule.trace)))
+    outputs = jnp.mean(jnp.square(apply(weights, x) - apply(teacher, x)))
     norms = [jnp.sum(jnp.square(leaf)) for path, leaf in tree_leaves_with_path(weights) if rule.prunable(path, leaf)]
     kernel_weight, penalty = factors.astype(outputs.dtype)
     return kernel_weight * kernels + outputs + penalty * sum(norms)

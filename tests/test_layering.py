@@ -49,11 +49,13 @@ STANDS_ON = {
     "_mask_files": ("_trees",),
     "masks": ("_apportionment", "_selection", "_mask_files"),
     "_losses": ("_trees",),
-    "scores": ("paths", "path_kernel", "ntk", "_losses"),
+    "_flows": ("_lifting",),
+    "_programs": (),
+    "scores": ("paths", "path_kernel", "ntk", "_losses", "_flows"),
     "_reach": ("_algebra",),
-    "connectivity": ("paths", "masks", "_reach"),
-    "pruning": ("scores", "masks"),
-    "transfer": ("ntk", "masks"),
+    "connectivity": ("paths", "masks", "_reach", "_network"),
+    "pruning": ("scores", "masks", "_programs"),
+    "transfer": ("ntk", "masks", "_programs"),
     "isometry": ("_network", "masks"),
 }
 
