@@ -335,12 +335,13 @@ class Bench:
 
 
 def _lanes(study: Study, network: Network, shape: tuple[int, ...]) -> int:
-    """How many networks are trained side by side: what fits the study's memory; on CPUs, which gain little, a cell's.
+    """How many networks are measured and trained side by side: what fits the study's memory; on CPUs one.
 
-    And there one network with convolutions, which are many times slower side by side.
+    Convolutions are many times slower there side by side, and jaxlib before 0.11 stops for ever where a program takes
+    the eigenvalues of several batches of matrices at once on as few cores.
     """
     if jax.default_backend() == "cpu":
-        return 1 if any(layer.window for layer in network.layers) else study.seeds
+        return 1
     params, state = jax.eval_shape(network.init, key_of(0))
     x = jax.ShapeDtypeStruct((study.train.batch_size, *shape), jnp.float32)
     values = jax.make_jaxpr(network.train)(params, state, x).eqns
@@ -368,9 +369,13 @@ def _changes(network: Network, begun_state: Any, batch: jax.Array) -> Any:
         end = ntk.empirical(bind(network, state), params, batch, mask=mask)
         folded = _folded(params, state, begun_state)
         paths = [path_kernel.path_kernel(begun, each, batch[:1], mask=mask) for each in (initial, folded)]
-        change = path_kernel.relative_change(*paths, key=key, samples=_SAMPLES).value
-        cosine = path_kernel.cosine(*paths, key=key, samples=_SAMPLES).value
-        found = (dynamics.kernel_change(kernel, end), dynamics.kernel_distance(kernel, end), change, 1.0 - cosine)
+        change, cosine = path_kernel.change_and_cosine(*paths, key=key, samples=_SAMPLES)
+        found = (
+            dynamics.kernel_change(kernel, end),
+            dynamics.kernel_distance(kernel, end),
+            change.value,
+            1.0 - cosine.value,
+        )
         return jnp.stack(found)
 
     return jax.jit(jax.vmap(changes))

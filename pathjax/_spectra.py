@@ -21,6 +21,7 @@ from pathjax.types import Estimate, Key, Params, Real
 __all__ = [
     "Spectrum",
     "change_of_norms",
+    "cosine_of_norms",
     "decompose",
     "eigenpairs",
     "ends",
@@ -144,6 +145,13 @@ def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) 
     errors = (scaled @ signs - square * samples.values[:, 2]) / initial_norm
     halved = _estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
     return Estimate(size * change, size * jnp.where(change == 0, 0, halved))
+
+
+def cosine_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
+    """⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖) from the same."""
+    found = product_of_means(samples, [-0.5, 1.0, -0.5])
+    factor = _twin.cross_factor(kernel, initial, found.value.dtype) ** 2
+    return Estimate(factor * found.value, factor * found.standard_error)
 
 
 def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "Estimate",
     "PathKernel",
     "SpectralDensity",
+    "change_and_cosine",
     "condition_number",
     "cosine",
     "effective_rank",
@@ -334,12 +335,7 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
     >>> round(float(cosine(*kernels, key=jax.random.key(0)).value), 4)  # Π has 5 on the diagonal, ± 4 off it
     0.2195
     """
-    _check_probes(samples=samples)
-    _check_comparable(left, right)
-    norms = _spectra.squared_norms([(left, right), (left, left), (right, right)], key, samples)
-    found = _spectra.product_of_means(norms, [1.0, -0.5, -0.5])
-    factor = _twin.cross_factor(left, right, found.value.dtype) ** 2
-    return Estimate(factor * found.value, factor * found.standard_error)
+    return change_and_cosine(left, right, key=key, samples=samples)[1]
 
 
 def relative_change(initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
@@ -360,10 +356,28 @@ def relative_change(initial: PathKernel, kernel: PathKernel, *, key: Key, sample
     >>> round(float(relative_change(*kernels, key=jax.random.key(0)).value), 4)  # √(8² + 8²) / √(2 · 5² + 2 · 4²)
     1.2494
     """
+    return change_and_cosine(initial, kernel, key=key, samples=samples)[0]
+
+
+def change_and_cosine(
+    initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10
+) -> tuple[Estimate, Estimate]:
+    """`relative_change` and `cosine` from the same products, at the cost and the compilation of one of them.
+
+    Raises ValueError as `cosine` does.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
+    >>> turned = params | {"second": jnp.array([[2.0, -2.0]])}
+    >>> kernels = [path_kernel(apply, each, jnp.zeros((5, 1))) for each in (params, turned)]
+    >>> [round(float(found.value), 4) for found in change_and_cosine(*kernels, key=jax.random.key(0))]
+    [1.2494, 0.2195]
+    """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    found = _spectra.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
-    return _spectra.change_of_norms(found, kernel, initial)
+    norms = _spectra.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
+    return _spectra.change_of_norms(norms, kernel, initial), _spectra.cosine_of_norms(norms, kernel, initial)
 
 
 def overlap(

@@ -39,6 +39,7 @@ SIGNATURES = {
     "path_kernel.condition_number": "kernel, *, key",
     "path_kernel.smallest": "kernel, *, key",
     "path_kernel.cosine": "left, right, *, key",
+    "path_kernel.change_and_cosine": "initial, kernel, *, key",
     "path_kernel.relative_change": "initial, kernel, *, key",
     "path_kernel.overlap": "left, left_pairs, right, right_pairs",
     "ntk.empirical": "apply, params, x1, x2, *, mask, method, trace, diagonal, batch_size, mesh",
