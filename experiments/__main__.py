@@ -97,7 +97,9 @@ def sweep(options: Sweep) -> None:
         job.network_of(model, each.train_images.shape[1:], each.classes)
     claim = job.claim(wanted, options.out or Path("runs") / name, repair=options.repair)
     if options.list:
-        console.print(job.plan(wanted, datasets, results.kept(claim)))
+        from experiments import plans
+
+        console.print(plans.plan(wanted, datasets, results.kept(claim)))
         return
     with results.claimed(claim) as folder:
         kept = {trial.name[:4] for trial in folder.runs()}

@@ -7,7 +7,6 @@ import functools
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from rich.table import Table
 from experiments import compare, curves, data, kernels, methods, quantities, shrink, training
 from experiments.data import Dataset
 from experiments.keys import key_of
-from experiments.lanes import in_lanes
+from experiments.lanes import in_lanes, side_by_side
 from experiments.networks import NETWORKS
 from experiments.options import DENSE, InputError
 from experiments.progress import Reporter
@@ -34,7 +33,7 @@ from experiments.trials import Trial
 from pathjax import dynamics, factorization, ntk, path_kernel
 from pathjax.types import Key, Mask, Params
 
-__all__ = ["Bench", "best", "claim", "estimate", "network_of", "plan", "run"]
+__all__ = ["Bench", "Group", "best", "claim", "network_of", "part", "run"]
 
 _MEASURED = 10_000
 """Train images, at most, over which the train loss is taken."""
@@ -104,7 +103,7 @@ def run(study: Study, folder: Folder[Trial], reporter: Reporter, datasets: dict[
         reporter.stage(f"{name} {model.name}: building")
         # matrices this small take one thread; on a shared machine several wait for each other fifty times as long
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            bench = Bench(study, model, _part(study, datasets[name]), folder.path / "checkpoints")
+            bench = Bench(study, model, part(study, datasets[name]), folder.path / "checkpoints")
             for group in _groups(study, name, model, bench.lanes):
                 if not kept.issuperset(group.names(study.seeds)):
                     _keep(bench, group, study.seeds, folder, reporter)
@@ -158,38 +157,8 @@ def best(trials: Sequence[Trial]) -> Table:
     return table
 
 
-def plan(study: Study, datasets: dict[str, Dataset], kept: set[Name]) -> Table:
-    """What would run, and about how long its training would take on this machine."""
-    table = Table("data", "model", "cells", "networks", "kept", "training takes about", title="What would run")
-    whole = 0.0
-    for name, model in itertools.product(study.data, study.model):
-        names = Group(name, model, tuple(cells_of(study))).names(study.seeds)
-        left = len(set(names) - kept)
-        seconds = left * estimate(study, model, datasets[name]) if left else 0.0
-        whole += seconds
-        counts = (len(cells_of(study)), len(names), len(names) - left)
-        table.add_row(name, model.name, *map(str, counts), f"{seconds / 60:.1f} min")
-    table.add_section()
-    table.add_row("all", "", "", "", "", f"{whole / 60:.1f} min")
-    return table
-
-
-def estimate(study: Study, model: Model, dataset: Dataset) -> float:
-    """Seconds that one network takes to train, about: three forward passes for each image, timed on one minibatch."""
-    dataset = _part(study, dataset)
-    network = network_of(model, dataset.train_images.shape[1:], dataset.classes)
-    params, state = jax.jit(network.init)(key_of(0, "init"))
-    size = min(study.train.batch_size, len(dataset.train_labels))
-    images = jnp.asarray(dataset.train_images[:size])
-    forward = jax.jit(network.apply)
-    jax.block_until_ready(forward(params, state, images))
-    begin = time.perf_counter()
-    jax.block_until_ready(forward(params, state, images))
-    each = (time.perf_counter() - begin) / size
-    return each * (3 * study.train.epochs * len(dataset.train_labels) + len(dataset.test_labels))
-
-
-def _part(study: Study, dataset: Dataset) -> Dataset:
+def part(study: Study, dataset: Dataset) -> Dataset:
+    """The images of a data set that a study uses."""
     train, test = study.train_images or None, study.test_images or None
     return dataclasses.replace(
         dataset,
@@ -355,10 +324,10 @@ def _lanes(study: Study, network: Network, shape: tuple[int, ...]) -> int:
 def _low_rank(apply: Any, batch: jax.Array, rank: int) -> Any:
     """A compiled function (params, mask, keys) -> Θ's part of some rank in the eigenbasis of Π."""
 
-    def part(params: Params, mask: Mask, key: Key) -> jax.Array:
+    def low_rank(params: Params, mask: Mask, key: Key) -> jax.Array:
         return factorization.recompose(factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask))
 
-    return jax.jit(jax.vmap(part))
+    return jax.jit(side_by_side(low_rank))
 
 
 def _changes(network: Network, begun_state: Any, batch: jax.Array) -> Any:
@@ -378,7 +347,7 @@ def _changes(network: Network, begun_state: Any, batch: jax.Array) -> Any:
         )
         return jnp.stack(found)
 
-    return jax.jit(jax.vmap(changes))
+    return jax.jit(side_by_side(changes))
 
 
 def _folded(params: Params, state: Any, begun: Any) -> Params:

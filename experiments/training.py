@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.checkpoints import begun
+from experiments.lanes import side_by_side
 from experiments.options import Recipe
 from pathjax import masks
 from pathjax.types import ApplyFn, Key, Mask, Params
@@ -166,9 +167,9 @@ def trainer(
         losses = _cross_entropy(outputs, jnp.maximum(labels, 0), 0.0)
         return jnp.sum(jnp.where(known, losses, 0.0)), jnp.sum(jnp.argmax(outputs, axis=1) == labels)
 
-    begin_all = jax.jit(jax.vmap(begin))
-    step_all = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0, 0)), donate_argnums=1)
-    sums_all = jax.jit(jax.vmap(sums, in_axes=(None, 0, 0)))
+    begin_all = jax.jit(side_by_side(begin))
+    step_all = jax.jit(side_by_side(step, (None, 0, 0, 0, 0)), donate_argnums=1)
+    sums_all = jax.jit(side_by_side(sums, (None, 0, 0)))
     keys_of_epoch = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
     orders_of = jax.jit(jax.vmap(lambda key: jax.random.permutation(key, len(train[1]))))
     whole = everywhere(train)

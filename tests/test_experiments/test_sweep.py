@@ -186,7 +186,7 @@ def test_training_that_breaks_is_kept_with_its_reason(place, tmp_path):
 
 def test_groups_do_not_change_the_numbers(place, monkeypatch):
     _, found = study.read(str(place / "small.toml"), datasets=tuple(data.DATASETS))
-    dataset = sweep._part(found, data.load("digits", data_dir=place / "data"))
+    dataset = sweep.part(found, data.load("digits", data_dir=place / "data"))
     monkeypatch.setattr(sweep, "_lanes", lambda *_: 1)
     bench = sweep.Bench(found, found.model[0], dataset)
     together = bench.trials([("random", 0.2), ("synflow", 0.2)], _Lines(Console(), 0, 0))
