@@ -22,7 +22,7 @@ from experiments import compare, curves, data, kernels, methods, quantities, shr
 from experiments.data import Dataset
 from experiments.keys import key_of
 from experiments.lanes import in_lanes, side_by_side
-from experiments.networks import NETWORKS
+from experiments.networks import named
 from experiments.options import DENSE, InputError
 from experiments.progress import Reporter
 from experiments.results import Claim, Folder
@@ -78,9 +78,11 @@ def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
     if model.depth:
         options["depth"] = model.depth
     try:
-        network: Network = NETWORKS[model.network](shape, outputs, **options)
+        network = named(model.network)(shape, outputs, **options)
     except (TypeError, ValueError) as error:
         raise InputError(f"The model {model.name} cannot be built: {str(error).rstrip('.')}.") from error
+    if not isinstance(network, Network):
+        raise InputError(f"{model.network} gives a {type(network).__name__}; it has to give what steps.build does.")
     if model.factor == 1.0:
         return network
     return network.resized(

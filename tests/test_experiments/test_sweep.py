@@ -157,6 +157,28 @@ def test_bad_configs_end_in_one_sentence(place, tmp_path, capsys):
         assert words in printed and printed.count("\n") == 1
 
 
+def test_a_network_of_ones_own_is_named_by_its_module(place, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from experiments.steps import IMAGE, OUTPUTS, Layer, Options, build\n"
+        "def tiny(shape, outputs, *, widths=None, **options):\n"
+        '    steps = (Layer("conv", IMAGE, "conv", window=3), "mean", Layer("dense", "conv", OUTPUTS, normed=False))\n'
+        '    return build(shape, steps, {"conv": 8, OUTPUTS: outputs}, widths or {}, Options(**options))\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = sweep.network_of(study.Model("own", "mine:tiny", factor=0.5), (8, 8, 1), 3)
+    assert network.widths == {"conv": 4, "outputs": 3}
+    for name, words in (
+        ("mine:huge", "has no attribute 'huge'"),
+        ("yours:tiny", "No module named 'yours'"),
+        ("math:dist", "cannot be built"),
+        ("builtins:dict", "cannot be built"),
+    ):
+        (place / "own.toml").write_text(CONFIG.replace('"lenet_300_100"', f'"{name}"'))
+        assert run(place, tmp_path / "out", config="own.toml") == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
+
+
 class _Failing:
     """A bench of which some cells fail, and groups with them."""
 
