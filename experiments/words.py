@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["listed", "number", "percent", "points", "rho"]
+__all__ = ["fold", "listed", "number", "percent", "points", "rho"]
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -38,6 +38,15 @@ def percent(share: float) -> str:
     '12.3%'
     """
     return "–" if math.isnan(share) else f"{100 * share:.1f}%"
+
+
+def fold(share: float) -> str:
+    """A share of one in per cent; of ten and more, how many times it is.
+
+    >>> fold(0.1234), fold(12.34), fold(181763.4)
+    ('12.3%', '12 times', '1.8e+05 times')
+    """
+    return f"{share:.2g} times" if share >= 10 else percent(share)
 
 
 def points(share: float) -> str:
