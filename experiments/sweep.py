@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -18,14 +19,14 @@ import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so 
 import threadpoolctl  # type: ignore[import-untyped]
 from rich.table import Table
 
-from experiments import compare, curves, data, kernels, methods, quantities, shrink, training
+from experiments import compare, curves, data, kernels, methods, processes, quantities, results, shrink, training
 from experiments.data import Dataset
 from experiments.keys import key_of
 from experiments.lanes import in_lanes, side_by_side
 from experiments.networks import named
 from experiments.options import DENSE, InputError
 from experiments.progress import Reporter
-from experiments.results import Claim, Folder
+from experiments.results import Claim, Folder, Unkept
 from experiments.runs import QUANTITIES
 from experiments.steps import OUTPUTS, Network, bind
 from experiments.study import Model, Name, Study, cells_of
@@ -33,7 +34,7 @@ from experiments.trials import Trial
 from pathjax import dynamics, factorization, ntk, path_kernel
 from pathjax.types import Key, Mask, Params
 
-__all__ = ["Bench", "Group", "best", "claim", "network_of", "part", "run"]
+__all__ = ["Bench", "Group", "best", "claim", "held", "network_of", "part", "run"]
 
 _MEASURED = 10_000
 """Train images, at most, over which the train loss is taken."""
@@ -70,6 +71,18 @@ def claim(study: Study, out: Path, *, repair: bool) -> Claim[Trial]:
     return Claim(out, Trial, options, expected, repair)
 
 
+@contextlib.contextmanager
+def held(claim: Claim[Trial]) -> Iterator[Folder[Trial]]:
+    """The output folder of a study. Of several processes the first holds it for all. Raises as `results.claimed`."""
+    with contextlib.ExitStack() as stack:
+        with processes.in_step():
+            if processes.first():
+                folder = stack.enter_context(results.claimed(claim))
+            else:
+                folder = Unkept(claim.out, claim.options, [], claim.kind)
+        yield folder
+
+
 def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
     """The network that a model of a study names. Raises InputError where it cannot be built."""
     options: dict[str, Any] = {"activation": model.activation, "init": model.init}
@@ -98,23 +111,33 @@ def _groups(study: Study, name: str, model: Model, lanes: int) -> list[Group]:
 
 def run(study: Study, folder: Folder[Trial], reporter: Reporter, datasets: dict[str, Dataset]) -> None:
     """Compute the trials that the folder lacks, and keep each group as soon as it is finished."""
-    kept = {trial.name for trial in folder.runs()}
+    kept = _kept(study, folder)
     for name, model in itertools.product(study.data, study.model):
         if kept.issuperset(Group(name, model, tuple(cells_of(study))).names(study.seeds)):
             continue
         reporter.stage(f"{name} {model.name}: building")
         # matrices this small take one thread; on a shared machine several wait for each other fifty times as long
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            bench = Bench(study, model, part(study, datasets[name]), folder.path / "checkpoints")
+            with processes.in_step():
+                bench = Bench(study, model, part(study, datasets[name]), folder.path / "checkpoints")
             for group in _groups(study, name, model, bench.lanes):
                 if not kept.issuperset(group.names(study.seeds)):
                     _keep(bench, group, study.seeds, folder, reporter)
 
 
+def _kept(study: Study, folder: Folder[Trial]) -> set[Name]:
+    """The trials that the folder of process 0 holds."""
+    parts = itertools.product(study.data, study.model)
+    names = [one for name, model in parts for one in Group(name, model, tuple(cells_of(study))).names(study.seeds)]
+    known = {trial.name for trial in folder.runs()}
+    return set(itertools.compress(names, processes.word(np.array([name in known for name in names]))))
+
+
 def _keep(bench: Bench, group: Group, seeds: int, folder: Folder[Trial], reporter: Reporter) -> None:
     known = {trial.name for trial in folder.runs()}
     for trials in _computed(bench, group, seeds, reporter):
-        folder.add(trials)
+        with processes.in_step():
+            folder.add(trials)
         if any(trial.name not in known for trial in trials):
             reporter.advance(_words(trials))
 
@@ -122,7 +145,8 @@ def _keep(bench: Bench, group: Group, seeds: int, folder: Folder[Trial], reporte
 def _computed(bench: Bench, group: Group, seeds: int, reporter: Reporter) -> Iterator[list[Trial]]:
     """The trials of a group, all of them; of cells that fail together, each by itself."""
     try:
-        trials = bench.trials(group.cells, reporter)
+        with processes.in_step():
+            trials = bench.trials(group.cells, reporter)
     except InputError:
         raise
     except Exception as error:  # whatever fails, the rest of the study goes on
@@ -223,13 +247,14 @@ class Bench:
 
     def trials(self, cells: Sequence[Cell], reporter: Reporter) -> list[Trial]:
         """All seeds of some cells, cell after cell; they are trained together."""
-        before = [self._before(*cell, reporter) for cell in cells]
+        with processes.in_step():  # those that score alone must not be waited for in training
+            before = [self._before(*cell, reporter) for cell in cells]
         count = len(cells)
         reporter.stage(f"{self._title(*cells[0])}: training", 0.4)
         params, state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), (self._params, self._state))
         mask = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[found.mask for found in before])
         keys = jnp.concatenate([self._keys("order")] * count)
-        trained = self._trained(params, state, mask, keys)
+        trained = jax.device_get(self._trained(params, state, mask, keys))
         reporter.stage(f"{self._title(*cells[0])}: changes", 0.9)
         zero = training.pruned_stay_zero(trained.params, mask)
         changes = np.full((len(zero), 4), np.nan)
