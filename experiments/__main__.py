@@ -95,13 +95,15 @@ def sweep(options: Sweep) -> None:
 
     processes.check_alike(wanted, datasets)
     console = _console(quiet=not processes.first())
-    for each, model in itertools.product(datasets.values(), wanted.model):
-        job.network_of(model, each.train_images.shape[1:], each.classes)
     claim = job.claim(wanted, options.out or Path("runs") / name, repair=options.repair)
+    with processes.in_step():
+        for each, model in itertools.product(datasets.values(), wanted.model):
+            job.network_of(model, each.train_images.shape[1:], each.classes)
+        already = results.kept(claim) if options.list and processes.first() else set()
     if options.list:
         from experiments import plans
 
-        console.print(plans.plan(wanted, datasets, results.kept(claim)))
+        console.print(plans.plan(wanted, datasets, already))
         return
     with job.held(claim) as folder:
         kept = {trial.name[:4] for trial in folder.runs()}

@@ -59,7 +59,7 @@ def begun(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
             manager = stack.enter_context(_manager(own)) if processes.first() else None
         yield Checkpoints(manager)
     if processes.first():
-        shutil.rmtree(own)
+        shutil.rmtree(own, ignore_errors=True)  # what is left of a finished training harms nothing
 
 
 def _manager(own: Path) -> Any:

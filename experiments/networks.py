@@ -235,7 +235,7 @@ def named(name: str) -> Callable[..., Network]:
         return NETWORKS[name]
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise InputError(f"The network {name} cannot be found: {str(error).rstrip('.')}.") from error
     return cast(Callable[..., Network], found)
 

@@ -64,11 +64,12 @@ def cost(study: Study, model: Model, dataset: Dataset) -> Cost:
     compiled = time.perf_counter() - begin
     gradient = _seconds(lambda: slopes(params, few))
     scored = study.measure.score_per_class * dataset.classes / len(few)
-    passes = 3 * study.train.epochs * len(dataset.train_labels) + len(dataset.test_labels)
+    count = len(dataset.train_labels)
+    measured = (study.train.epochs + 1) * min(sweep.MEASURED, count) + len(dataset.test_labels)
     return Cost(
         _COMPILED * compiled,
         gradient * (_PRODUCTS + scored * study.measure.rounds),
-        passes * _forward(study, network, dataset, params, state),
+        (3 * study.train.epochs * count + measured) * _forward(study, network, dataset, params, state),
     )
 
 

@@ -107,7 +107,10 @@ def in_step() -> Iterator[None]:
     except Exception as error:  # whatever it is, the others have to know
         own = error
     bad = isinstance(own, InputError | DataError)
-    said = _said("" if own is None else f"{'!' if bad else '?'}{_line(own)}")
+    try:
+        said = _said("" if own is None else f"{'!' if bad else '?'}{_line(own)}")
+    except _Lost as lost:
+        raise own or lost from None
     if own is not None:
         raise own
     for number, words in enumerate(said):

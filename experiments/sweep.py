@@ -34,9 +34,9 @@ from experiments.trials import Trial
 from pathjax import dynamics, factorization, ntk, path_kernel
 from pathjax.types import Key, Mask, Params
 
-__all__ = ["Bench", "Group", "best", "claim", "held", "network_of", "part", "run"]
+__all__ = ["MEASURED", "Bench", "Group", "best", "claim", "held", "network_of", "part", "run"]
 
-_MEASURED = 10_000
+MEASURED = 10_000
 """Train images, at most, over which the train loss is taken."""
 
 _INPUTS = 1000
@@ -92,6 +92,8 @@ def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
         options["depth"] = model.depth
     try:
         network = named(model.network)(shape, outputs, **options)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"The model {model.name} cannot be built: {str(error).rstrip('.')}.") from error
     if not isinstance(network, Network):
@@ -239,7 +241,7 @@ class Bench:
             (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
             study.train,
             augment=augment,
-            measured=_MEASURED,
+            measured=MEASURED,
             mesh=training.all_devices(),
             checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )

@@ -43,10 +43,12 @@ def percent(share: float) -> str:
 def fold(share: float) -> str:
     """A share of one in per cent; of ten and more, how many times it is.
 
-    >>> fold(0.1234), fold(12.34), fold(181763.4)
-    ('12.3%', '12 times', '1.8e+05 times')
+    >>> fold(0.1234), fold(12.34), fold(181763.4), fold(2.1e22)
+    ('12.3%', '12 times', '180,000 times', '2.1e+22 times')
     """
-    return f"{share:.2g} times" if share >= 10 else percent(share)
+    if not 10 <= share < 1e9:
+        return f"{share:.2g} times" if share >= 10 else percent(share)
+    return f"{float(f'{share:.2g}'):,.0f} times"
 
 
 def points(share: float) -> str:
