@@ -97,7 +97,7 @@ def measurer(
         return _OnData(
             log_eigenvalues=jnp.log(found.eigenvalues) + found.log_scale,
             shares=found.shares,
-            log_top_data_gram=jnp.log(jnp.max(jnp.linalg.eigvalsh(jnp.moveaxis(gram, 2, 0)))) + scale,
+            log_top_data_gram=jnp.log(jnp.max(jax.lax.map(jnp.linalg.eigvalsh, jnp.moveaxis(gram, 2, 0)))) + scale,
             log_trace_data_gram=jnp.log(jnp.trace(three[2])) + scale,
             cosines=jnp.stack([_centered_cosines(kernel) for kernel in three]),
             alignments=jnp.stack([factorization.kernel_target_alignment(k, labels) for k in three]),

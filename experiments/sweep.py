@@ -335,8 +335,7 @@ class Bench:
 def _lanes(study: Study, network: Network, shape: tuple[int, ...]) -> int:
     """How many networks are measured and trained side by side: what fits the study's memory; on CPUs one.
 
-    Convolutions are many times slower there side by side, and jaxlib before 0.11 stops for ever where a program takes
-    the eigenvalues of several batches of matrices at once on as few cores.
+    Convolutions are many times slower there side by side, and the rest gains little.
     """
     if jax.default_backend() == "cpu":
         return 1

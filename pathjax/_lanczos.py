@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pathjax._lapack import eigh, one_by_one
 from pathjax.types import Key, Real
 
 __all__ = ["DENSE", "Krylov", "Pairs", "krylov", "largest", "plan", "warn_of_misses"]
@@ -338,7 +339,7 @@ def _ritz(walked: _Walked) -> tuple[Any, Any, Any]:
     # what is not there goes to the end of the spectrum, below all that is
     size = jnp.max(jnp.sum(jnp.abs(walked.matrix), axis=1))
     below = jnp.where(size > 0, 2 * size, 1)
-    quotients, small = jnp.linalg.eigh(walked.matrix - jnp.diag(jnp.where(walked.alive, 0, below)))
+    quotients, small = eigh(walked.matrix - jnp.diag(jnp.where(walked.alive, 0, below)))
     alive = quotients[::-1] > -below / 2
     return jnp.where(alive, quotients[::-1], 0), jnp.where(alive[None, :], small[:, ::-1], 0), alive
 
@@ -362,14 +363,19 @@ def _combined(small: Any, basis: Any) -> Any:
 
     gram = small.T @ over_pieces(add, jnp.zeros((count, count), basis.dtype)) @ small
     empty = jnp.diag(gram) == 0
-    factor = jnp.linalg.cholesky(gram + jnp.diag(empty.astype(gram.dtype)))
-    rotation = lax.linalg.triangular_solve(factor, small.T, left_side=True, lower=True)
+    rotation = _orthonormal(gram + jnp.diag(empty.astype(gram.dtype)), small.T)
 
     def rotate(found: Any, start: Any, length: int) -> Any:
         rows = lax.dynamic_slice(found, (0, start), (count, length))
         return lax.dynamic_update_slice(found, rotation @ rows, (0, start))
 
     return over_pieces(rotate, basis)
+
+
+@one_by_one
+def _orthonormal(gram: Any, rows: Any) -> Any:
+    """The rows, whose products are `gram`, each less its part along those before it, of length 1."""
+    return lax.linalg.triangular_solve(jnp.linalg.cholesky(gram), rows, left_side=True, lower=True)
 
 
 def _found(values: Any, alive: Any) -> Any:

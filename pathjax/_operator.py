@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Shaped
 from pathjax import _blocks, _estimates, _layerwise, _network
 from pathjax._channels import channels_last
 from pathjax._lanczos import DENSE, Pairs, largest, plan, warn_of_misses
+from pathjax._lapack import eigh
 from pathjax._trees import dot, wide
 from pathjax.types import AnyArray, ApplyFn, Estimate, Key, Mask, Params, Real
 
@@ -202,7 +203,7 @@ def top_eigenpairs(
     size = math.prod(kernel.shape)
     steps, rounds = plan(rank, size, order=order, restarts=restarts, rows="rows n·o")
     if size <= DENSE:
-        values, columns = jnp.linalg.eigh(_matrix(kernel))
+        values, columns = eigh(_matrix(kernel))
         return values[::-1][:rank], columns.T[::-1][:rank].reshape(rank, *kernel.shape)
     pairs = _pairs(kernel, key, jnp.asarray(tolerance, float), rank, steps, rounds)
     warn_of_misses(pairs, tolerance, rounds, of="the Neural Tangent Kernel", stacklevel=2)

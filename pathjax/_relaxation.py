@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
+from pathjax._lapack import eigh
+
 __all__ = ["left", "moved"]
 
 _TERMS = 17
@@ -79,7 +81,7 @@ _applied.defjvp(_applied_jvp, symbolic_zeros=True)
 
 def _eigh(matrix: Array, times: Array) -> tuple[Array, Array]:
     """Eigenvalues for each time (t, q), none below zero; at infinity those that rounding hides are zero."""
-    eigenvalues, eigenvectors = jnp.linalg.eigh(matrix)
+    eigenvalues, eigenvectors = eigh(matrix)
     hidden = eigenvalues <= len(matrix) * jnp.finfo(matrix.dtype).eps * jnp.max(eigenvalues, initial=0)
     unseen = hidden[None, :] & jnp.isinf(times)[:, None]
     return jnp.where(unseen, 0, jnp.maximum(eigenvalues, 0)[None, :]), eigenvectors

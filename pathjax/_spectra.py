@@ -14,6 +14,7 @@ from jax import lax
 
 from pathjax import _estimates, _twin
 from pathjax._lanczos import DENSE, Krylov, Pairs, krylov, largest
+from pathjax._lapack import eigh, eigvalsh
 from pathjax._trees import dot, ravel, total
 from pathjax._twin import PathKernel
 from pathjax.types import Estimate, Key, Params, Real
@@ -54,7 +55,7 @@ def decompose(kernel: PathKernel) -> Spectrum:
     if kernel.mask is not None:
         alive = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
     below = 1 + jnp.trace(matrix)
-    values, vectors = jnp.linalg.eigh((matrix + matrix.T) / 2 - jnp.diag(jnp.where(alive, 0, below)))
+    values, vectors = eigh(matrix - jnp.diag(jnp.where(alive, 0, below)))
     values, vectors = values[::-1], vectors[:, ::-1]
     there = values > -below / 2
     return Spectrum(jnp.where(there, values, 0), jnp.where(there[None, :], vectors, 0), there, positions)
@@ -165,7 +166,7 @@ def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any
 
     def of_start(start_key: Key) -> tuple[Any, Any]:
         space = krylov(operator, operator(_twin.random_signs(kernel, start_key)), steps, to_the_end=True)
-        return _lowest(space, tolerance), jnp.linalg.eigvalsh(space.matrix)[-1]
+        return _lowest(space, tolerance), eigvalsh(space.matrix)[-1]
 
     low, high = lax.map(of_start, jax.random.split(key, 2))
     agree = jnp.abs(low[0] - low[1]) <= tolerance * jnp.min(low)
@@ -174,7 +175,7 @@ def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any
 
 def _lowest(space: Krylov, tolerance: Real) -> Any:
     """The lowest Ritz value above zero, NaN unless its residual is within the tolerance."""
-    values, vectors = jnp.linalg.eigh(space.matrix)
+    values, vectors = eigh(space.matrix)
     candidates = jnp.where(values > _floor(values), values, jnp.inf)
     at = jnp.argmin(candidates)
     residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, at])

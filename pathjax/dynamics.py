@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
 from . import _neural_tangents, _relaxation
+from ._lapack import eigvalsh
 from ._trees import concrete, wide
 from .types import AnyArray
 
@@ -261,7 +262,7 @@ def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
     Array(0.5, dtype=float64)
     """
     _check_kernel(ntk)
-    return 2 / jnp.linalg.eigvalsh(_matrix(ntk))[-1]
+    return 2 / eigvalsh(_matrix(ntk))[-1]
 
 
 def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: ArrayLike) -> Float[Array, ""]:

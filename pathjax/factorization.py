@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pathjax._jaxpr import is_concrete
+from pathjax._lapack import eigh, eigvalsh, svd
 from pathjax._lifting import check_finite
 from pathjax._trees import check_mask
 from pathjax._twin import restricted
@@ -285,11 +286,11 @@ def bounds(
     scale = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
     grams = jnp.moveaxis(sign * jnp.exp(log_abs - scale), 2, 0)
     return Bounds(
-        log_top_ntk=_log(_largest_eigenvalue(matrix)),
+        log_top_ntk=_log(eigvalsh(matrix)[-1]),
         log_trace_ntk=_log(jnp.trace(matrix)),
         log_top_path_kernel=_log(top[0]) + _log_scale(kernel),
         log_trace_path_kernel=_log(kernel.trace()) + _log_scale(kernel),
-        log_top_data_gram=_log(jnp.max(_largest_eigenvalue(grams))) + scale,
+        log_top_data_gram=_log(jnp.max(jax.vmap(eigvalsh)(grams)[:, -1])) + scale,
         log_trace_data_gram=_log(jnp.sum(jnp.trace(grams, axis1=1, axis2=2))) + scale,
     )
 
@@ -319,7 +320,7 @@ def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, ran
         )
     if not 1 <= rank <= n * o:
         raise ValueError(f"`rank` must lie between 1 and the number of Θ's eigenvectors, {n * o}, but is {rank}.")
-    values, vectors = jnp.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
     modes = (factorization.data_modes * jnp.sqrt(factorization.eigenvalues)[None, None, :]).reshape(n * o, -1)
     live = values > _ROUNDINGS * jnp.finfo(values.dtype).eps * values[0]
@@ -415,7 +416,7 @@ def _basis(columns: jax.Array) -> jax.Array:
     """Orthonormal columns that span what the columns, of any lengths, do; zero columns for what they lack in rank."""
     lengths = jnp.sqrt(_squared_length(columns.T))
     units = columns / jnp.where(lengths > 0, lengths, 1.0)[None, :]
-    basis, sizes, _ = jnp.linalg.svd(units, full_matrices=False)
+    basis, sizes, _ = svd(units)
     live = sizes > max(columns.shape) * jnp.finfo(columns.dtype).eps * sizes[0]
     return jnp.where(live[None, :], basis, 0.0)
 
@@ -424,10 +425,6 @@ def _centered(matrix: jax.Array) -> jax.Array:
     """H K H with H = I − 11ᵀ/n."""
     rows = matrix - jnp.mean(matrix, axis=0, keepdims=True)
     return rows - jnp.mean(rows, axis=1, keepdims=True)
-
-
-def _largest_eigenvalue(matrices: jax.Array) -> jax.Array:
-    return jnp.linalg.eigvalsh(matrices)[..., -1]
 
 
 def _log(number: jax.Array) -> jax.Array:

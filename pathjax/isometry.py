@@ -29,7 +29,7 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax import _network, masks
+from pathjax import _lapack, _network, masks
 from pathjax._trees import wide
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable
 
@@ -165,4 +165,4 @@ def _singular_values(matrices: Array) -> Array:
     matrices = wide(matrices)
     if matrices.size == 0:
         return jnp.zeros((*matrices.shape[:-2], min(matrices.shape[-2:])), matrices.real.dtype)
-    return jnp.linalg.svd(matrices, compute_uv=False)
+    return jnp.vectorize(_lapack.singular_values, signature="(m,n)->(r)")(matrices)

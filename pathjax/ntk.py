@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
 from . import _layerwise, _memory, _network, _neural_tangents
+from ._lapack import eigvalsh
 from ._operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
 from ._trees import wide
 from .types import AnyArray, ApplyFn, Mask, Params
@@ -197,7 +198,7 @@ def spectrum(kernel: Float[Array, "n n o o"]) -> Float[Array, " n*o"]:
             f"Only the kernel of one batch with itself has a spectrum, (n, n, o, o), but {kernel.shape} came. "
             "Leave out `x2` when computing it."
         )
-    return jnp.linalg.eigvalsh(wide(matrix))[::-1]
+    return eigvalsh(wide(matrix))[::-1]
 
 
 def condition_number(kernel: Float[Array, "n n o o"]) -> Float[Array, ""]:

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from pathjax import _estimates, _spectra, _twin
 from pathjax._lanczos import DENSE, krylov, plan, warn_of_misses
+from pathjax._lapack import eigh
 from pathjax._lifting import absolute_power, check_finite, lift, lift_weights, ones_like_example, tied_leaves
 from pathjax._trees import check_like, dot, ravel, wide
 from pathjax._twin import PathKernel
@@ -213,7 +214,7 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
 
     def quadrature(sample_key: Key) -> tuple[Any, Any]:
         space = krylov(operator, _twin.random_signs(kernel, sample_key), steps)
-        nodes, vectors = jnp.linalg.eigh(space.matrix)
+        nodes, vectors = eigh(space.matrix)
         return nodes, jnp.square(vectors[0])
 
     nodes, weights = lax.map(quadrature, jax.random.split(key, samples))

@@ -26,7 +26,8 @@ STANDS_ON = {
     "_lifting": ("_rules", "_examples", "_convolutions"),
     "paths": ("_lifting",),
     "_estimates": ("types",),
-    "_lanczos": ("types",),
+    "_lapack": (),
+    "_lanczos": ("types", "_lapack"),
     "_channels": ("_jaxpr",),
     "_twin": ("_lifting", "_channels"),
     "_spectra": ("_twin", "_lanczos", "_estimates"),
@@ -42,7 +43,7 @@ STANDS_ON = {
     "_layerwise": ("_uses", "_network", "_devices", "_memory"),
     "_operator": ("_layerwise", "_lanczos", "_estimates"),
     "ntk": ("_neural_tangents", "_operator"),
-    "_relaxation": (),
+    "_relaxation": ("_lapack",),
     "dynamics": ("_neural_tangents", "_relaxation"),
     "_apportionment": (),
     "_selection": ("_trees",),
@@ -56,7 +57,7 @@ STANDS_ON = {
     "connectivity": ("paths", "masks", "_reach", "_network"),
     "pruning": ("scores", "masks", "_programs"),
     "transfer": ("ntk", "masks", "_programs"),
-    "isometry": ("_network", "masks"),
+    "isometry": ("_network", "masks", "_lapack"),
 }
 
 # outside package: the modules that may use it. neural-tangents asks for names that JAX has moved, so its door has to.
