@@ -84,22 +84,28 @@ def draw(options: Figures) -> None:
 
 def sweep(options: Sweep) -> None:
     """A study: compute what is missing of it, or say what that is."""
-    from experiments import data, study
+    from experiments import data, processes, study
 
-    name, wanted = study.read(options.config, datasets=tuple(data.DATASETS))
-    datasets = {each: data.load(each, data_dir=options.data_dir) for each in wanted.data}
+    with processes.joined(options.coordinator, processes=options.processes, process=options.process):
+        name, wanted = study.read(options.config, datasets=tuple(data.DATASETS))
+        datasets = {each: data.load(each, data_dir=options.data_dir) for each in wanted.data}
 
     from experiments import progress, results
     from experiments import sweep as job
 
-    console = _console()
-    for each, model in itertools.product(datasets.values(), wanted.model):
-        job.network_of(model, each.train_images.shape[1:], each.classes)
+    processes.check_alike(wanted, datasets)
+    console = _console(quiet=not processes.first())
     claim = job.claim(wanted, options.out or Path("runs") / name, repair=options.repair)
+    with processes.in_step():
+        for each, model in itertools.product(datasets.values(), wanted.model):
+            job.network_of(model, each.train_images.shape[1:], each.classes)
+        already = results.kept(claim) if options.list and processes.first() else set()
     if options.list:
-        console.print(job.plan(wanted, datasets, results.kept(claim)))
+        from experiments import plans
+
+        console.print(plans.plan(wanted, datasets, already))
         return
-    with results.claimed(claim) as folder:
+    with job.held(claim) as folder:
         kept = {trial.name[:4] for trial in folder.runs()}
         total = len(wanted.data) * len(wanted.model) * len(study.cells_of(wanted))
         with progress.reporting(
@@ -113,9 +119,11 @@ def sweep(options: Sweep) -> None:
         console.print(f"Results: {folder.path / 'results.jsonl'}", soft_wrap=True)
 
 
-def _console() -> Console:
+def _console(*, quiet: bool = False) -> Console:
     from rich.console import Console
 
+    if quiet:
+        return Console(quiet=True, force_terminal=False)
     console = Console()
     return console if console.is_terminal else Console(width=120)  # a file has no width of its own
 

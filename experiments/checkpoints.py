@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,39 +13,63 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import processes
+
 __all__ = ["Checkpoints", "begun"]
 
 
 class Checkpoints:
-    """The last state of one training, in a folder of its own. `load` and `save` take the epochs that are behind."""
+    """The last state of one training, in a folder of its own. `load` and `save` take the epochs that are behind.
 
-    def __init__(self, manager: Any, save: Any, restore: Any) -> None:
-        self._manager, self._save, self._restore = manager, save, restore
+    Of several processes, which make the same calls, process 0 alone has the folder.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        """`manager` is Orbax'; None where process 0 has it."""
+        self._manager = manager
 
     def load(self, like: Any) -> tuple[int, Any]:
-        """Epochs and state to go on from: 0 and `like` where nothing is kept."""
-        epoch = self._manager.latest_step()
-        if epoch is None:
-            return 0, like
-        return epoch, self._manager.restore(epoch, args=self._restore(like))
+        """Epochs and state to go on from, on the host: 0 and `like` where nothing is kept."""
+        import orbax.checkpoint as ocp
+
+        with processes.in_step():
+            epoch = self._manager.latest_step() if self._manager else None
+            state = like = jax.device_get(like)
+            if epoch is not None:
+                state = self._manager.restore(epoch, args=ocp.args.StandardRestore(like))
+        epoch, state = processes.word((epoch or 0, state))
+        return int(epoch), state
 
     def save(self, epoch: int, state: Any) -> None:
         """Keep a state in place of the one before. It is there whole, or not at all."""
-        self._manager.save(epoch, args=self._save(state))
-        self._manager.wait_until_finished()
+        import orbax.checkpoint as ocp
+
+        with processes.in_step():
+            if self._manager:
+                self._manager.save(epoch, args=ocp.args.StandardSave(jax.device_get(state)))
+                self._manager.wait_until_finished()
 
 
 @contextmanager
 def begun(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
     """The checkpoints of the training that begins with the arrays in `identity`; removed when it has ended well."""
+    own = folder.absolute() / _digest(identity)
+    with ExitStack() as stack:
+        with processes.in_step():
+            manager = stack.enter_context(_manager(own)) if processes.first() else None
+        yield Checkpoints(manager)
+    if processes.first():
+        shutil.rmtree(own, ignore_errors=True)  # what is left of a finished training harms nothing
+
+
+def _manager(own: Path) -> Any:
+    """Orbax' keeper of a folder, in this process alone."""
     import orbax.checkpoint as ocp
 
-    own = folder.absolute() / _digest(identity)
-    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=True)
-    with ocp.CheckpointManager(own, options=options) as manager:
-        yield Checkpoints(manager, ocp.args.StandardSave, ocp.args.StandardRestore)
-    if jax.process_index() == 0:
-        shutil.rmtree(own)
+    own.mkdir(parents=True, exist_ok=True)  # which Orbax does for all processes only
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=False, multiprocessing_options=alone)
+    return ocp.CheckpointManager(own, options=options)
 
 
 def _digest(tree: Any) -> str:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lanes import side_by_side
 from pathjax import dynamics, masks, ntk
 from pathjax.types import ApplyFn, Mask, Params
 
@@ -96,7 +97,7 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
             low_rank=left,
         )
 
-    return jax.jit(jax.vmap(curves))
+    return jax.jit(side_by_side(curves))
 
 
 def gap(predicted: np.ndarray | jax.Array, real: np.ndarray | jax.Array) -> float:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lanes import side_by_side
 from pathjax import masks, pruning, scores
 from pathjax.types import ApplyFn, Key, Mask, Params, Scores
 
@@ -85,7 +86,7 @@ def masked_seeds(apply: ApplyFn, evidence: Evidence, *, rounds: int) -> Callable
             taken = rounds if METHODS[method].iterative else 1
             return pruning.prune(compiled[method], params, density=density, rounds=taken, key=key)
 
-        mask = jax.vmap(prune)(params, keys)
+        mask = side_by_side(prune)(params, keys)
         wanted = masks.kept_counts(jax.tree.map(lambda leaf: leaf[0], params), density=density).item()
         kept = np.asarray(jax.vmap(masks.count)(mask))
         if np.any(kept != wanted):

@@ -7,6 +7,7 @@ built from `steps`, with every width in a table that can be changed.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -14,6 +15,7 @@ from typing import Any, cast
 import jax
 from flax import nnx
 
+from experiments.options import InputError, known
 from experiments.steps import IMAGE, OUTPUTS, RESHAPES, Block, Layer, Network, Options, Pad, State, Step, build
 from pathjax.types import Key, Params
 
@@ -21,6 +23,7 @@ __all__ = [
     "NETWORKS",
     "fully_connected",
     "lenet_5",
+    "named",
     "nnx_fully_connected",
     "resnet",
     "resnet_18",
@@ -219,6 +222,22 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "wrn_28_10": wide_resnet,
 }
 """`NETWORKS[name](shape, outputs, widths=..., batch_norm=..., activation=..., init=...)`."""
+
+
+def named(name: str) -> Callable[..., Network]:
+    """What builds the network of a name: one of `NETWORKS`, or "module:function", of a module that can be imported.
+
+    Raises InputError where there is none.
+    """
+    module, colon, function = name.partition(":")
+    if not colon:
+        known("network", name, tuple(NETWORKS))
+        return NETWORKS[name]
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
+        raise InputError(f"The network {name} cannot be found: {str(error).rstrip('.')}.") from error
+    return cast(Callable[..., Network], found)
 
 
 def nnx_fully_connected(

@@ -146,6 +146,14 @@ class Sweep:
     """Say what would run and about how long it would take, and stop."""
     repair: bool = False
     """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their networks again."""
+    coordinator: str | None = None
+    """Where several processes train together, started with the same command: HOST:PORT of process 0, the port free;
+    or auto, where JAX finds the processes itself: Slurm, Open MPI, TPU pods. Process 0 writes and shows the results; it
+    alone needs the output folder."""
+    processes: int | None = None
+    """With HOST:PORT: how many processes there are."""
+    process: int | None = None
+    """With HOST:PORT: which of them this is, from 0."""
 
 
 def validated(options: Compare, *, datasets: Sequence[str]) -> Compare:

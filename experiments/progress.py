@@ -83,5 +83,6 @@ def reporting(
     )
     progress = Progress(*columns, console=console, speed_estimate_period=3600, expand=True)
     shown = progress if below is None else _Stack(progress, below)
-    with Live(shown, console=console, refresh_per_second=4):
+    # what is below is printed whole in the end: a terminal may be too low for it
+    with Live(shown, console=console, refresh_per_second=4, transient=below is not None):
         yield _Bar(progress, total, done)

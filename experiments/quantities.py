@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.lanes import side_by_side
 from pathjax import ntk, path_kernel, paths
 from pathjax.types import ApplyFn, Key, Mask, Params
 
@@ -78,7 +79,7 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
             ntk=ntk.empirical(apply, params, batch, mask=mask),
         )
 
-    return jax.jit(jax.vmap(measured))
+    return jax.jit(side_by_side(measured))
 
 
 def ntk_spectrum(kernel: np.ndarray) -> NtkSpectrum:

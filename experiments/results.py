@@ -21,7 +21,7 @@ from experiments.lines import decode, encode
 from experiments.options import DENSE, Compare, InputError
 from experiments.runs import Run
 
-__all__ = ["Claim", "Folder", "Record", "claimed", "comparison", "kept", "versions", "write"]
+__all__ = ["Claim", "Folder", "Record", "Unkept", "claimed", "comparison", "kept", "versions", "write"]
 
 _ELSEWHERE = ("out", "data_dir", "repair")  # options that do not change a number
 _PACKAGES = ("flax", "jax", "jaxlib", "matfree", "neural-tangents", "numpy", "optax", "pathjax", "scikit-learn")
@@ -86,6 +86,14 @@ class Folder(Generic[R]):
         lines = self.lines + [encode(run) for run in runs if run.name not in known]
         write(self.path / "results.jsonl", "".join(line + "\n" for line in lines))
         self.lines = lines
+
+
+@dataclasses.dataclass
+class Unkept(Folder[R]):
+    """Takes the place of a folder where another process keeps the results."""
+
+    def add(self, runs: Sequence[R]) -> None:
+        """Nothing."""
 
 
 @contextlib.contextmanager

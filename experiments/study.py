@@ -40,7 +40,7 @@ class Model:
     name: str
     """What results call it."""
     network: str
-    """Which network it is."""
+    """Which network it is: one of NETWORKS, or "module:function" for one of your own."""
     factor: float = 1.0
     """By which all its widths but the outputs are multiplied, rounded up."""
     batch_norm: bool | None = None
@@ -178,7 +178,8 @@ def _check(study: Study, datasets: Sequence[str]) -> None:
     for method in study.method:
         known("method", method, METHODS)
     for model in study.model:
-        known("network", model.network, NETWORKS)
+        if ":" not in model.network:
+            known("network", model.network, NETWORKS)
         known("activation", model.activation, ("relu", "leaky_relu", "linear"))
         known("init", model.init, ("kaiming", "orthogonal", "delta_orthogonal", "ntk"))
         if not model.factor > 0.0:

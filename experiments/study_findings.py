@@ -12,7 +12,7 @@ from experiments.runs import QUANTITIES
 from experiments.study_figures import shown_curves
 from experiments.study_results import CHANGES, PREDICTIONS, Results
 from experiments.widths import Sweep
-from experiments.words import listed, number, percent, points
+from experiments.words import fold, listed, number, percent, points
 
 __all__ = [
     "failures",
@@ -201,8 +201,8 @@ def of_change(study: Results) -> str:
         most, least = study.cells.loc[there.idxmax()], study.cells.loc[there.idxmin()]
         sentences.append(
             f"The {words} stays below {percent(_LAZY)} in {int((there < _LAZY).sum())} of {len(there)} cells (lazy). "
-            f"It reaches from {percent(there.min())} ({_row(least)}) to {percent(there.max())} ({_row(most)}), with a "
-            f"median of {percent(there.median())}."
+            f"It reaches from {fold(there.min())} ({_row(least)}) to {fold(there.max())} ({_row(most)}), with a "
+            f"median of {fold(there.median())}."
         )
     together = study.association("path_kernel_change", "ntk_change", ["data", "model"])
     if together.groups:

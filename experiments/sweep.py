@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,14 +19,14 @@ import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so 
 import threadpoolctl  # type: ignore[import-untyped]
 from rich.table import Table
 
-from experiments import compare, curves, data, kernels, methods, quantities, shrink, training
+from experiments import compare, curves, data, kernels, methods, processes, quantities, results, shrink, training
 from experiments.data import Dataset
 from experiments.keys import key_of
-from experiments.lanes import in_lanes
-from experiments.networks import NETWORKS
+from experiments.lanes import in_lanes, side_by_side
+from experiments.networks import named
 from experiments.options import DENSE, InputError
 from experiments.progress import Reporter
-from experiments.results import Claim, Folder
+from experiments.results import Claim, Folder, Unkept
 from experiments.runs import QUANTITIES
 from experiments.steps import OUTPUTS, Network, bind
 from experiments.study import Model, Name, Study, cells_of
@@ -34,9 +34,9 @@ from experiments.trials import Trial
 from pathjax import dynamics, factorization, ntk, path_kernel
 from pathjax.types import Key, Mask, Params
 
-__all__ = ["Bench", "best", "claim", "estimate", "network_of", "plan", "run"]
+__all__ = ["MEASURED", "Bench", "Group", "best", "claim", "held", "network_of", "part", "run"]
 
-_MEASURED = 10_000
+MEASURED = 10_000
 """Train images, at most, over which the train loss is taken."""
 
 _INPUTS = 1000
@@ -71,6 +71,18 @@ def claim(study: Study, out: Path, *, repair: bool) -> Claim[Trial]:
     return Claim(out, Trial, options, expected, repair)
 
 
+@contextlib.contextmanager
+def held(claim: Claim[Trial]) -> Iterator[Folder[Trial]]:
+    """The output folder of a study. Of several processes the first holds it for all. Raises as `results.claimed`."""
+    with contextlib.ExitStack() as stack:
+        with processes.in_step():
+            if processes.first():
+                folder = stack.enter_context(results.claimed(claim))
+            else:
+                folder = Unkept(claim.out, claim.options, [], claim.kind)
+        yield folder
+
+
 def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
     """The network that a model of a study names. Raises InputError where it cannot be built."""
     options: dict[str, Any] = {"activation": model.activation, "init": model.init}
@@ -79,9 +91,13 @@ def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
     if model.depth:
         options["depth"] = model.depth
     try:
-        network: Network = NETWORKS[model.network](shape, outputs, **options)
+        network = named(model.network)(shape, outputs, **options)
+    except InputError:
+        raise
     except (TypeError, ValueError) as error:
         raise InputError(f"The model {model.name} cannot be built: {str(error).rstrip('.')}.") from error
+    if not isinstance(network, Network):
+        raise InputError(f"{model.network} gives a {type(network).__name__}; it has to give what steps.build does.")
     if model.factor == 1.0:
         return network
     return network.resized(
@@ -97,23 +113,33 @@ def _groups(study: Study, name: str, model: Model, lanes: int) -> list[Group]:
 
 def run(study: Study, folder: Folder[Trial], reporter: Reporter, datasets: dict[str, Dataset]) -> None:
     """Compute the trials that the folder lacks, and keep each group as soon as it is finished."""
-    kept = {trial.name for trial in folder.runs()}
+    kept = _kept(study, folder)
     for name, model in itertools.product(study.data, study.model):
         if kept.issuperset(Group(name, model, tuple(cells_of(study))).names(study.seeds)):
             continue
         reporter.stage(f"{name} {model.name}: building")
         # matrices this small take one thread; on a shared machine several wait for each other fifty times as long
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            bench = Bench(study, model, _part(study, datasets[name]), folder.path / "checkpoints")
+            with processes.in_step():
+                bench = Bench(study, model, part(study, datasets[name]), folder.path / "checkpoints")
             for group in _groups(study, name, model, bench.lanes):
                 if not kept.issuperset(group.names(study.seeds)):
                     _keep(bench, group, study.seeds, folder, reporter)
 
 
+def _kept(study: Study, folder: Folder[Trial]) -> set[Name]:
+    """The trials that the folder of process 0 holds."""
+    parts = itertools.product(study.data, study.model)
+    names = [one for name, model in parts for one in Group(name, model, tuple(cells_of(study))).names(study.seeds)]
+    known = {trial.name for trial in folder.runs()}
+    return set(itertools.compress(names, processes.word(np.array([name in known for name in names]))))
+
+
 def _keep(bench: Bench, group: Group, seeds: int, folder: Folder[Trial], reporter: Reporter) -> None:
     known = {trial.name for trial in folder.runs()}
     for trials in _computed(bench, group, seeds, reporter):
-        folder.add(trials)
+        with processes.in_step():
+            folder.add(trials)
         if any(trial.name not in known for trial in trials):
             reporter.advance(_words(trials))
 
@@ -121,7 +147,8 @@ def _keep(bench: Bench, group: Group, seeds: int, folder: Folder[Trial], reporte
 def _computed(bench: Bench, group: Group, seeds: int, reporter: Reporter) -> Iterator[list[Trial]]:
     """The trials of a group, all of them; of cells that fail together, each by itself."""
     try:
-        trials = bench.trials(group.cells, reporter)
+        with processes.in_step():
+            trials = bench.trials(group.cells, reporter)
     except InputError:
         raise
     except Exception as error:  # whatever fails, the rest of the study goes on
@@ -158,38 +185,8 @@ def best(trials: Sequence[Trial]) -> Table:
     return table
 
 
-def plan(study: Study, datasets: dict[str, Dataset], kept: set[Name]) -> Table:
-    """What would run, and about how long its training would take on this machine."""
-    table = Table("data", "model", "cells", "networks", "kept", "training takes about", title="What would run")
-    whole = 0.0
-    for name, model in itertools.product(study.data, study.model):
-        names = Group(name, model, tuple(cells_of(study))).names(study.seeds)
-        left = len(set(names) - kept)
-        seconds = left * estimate(study, model, datasets[name]) if left else 0.0
-        whole += seconds
-        counts = (len(cells_of(study)), len(names), len(names) - left)
-        table.add_row(name, model.name, *map(str, counts), f"{seconds / 60:.1f} min")
-    table.add_section()
-    table.add_row("all", "", "", "", "", f"{whole / 60:.1f} min")
-    return table
-
-
-def estimate(study: Study, model: Model, dataset: Dataset) -> float:
-    """Seconds that one network takes to train, about: three forward passes for each image, timed on one minibatch."""
-    dataset = _part(study, dataset)
-    network = network_of(model, dataset.train_images.shape[1:], dataset.classes)
-    params, state = jax.jit(network.init)(key_of(0, "init"))
-    size = min(study.train.batch_size, len(dataset.train_labels))
-    images = jnp.asarray(dataset.train_images[:size])
-    forward = jax.jit(network.apply)
-    jax.block_until_ready(forward(params, state, images))
-    begin = time.perf_counter()
-    jax.block_until_ready(forward(params, state, images))
-    each = (time.perf_counter() - begin) / size
-    return each * (3 * study.train.epochs * len(dataset.train_labels) + len(dataset.test_labels))
-
-
-def _part(study: Study, dataset: Dataset) -> Dataset:
+def part(study: Study, dataset: Dataset) -> Dataset:
+    """The images of a data set that a study uses."""
     train, test = study.train_images or None, study.test_images or None
     return dataclasses.replace(
         dataset,
@@ -244,7 +241,7 @@ class Bench:
             (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
             study.train,
             augment=augment,
-            measured=_MEASURED,
+            measured=MEASURED,
             mesh=training.all_devices(),
             checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )
@@ -252,13 +249,14 @@ class Bench:
 
     def trials(self, cells: Sequence[Cell], reporter: Reporter) -> list[Trial]:
         """All seeds of some cells, cell after cell; they are trained together."""
-        before = [self._before(*cell, reporter) for cell in cells]
+        with processes.in_step():  # those that score alone must not be waited for in training
+            before = [self._before(*cell, reporter) for cell in cells]
         count = len(cells)
         reporter.stage(f"{self._title(*cells[0])}: training", 0.4)
         params, state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), (self._params, self._state))
         mask = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[found.mask for found in before])
         keys = jnp.concatenate([self._keys("order")] * count)
-        trained = self._trained(params, state, mask, keys)
+        trained = jax.device_get(self._trained(params, state, mask, keys))
         reporter.stage(f"{self._title(*cells[0])}: changes", 0.9)
         zero = training.pruned_stay_zero(trained.params, mask)
         changes = np.full((len(zero), 4), np.nan)
@@ -337,8 +335,7 @@ class Bench:
 def _lanes(study: Study, network: Network, shape: tuple[int, ...]) -> int:
     """How many networks are measured and trained side by side: what fits the study's memory; on CPUs one.
 
-    Convolutions are many times slower there side by side, and jaxlib before 0.11 stops for ever where a program takes
-    the eigenvalues of several batches of matrices at once on as few cores.
+    Convolutions are many times slower there side by side, and the rest gains little.
     """
     if jax.default_backend() == "cpu":
         return 1
@@ -355,10 +352,10 @@ def _lanes(study: Study, network: Network, shape: tuple[int, ...]) -> int:
 def _low_rank(apply: Any, batch: jax.Array, rank: int) -> Any:
     """A compiled function (params, mask, keys) -> Θ's part of some rank in the eigenbasis of Π."""
 
-    def part(params: Params, mask: Mask, key: Key) -> jax.Array:
+    def low_rank(params: Params, mask: Mask, key: Key) -> jax.Array:
         return factorization.recompose(factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask))
 
-    return jax.jit(jax.vmap(part))
+    return jax.jit(side_by_side(low_rank))
 
 
 def _changes(network: Network, begun_state: Any, batch: jax.Array) -> Any:
@@ -378,7 +375,7 @@ def _changes(network: Network, begun_state: Any, batch: jax.Array) -> Any:
         )
         return jnp.stack(found)
 
-    return jax.jit(jax.vmap(changes))
+    return jax.jit(side_by_side(changes))
 
 
 def _folded(params: Params, state: Any, begun: Any) -> Params:

@@ -14,8 +14,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from experiments import processes
 from experiments.checkpoints import begun
-from experiments.options import Recipe
+from experiments.lanes import side_by_side
+from experiments.options import InputError, Recipe
 from pathjax import masks
 from pathjax.types import ApplyFn, Key, Mask, Params
 
@@ -122,19 +124,19 @@ def trainer(
 
     With a `mesh`, of one axis, its devices share every minibatch: weights are everywhere, batch norm takes the
     statistics of the whole minibatch, and the numbers are those of one device but for rounding. Every process of a mesh
-    over several makes the same calls.
+    over several makes the same calls; the networks and checkpoints of process 0 count.
 
     With precision "bfloat16" the networks are computed in it, from weights, and to losses and updates, in float32.
 
     With a folder for `checkpoints` a training that was cut off goes on from its last one, to the same numbers.
 
-    Raises ValueError where the devices do not divide a minibatch.
+    Raises InputError where the devices do not divide a minibatch.
     """
     size = min(recipe.batch_size, len(train[1]))
     steps = len(train[1]) // size
     network = _in_precision(network, recipe.precision)
     if mesh is not None and size % mesh.size:
-        raise ValueError(f"{mesh.size} devices cannot share minibatches of {size}: give a multiple of their number.")
+        raise InputError(f"{mesh.size} devices cannot share minibatches of {size}: give a multiple of their number.")
     rule = optimizer(recipe, steps)
     spread, everywhere = _spreading(mesh), _everywhere(mesh)
 
@@ -166,9 +168,9 @@ def trainer(
         losses = _cross_entropy(outputs, jnp.maximum(labels, 0), 0.0)
         return jnp.sum(jnp.where(known, losses, 0.0)), jnp.sum(jnp.argmax(outputs, axis=1) == labels)
 
-    begin_all = jax.jit(jax.vmap(begin))
-    step_all = jax.jit(jax.vmap(step, in_axes=(None, 0, 0, 0, 0)), donate_argnums=1)
-    sums_all = jax.jit(jax.vmap(sums, in_axes=(None, 0, 0)))
+    begin_all = jax.jit(side_by_side(begin))
+    step_all = jax.jit(side_by_side(step, (None, 0, 0, 0, 0)), donate_argnums=1)
+    sums_all = jax.jit(side_by_side(sums, (None, 0, 0)))
     keys_of_epoch = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
     orders_of = jax.jit(jax.vmap(lambda key: jax.random.permutation(key, len(train[1]))))
     whole = everywhere(train)
@@ -180,7 +182,9 @@ def trainer(
         return np.sum(losses, axis=0) / count, np.sum(right, axis=0) / count
 
     def run(params: Params, state: Any, mask: Mask, keys: Key) -> Trained:
-        params, state, mask, keys = everywhere((params, state, mask, keys))
+        # scores are rounded differently where processes choose their kernels by timing them: masks could differ
+        params, state, mask = everywhere(processes.word((params, state, mask)))
+        keys = everywhere(keys)
         params, memory = begin_all(params, mask)
         state = jax.tree.map(jnp.copy, state)  # what a step takes, it uses up
         count = len(train[1][:measured])
@@ -191,6 +195,7 @@ def trainer(
             networks, start = (params, state, memory), 0
             if kept is not None:
                 start, (networks, losses) = kept.load((networks, losses))
+                networks, losses = everywhere(networks), np.array(losses)  # what is loaded is not to be written to
             for number in range(start, recipe.epochs):
                 keys_now = keys_of_epoch(keys, number)
                 orders = orders_of(keys_now)
@@ -255,8 +260,9 @@ def _everywhere(mesh: Mesh | None) -> Callable[[Any], Any]:
     def put(leaf: Any) -> jax.Array:
         # from the host, as devices of several processes take arrays from there alone, and keys as their bits
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(jax.device_put(np.asarray(jax.random.key_data(leaf)), whole))
-        return jax.device_put(np.asarray(leaf), whole)
+            return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])
 
     return lambda tree: jax.tree.map(put, tree)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["listed", "number", "percent", "points", "rho"]
+__all__ = ["fold", "listed", "number", "percent", "points", "rho"]
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -38,6 +38,17 @@ def percent(share: float) -> str:
     '12.3%'
     """
     return "–" if math.isnan(share) else f"{100 * share:.1f}%"
+
+
+def fold(share: float) -> str:
+    """A share of one in per cent; of ten and more, how many times it is.
+
+    >>> fold(0.1234), fold(12.34), fold(181763.4), fold(2.1e22)
+    ('12.3%', '12 times', '180,000 times', '2.1e+22 times')
+    """
+    if not 10 <= share < 1e9:
+        return f"{share:.2g} times" if share >= 10 else percent(share)
+    return f"{float(f'{share:.2g}'):,.0f} times"
 
 
 def points(share: float) -> str:

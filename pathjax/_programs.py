@@ -16,17 +16,22 @@ _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDicti
 def compiled(program: Callable[..., Any], function: Callable[..., Any], *, static: tuple[str, ...]) -> Any:
     """`jax.jit` of program(function, ...), the same one for the same two functions; `static` are keywords of it.
 
-    What is compiled does not hold `function`, and goes when that does: it may close over much. A function that cannot
-    be hashed, or not be referred to weakly, gets a program for this call alone.
+    What is compiled does not hold `function`, and goes when that does, for it may close over much: the caller holds it
+    until the last call. A function that cannot be hashed or be referred to weakly, or equals another one that has a
+    program, gets a program for this call alone; so does a method, which is a new object each time it is named.
     """
     try:
         of_function = _PROGRAMS.setdefault(function, {})
         reference: Callable[[], Any] = weakref.ref(function)
     except TypeError:
         return _jitted(program, lambda: function, static)
-    if program not in of_function:
-        of_function[program] = _jitted(program, reference, static)
-    return of_function[program]
+    first, made = of_function.get(program, (reference, None))
+    if first() is not function:
+        return _jitted(program, lambda: function, static)
+    if made is None:
+        made = _jitted(program, reference, static)
+        of_function[program] = (reference, made)
+    return made
 
 
 def _jitted(program: Callable[..., Any], reference: Callable[[], Any], static: tuple[str, ...]) -> Any:

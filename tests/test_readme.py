@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -20,7 +21,7 @@ def test_library_example_runs() -> None:
     assert kept == 35  # a tenth of 4 · 50 + 50 · 3 weights
 
 
-def test_tutorial_runs() -> None:
-    tutorial = README.parent / "docs" / "path-forms.md"
-    failed, tried = doctest.testfile(str(tutorial), module_relative=False)
-    assert failed == 0 and tried > 20
+@pytest.mark.parametrize(("page", "examples"), [("path-forms.md", 20), ("study/README.md", 5)])
+def test_tutorial_runs(page: str, examples: int) -> None:
+    failed, tried = doctest.testfile(str(README.parent / "docs" / page), module_relative=False)
+    assert failed == 0 and tried >= examples

@@ -1,4 +1,5 @@
 import functools
+import io
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -122,16 +124,67 @@ def test_unprepared_data_set_says_how_to_prepare_it(name, tmp_path):
     assert f"tfds.builder('{builder}', data_dir='{tmp_path}', file_format='array_record')" in message
 
 
-def test_imagenet_is_tested_on_its_validation_split(own_copy):
-    root = own_copy.parents[1]
-    folder = root / "imagenet_resized" / "32x32" / "3.0.0"
-    shutil.copytree(own_copy, folder)
-    for file in folder.glob("digits-test*"):
-        file.rename(file.with_name(file.name.replace("-test", "-validation")))
-    info = folder / "dataset_info.json"
-    info.write_text(info.read_text().replace('"name": "test"', '"name": "validation"'))
-    dataset = data.load("imagenet_resized", data_dir=root)
-    assert (len(dataset.train_labels), len(dataset.test_labels)) == (1438, 359)
+STOCK = {
+    "mnist": ((28, 28, 1), 10, ("train", "test")),
+    "fashion_mnist": ((28, 28, 1), 10, ("train", "test")),
+    "cifar10": ((32, 32, 3), 10, ("train", "test")),
+    "cifar100": ((32, 32, 3), 100, ("train", "test")),
+    "svhn_cropped": ((32, 32, 3), 10, ("train", "extra", "test")),
+    "imagenet_resized": ((32, 32, 3), 1000, ("train", "validation")),
+}
+"""The data sets that are TFDS' own: shape of an image, classes, and splits as published, the one to test on last."""
+
+
+def mocked(name, root, splits):
+    """The images and labels of TFDS' mock data, by split, and a data set of them, prepared as TFDS prepares its own."""
+    builder = data._BUILDERS.get(name, name)
+    with tfds.testing.mock_data(num_examples=20):
+        source = tfds.data_source(builder, split="train", builder_kwargs={"file_format": "array_record"})
+        examples = [source[number] for number in range(len(source))]
+    parts = {split: examples[at :: len(splits)] for at, split in enumerate(splits)}
+    real = tfds.builder(builder, data_dir=root, file_format="array_record")
+    real._split_generators = lambda *_: {
+        split: enumerate(example | {"image": png(example["image"])} for example in part)
+        for split, part in parts.items()
+    }
+    real.download_and_prepare()
+    return {
+        split: (np.stack([each["image"] for each in part]), np.array([each["label"] for each in part]))
+        for split, part in parts.items()
+    }
+
+
+def png(image):
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(out, "png")
+    out.seek(0)
+    return out
+
+
+def test_every_data_set_is_made_here_or_stock():
+    assert {"digits", "tiny_imagenet", *STOCK} == set(data.DATASETS)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_data_sets_are_read_as_tfds_prepares_them(name, tmp_path):
+    shape, classes, splits = STOCK[name]
+    examples = mocked(name, tmp_path, splits)
+    dataset = data.load(name, data_dir=tmp_path)
+    assert (dataset.name, dataset.classes) == (name, classes)
+    pixels = examples["train"][0].astype(np.float64)
+    mean, deviation = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    found = (
+        (dataset.train_images, dataset.train_labels, "train"),
+        (dataset.test_images, dataset.test_labels, splits[-1]),
+    )
+    for images, labels, split in found:
+        expected, expected_labels = examples[split]
+        assert images.shape == (len(expected), *shape) and images.dtype == np.float32
+        assert labels.min() >= 0 and labels.max() < classes and labels.dtype == np.int32
+        distance = np.abs(images[:, None] - (expected - mean) / deviation).max((2, 3, 4))
+        order = distance.argmin(1)  # TFDS shuffles what it prepares
+        assert sorted(order) == list(range(len(expected))) and distance.min(1).max() < 1e-5
+        np.testing.assert_array_equal(labels, expected_labels[order])
 
 
 def published(root):

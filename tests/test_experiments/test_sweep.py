@@ -1,9 +1,12 @@
 """Studies at the size of seconds, as a user runs them."""
 
+import contextlib
 import dataclasses
 import math
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -71,6 +74,69 @@ def run(place, out, *more, config="small.toml"):
     return command.main(["sweep", str(place / config), "--out", str(out), "--data-dir", str(place / "data"), *more])
 
 
+def started(place, out, *more, config="small.toml", log=None):
+    """The same command in a process of its own, which writes all it says to `log`."""
+    arguments = ["sweep", str(place / config), "--out", str(out), "--data-dir", str(place / "data"), *more]
+    environment = {
+        "JAX_ENABLE_X64": "1",  # as in the tests
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    with open(log or os.devnull, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments", *arguments],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=file,
+            stderr=subprocess.STDOUT if log else None,
+        )
+
+
+@contextlib.contextmanager
+def two_started(place, out, config):
+    """Two processes of one study; both have ended after the context. `logs` has what they say, in files."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    out.parent.mkdir(exist_ok=True)
+    logs = [out.parent / f"{number}.log" for number in range(2)]
+    jobs = [
+        started(
+            place, out, "--coordinator", address, "--processes", "2", "--process", str(number), config=config, log=log
+        )
+        for number, log in enumerate(logs)
+    ]
+    try:
+        yield jobs, logs
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+
+
+def said(log):
+    """What a process says, but for what Gloo says of itself."""
+    return [line for line in log.read_text().splitlines() if not line.startswith("[Gloo]")]
+
+
+def same_but_for_rounding(one, other):
+    """Whether trials agree: exactly in what is found before training, to rounding in what is found after."""
+    assert [trial.name for trial in one] == [trial.name for trial in other]
+    for pair in zip(one, other, strict=True):
+        for field in dataclasses.fields(Trial):
+            first, second = (getattr(trial, field.name) for trial in pair)
+            if field.name in AFTER:
+                np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
+            else:
+                np.testing.assert_equal(first, second)
+
+
+AFTER = {"train_loss", "test_loss", "test_accuracy"} | {
+    f"{kernel}_{how}" for kernel in ("ntk", "path_kernel") for how in ("change", "distance")
+}
+
+
 def trials_of(out):
     return [decode(line, Trial) for line in (out / "results.jsonl").read_text().splitlines()]
 
@@ -107,18 +173,7 @@ def test_the_same_command_again_computes_nothing(place, capsys):
 def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
     out = tmp_path / "out"
     file = out / "results.jsonl"
-    arguments = ["sweep", str(place / "small.toml"), "--out", str(out), "--data-dir", str(place / "data")]
-    environment = {
-        "JAX_ENABLE_X64": "1",  # as in the tests
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    job = subprocess.Popen(
-        [sys.executable, "-m", "experiments", *arguments],
-        cwd=ROOT,
-        env=os.environ | environment,
-        stdout=subprocess.DEVNULL,
-    )
+    job = started(place, out)
     while not file.exists() and job.poll() is None:
         time.sleep(0.01)
     assert run(place, out) == 2  # two at once are refused
@@ -128,6 +183,59 @@ def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
     file.write_text(survived[1] + "\n")
     assert run(place, out) == 0
     assert sorted(file.read_text().splitlines()) == sorted((place / "out" / "results.jsonl").read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def brief(place):
+    """The results of one process for `brief.toml`, whose training keeps checkpoints; not to be changed."""
+    (place / "brief.toml").write_text(
+        CONFIG.replace('"random", "synflow"', '"random"')
+        .replace("seeds = 2", "seeds = 1")
+        .replace("epochs = 2", "epochs = 2\ncheckpoint_every = 1")
+        .replace("curve_density = [0.2]\n", "")
+    )
+    assert run(place, place / "brief", config="brief.toml") == 0
+    return place / "brief"
+
+
+def test_two_processes_continue_to_the_numbers_of_one(place, brief, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(brief / "config.json", out)
+    dense, _ = (brief / "results.jsonl").read_text().splitlines()
+    (out / "results.jsonl").write_text(dense + "\n")
+    with two_started(place, out, "brief.toml") as (jobs, logs):
+        assert [job.wait(timeout=600) for job in jobs] == [0, 0]
+    assert (out / "results.jsonl").read_text().startswith(dense + "\n")
+    same_but_for_rounding(trials_of(out), trials_of(brief))
+    assert not list((out / "checkpoints").iterdir())
+    assert said(logs[0])[0].startswith("[2/2] digits small random 0.2: accuracy") and said(logs[1]) == []
+
+
+def test_bad_input_in_one_process_ends_both(place, brief, tmp_path):
+    shutil.copytree(place / "out", tmp_path / "out")
+    with two_started(place, tmp_path / "out", "brief.toml") as (jobs, logs):
+        assert [job.wait(timeout=600) for job in jobs] == [2, 2]
+    (own,), (others,) = map(said, logs)
+    assert own.startswith(f"error: {tmp_path / 'out'} holds the results of another configuration: ")
+    assert others.startswith(f"error: Process 0 cannot go on: {tmp_path / 'out'} holds the results of another")
+
+
+@pytest.mark.long
+def test_a_killed_process_ends_the_others_and_nothing_kept_is_lost(place, tmp_path):
+    out = tmp_path / "out"
+    with two_started(place, out, "small.toml") as (jobs, _):
+        while not (out / "results.jsonl").exists():
+            assert [job.poll() for job in jobs] == [None, None]
+            time.sleep(0.01)
+        jobs[1].kill()
+        assert jobs[0].wait(timeout=600) != 0
+    survived = (out / "results.jsonl").read_text()
+    assert all(not trial.reason for trial in trials_of(out))
+    with two_started(place, out, "small.toml") as (jobs, _):
+        assert [job.wait(timeout=600) for job in jobs] == [0, 0]
+    assert (out / "results.jsonl").read_text().startswith(survived)
+    same_but_for_rounding(trials_of(out), trials_of(place / "out"))
 
 
 def test_another_study_is_refused_by_its_differences(place, capsys):
@@ -153,6 +261,28 @@ def test_bad_configs_end_in_one_sentence(place, tmp_path, capsys):
         assert old in CONFIG
         (place / "bad.toml").write_text(CONFIG.replace(old, new))
         assert run(place, tmp_path / "out", config="bad.toml") == 2
+        printed = capsys.readouterr().err
+        assert words in printed and printed.count("\n") == 1
+
+
+def test_a_network_of_ones_own_is_named_by_its_module(place, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from experiments.steps import IMAGE, OUTPUTS, Layer, Options, build\n"
+        "def tiny(shape, outputs, *, widths=None, **options):\n"
+        '    steps = (Layer("conv", IMAGE, "conv", window=3), "mean", Layer("dense", "conv", OUTPUTS, normed=False))\n'
+        '    return build(shape, steps, {"conv": 8, OUTPUTS: outputs}, widths or {}, Options(**options))\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = sweep.network_of(study.Model("own", "mine:tiny", factor=0.5), (8, 8, 1), 3)
+    assert network.widths == {"conv": 4, "outputs": 3}
+    for name, words in (
+        ("mine:huge", "has no attribute 'huge'"),
+        ("yours:tiny", "No module named 'yours'"),
+        ("math:dist", "cannot be built"),
+        ("builtins:dict", "cannot be built"),
+    ):
+        (place / "own.toml").write_text(CONFIG.replace('"lenet_300_100"', f'"{name}"'))
+        assert run(place, tmp_path / "out", config="own.toml") == 2
         printed = capsys.readouterr().err
         assert words in printed and printed.count("\n") == 1
 
@@ -186,7 +316,7 @@ def test_training_that_breaks_is_kept_with_its_reason(place, tmp_path):
 
 def test_groups_do_not_change_the_numbers(place, monkeypatch):
     _, found = study.read(str(place / "small.toml"), datasets=tuple(data.DATASETS))
-    dataset = sweep._part(found, data.load("digits", data_dir=place / "data"))
+    dataset = sweep.part(found, data.load("digits", data_dir=place / "data"))
     monkeypatch.setattr(sweep, "_lanes", lambda *_: 1)
     bench = sweep.Bench(found, found.model[0], dataset)
     together = bench.trials([("random", 0.2), ("synflow", 0.2)], _Lines(Console(), 0, 0))
