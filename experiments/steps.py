@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
+from jax.custom_batching import sequential_vmap
 
 from pathjax.types import ApplyFn, Key, Params
 
@@ -240,8 +241,17 @@ def _initializer(options: Options, window: int) -> Callable[..., jax.Array]:
     if options.init == "kaiming":
         return nn.initializers.variance_scaling(options.gain, "fan_in", "normal")
     if options.init == "delta_orthogonal" and window:
-        return nn.initializers.delta_orthogonal(math.sqrt(options.gain))
-    return nn.initializers.orthogonal(math.sqrt(options.gain))
+        return _one_by_one(nn.initializers.delta_orthogonal(math.sqrt(options.gain)))
+    return _one_by_one(nn.initializers.orthogonal(math.sqrt(options.gain)))
+
+
+def _one_by_one(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The initializer, which under vmap decomposes one matrix at a time: batches can hang jaxlib 0.10 on CPUs."""
+
+    def drawn(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        return sequential_vmap(lambda key: draw(key, shape, dtype))(key)
+
+    return drawn
 
 
 def kernel_scale(options: Options, shape: tuple[int, ...]) -> float:

@@ -1,5 +1,6 @@
 """The networks of the study: their published sizes, and that pathjax reads them."""
 
+import re
 from typing import Any
 
 import jax
@@ -191,6 +192,13 @@ def test_orthogonal_kernels_are_orthogonal_and_delta_orthogonal_ones_in_the_midd
         gram = rows.T @ rows if init == "orthogonal" else rows @ rows.T
         np.testing.assert_allclose(gram, 2 * np.eye(len(gram)), atol=1e-5)
     assert np.count_nonzero(np.abs(kernel).sum(axis=(2, 3))) == 1
+
+
+def test_orthogonal_kernels_of_several_seeds_are_decomposed_one_by_one():
+    network = networks.fully_connected(SHAPE, 3, widths={"hidden_0": 9}, init="orthogonal")
+    program = jax.jit(jax.vmap(network.init)).lower(jax.random.split(jax.random.key(0), 71))
+    calls = re.findall(r"custom_call @lapack_.*", program.as_text())
+    assert calls and not any("<71x" in call for call in calls)
 
 
 def test_ntk_weights_are_standard_normal_and_the_network_that_of_kaiming():
