@@ -33,17 +33,6 @@ from pathjax import (
 )
 
 __all__ = [
-    "connectivity",
-    "dynamics",
-    "enumeration",
-    "factorization",
-    "isometry",
-    "masks",
-    "ntk",
-    "path_kernel",
-    "paths",
-    "pruning",
-    "scores",
-    "transfer",
-    "types",
-]
+    "connectivity", "dynamics", "enumeration", "factorization", "isometry", "masks", "ntk",
+    "path_kernel", "paths", "pruning", "scores", "transfer", "types",
+]  # fmt: skip

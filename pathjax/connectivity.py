@@ -20,12 +20,12 @@ from jax import Array
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from pathjax import masks
-from pathjax._examples import trace_apart
-from pathjax._lifting import Scaled, absolute_power, lift, lift_weights, ones_like_example
-from pathjax._network import bound
-from pathjax._reach import Branch, Branches, Reach, Reached
-from pathjax._rules import interpret
-from pathjax._trees import check_mask
+from pathjax._base.network import bound
+from pathjax._base.trees import check_mask
+from pathjax._interpreter.examples import trace_apart
+from pathjax._interpreter.lifting import Scaled, absolute_power, lift, lift_weights, ones_like_example
+from pathjax._interpreter.reach import Branch, Branches, Reach, Reached
+from pathjax._interpreter.rules import interpret
 from pathjax.types import ApplyFn, Mask, Params, Prunable, XLike
 
 __all__ = ["Connectivity", "LayerConnectivity", "connectivity", "effective_mask"]

@@ -12,10 +12,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
-from . import _neural_tangents, _relaxation
-from ._lapack import eigvalsh
-from ._trees import concrete, wide
-from .types import AnyArray
+from pathjax._base.trees import concrete, wide
+from pathjax._linalg import relaxation
+from pathjax._linalg.lapack import eigvalsh
+from pathjax._ntk import door
+from pathjax.types import AnyArray
 
 __all__ = [
     "critical_learning_rate",
@@ -76,9 +77,9 @@ def linearized(
     _check_test(ntk, test_ntk, test_outputs)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
     if test_ntk is None or test_outputs is None:
-        left = _relaxation.left(matrix, residual, times, flow=flow)
+        left = relaxation.left(matrix, residual, times, flow=flow)
         return targets[None] + left.reshape(len(times), *targets.shape)
-    moved = _relaxation.moved(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
+    moved = relaxation.moved(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
     rates = jnp.asarray(learning_rate, moved.dtype) * test_ntk
     return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, moved, precision=jax.lax.Precision.HIGHEST)
 
@@ -104,7 +105,7 @@ def linearized_loss(
     """
     _check_training(ntk, outputs, targets, times)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
-    return 0.5 * jnp.sum(_relaxation.left(matrix, residual, times, flow=flow) ** 2, axis=1)
+    return 0.5 * jnp.sum(relaxation.left(matrix, residual, times, flow=flow) ** 2, axis=1)
 
 
 def linearized_cross_entropy(
@@ -146,7 +147,7 @@ def linearized_cross_entropy(
     _check_integrable(times)
     dtype = jnp.result_type(ntk, outputs)
     rate = jnp.asarray(learning_rate, dtype)
-    predict = _neural_tangents.load().predict.gradient_descent(
+    predict = door.load().predict.gradient_descent(
         lambda outputs, targets: -jnp.sum(targets * jax.nn.log_softmax(outputs, axis=1)),
         rate * ntk.astype(dtype),
         jax.nn.one_hot(labels, outputs.shape[1], dtype=dtype),

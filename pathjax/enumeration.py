@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from pathjax._algebra import Algebra, Convolution, Structure
-from pathjax._examples import trace_apart
-from pathjax._jaxpr import Program, check_batch, trace
-from pathjax._lifting import Lifting, Scaled, absolute_power
-from pathjax._rules import interpret
-from pathjax._trees import ravel
+from pathjax._base.trees import ravel
+from pathjax._interpreter.algebra import Algebra, Convolution, Structure
+from pathjax._interpreter.examples import trace_apart
+from pathjax._interpreter.jaxpr import Program, check_batch, trace
+from pathjax._interpreter.lifting import Lifting, Scaled, absolute_power
+from pathjax._interpreter.rules import interpret
 from pathjax.types import AnyArray, ApplyFn, Params, XLike
 
 __all__ = ["Paths", "enumerate_paths", "path_activations", "path_jacobian", "path_kernel", "path_values"]

@@ -20,11 +20,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pathjax._jaxpr import is_concrete
-from pathjax._lapack import eigh, eigvalsh, svd
-from pathjax._lifting import check_finite
-from pathjax._trees import check_mask
-from pathjax._twin import restricted
+from pathjax._base.trees import check_mask
+from pathjax._interpreter.jaxpr import is_concrete
+from pathjax._interpreter.lifting import check_finite
+from pathjax._linalg.lapack import eigh, eigvalsh, svd
+from pathjax._path_kernel.twin import restricted
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params
 

@@ -29,8 +29,10 @@ import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax import _lapack, _network, masks
-from pathjax._trees import wide
+from pathjax import masks
+from pathjax._base import network as _network
+from pathjax._base.trees import wide
+from pathjax._linalg import lapack
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable
 
 __all__ = ["Summary", "jacobian_singular_values", "layer_singular_values", "summary"]
@@ -165,4 +167,4 @@ def _singular_values(matrices: Array) -> Array:
     matrices = wide(matrices)
     if matrices.size == 0:
         return jnp.zeros((*matrices.shape[:-2], min(matrices.shape[-2:])), matrices.real.dtype)
-    return jnp.vectorize(_lapack.singular_values, signature="(m,n)->(r)")(matrices)
+    return jnp.vectorize(lapack.singular_values, signature="(m,n)->(r)")(matrices)

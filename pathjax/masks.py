@@ -19,10 +19,10 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from pathjax import _selection
-from pathjax._apportionment import apportion
-from pathjax._mask_files import load, save
-from pathjax._trees import check_boolean, check_like, check_mask, key_paths
+from pathjax._base.trees import check_boolean, check_like, check_mask, key_paths
+from pathjax._pruning import selection
+from pathjax._pruning.apportionment import apportion
+from pathjax._pruning.files import load, save
 from pathjax.types import Key, Mask, Params, Prunable, Scores
 
 if TYPE_CHECKING:
@@ -187,9 +187,9 @@ def keep_largest(
     [[[0, 0], [0, 1], [0, 0]], [[1, 0], [0, 1], [0, 1]]]
     """
     _check_scope(scope)
-    mask, contests = _selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
+    mask, contests = selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
     for contest in contests:
-        _selection.check(contest)
+        selection.check(contest)
     return mask
 
 
@@ -329,7 +329,7 @@ def shuffle(mask: Mask, *, key: Key, prunable: Prunable = is_kernel) -> Mask:
 def _shuffled(leaf: Any, key: Key) -> Array:
     # folded once more, or scores drawn from the same key would rank the weights alike
     drawn = jax.random.uniform(jax.random.fold_in(key, 0), jnp.shape(leaf), jnp.float32)
-    return _selection.keep_largest((drawn,), jnp.sum(leaf, dtype=jnp.int32), None).masks[0]
+    return selection.keep_largest((drawn,), jnp.sum(leaf, dtype=jnp.int32), None).masks[0]
 
 
 def invert(scores: Scores) -> Scores:

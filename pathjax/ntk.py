@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from . import _layerwise, _memory, _network, _neural_tangents
-from ._lapack import eigvalsh
-from ._operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
-from ._trees import wide
-from .types import AnyArray, ApplyFn, Mask, Params
+from pathjax._base import network as _network
+from pathjax._base.trees import wide
+from pathjax._linalg.lapack import eigvalsh
+from pathjax._ntk import door, layerwise
+from pathjax._ntk import memory as _memory
+from pathjax._ntk.operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
+from pathjax.types import AnyArray, ApplyFn, Mask, Params
 
 __all__ = [
     "Operator",
@@ -113,8 +115,8 @@ def empirical(
     if method != "layerwise":
         _check_memory(function, params, x1, x2, method, trace, diagonal)
         return _of_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], trace, diagonal)
-    form = _layerwise.Form(trace, diagonal)
-    return cast(Array, _layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh))
+    form = layerwise.Form(trace, diagonal)
+    return cast(Array, layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh))
 
 
 def infinite(
@@ -166,7 +168,7 @@ def neural_tangents() -> Any:
     >>> neural_tangents().__version__
     '0.6.5'
     """
-    return _neural_tangents.load()
+    return door.load()
 
 
 def as_matrix(kernel: Float[Array, "n m o o"]) -> Float[Array, "n*o m*o"]:
@@ -251,7 +253,7 @@ def _options() -> str:
 def _of_neural_tangents(
     apply: ApplyFn, params: Params, x1: Array, x2: Array | None, implementation: int, trace: bool, diagonal: bool
 ) -> Array:
-    kernel = _neural_tangents.load().empirical_ntk_fn(
+    kernel = door.load().empirical_ntk_fn(
         apply,
         trace_axes=(1,) if trace else (),
         diagonal_axes=(0,) if diagonal else (),
@@ -267,7 +269,7 @@ def _check_memory(
 ) -> None:
     outputs = jax.eval_shape(apply, params, x1)
     n, m, o = len(x1), len(x1 if x2 is None else x2), outputs.shape[1]
-    numbers = _layerwise.Form(trace, diagonal).examples(n, m) * (o if trace else o * o)
+    numbers = layerwise.Form(trace, diagonal).examples(n, m) * (o if trace else o * o)
     if method == "jacobian":
         rows = n if x2 is None else n + m
         numbers += rows * o * sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -22,12 +22,21 @@ from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
-from pathjax import _estimates, _spectra, _twin
-from pathjax._lanczos import DENSE, krylov, plan, warn_of_misses
-from pathjax._lapack import eigh
-from pathjax._lifting import absolute_power, check_finite, lift, lift_weights, ones_like_example, tied_leaves
-from pathjax._trees import check_like, dot, ravel, wide
-from pathjax._twin import PathKernel
+from pathjax._base.trees import check_like, dot, ravel, wide
+from pathjax._interpreter.lifting import (
+    absolute_power,
+    check_finite,
+    lift,
+    lift_weights,
+    ones_like_example,
+    tied_leaves,
+)
+from pathjax._linalg import estimates
+from pathjax._linalg.lanczos import DENSE, krylov, plan, warn_of_misses
+from pathjax._linalg.lapack import eigh
+from pathjax._path_kernel import spectrum as _spectrum
+from pathjax._path_kernel import twin
+from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
 
 __all__ = [
@@ -98,7 +107,7 @@ def path_kernel(
     tied = tied_leaves(apply, params, x_like)
     dtypes = tuple(jnp.result_type(leaf) for _, leaf in leaves)
     kernel = PathKernel(masked, mask, example, exponent, apply, rows, chosen, tied, dtypes)
-    if _twin.count(kernel) == 0:
+    if twin.count(kernel) == 0:
         chooser = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
         raise ValueError(f"{chooser}, so that the Path Kernel has no row. Keep one weight at least.")
     return kernel
@@ -150,12 +159,12 @@ def top_eigenpairs(
     >>> eigenvalues.shape, eigenvectors["second"].shape
     ((3,), (3, 2, 3))
     """
-    size = _twin.count(kernel)
+    size = twin.count(kernel)
     steps, rounds = plan(rank, size, order=order, restarts=restarts, rows="kept weights")
     if size <= DENSE:
-        spectrum = _spectra.decompose(kernel)
-        return spectrum.values[:rank], _twin.trees_at(kernel, spectrum.positions, spectrum.vectors.T[:rank])
-    pairs = _spectra.eigenpairs(
+        spectrum = _spectrum.decompose(kernel)
+        return spectrum.values[:rank], twin.trees_at(kernel, spectrum.positions, spectrum.vectors.T[:rank])
+    pairs = _spectrum.eigenpairs(
         kernel.params, lax.stop_gradient(kernel), key, jnp.asarray(tolerance, float), rank, steps, rounds
     )
     warn_of_misses(pairs, tolerance, rounds, of="the Path Kernel", stacklevel=2)
@@ -184,7 +193,7 @@ class SpectralDensity(NamedTuple):
         polynomials of degree below twice the order, and nearly so for functions that are close to one.
         """
         sums = self.dimension * jnp.sum(self.weights * function(self.nodes), axis=-1)
-        return _estimates.mean(sums)
+        return estimates.mean(sums)
 
 
 def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) -> SpectralDensity:
@@ -209,16 +218,16 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
     True
     """
     _check_probes(order=order, samples=samples)
-    steps = min(order, _twin.size(kernel))
-    operator = _twin.flat(kernel, _twin.linear(kernel, kernel))
+    steps = min(order, twin.size(kernel))
+    operator = twin.flat(kernel, twin.linear(kernel, kernel))
 
     def quadrature(sample_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, _twin.random_signs(kernel, sample_key), steps)
+        space = krylov(operator, twin.random_signs(kernel, sample_key), steps)
         nodes, vectors = eigh(space.matrix)
         return nodes, jnp.square(vectors[0])
 
     nodes, weights = lax.map(quadrature, jax.random.split(key, samples))
-    return SpectralDensity(nodes, weights, kernel.log_scale, _twin.dimension(kernel).astype(nodes.dtype))
+    return SpectralDensity(nodes, weights, kernel.log_scale, twin.dimension(kernel).astype(nodes.dtype))
 
 
 def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 40, samples: int = 10) -> Estimate:
@@ -248,9 +257,9 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
         floor = jnp.log(jnp.asarray(epsilon, true.dtype))
         return jnp.where(positive, jnp.logaddexp(true, floor), floor)
 
-    if _twin.count(kernel) <= DENSE:
-        spectrum = _spectra.decompose(kernel)
-        return _estimates.exact(jnp.sum(jnp.where(spectrum.alive, logarithm(spectrum.values), 0)))
+    if twin.count(kernel) <= DENSE:
+        spectrum = _spectrum.decompose(kernel)
+        return estimates.exact(jnp.sum(jnp.where(spectrum.alive, logarithm(spectrum.values), 0)))
     return spectral_density(kernel, order=order, samples=samples, key=key).estimate(logarithm)
 
 
@@ -271,7 +280,7 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
     1.2195
     """
     _check_probes(samples=samples)
-    return _spectra.product_of_means(_spectra.squared_norms([(kernel, kernel)], key, samples), [-1.0])
+    return _spectrum.product_of_means(_spectrum.squared_norms([(kernel, kernel)], key, samples), [-1.0])
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -295,7 +304,7 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     1.0
     """
     _check_probes(order=order)
-    return _spectra.ends(kernel, key, order, tolerance)[0]
+    return _spectrum.ends(kernel, key, order, tolerance)[0]
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -311,7 +320,7 @@ def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, toleranc
     9.0
     """
     _check_probes(order=order)
-    low, high = _spectra.ends(kernel, key, order, tolerance)
+    low, high = _spectrum.ends(kernel, key, order, tolerance)
     return high / low
 
 
@@ -377,8 +386,8 @@ def change_and_cosine(
     """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    norms = _spectra.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
-    return _spectra.change_of_norms(norms, kernel, initial), _spectra.cosine_of_norms(norms, kernel, initial)
+    norms = _spectrum.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
+    return _spectrum.change_of_norms(norms, kernel, initial), _spectrum.cosine_of_norms(norms, kernel, initial)
 
 
 def overlap(
@@ -407,11 +416,11 @@ def overlap(
     0.1
     """
     _check_comparable(left, right)
-    product = _twin.linear(left, right)
+    product = twin.linear(left, right)
     images = lax.map(product, right_pairs[1])
     coupling = jax.vmap(lambda v: jax.vmap(lambda image: dot(v, image))(images))(left_pairs[1])
-    sides = [_spectra.inverse_roots(values) for values, _ in (left_pairs, right_pairs)]
-    cosines = sides[0][:, None] * coupling * sides[1][None, :] * _twin.cross_factor(left, right, coupling.dtype)
+    sides = [_spectrum.inverse_roots(values) for values, _ in (left_pairs, right_pairs)]
+    cosines = sides[0][:, None] * coupling * sides[1][None, :] * twin.cross_factor(left, right, coupling.dtype)
     dimension = jnp.minimum(*(jnp.sum(side > 0) for side in sides))
     return jnp.sum(jnp.square(cosines)) / dimension
 

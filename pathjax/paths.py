@@ -13,11 +13,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pathjax._algebra import Structure
-from pathjax._context import DECLARED
-from pathjax._examples import mixtures
-from pathjax._jaxpr import UnsupportedPrimitive, check_batch, is_concrete, trace
-from pathjax._lifting import (
+from pathjax._interpreter.algebra import Structure
+from pathjax._interpreter.context import DECLARED
+from pathjax._interpreter.examples import mixtures
+from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, is_concrete, trace
+from pathjax._interpreter.lifting import (
     absolute_power,
     check_finite,
     lift,
@@ -26,7 +26,7 @@ from pathjax._lifting import (
     open_sum,
     pair_sum,
 )
-from pathjax._rules import inspect
+from pathjax._interpreter.rules import inspect
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
 __all__ = [

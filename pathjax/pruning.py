@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
-from pathjax import _selection, masks
-from pathjax._programs import compiled
-from pathjax._trees import check_like, concrete
+from pathjax import masks
+from pathjax._base.programs import compiled
+from pathjax._base.trees import check_like, concrete
+from pathjax._pruning import selection
 from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
 
 __all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
@@ -246,7 +247,7 @@ def _round(
     scope: str,
     prunable: Prunable,
     revive: bool,
-) -> tuple[Mask, list[_selection.Contest]]:
+) -> tuple[Mask, list[selection.Contest]]:
     """The mask after one more round, and the contests that it comes from, not yet checked."""
     round_key = _folded(key, round_)
     if revive:
@@ -254,7 +255,7 @@ def _round(
     else:
         scores, within = score(masks.apply_mask(mask, params), round_key), mask
     check_like(scores, params, name="score")
-    return _selection.select(scores, kept, scope=scope, prunable=prunable, within=within)
+    return selection.select(scores, kept, scope=scope, prunable=prunable, within=within)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,13 +279,13 @@ def _sound_round(score: ScoreFn, *begin: Any, **rules: Any) -> tuple[Mask, jax.A
     In one program neither the masked weights nor the scores need be written out.
     """
     mask, contests = _round(score, *begin, **rules)
-    return mask, _selection.sound(contests)
+    return mask, selection.sound(contests)
 
 
-def _check_round(contests: list[_selection.Contest], where: str) -> None:
+def _check_round(contests: list[selection.Contest], where: str) -> None:
     try:
         for contest in contests:
-            _selection.check(contest)
+            selection.check(contest)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

@@ -30,11 +30,11 @@ import jax.numpy as jnp
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax import _network
-from pathjax._flows import flow, log_gram_of_outputs, mean_input, relative
-from pathjax._lifting import absolute_power, lift_weights, ones_like_example
-from pathjax._losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
-from pathjax._trees import check_like, check_mask, concrete, multiply, wide
+from pathjax._base import network as _network
+from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
+from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
+from pathjax._pruning.flows import flow, log_gram_of_outputs, mean_input, relative
+from pathjax._pruning.losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
 from pathjax.path_kernel import path_kernel
 from pathjax.types import AnyArray, Key, Mask, Params, Prunable, Real, Scores, XLike
 

@@ -16,9 +16,10 @@ import numpy as np
 from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, Float
 
-from pathjax import _network, masks, ntk
-from pathjax._programs import compiled
-from pathjax._trees import concrete
+from pathjax import masks, ntk
+from pathjax._base import network as _network
+from pathjax._base.programs import compiled
+from pathjax._base.trees import concrete
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
 
 if TYPE_CHECKING:

@@ -6,66 +6,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LIBRARY = sorted((ROOT / "pathjax").glob("*.py"))
+LIBRARY = sorted((ROOT / "pathjax").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.py"))
 
-# module: the modules above it on an arrow. What these may import, it may import too.
-STANDS_ON = {
-    "types": (),
-    "_trees": ("types",),
-    "_jaxpr": ("_trees",),
-    "_algebra": ("types",),
-    "_probes": ("_jaxpr",),
-    "_context": ("_algebra", "_probes"),
-    "_gates": ("_context",),
-    "_sums": ("_gates",),
-    "_loops": ("_context",),
-    "_rules": ("_sums", "_loops"),
-    "_examples": ("_jaxpr",),
-    "_convolutions": ("_algebra",),
-    "_lifting": ("_rules", "_examples", "_convolutions"),
-    "paths": ("_lifting",),
-    "_estimates": ("types",),
-    "_lapack": (),
-    "_lanczos": ("types", "_lapack"),
-    "_channels": ("_jaxpr",),
-    "_twin": ("_lifting", "_channels"),
-    "_spectra": ("_twin", "_lanczos", "_estimates"),
-    "path_kernel": ("paths", "_spectra"),
-    "enumeration": ("paths",),
-    "factorization": ("path_kernel", "enumeration"),
-    "_neural_tangents": ("_trees",),
-    "_uses": ("_channels",),
-    "_network": ("_trees",),
-    "_blocks": ("types",),
-    "_memory": ("types",),
-    "_devices": ("_blocks",),
-    "_layerwise": ("_uses", "_network", "_devices", "_memory"),
-    "_operator": ("_layerwise", "_lanczos", "_estimates"),
-    "ntk": ("_neural_tangents", "_operator"),
-    "_relaxation": ("_lapack",),
-    "dynamics": ("_neural_tangents", "_relaxation"),
-    "_apportionment": (),
-    "_selection": ("_trees",),
-    "_mask_files": ("_trees",),
-    "masks": ("_apportionment", "_selection", "_mask_files"),
-    "_losses": ("_trees",),
-    "_flows": ("_lifting",),
-    "_programs": (),
-    "scores": ("paths", "path_kernel", "ntk", "_losses", "_flows"),
-    "_reach": ("_algebra",),
-    "connectivity": ("paths", "masks", "_reach", "_network"),
-    "pruning": ("scores", "masks", "_programs"),
-    "transfer": ("ntk", "masks", "_programs"),
-    "isometry": ("_network", "masks", "_lapack"),
-}
+# From the ground up. A file may import from the floors below its own, and within its own room.
+FLOORS = (
+    ("types", "_base"),
+    ("_interpreter", "_linalg"),
+    ("_path_kernel", "_ntk", "_pruning"),
+    ("paths", "enumeration", "path_kernel", "ntk", "masks"),
+    ("connectivity", "isometry", "transfer", "pruning", "scores", "factorization", "dynamics"),
+)
 
-# outside package: the modules that may use it. neural-tangents asks for names that JAX has moved, so its door has to.
+# outside package: the files that may use it. neural-tangents asks for names that JAX has moved, so its door has to.
 DOORS = {
-    "jax.extend": {"_jaxpr", "_neural_tangents"},
-    "jax.interpreters": {"_neural_tangents"},
-    "jax._src": {"_neural_tangents"},
-    "neural_tangents": {"_neural_tangents"},
+    "jax.extend": {"_interpreter/jaxpr", "_ntk/door"},
+    "jax.interpreters": {"_ntk/door"},
+    "jax._src": {"_ntk/door"},
+    "neural_tangents": {"_ntk/door"},
     "flax": set(),
     "tensorflow_datasets": set(),
     "experiments": set(),
@@ -73,9 +31,14 @@ DOORS = {
 }
 
 
-def below(module):
-    """All that `module` may import of pathjax."""
-    return set(STANDS_ON[module]).union(*(below(lower) for lower in STANDS_ON[module]))
+def place(file):
+    """A file's name inside pathjax/, without its ending: `masks`, `_ntk/door`."""
+    return file.relative_to(ROOT / "pathjax").with_suffix("").as_posix()
+
+
+def floor(room):
+    """The number of the floor that a room of pathjax/ stands on, 0 for the ground."""
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
 
 
 def imports(file):
@@ -107,26 +70,42 @@ def within(name, package):
     return name == package or name.startswith(package + ".")
 
 
-def library_imports(file):
-    """The modules of pathjax that `file` uses; "" stands for the package itself."""
+def rooms_imported(file):
+    """The rooms of pathjax/ that `file` uses; "" stands for the package itself."""
     names = [name for name in used_names(file) if within(name, "pathjax")]
     return {(name.split(".") + [""])[1] for name in names}
 
 
-@pytest.mark.parametrize("file", LIBRARY, ids=lambda file: file.stem)
-def test_every_module_imports_only_what_lies_below_it(file):
-    if file.stem == "__init__":
+@pytest.mark.parametrize("file", LIBRARY, ids=place)
+def test_every_file_imports_downward_or_within_its_own_room(file):
+    room = place(file).split("/")[0]
+    if room == "__init__":
         return
-    assert file.stem in STANDS_ON, f"{file.name} has no place in DESIGN.md section 3: give it one here and there"
-    forbidden = library_imports(file) - below(file.stem)
-    assert not forbidden, f"{file.name} may not import {sorted(forbidden)}"
+    assert any(room in rooms for rooms in FLOORS), f"{room} has no floor in DESIGN.md: give it one here and there"
+    allowed = {room}.union(*FLOORS[: floor(room)])
+    assert not rooms_imported(file) - allowed, f"{place(file)} may not import {sorted(rooms_imported(file) - allowed)}"
 
 
-@pytest.mark.parametrize("file", LIBRARY, ids=lambda file: file.stem)
+@pytest.mark.parametrize("room", [room for rooms in FLOORS for room in rooms])
+def test_every_room_is_there(room):
+    assert (ROOT / "pathjax" / f"{room}.py").exists() or (ROOT / "pathjax" / room / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("file", [file for file in LIBRARY if file.stem == "__init__"], ids=place)
+def test_package_says_what_its_files_are_and_defines_nothing(file):
+    tree = ast.parse(file.read_text())
+    described = ast.get_docstring(tree) or ""
+    files = {other.stem for other in file.parent.glob("*.py")} - {"__init__"}
+    assert len(file.read_text().splitlines()) < 40
+    assert file.parent.name == "pathjax" or not {name for name in files if f"`{name}`" not in described}
+    assert not [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+
+
+@pytest.mark.parametrize("file", LIBRARY, ids=place)
 def test_what_comes_from_outside_comes_through_its_door(file):
     for name in sorted(set(used_names(file))):
         for package, doors in DOORS.items():
-            assert not within(name, package) or file.stem in doors, f"{file.name} may not use {name}"
+            assert not within(name, package) or place(file) in doors, f"{place(file)} may not use {name}"
 
 
 @pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: str(file.relative_to(ROOT)))
@@ -135,18 +114,13 @@ def test_experiments_use_public_names_only(file):
     assert not private, f"{file.name} may not use {sorted(private)}"
 
 
-def test_masks_and_scores_never_meet():
-    assert "scores" not in below("masks")
-    assert "masks" not in below("scores")
-
-
 def test_names_are_found_in_every_form(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     file = tmp_path / "pathjax" / "scores.py"
     file.parent.mkdir()
     file.write_text(
         "import pathjax.masks\n"
-        "from pathjax import _trees as t\n"
+        "from pathjax._base import trees as t\n"
         "from pathjax.pruning import prune\n"
         "from . import paths\n"
         "from .ntk import empirical\n"
@@ -154,5 +128,5 @@ def test_names_are_found_in_every_form(tmp_path, monkeypatch):
         "import jax\n"
         "core = jax._src.core\n"
     )
-    assert library_imports(file) == {"masks", "_trees", "pruning", "paths", "ntk"}
-    assert {"jax.extend", "jax._src.core", "jax.numpy.sum", "pathjax._trees._leaf"} <= set(used_names(file))
+    assert rooms_imported(file) == {"masks", "_base", "pruning", "paths", "ntk"}
+    assert {"jax.extend", "jax._src.core", "jax.numpy.sum", "pathjax._base.trees._leaf"} <= set(used_names(file))

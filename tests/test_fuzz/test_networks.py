@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pathjax import _lifting, enumeration, path_kernel, paths, scores
+from pathjax import enumeration, path_kernel, paths, scores
+from pathjax._interpreter import lifting
 
 from .. import oracles
 from ..tolerances import EXACT
@@ -67,13 +68,13 @@ def quantities(apply: Any, problem: Problem, has_rows: bool) -> Quantities:
         scale = jnp.exp(kernel.log_scale)
         diagonal, product = (ravel(tree) * scale for tree in (kernel.diagonal(), kernel.matvec(direction)))
     ones = [jnp.where(m, 1.0, 0.0) for m in mask]
-    pairs = _lifting.lift(apply, ones, x * x2, phi=_lifting.absolute_power(0), points=[(kept, x), (kept, x2)])
+    pairs = lifting.lift(apply, ones, x * x2, phi=lifting.absolute_power(0), points=[(kept, x), (kept, x2)])
     return Quantities(
         log_norms=[paths.log_path_norm(apply, params, x, q=q, mask=mask) for q in (1, 2)],
         log_count=paths.log_path_count(apply, params, x, mask=mask),
         open_sums=[paths.path_sum(apply, params, x, q=q, mask=mask) for q in (1, 2)],
         data_sums=[paths.path_sum(apply, params, x, q=q, mask=mask, gates="data") for q in (1, 2)],
-        outputs=_lifting.lift(apply, kept, x, phi=lambda v: v, points=[(kept, x)]).value(),
+        outputs=lifting.lift(apply, kept, x, phi=lambda v: v, points=[(kept, x)]).value(),
         share=ravel(scores.synflow(apply, kept, x)),
         pairs=pairs.value(),
         diagonal=diagonal,

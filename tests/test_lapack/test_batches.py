@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pathjax import _lapack, dynamics, factorization, isometry, ntk, path_kernel, paths
+from pathjax import dynamics, factorization, isometry, ntk, path_kernel, paths
+from pathjax._linalg import lapack
 
-pytestmark = pytest.mark.skipif(not _lapack._WAITS, reason="this jaxlib's batched LAPACK calls do not wait")
+pytestmark = pytest.mark.skipif(not lapack._WAITS, reason="this jaxlib's batched LAPACK calls do not wait")
 
 KEY = jax.random.key(0)
 SEEDS = 3
@@ -120,9 +121,9 @@ def test_batches_of_examples_frequencies_and_outputs_are_taken_one_by_one() -> N
 
 
 def test_other_devices_take_the_batch_at_once() -> None:
-    text = program(_lapack.eigvalsh, jnp.ones((SEEDS, 4, 4)), platform="tpu")
+    text = program(lapack.eigvalsh, jnp.ones((SEEDS, 4, 4)), platform="tpu")
     assert "while" not in text and "tensor<3x4x4x" in text
-    assert "while" in program(_lapack.eigvalsh, jnp.ones((SEEDS, 4, 4)))
+    assert "while" in program(lapack.eigvalsh, jnp.ones((SEEDS, 4, 4)))
 
 
 def test_calls_of_batches_are_seen() -> None:
@@ -133,7 +134,7 @@ def test_calls_of_batches_are_seen() -> None:
 def test_calls_outside_of_jit_trace_once() -> None:
     traced = []
 
-    @_lapack.one_by_one
+    @lapack.one_by_one
     def doubled(matrix: Any) -> Any:
         traced.append(matrix)
         return 2 * matrix

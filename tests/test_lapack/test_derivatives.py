@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pathjax import _lapack
+from pathjax._linalg import lapack
 
 from ..tolerances import EXACT
 
 PAIRS = {
-    "eigh": (_lapack.eigh, lambda matrix: tuple(jnp.linalg.eigh(matrix))),
-    "svd": (_lapack.svd, lambda matrix: tuple(jnp.linalg.svd(matrix, full_matrices=False))),
-    "singular_values": (_lapack.singular_values, lambda matrix: jnp.linalg.svd(matrix, compute_uv=False)),
+    "eigh": (lapack.eigh, lambda matrix: tuple(jnp.linalg.eigh(matrix))),
+    "svd": (lapack.svd, lambda matrix: tuple(jnp.linalg.svd(matrix, full_matrices=False))),
+    "singular_values": (lapack.singular_values, lambda matrix: jnp.linalg.svd(matrix, compute_uv=False)),
 }
 CASES = pytest.mark.parametrize(
     ("name", "shape", "dtype"),
@@ -69,7 +69,7 @@ def test_derivatives_of_both_modes_and_orders_are_those_of_jax(name: str, shape:
 def test_gradients_of_a_mapped_function_are_those_of_each() -> None:
     matrices = drawn((4, 4), float, 0)
     sums = lambda function: lambda matrices: jnp.sum(jnp.sin(function(matrices)))  # noqa: E731
-    found = jax.jit(jax.grad(sums(jax.vmap(_lapack.eigvalsh))))(matrices)
+    found = jax.jit(jax.grad(sums(jax.vmap(lapack.eigvalsh))))(matrices)
     expected = jax.jit(jax.grad(sums(jnp.linalg.eigvalsh)))
     assert_close(list(found), [expected(matrix) for matrix in matrices])
 
@@ -77,8 +77,8 @@ def test_gradients_of_a_mapped_function_are_those_of_each() -> None:
 def test_repeated_values_have_the_derivatives_that_they_have_in_jax() -> None:
     repeated = jnp.stack([jnp.eye(3), jnp.diag(jnp.array([2.0, 2.0, 1.0]))])
     for ours, theirs in (
-        (_lapack.eigvalsh, jnp.linalg.eigvalsh),
-        (_lapack.singular_values, lambda matrix: jnp.linalg.svd(matrix, compute_uv=False)),
+        (lapack.eigvalsh, jnp.linalg.eigvalsh),
+        (lapack.singular_values, lambda matrix: jnp.linalg.svd(matrix, compute_uv=False)),
     ):
         found = jax.jit(jax.vmap(jax.grad(lambda matrix, of=ours: of(matrix) @ jnp.arange(3.0))))(repeated)
         expected = jax.jit(jax.grad(lambda matrix, of=theirs: of(matrix) @ jnp.arange(3.0)))
@@ -86,7 +86,7 @@ def test_repeated_values_have_the_derivatives_that_they_have_in_jax() -> None:
 
 
 def test_only_some_arguments_may_be_batched() -> None:
-    solve = _lapack.one_by_one(jnp.linalg.solve)
+    solve = lapack.one_by_one(jnp.linalg.solve)
     matrix, columns = jnp.diag(jnp.array([1.0, 2.0, 4.0])), drawn((3, 2), float, 0)
     found = jax.vmap(solve, in_axes=(None, 0))(matrix, columns)
     assert_close(list(found), [jnp.linalg.solve(matrix, each) for each in columns])
@@ -94,6 +94,6 @@ def test_only_some_arguments_may_be_batched() -> None:
 
 def test_batches_of_batches_and_of_nothing() -> None:
     matrices = drawn((2, 3, 3), float, 0)
-    found = jax.vmap(jax.vmap(_lapack.eigvalsh))(matrices)
+    found = jax.vmap(jax.vmap(lapack.eigvalsh))(matrices)
     assert_close(list(found.reshape(4, 3)), [jnp.linalg.eigvalsh(each) for each in matrices.reshape(4, 3, 3)])
-    assert jax.vmap(_lapack.eigvalsh)(matrices[:0, 0]).shape == (0, 3)
+    assert jax.vmap(lapack.eigvalsh)(matrices[:0, 0]).shape == (0, 3)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pathjax import _selection, masks
+from pathjax import masks
+from pathjax._pruning import selection
 
 DENSITIES = (1.0, 0.5, 0.1, 0.02)
 
@@ -164,7 +165,7 @@ def test_traced_counts_equal_static_ones():
 def test_leaves_may_be_joined_in_any_runs(monkeypatch):
     scores = draw("tied", np.float32)
     expected = masks.from_scores(scores, density=0.3)
-    monkeypatch.setattr(_selection, "_RUN", 34)  # one leaf, then three, then one
+    monkeypatch.setattr(selection, "_RUN", 34)  # one leaf, then three, then one
     with jax.disable_jit():
         apart = masks.from_scores(scores, density=0.3)
     jax.tree.map(np.testing.assert_array_equal, apart, expected)

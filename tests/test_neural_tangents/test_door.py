@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pathjax import _neural_tangents
+from pathjax._ntk import door
 
 
 def run(program):
@@ -38,8 +38,8 @@ def test_other_code_sees_the_same_jax_before_and_after():
 import sys, builtins
 before, finders, imports = names(), list(sys.meta_path), builtins.__import__
 others = {{name for name in sys.modules}}
-from pathjax import _neural_tangents
-nt = _neural_tangents.load()
+from pathjax._ntk import door
+nt = door.load()
 assert [sorted(module) for module in names()] == [sorted(module) for module in before]
 assert all(a[name] is b[name] for a, b in zip(names(), before) for name in a if not name.startswith("__"))
 assert sys.meta_path == finders and builtins.__import__ is imports
@@ -62,8 +62,8 @@ try:
     import neural_tangents
 except Exception:
     pass
-from pathjax import _neural_tangents
-nt = _neural_tangents.load()
+from pathjax._ntk import door
+nt = door.load()
 import neural_tangents, neural_tangents.stax
 print(neural_tangents is nt, neural_tangents.stax is nt.stax, nt.__version__)
 """
@@ -74,8 +74,8 @@ def test_a_package_imported_by_other_means_is_returned_as_it_is():
     program = """
 import sys, types
 theirs = sys.modules["neural_tangents"] = types.ModuleType("neural_tangents")
-from pathjax import _neural_tangents
-print(_neural_tangents.load() is theirs)
+from pathjax._ntk import door
+print(door.load() is theirs)
 """
     assert run(program) == ["True"]
 
@@ -92,10 +92,10 @@ from importlib.machinery import PathFinder
 real = PathFinder.find_spec
 PathFinder.find_spec = classmethod(
     lambda cls, name, path=None, target=None: None if name == {missing!r} else real(name, path, target))
-from pathjax import _neural_tangents
+from pathjax._ntk import door
 for attempt in range(2):
     try:
-        _neural_tangents.load()
+        door.load()
     except ModuleNotFoundError as error:
         message = str(error)
         assert error.name == {missing!r}
@@ -109,25 +109,25 @@ print("said")
 
 
 def test_loading_twice_gives_one_package():
-    assert _neural_tangents.load() is _neural_tangents.load()
+    assert door.load() is door.load()
 
 
 def test_the_tensorflow_part_is_empty():
-    package = _neural_tangents.load()
+    package = door.load()
     assert [name for name in vars(package.experimental) if not name.startswith("__")] == []
     assert "TensorFlow" in package.experimental.__doc__
 
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_an_implementation_that_cannot_run_is_refused_with_the_remedy(number):
-    package = _neural_tangents.load()
+    package = door.load()
     for implementation in (number, package.NtkImplementation(number)):
         with pytest.raises(NotImplementedError, match="implementation 1 .* or 2 .*method='products'"):
             package.empirical_ntk_fn(lambda params, x: params * x, implementation=implementation)
 
 
 def test_every_part_that_is_served_runs():
-    package = _neural_tangents.load()
+    package = door.load()
     stax = package.stax
     init, apply, kernel_fn = stax.serial(stax.Dense(6, 2**0.5, 0.0), stax.Relu(), stax.Dense(2, 2**0.5, 0.0))
     x = jnp.linspace(-1.0, 1.0, 12).reshape(3, 4)

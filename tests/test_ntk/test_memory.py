@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pathjax import _memory, ntk
+from pathjax import ntk
+from pathjax._ntk import memory as _memory
 
 
 def apply(params, x):

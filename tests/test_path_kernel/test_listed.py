@@ -11,7 +11,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.tree_util import tree_flatten_with_path
 
-from pathjax import _twin, path_kernel
+from pathjax import path_kernel
+from pathjax._path_kernel import twin
 
 from .. import models, oracles
 
@@ -60,7 +61,7 @@ def test_products_of_parts_equal_those_of_listed_paths(name: str) -> None:
         left = path_kernel.path_kernel(network.apply, params, network.x, where=lambda path, _: path == first, **options)
         right = path_kernel.path_kernel(network.apply, other, network.x, **options)
         _, unravel = ravel_pytree(params)
-        product = _twin.cross(left, right)
+        product = twin.cross(left, right)
         rows = jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0])(jnp.eye(theta.size))
         exponents = jnp.stack([left.exponent, right.exponent]).astype(float)
         return rows.T * jnp.exp2(jnp.floor(exponents.mean()))

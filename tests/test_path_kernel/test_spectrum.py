@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from pathjax import _twin, masks, path_kernel, scores
+from pathjax import masks, path_kernel, scores
+from pathjax._path_kernel import twin
 
 from .. import models, oracles
 from ..tolerances import EXACT
@@ -441,7 +442,7 @@ def test_cosine_is_within_its_error_bar_and_one_for_proportional_kernels(large: 
     flat, unravel = ravel_pytree(large.params)
 
     def dense(left: Any, right: Any) -> Any:
-        product = _twin.cross(left, right)
+        product = twin.cross(left, right)
         return jax.jit(jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0]))(jnp.eye(flat.size))
 
     norms = [jnp.linalg.norm(dense(*pair)) for pair in ((large, other), (large, large), (other, other))]

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import lifting
-from pathjax import _lifting, paths
+from pathjax import paths
+from pathjax._interpreter import lifting as _lifting
 
 from .. import architectures
 from ..tolerances import EXACT

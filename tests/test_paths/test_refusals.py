@@ -13,8 +13,8 @@ import pytest
 from jax import lax
 
 from pathjax import paths
-from pathjax._jaxpr import check_batch
-from pathjax._rules import _REASONS, PATH_RULES
+from pathjax._interpreter.jaxpr import check_batch
+from pathjax._interpreter.rules import _REASONS, PATH_RULES
 
 CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     # name: what is done to hidden activations (1, 4), the primitive, a phrase of the reason

@@ -13,7 +13,10 @@ import pytest
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from pathjax import _examples, _lifting, _rules, enumeration, paths
+from pathjax import enumeration, paths
+from pathjax._interpreter import examples as _examples
+from pathjax._interpreter import lifting as _lifting
+from pathjax._interpreter import rules as _rules
 
 from .. import models
 from ..tolerances import EXACT

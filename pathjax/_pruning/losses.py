@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pathjax._trees import concrete
+from pathjax._base.trees import concrete
 from pathjax.types import ApplyFn, Params
 
 __all__ = ["Batches", "LossFn", "check_labels", "curvature_product", "mean_gradient", "replayable"]

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from pathjax._lapack import eigh
+from pathjax._linalg.lapack import eigh
 
 __all__ = ["left", "moved"]
 

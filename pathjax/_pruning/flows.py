@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from pathjax._lifting import absolute_power, lift, lift_weights, ones_like_example, pair_sum
-from pathjax._trees import multiply
+from pathjax._base.trees import multiply
+from pathjax._interpreter.lifting import absolute_power, lift, lift_weights, ones_like_example, pair_sum
 from pathjax.types import ApplyFn, Mask, Params, Real, Scores
 
 __all__ = ["flow", "log_gram_of_outputs", "mean_input", "relative"]

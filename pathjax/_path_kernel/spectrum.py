@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathjax import _estimates, _twin
-from pathjax._lanczos import DENSE, Krylov, Pairs, krylov, largest
-from pathjax._lapack import eigh, eigvalsh
-from pathjax._trees import dot, ravel, total
-from pathjax._twin import PathKernel
+from pathjax._base.trees import dot, ravel, total
+from pathjax._linalg import estimates
+from pathjax._linalg.lanczos import DENSE, Krylov, Pairs, krylov, largest
+from pathjax._linalg.lapack import eigh, eigvalsh
+from pathjax._path_kernel import twin
+from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import Estimate, Key, Params, Real
 
 __all__ = [
@@ -49,8 +50,8 @@ class Spectrum(NamedTuple):
 
 def decompose(kernel: PathKernel) -> Spectrum:
     """All of the spectrum, by G on the kept weights in full."""
-    positions = _twin.positions(kernel)
-    matrix = _twin.matrix(kernel, kernel)
+    positions = twin.positions(kernel)
+    matrix = twin.matrix(kernel, kernel)
     alive = jnp.ones(len(positions), bool)
     if kernel.mask is not None:
         alive = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
@@ -72,8 +73,8 @@ def eigenpairs(
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _iterate(params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
     kernel = dataclasses.replace(kernel, params=params)
-    random = functools.partial(_twin.random_signs, kernel)
-    operator = _twin.flat(kernel, _twin.linear(kernel, kernel))
+    random = functools.partial(twin.random_signs, kernel)
+    operator = twin.flat(kernel, twin.linear(kernel, kernel))
     return largest(operator, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
 
 
@@ -86,7 +87,7 @@ def _eigenpairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: 
     def quotients(params: Params) -> Any:
         # λ = vᵀ G v has λ's own derivative with v held
         at = dataclasses.replace(kernel, params=params)
-        return lax.map(lambda vector: dot(vector, _twin.cross(at, at)(vector)), vectors)
+        return lax.map(lambda vector: dot(vector, twin.cross(at, at)(vector)), vectors)
 
     _, values = jax.jvp(quotients, (params,), (tangents[0],))
     unknown = jnp.full_like(pairs.vectors, jnp.nan) * total(tangents[0]).astype(pairs.vectors.dtype)
@@ -104,14 +105,14 @@ class _Samples(NamedTuple):
 def squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
     """Samples of the squared norms of the maps of `cross` between pairs of kernels, in units of both sides' traces."""
     units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
-    if all(_twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
-        matrices = [unit * _twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
+    if all(twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
+        matrices = [unit * twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
         return _Samples(jnp.stack([jnp.sum(jnp.square(matrix)) for matrix in matrices])[None], True)
-    products = [_twin.flat(right, _twin.linear(left, right)) for left, right in maps]
+    products = [twin.flat(right, twin.linear(left, right)) for left, right in maps]
 
     def sample(sample_key: Key) -> Any:
         images = [
-            unit * product(_twin.random_signs(right, sample_key))
+            unit * product(twin.random_signs(right, sample_key))
             for unit, product, (_, right) in zip(units, products, maps, strict=True)
         ]
         return jnp.stack([jnp.vdot(image, image) for image in images])
@@ -125,8 +126,8 @@ def product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
     exponents = jnp.asarray(powers, means.dtype)
     value = jnp.prod(means**exponents)
     if samples.exact:
-        return _estimates.exact(value)
-    return Estimate(value, value * _estimates.mean((samples.values / means[None]) @ exponents).standard_error)
+        return estimates.exact(value)
+    return Estimate(value, value * estimates.mean((samples.values / means[None]) @ exponents).standard_error)
 
 
 def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
@@ -134,7 +135,7 @@ def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) 
     traces = kernel.trace() / initial.trace()
     ratio = traces * jnp.exp2(kernel.exponent - initial.exponent).astype(traces.dtype)
     size = jnp.maximum(ratio, 1)  # the square of a large ratio may leave the format
-    between = ratio / size / size * _twin.cross_factor(kernel, initial, ratio.dtype) ** 2
+    between = ratio / size / size * twin.cross_factor(kernel, initial, ratio.dtype) ** 2
     scaled = samples.values * jnp.stack([(ratio / size) ** 2, between, 1 / size / size])[None]
     initial_norm = jnp.mean(samples.values[:, 2])
     means = jnp.mean(scaled, axis=0)
@@ -142,30 +143,30 @@ def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) 
     square = jnp.maximum(means @ signs, 0) / initial_norm
     change = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
     if samples.exact:
-        return _estimates.exact(size * change)
+        return estimates.exact(size * change)
     errors = (scaled @ signs - square * samples.values[:, 2]) / initial_norm
-    halved = _estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
+    halved = estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
     return Estimate(size * change, size * jnp.where(change == 0, 0, halved))
 
 
 def cosine_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
     """⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖) from the same."""
     found = product_of_means(samples, [-0.5, 1.0, -0.5])
-    factor = _twin.cross_factor(kernel, initial, found.value.dtype) ** 2
+    factor = twin.cross_factor(kernel, initial, found.value.dtype) ** 2
     return Estimate(factor * found.value, factor * found.standard_error)
 
 
 def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:
     """The smallest nonzero eigenvalue, NaN where it is not resolved, and the largest."""
-    if _twin.count(kernel) <= DENSE:
+    if twin.count(kernel) <= DENSE:
         values = decompose(kernel).values
         low = jnp.min(jnp.where(values > _floor(values), values, jnp.inf))
         return jnp.where(jnp.isfinite(low), low, jnp.nan), values[0]
-    operator = _twin.flat(kernel, _twin.linear(kernel, kernel))
-    steps = min(order, _twin.count(kernel))
+    operator = twin.flat(kernel, twin.linear(kernel, kernel))
+    steps = min(order, twin.count(kernel))
 
     def of_start(start_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, operator(_twin.random_signs(kernel, start_key)), steps, to_the_end=True)
+        space = krylov(operator, operator(twin.random_signs(kernel, start_key)), steps, to_the_end=True)
         return _lowest(space, tolerance), eigvalsh(space.matrix)[-1]
 
     low, high = lax.map(of_start, jax.random.split(key, 2))

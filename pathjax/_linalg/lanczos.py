@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pathjax._lapack import eigh, one_by_one
+from pathjax._linalg.lapack import eigh, one_by_one
 from pathjax.types import Key, Real
 
 __all__ = ["DENSE", "Krylov", "Pairs", "krylov", "largest", "plan", "warn_of_misses"]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, is_concrete, trace, walk
+from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, is_concrete, trace, walk
 from pathjax.types import ApplyFn, Params, XLike
 
 __all__ = ["mixtures", "trace_apart"]

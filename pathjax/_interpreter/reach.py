@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pathjax._algebra import Algebra, Convolution
+from pathjax._interpreter.algebra import Algebra, Convolution
 
 __all__ = ["Branch", "Branches", "Reach", "Reached"]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._jaxpr import Equation, is_concrete
+from pathjax._interpreter.jaxpr import Equation, is_concrete
 
 __all__ = ["slope_at_zero"]
 

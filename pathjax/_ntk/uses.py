@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from pathjax._channels import channels_last
-from pathjax._jaxpr import Equation, Program, trace, walk
+from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.jaxpr import Equation, Program, trace, walk
 from pathjax.types import ApplyFn, Params
 
 __all__ = ["Known", "Use", "Uses", "find", "pull"]

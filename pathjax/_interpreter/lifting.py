@@ -15,12 +15,12 @@ import numpy as np
 from jax import lax
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from pathjax._algebra import Algebra, Convolution, Structure
-from pathjax._convolutions import by_patches, pays
-from pathjax._examples import trace_apart
-from pathjax._jaxpr import check_batch, is_concrete
-from pathjax._rules import interpret
-from pathjax._trees import check_mask, wide
+from pathjax._base.trees import check_mask, wide
+from pathjax._interpreter.algebra import Algebra, Convolution, Structure
+from pathjax._interpreter.examples import trace_apart
+from pathjax._interpreter.jaxpr import check_batch, is_concrete
+from pathjax._interpreter.patches import by_patches, pays
+from pathjax._interpreter.rules import interpret
 from pathjax.types import ApplyFn, Mask, Params, Real, XLike
 
 __all__ = [

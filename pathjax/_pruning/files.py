@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._trees import check_boolean, key_paths
+from pathjax._base.trees import check_boolean, key_paths
 from pathjax.types import Mask, Params
 
 __all__ = ["load", "save"]

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pathjax._blocks import Blocks, mirror
+from pathjax._ntk.blocks import Blocks, mirror
 
 __all__ = ["spread"]
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pathjax._algebra import ArrayFunction, Constant, Gate, PathSum, Value
-from pathjax._context import Context, at_point, depends_on, points, shape_of
-from pathjax._jaxpr import is_concrete
+from pathjax._interpreter.algebra import ArrayFunction, Constant, Gate, PathSum, Value
+from pathjax._interpreter.context import Context, at_point, depends_on, points, shape_of
+from pathjax._interpreter.jaxpr import is_concrete
 
 __all__ = ["cond", "scan"]
 

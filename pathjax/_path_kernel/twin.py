@@ -22,9 +22,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pathjax._channels import channels_last
-from pathjax._lifting import Scaled, absolute_power, lift, power_of_two
-from pathjax._trees import check_like, multiply, ravel, total
+from pathjax._base.trees import check_like, multiply, ravel, total
+from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.lifting import Scaled, absolute_power, lift, power_of_two
 from pathjax.types import ApplyFn, Key, Mask, Params
 
 __all__ = [

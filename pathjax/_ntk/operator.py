@@ -18,11 +18,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from pathjax import _blocks, _estimates, _layerwise, _network
-from pathjax._channels import channels_last
-from pathjax._lanczos import DENSE, Pairs, largest, plan, warn_of_misses
-from pathjax._lapack import eigh
-from pathjax._trees import dot, wide
+from pathjax._base import network as _network
+from pathjax._base.trees import dot, wide
+from pathjax._interpreter.channels import channels_last
+from pathjax._linalg import estimates
+from pathjax._linalg.lanczos import DENSE, Pairs, largest, plan, warn_of_misses
+from pathjax._linalg.lapack import eigh
+from pathjax._ntk import blocks as _blocks
+from pathjax._ntk import layerwise
 from pathjax.types import AnyArray, ApplyFn, Estimate, Key, Mask, Params, Real
 
 __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_estimate"]
@@ -74,7 +77,7 @@ class Operator:
 
     def trace(self) -> Float[Array, ""]:
         """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch."""
-        traces = _kernel(self, _layerwise.Form(trace=True, diagonal=True))
+        traces = _kernel(self, layerwise.Form(trace=True, diagonal=True))
         return jnp.sum(cast(Array, traces))
 
 
@@ -265,16 +268,16 @@ def _outputs(kernel: Operator) -> Any:
     return jax.eval_shape(functools.partial(_apply, kernel), kernel.params, kernel.x)
 
 
-def _kernel(kernel: Operator, form: _layerwise.Form) -> Any:
+def _kernel(kernel: Operator, form: layerwise.Form) -> Any:
     """Θ itself."""
-    return _layerwise.kernel(
+    return layerwise.kernel(
         kernel.apply, kernel.params, kernel.x, None, mask=kernel.mask, form=form, batch_size=kernel.batch_size
     )
 
 
 def _matrix(kernel: Operator) -> Any:
     size = math.prod(kernel.shape)
-    return wide(_kernel(kernel, _layerwise.Form()).swapaxes(1, 2).reshape(size, size))
+    return wide(_kernel(kernel, layerwise.Form()).swapaxes(1, 2).reshape(size, size))
 
 
 def _random_signs(kernel: Operator, key: Key) -> Any:
@@ -285,7 +288,7 @@ def _random_signs(kernel: Operator, key: Key) -> Any:
 def _mean(sample: Callable[[Any], Any], kernel: Operator, key: Key, samples: int) -> Estimate:
     if samples < 1:
         raise ValueError(f"`samples` must be at least 1, but is {samples}.")
-    return _estimates.mean(lax.map(lambda each: sample(_random_signs(kernel, each)), jax.random.split(key, samples)))
+    return estimates.mean(lax.map(lambda each: sample(_random_signs(kernel, each)), jax.random.split(key, samples)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathjax._jaxpr import Equation, walk
+from pathjax._interpreter.jaxpr import Equation, walk
 
 __all__ = ["channels_last"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._algebra import INPUT, Constant, Convolution, Gate, PathSum, Value
-from pathjax._context import Context, Lift, shape_of
-from pathjax._gates import combine_gates, known_number, pass_through
+from pathjax._interpreter.algebra import INPUT, Constant, Convolution, Gate, PathSum, Value
+from pathjax._interpreter.context import Context, Lift, shape_of
+from pathjax._interpreter.gates import combine_gates, known_number, pass_through
 
 __all__ = [
     "ENTRIES", "add", "add_running", "conv", "divide", "dot", "indexed", "multiply", "negate", "power", "same",

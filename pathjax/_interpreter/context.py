@@ -9,9 +9,9 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._algebra import Algebra, Constant, PathSum, Value
-from pathjax._jaxpr import Equation, Refusal, UnsupportedPrimitive, is_concrete, walk
-from pathjax._probes import slope_at_zero
+from pathjax._interpreter.algebra import Algebra, Constant, PathSum, Value
+from pathjax._interpreter.jaxpr import Equation, Refusal, UnsupportedPrimitive, is_concrete, walk
+from pathjax._interpreter.probes import slope_at_zero
 
 __all__ = ["DECLARED", "Context", "Lift", "Rule", "Walk", "at_point", "depends_on", "points", "shape_of"]
 

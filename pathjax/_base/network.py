@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pathjax import _trees
-from pathjax.types import ApplyFn, Mask, Params
+from pathjax._base import trees
 
 __all__ = [
     "bound",
@@ -25,32 +24,32 @@ __all__ = [
 ]
 
 
-def bound(apply: Callable[..., Any], state: Any) -> ApplyFn:
+def bound(apply: Callable[..., Any], state: Any) -> Callable[..., Any]:
     """The network as a function of its weights and inputs: `apply(params, state, x)` where there is a state."""
     return apply if state is None else lambda params, x: apply(params, state, x)
 
 
-def masked(apply: ApplyFn, params: Params, mask: Mask) -> ApplyFn:
+def masked(apply: Callable[..., Any], params: Any, mask: Any) -> Callable[..., Any]:
     """`apply` of the masked weights: its derivative by a pruned weight is zero, which drops the weight from Θ."""
-    _trees.check_mask(mask, params)
+    trees.check_mask(mask, params)
 
-    def of_kept(params: Params, x: Array) -> Array:
+    def of_kept(params: Any, x: Array) -> Array:
         return apply(kept(mask, params), x)
 
     return of_kept
 
 
-def kept(mask: Mask, params: Params) -> Params:
+def kept(mask: Any, params: Any) -> Any:
     """The weights with zeros for pruned ones: a choice and not a product, for a pruned weight may be infinite."""
     return jax.tree.map(lambda keep, leaf: jnp.where(keep, leaf, 0), mask, params)
 
 
-def check_params(params: Params) -> None:
+def check_params(params: Any) -> None:
     """Raise ValueError unless all leaves are floating-point, and there is one."""
     leaves = jax.tree.leaves(params)
     if not leaves:
         raise ValueError("`params` has no leaves, so there is no kernel of its weights. Pass the network's weights.")
-    for path, leaf in zip(_trees.key_paths(params), leaves, strict=True):
+    for path, leaf in zip(trees.key_paths(params), leaves, strict=True):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
                 f"`params` at {path} has dtype {jnp.result_type(leaf)}, but the kernel needs derivatives by all of "
@@ -68,7 +67,7 @@ def check_inputs(**batches: Array | None) -> None:
             )
         if x.ndim == 0:
             raise ValueError(f"`{name}` is a single number, but a batch of examples (n, ...) was expected.")
-        values = _trees.concrete(x)
+        values = trees.concrete(x)
         if values is not None and np.isnan(values).any():
             first = int(np.isnan(values).reshape(len(values), -1).any(axis=1).argmax())
             raise ValueError(
@@ -92,7 +91,7 @@ def check_batch_size(batch_size: int | None) -> None:
         )
 
 
-def check_outputs(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
+def check_outputs(apply: Callable[..., Any], params: Any, x: Array, name: str) -> None:
     """Raise ValueError unless the outputs are (n, o), each row of its example alone where that can be tried."""
     outputs = jax.eval_shape(apply, params, x)
     shape = getattr(outputs, "shape", None)
@@ -102,7 +101,7 @@ def check_outputs(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
             f"`apply(params, {name})` gives {came}, but ({len(x)}, o) was expected, one row of outputs per example. "
             "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
         )
-    if len(x) > 1 and all(_trees.concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
+    if len(x) > 1 and all(trees.concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
         _check_examples_apart(apply, params, x, name)
 
 
@@ -111,11 +110,11 @@ def epsilon(array: Array) -> float:
     return float(jnp.finfo(array.dtype).eps)
 
 
-def _check_examples_apart(apply: ApplyFn, params: Params, x: Array, name: str) -> None:
+def _check_examples_apart(apply: Callable[..., Any], params: Any, x: Array, name: str) -> None:
     together = apply(params, x)
     alone = jax.vmap(lambda example: apply(params, example[None])[0])(x)
     tolerance = epsilon(together) ** 0.5 * jnp.max(jnp.abs(together))
-    if _trees.concrete(gap := jnp.max(jnp.abs(together - alone))) is not None and gap > tolerance:
+    if trees.concrete(gap := jnp.max(jnp.abs(together - alone))) is not None and gap > tolerance:
         raise ValueError(
             f"`apply(params, {name})` gives an example other outputs in the batch than alone (they differ by up to "
             f"{float(gap):.3g}), so the kernel of two examples is not defined. Let batch norm use its running "

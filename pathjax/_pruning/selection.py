@@ -13,7 +13,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from pathjax._trees import check_boolean, check_like
+from pathjax._base.trees import check_boolean, check_like
 from pathjax.types import Mask, Prunable, Scores
 
 __all__ = ["Contest", "check", "select", "sound"]

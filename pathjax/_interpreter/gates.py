@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathjax._algebra import ArrayFunction, Constant, Gate, PathSum, Value
-from pathjax._context import DECLARED, Context, Lift, at_point, depends_on, points, shape_of
-from pathjax._jaxpr import UnsupportedPrimitive, is_concrete
+from pathjax._interpreter.algebra import ArrayFunction, Constant, Gate, PathSum, Value
+from pathjax._interpreter.context import DECLARED, Context, Lift, at_point, depends_on, points, shape_of
+from pathjax._interpreter.jaxpr import UnsupportedPrimitive, is_concrete
 
 __all__ = [
     "absolute", "clamp", "combine_gates", "compare", "declared", "extremum_of_axes", "extremum_of_windows",

@@ -7,10 +7,10 @@ from typing import Any, TypeVar, cast
 
 import jax.numpy as jnp
 
-from pathjax import _gates, _loops, _sums
-from pathjax._algebra import INPUT, Algebra, Constant, Gate, PathSum, Value
-from pathjax._context import DECLARED, Context, Lift, Rule, Walk, at_point, depends_on, points
-from pathjax._jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, evaluate, is_concrete
+from pathjax._interpreter import gates, loops, sums
+from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Value
+from pathjax._interpreter.context import DECLARED, Context, Lift, Rule, Walk, at_point, depends_on, points
+from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, evaluate, is_concrete
 
 __all__ = ["PATH_RULES", "inspect", "interpret"]
 
@@ -99,7 +99,7 @@ def _apply_rule(context: Context, values: list[Value]) -> list[Value]:
 def _constants(equation: Equation, values: Sequence[Constant]) -> list[Value]:
     """The results on constants, and the number that fills them where it is only known to be one."""
     results = evaluate(equation, [value.value for value in values])
-    number = _gates.known_number(values[0]) if len(values) == 1 and equation.name in _FILLS else None
+    number = gates.known_number(values[0]) if len(values) == 1 and equation.name in _FILLS else None
     return [
         Constant(result, None if number is None or is_concrete(result) else jnp.asarray(number).astype(result.dtype))
         for result in results
@@ -114,9 +114,9 @@ def _real(equation: Equation, values: Sequence[Value]) -> list[list[Any]]:
 def _rule(context: Context, values: Sequence[Value]) -> Rule:
     name = context.equation.name
     if name in _OF_GATES and not any(isinstance(value, PathSum) for value in values):
-        return _gates.combine_gates
+        return gates.combine_gates
     if name in DECLARED:
-        return _gates.declared
+        return gates.declared
     if name in PATH_RULES:
         return PATH_RULES[name]
     if any(isinstance(value, Gate) for value in values):
@@ -130,31 +130,31 @@ _MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev", "slice",
 _SAME = ("copy", "convert_element_type", "reduce_precision", "optimization_barrier")
 
 PATH_RULES: dict[str, Rule] = {
-    **dict.fromkeys(_COMPARISONS, _gates.compare),
-    **dict.fromkeys((*_MOVES, "split", "tile", "pad"), _sums.shape_only),
-    **dict.fromkeys(_sums.ENTRIES, _sums.indexed),
-    **dict.fromkeys(_SAME, _sums.same),
-    **dict.fromkeys(("cumsum", "reduce_window_sum"), _sums.add_running),
-    **dict.fromkeys(("reduce_max", "reduce_min"), _gates.extremum_of_axes),
-    **dict.fromkeys(("reduce_window_max", "reduce_window_min"), _gates.extremum_of_windows),
-    **dict.fromkeys(("add", "add_any"), _sums.add),
-    **dict.fromkeys(("integer_pow", "square"), _sums.power),
-    "sign": _gates.sign,
-    "max": _gates.maximum,
-    "min": _gates.minimum,
-    "abs": _gates.absolute,
-    "clamp": _gates.clamp,
-    "select_n": _gates.select,
-    "neg": _sums.negate,
-    "sub": _sums.subtract,
-    "reduce_sum": _sums.sum_of_axes,
-    "mul": _sums.multiply,
-    "div": _sums.divide,
-    "dot_general": _sums.dot,
-    "conv_general_dilated": _sums.conv,
-    "scatter-add": _sums.scatter_add,
-    "scan": _loops.scan,
-    "cond": _loops.cond,
+    **dict.fromkeys(_COMPARISONS, gates.compare),
+    **dict.fromkeys((*_MOVES, "split", "tile", "pad"), sums.shape_only),
+    **dict.fromkeys(sums.ENTRIES, sums.indexed),
+    **dict.fromkeys(_SAME, sums.same),
+    **dict.fromkeys(("cumsum", "reduce_window_sum"), sums.add_running),
+    **dict.fromkeys(("reduce_max", "reduce_min"), gates.extremum_of_axes),
+    **dict.fromkeys(("reduce_window_max", "reduce_window_min"), gates.extremum_of_windows),
+    **dict.fromkeys(("add", "add_any"), sums.add),
+    **dict.fromkeys(("integer_pow", "square"), sums.power),
+    "sign": gates.sign,
+    "max": gates.maximum,
+    "min": gates.minimum,
+    "abs": gates.absolute,
+    "clamp": gates.clamp,
+    "select_n": gates.select,
+    "neg": sums.negate,
+    "sub": sums.subtract,
+    "reduce_sum": sums.sum_of_axes,
+    "mul": sums.multiply,
+    "div": sums.divide,
+    "dot_general": sums.dot,
+    "conv_general_dilated": sums.conv,
+    "scatter-add": sums.scatter_add,
+    "scan": loops.scan,
+    "cond": loops.cond,
 }
 
 # Of gates these make gates: the result is piecewise constant because the operands are.

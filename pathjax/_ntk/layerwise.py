@@ -21,10 +21,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from pathjax import _blocks, _devices, _memory, _network
-from pathjax._channels import channels_last
-from pathjax._jaxpr import is_concrete
-from pathjax._uses import Use, Uses, find, pull
+from pathjax._base import network as _network
+from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.jaxpr import is_concrete
+from pathjax._ntk import blocks as _blocks
+from pathjax._ntk import devices
+from pathjax._ntk import memory as _memory
+from pathjax._ntk.uses import Use, Uses, find, pull
 from pathjax.types import ApplyFn, Mask, Params
 
 __all__ = ["Form", "kernel"]
@@ -156,7 +159,7 @@ def kernel(
         weights, masks = given
         return blocks(weights, None if kept is None else [masks.get(i, leaf) for i, leaf in enumerate(kept)], x1, x2)
 
-    return _devices.spread(local, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
+    return devices.spread(local, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
 
 
 def _check_memory(

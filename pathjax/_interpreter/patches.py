@@ -11,7 +11,7 @@ import itertools
 import jax.numpy as jnp
 from jax import Array, lax
 
-from pathjax._algebra import Convolution
+from pathjax._interpreter.algebra import Convolution
 
 __all__ = ["by_patches", "is_plain", "pays"]
 

@@ -1,0 +1,4 @@
+"""The Path Kernel through its twin G = (J_θ v)ᵀ(J_θ v), which is as wide as there are parameters.
+
+`twin`: G as an operator: products, diagonal, rows. `spectrum`: its eigenpairs and what follows from its eigenvalues.
+"""
