@@ -5,5 +5,6 @@ sum over paths has to be able to do. `context`: what a rule works with. `gates`,
 family. `rules`: the table from primitive to rule, and the walk that reads it. `probes`: what is learned of a custom
 derivative rule by trying it. `examples`: the check that no example reads another. `traced`: the traced network, which
 every public function makes once and hands on. Three algebras: `lifting`, of numbers with their scale; `listing`, of
-lists of paths; `reach`, of whether there is a path. `channels`, `patches`: faster forms of convolutions on CPUs.
+lists of paths; `reach`, of whether there is a path. `windows`: the entries under each window of a
+convolution or a pool. `convolutions`: faster forms of convolutions on CPUs.
 """

@@ -6,7 +6,6 @@ with all gates open, one for the slopes on an input, two for the products of slo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from pathjax._interpreter.context import (
     shape_of,
 )
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, is_concrete
+from pathjax._interpreter.windows import Windows, entries_of_windows
 
 __all__ = [
     "absolute", "clamp", "combine_gates", "compare", "declared", "extremum_of_axes", "extremum_of_windows",
@@ -274,19 +274,6 @@ def _window_sum(params: dict[str, Any]) -> ArrayFunction:
 
 def _windows(params: dict[str, Any], filler: float) -> ArrayFunction:
     """The entries of each window along a new last axis, `filler` in the padding."""
-    sizes, strides, dilation = (params[name] for name in ("window_dimensions", "window_strides", "window_dilation"))
-    widths = [
-        (low, high, base - 1) for (low, high), base in zip(params["padding"], params["base_dilation"], strict=True)
-    ]
-
-    def gather(array: Any) -> Any:
-        padded = lax.pad(array, np.asarray(filler, array.dtype), widths)
-        spans = [(size - 1) * step for size, step in zip(sizes, dilation, strict=True)]
-        views = []
-        for offsets in itertools.product(*(range(size) for size in sizes)):
-            start = [offset * step for offset, step in zip(offsets, dilation, strict=True)]
-            stop = [first + size - span for first, size, span in zip(start, padded.shape, spans, strict=True)]
-            views.append(lax.slice(padded, start, stop, strides))
-        return jnp.stack(views, axis=-1)
-
-    return gather
+    names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    windows = Windows(*(params[name] for name in names))
+    return lambda array: entries_of_windows(array, windows, filler=filler)

@@ -17,8 +17,8 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from pathjax._base.trees import check_mask, wide
 from pathjax._interpreter.algebra import Algebra, Convolution
+from pathjax._interpreter.convolutions import by_patches, pays
 from pathjax._interpreter.jaxpr import Program, check_batch, is_concrete
-from pathjax._interpreter.patches import by_patches, pays
 from pathjax._interpreter.rules import interpret
 from pathjax.types import Mask, Params, Real, XLike
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
@@ -14,6 +13,7 @@ import numpy as np
 from pathjax._interpreter.algebra import Algebra, Convolution, Structure
 from pathjax._interpreter.jaxpr import Program
 from pathjax._interpreter.rules import interpret
+from pathjax._interpreter.windows import Windows, entries_of_windows
 
 __all__ = ["Listing", "Recorder", "Table", "list_paths", "trimmed"]
 
@@ -124,29 +124,14 @@ class Recorder(Structure):
 
 def _patches(images: np.ndarray, window: tuple[int, ...], convolution: Convolution) -> np.ndarray:
     """The entries under each tap of the kernel: (example, channel, *places, tap)."""
-    padded = _spread(images, convolution.lhs_dilation, convolution.padding)
-    reach = [(size - 1) * step for size, step in zip(window, convolution.rhs_dilation, strict=True)]
-    views = []
-    for tap in itertools.product(*(range(size) for size in window)):
-        first = [at * step for at, step in zip(tap, convolution.rhs_dilation, strict=True)]
-        slices = [
-            slice(begin, begin + size - span, stride)
-            for begin, size, span, stride in zip(
-                first, padded.shape[2:], reach, convolution.window_strides, strict=True
-            )
-        ]
-        views.append(padded[(slice(None), slice(None), *slices)])
-    return np.stack(views, axis=-1)
-
-
-def _spread(images: np.ndarray, dilation: Sequence[int], padding: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Images with holes between their entries and a border around them (negative: cut off)."""
-    sizes = [(size - 1) * step + 1 if size else 0 for size, step in zip(images.shape[2:], dilation, strict=True)]
-    spread = np.zeros((*images.shape[:2], *sizes), images.dtype)
-    spread[(slice(None), slice(None), *(slice(None, None, step) for step in dilation))] = images
-    border = [(0, 0), (0, 0), *((max(low, 0), max(high, 0)) for low, high in padding)]
-    cut = [slice(max(-low, 0), size - max(-high, 0)) for (low, high), size in zip(padding, sizes, strict=True)]
-    return np.pad(spread[(slice(None), slice(None), *cut)], border)
+    windows = Windows(
+        sizes=(1, 1, *window),
+        strides=(1, 1, *convolution.window_strides),
+        padding=[(0, 0), (0, 0), *convolution.padding],
+        base_dilation=(1, 1, *convolution.lhs_dilation),
+        window_dilation=(1, 1, *convolution.rhs_dilation),
+    )
+    return np.asarray(entries_of_windows(jnp.asarray(images), windows))
 
 
 def _count_up(present: np.ndarray) -> np.ndarray:

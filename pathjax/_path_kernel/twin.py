@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pathjax._base.trees import check_like, multiply, ravel, total
-from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.lifting import Scaled, absolute_power, lift, power_of_two
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax.types import Key, Mask, Params

@@ -23,7 +23,7 @@ class Counted:
     """A network that counts how often it is called with each shape of inputs."""
 
     def __init__(self):
-        self.calls = collections.Counter()
+        self.calls: collections.Counter[tuple[int, ...]] = collections.Counter()
 
     def __call__(self, params, x):
         self.calls[x.shape] += 1
