@@ -192,7 +192,7 @@ def _on_paths(network: TracedNetwork, x_like: XLike, kept: Mask, *, constants: b
     def reached(shares: Params) -> Array:
         weights = [Reached(jnp.zeros_like(leaf), leaf) for leaf in jax.tree.leaves(shares)]
         source = jnp.ones(example.shape, jnp.float32)
-        output, _ = interpret(program, Reach(), weights, Reached(source, jnp.zeros_like(source)))
+        output = interpret(program, Reach(), weights, Reached(source, jnp.zeros_like(source)))
         return jnp.sum(output.inputs) + (jnp.sum(output.constants) if constants else 0.0)
 
     slopes = jax.grad(reached)(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), kept))
@@ -227,5 +227,5 @@ def _shortcuts(network: TracedNetwork, x_like: XLike) -> frozenset[int]:
     program = network.path_program(one_example(x_like))
     leaves = range(len(network.leaf_types))
     weights = [Branch(False, 1, frozenset([index]), frozenset([index])) for index in leaves]
-    output, _ = interpret(program, Branches(), weights, Branch(True, 0, frozenset(), frozenset()))
+    output = interpret(program, Branches(), weights, Branch(True, 0, frozenset(), frozenset()))
     return output.shortest - output.every

@@ -111,7 +111,7 @@ def _count(program: Program) -> int:
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         weights = [Scaled(jnp.ones(shape, jnp.float64), 0.0) for shape in program.parameter_shapes]
         ones = Scaled(jnp.ones(program.input_shape, jnp.float64), 0.0)
-        output, _ = interpret(program, Lifting(absolute_power(0)), weights, ones)
+        output = interpret(program, Lifting(absolute_power(0)), weights, ones)
         if not jnp.any(output.array):
             return 0
         numerator, denominator = float(jnp.sum(output.array)).as_integer_ratio()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pathjax._interpreter.algebra import Structure
 from pathjax._interpreter.context import DECLARED
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, check_floating, is_concrete
 from pathjax._interpreter.lifting import (
@@ -31,6 +30,7 @@ from pathjax._interpreter.traced import traced
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
 __all__ = [
+    "DataGram",
     "Layer",
     "UnsupportedPrimitive",
     "declare_gate",
@@ -127,6 +127,13 @@ def path_sum(
     return jax.vmap(of_example)(jnp.asarray(x))
 
 
+class DataGram(NamedTuple):
+    """A data Gram as signs and natural logarithms: where no path is left, sign 0 and logarithm −∞."""
+
+    sign: Float[Array, "n m o"]
+    log_abs: Float[Array, "n m o"]
+
+
 def log_data_gram(
     apply: ApplyFn,
     params: Params,
@@ -135,7 +142,7 @@ def log_data_gram(
     *,
     mask: Mask | None = None,
     chunk: int = 256,
-) -> tuple[Float[Array, "n m o"], Float[Array, "n m o"]]:
+) -> DataGram:
     """Sign and logarithm of the data Gram K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s.
 
     The diagonal blocks of J_v f (J_v f)ᵀ; the others vanish, since a path ends in one output. Weights and constants do
@@ -173,12 +180,11 @@ def log_data_gram(
     real = lift_weights(params, lambda leaf: leaf, mask)
     program = traced(apply, params).path_program(one_example(left))
 
-    def pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pair(a: jax.Array, b: jax.Array) -> DataGram:
         gram = pair_sum(program, ones, real, a, b)
-        return jnp.sign(gram.array), gram.log_abs()
+        return DataGram(jnp.sign(gram.array), gram.log_abs())
 
-    sign, log_abs = _over_pairs(pair, left, right, chunk=chunk, upper=x2 is None)
-    return sign, log_abs
+    return cast(DataGram, _over_pairs(pair, left, right, chunk=chunk, upper=x2 is None))
 
 
 def _check_finite_examples(x: jax.Array, name: str) -> None:
@@ -264,8 +270,7 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
     """
     network, example = traced(apply, params), one_example(x_like)
     check_floating(params, example)
-    weights = [None for _ in network.leaf_types]
-    inspection = inspect(network.program(example), Structure(), weights, None)
+    inspection = inspect(network.program(example))
     problems: dict[str, list[str]] = {name: [] for name in inspection.layers}
     for refusal in [*inspection.refusals, *network.mixtures(example)]:
         problems.setdefault(refusal.layer, []).append(str(refusal.error))

@@ -250,7 +250,7 @@ def _round(
     scope: str,
     prunable: Prunable,
     revive: bool,
-) -> tuple[Mask, list[selection.Contest]]:
+) -> selection.Selection:
     """The mask after one more round, and the contests that it comes from, not yet checked."""
     round_key = _folded(key, round_)
     scores = score(masks.apply_mask(mask, params), round_key)

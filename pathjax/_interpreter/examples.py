@@ -326,7 +326,8 @@ def _stack(at: Following) -> Where:
 
 def _scan(at: Following) -> list[Where]:
     """A loop over layers, or over examples."""
-    consts, carry, stacked = at.equation.loop_operands(at.places)
+    operands = at.equation.loop_operands(at.places)
+    consts, carry, stacked = operands.constants, operands.carry, operands.stacked
     if any(isinstance(place, Lying) and place.axis == 0 for place in stacked):
         return _scan_examples(at, consts, carry, stacked)
     slices = [_slice(place) for place in stacked]

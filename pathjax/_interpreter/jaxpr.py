@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,15 @@ class UnsupportedPrimitive(ValueError):
 
     The message names the primitive, the line of the user's code, the reason and the remedy.
     """
+
+
+@dataclass(frozen=True)
+class LoopOperands(Generic[T]):
+    """The operands of a loop: what is the same in every step, what one step hands to the next, what is sliced."""
+
+    constants: Sequence[T]
+    carry: Sequence[T]
+    stacked: Sequence[T]
 
 
 @dataclass(frozen=True)
@@ -110,11 +119,11 @@ class Equation:
         avals: list[Any] = [var.aval for var in self.source.invars]
         return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
-    def loop_operands(self, values: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-        """The operands of a `scan`: constants, what goes round, and what it takes one step at a time."""
+    def loop_operands(self, values: Sequence[T]) -> LoopOperands[T]:
+        """These values of a `scan`'s operands, by the part that each plays in the loop."""
         consts = self.source.params["num_consts"]
         stacked = consts + self.source.params["num_carry"]
-        return values[:consts], values[consts:stacked], values[stacked:]
+        return LoopOperands(values[:consts], values[consts:stacked], values[stacked:])
 
     @property
     def is_of_jax(self) -> bool:

@@ -292,8 +292,7 @@ def lift(
     leaves = [Scaled(wide(leaf), 0.0) for leaf in jax.tree.leaves(weights)]
     source = dataclasses.replace(scaled, array=wide(scaled.array))
     reals = [(jax.tree.leaves(params), x) for params, x in points]
-    output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros, patches=patches), leaves, source, points=reals)
-    return output
+    return interpret(program, Lifting(phi, keep_zeros=keep_zeros, patches=patches), leaves, source, points=reals)
 
 
 def open_sum(program: Program, weights: Params, inputs: Any, *, q: Real, keep_zeros: bool = False) -> Scaled:

@@ -233,7 +233,7 @@ def _free_shape(shape: tuple[int, ...], batch: Sequence[int], contract: Sequence
 def list_paths(program: Program) -> Listing:
     """Every path of a network of one example, by output; its cells are in the order of the outputs."""
     with jax.ensure_compile_time_eval():
-        output, _ = interpret(program, Lister(), _weights(program), _sources(program.input_shape))
+        output = interpret(program, Lister(), _weights(program), _sources(program.input_shape))
     # a network may end in moves, which leave the table as it was
     return _gather(output.table, np.arange(output.entries.size), output.entries.ravel(), output.entries.shape)
 

@@ -29,7 +29,8 @@ def cond(context: Context, values: Sequence[Value]) -> Sequence[Value]:
 
 def scan(context: Context, values: Sequence[Value]) -> Sequence[Value]:
     """A loop over stacked layers or steps."""
-    consts, carry, stacked = context.equation.loop_operands(values)
+    operands = context.equation.loop_operands(values)
+    consts, carry, stacked = operands.constants, operands.carry, operands.stacked
     if not context.equation.params["length"]:
         outputs = context.equation.outputs[len(carry) :]
         return [*carry, *(Constant(jnp.zeros(output.shape, output.dtype)) for output in outputs)]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax.numpy as jnp
 
 from pathjax._interpreter import gates, loops, sums
-from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Value
+from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Structure, Value
 from pathjax._interpreter.context import (
     DECLARED,
     GATE,
@@ -24,7 +24,7 @@ from pathjax._interpreter.context import (
 from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, evaluate, is_concrete, walk
 from pathjax._interpreter.probes import slope_at_zero
 
-__all__ = ["PATH_RULES", "Inspection", "Walk", "inspect", "interpret"]
+__all__ = ["PATH_RULES", "Inspection", "Walk", "inspect", "interpret", "tied_leaves"]
 
 P = TypeVar("P")
 
@@ -36,15 +36,25 @@ def interpret(
     inputs: P,
     *,
     points: Sequence[tuple[Sequence[Any], Any]] = (),
-) -> tuple[P, frozenset[int]]:
-    """The sum over paths to each output (n, o), and the positions of the leaves that some path meets twice.
+) -> P:
+    """The sum over paths to each output (n, o).
 
     `weights` holds the prefixes of each parameter leaf, `inputs` those of x; `points` the real leaves and inputs at
     which gates are read. Raises UnsupportedPrimitive where paths are not defined.
     """
     walk = Walk(algebra)
     (output,) = walk.run(program.closed, _arguments(program, weights, inputs, points))
-    return _output(output, algebra), frozenset(walk.tied)
+    return _output(output, algebra)
+
+
+def tied_leaves(program: Program) -> frozenset[int]:
+    """Positions of the parameter leaves that some path may meet more than once.
+
+    Raises UnsupportedPrimitive where paths are not defined.
+    """
+    walk = Walk(Structure())
+    walk.run(program.closed, _arguments(program, [None for _ in program.parameter_shapes], None, ()))
+    return frozenset(walk.tied)
 
 
 class Inspection(NamedTuple):
@@ -54,12 +64,12 @@ class Inspection(NamedTuple):
     refusals: list[Refusal]
 
 
-def inspect(program: Program, algebra: Algebra[P], weights: Sequence[P], inputs: P) -> Inspection:
+def inspect(program: Program) -> Inspection:
     """What a network is made of. The walk goes on behind an equation without a rule as behind a sum over paths."""
     refusals: list[Refusal] = []
     layers: dict[str, None] = {}
-    walk = Walk(algebra, refusals=refusals, layers=layers)
-    walk.run(program.closed, _arguments(program, weights, inputs, ()))
+    walk = Walk(Structure(), refusals=refusals, layers=layers)
+    walk.run(program.closed, _arguments(program, [None for _ in program.parameter_shapes], None, ()))
     return Inspection(list(layers), refusals)
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pathjax._interpreter.algebra import Structure
 from pathjax._interpreter.examples import mixtures
 from pathjax._interpreter.jaxpr import Program, Refusal, check_batch, check_floating, trace
-from pathjax._interpreter.rules import interpret
+from pathjax._interpreter.rules import tied_leaves
 from pathjax.types import ApplyFn, Params, XLike
 
 __all__ = ["TracedNetwork", "traced"]
@@ -102,8 +101,7 @@ class TracedNetwork:
         """
         key = _type_of(x)
         if key not in self._tied:
-            weights = [None for _ in self.leaf_types]
-            self._tied[key] = interpret(self.path_program(x), Structure(), weights, None)[1]
+            self._tied[key] = tied_leaves(self.path_program(x))
         return self._tied[key]
 
 

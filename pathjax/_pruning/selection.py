@@ -16,7 +16,7 @@ from jaxtyping import Array
 from pathjax._base.trees import check_boolean, check_like
 from pathjax.types import Mask, Prunable, Scores
 
-__all__ = ["Contest", "check", "check_density", "select", "sound"]
+__all__ = ["Contest", "Selection", "check", "check_density", "select", "sound"]
 
 # Shares of a bracket that are tried in each pass besides the guesses, so that it closes at worst by quarters. XLA
 # vectorizes a reduction that counts several things at once: on a CPU eight counts take an eighth of the time of one.
@@ -51,16 +51,21 @@ class Contest(NamedTuple):
     within: tuple[Array, ...] | None
 
 
+class Selection(NamedTuple):
+    """A mask, and the contests between scores that decided it."""
+
+    mask: Mask
+    contests: list[Contest]
+
+
 def check_density(density: Any) -> None:
     """Raise ValueError for a share of weights outside (0, 1]."""
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
 
 
-def select(
-    scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable, within: Mask | None
-) -> tuple[Mask, list[Contest]]:
-    """The mask that keeps so many of the largest scores, and the contests that it comes from, not yet checked.
+def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable, within: Mask | None) -> Selection:
+    """The mask that keeps the `counts` largest scores, and the contests that it comes from, not yet checked.
 
     `counts` is an integer for scope "global", and otherwise one for each prunable leaf, which is a contest of its own.
     """
@@ -95,7 +100,7 @@ def select(
         contests.append(Contest(found, names, ranked[group], kept, allowed))
         for index, mask in zip(chosen[group], found.masks, strict=True):
             masks[index] = mask
-    return tree_unflatten(structure, masks), contests
+    return Selection(tree_unflatten(structure, masks), contests)
 
 
 def sound(contests: list[Contest]) -> Array:
