@@ -19,6 +19,7 @@ from pathjax._base.trees import wide
 from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door, layerwise
 from pathjax._ntk import memory as _memory
+from pathjax._ntk.contractions import Form
 from pathjax._ntk.operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
 from pathjax.types import AnyArray, ApplyFn, Mask, Params
 
@@ -115,7 +116,7 @@ def empirical(
     if method != "layerwise":
         _check_memory(function, params, x1, x2, method, trace, diagonal)
         return _of_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], trace, diagonal)
-    form = layerwise.Form(trace, diagonal)
+    form = Form(trace, diagonal)
     return cast(Array, layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh))
 
 
@@ -269,7 +270,7 @@ def _check_memory(
 ) -> None:
     outputs = jax.eval_shape(apply, params, x1)
     n, m, o = len(x1), len(x1 if x2 is None else x2), outputs.shape[1]
-    numbers = layerwise.Form(trace, diagonal).examples(n, m) * (o if trace else o * o)
+    numbers = Form(trace, diagonal).examples(n, m) * (o if trace else o * o)
     if method == "jacobian":
         rows = n if x2 is None else n + m
         numbers += rows * o * sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -26,6 +26,7 @@ from pathjax._linalg.lanczos import DENSE, Pairs, largest, plan, warn_of_misses
 from pathjax._linalg.lapack import eigh
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import layerwise
+from pathjax._ntk.contractions import Form
 from pathjax.types import AnyArray, ApplyFn, Estimate, Key, Mask, Params, Real
 
 __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_estimate"]
@@ -77,7 +78,7 @@ class Operator:
 
     def trace(self) -> Float[Array, ""]:
         """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch."""
-        traces = _kernel(self, layerwise.Form(trace=True, diagonal=True))
+        traces = _kernel(self, Form(trace=True, diagonal=True))
         return jnp.sum(cast(Array, traces))
 
 
@@ -268,7 +269,7 @@ def _outputs(kernel: Operator) -> Any:
     return jax.eval_shape(functools.partial(_apply, kernel), kernel.params, kernel.x)
 
 
-def _kernel(kernel: Operator, form: layerwise.Form) -> Any:
+def _kernel(kernel: Operator, form: Form) -> Any:
     """Θ itself."""
     return layerwise.kernel(
         kernel.apply, kernel.params, kernel.x, None, mask=kernel.mask, form=form, batch_size=kernel.batch_size
@@ -277,7 +278,7 @@ def _kernel(kernel: Operator, form: layerwise.Form) -> Any:
 
 def _matrix(kernel: Operator) -> Any:
     size = math.prod(kernel.shape)
-    return wide(_kernel(kernel, layerwise.Form()).swapaxes(1, 2).reshape(size, size))
+    return wide(_kernel(kernel, Form()).swapaxes(1, 2).reshape(size, size))
 
 
 def _random_signs(kernel: Operator, key: Key) -> Any:

@@ -14,7 +14,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from pathjax import ntk
-from pathjax._ntk.layerwise import Form, Matrices, _of_masked_products, _of_products, _of_rows
+from pathjax._ntk.contractions import Form, Matrices, _of_masked_products, _of_products, _of_rows
 
 from ..models import build, names
 
