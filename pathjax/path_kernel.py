@@ -32,8 +32,10 @@ from pathjax._interpreter.lifting import (
     tied_leaves,
 )
 from pathjax._linalg import estimates
-from pathjax._linalg.lanczos import DENSE, krylov, plan, warn_of_misses
+from pathjax._linalg.krylov import krylov
+from pathjax._linalg.lanczos import DENSE, plan, warn_of_misses
 from pathjax._linalg.lapack import eigh
+from pathjax._path_kernel import comparison as _comparison
 from pathjax._path_kernel import spectrum as _spectrum
 from pathjax._path_kernel import twin
 from pathjax._path_kernel.twin import PathKernel
@@ -280,7 +282,7 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
     1.2195
     """
     _check_probes(samples=samples)
-    return _spectrum.product_of_means(_spectrum.squared_norms([(kernel, kernel)], key, samples), [-1.0])
+    return _comparison.product_of_means(_comparison.squared_norms([(kernel, kernel)], key, samples), [-1.0])
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -386,8 +388,8 @@ def change_and_cosine(
     """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    norms = _spectrum.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
-    return _spectrum.change_of_norms(norms, kernel, initial), _spectrum.cosine_of_norms(norms, kernel, initial)
+    norms = _comparison.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
+    return _comparison.change_of_norms(norms, kernel, initial), _comparison.cosine_of_norms(norms, kernel, initial)
 
 
 def overlap(

@@ -1,54 +1,31 @@
-"""The largest eigenpairs and the quadrature of a symmetric positive semi-definite operator on vectors, by Lanczos.
+"""The largest eigenpairs of a symmetric positive semi-definite operator on vectors, by thick-restarted Lanczos.
 
-matfree builds the Krylov spaces of quadratures. Here stands where such a space is exhausted; and, for eigenpairs, the
-restarted iteration in bounded memory, which matfree does not have.
+It runs in bounded memory, which matfree's iterations do not.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pathjax._linalg.krylov import ROUNDINGS, Operator
 from pathjax._linalg.lapack import eigh, one_by_one
 from pathjax.types import Key, Real
 
-__all__ = ["DENSE", "Krylov", "Pairs", "krylov", "largest", "plan", "warn_of_misses"]
+__all__ = ["DENSE", "Pairs", "largest", "plan", "warn_of_misses"]
+
 
 # Up to this many rows an operator is better formed and decomposed as it is: exact, and cheaper than iterating.
 DENSE = 512
 
-# A product is right to this many roundings of the largest eigenvalue.
-_ROUNDINGS = 50
 
 # Large sets of vectors are combined so many numbers of each at a time.
 _PIECE = 2**16
-
-Operator: TypeAlias = Callable[[jax.Array], jax.Array]
-"""A linear map of vectors (p,), symmetric and positive semi-definite."""
-
-
-class Krylov(NamedTuple):
-    """A·basis = basis·matrix + residual ⊗ (the last unit vector), as far as the space goes.
-
-    Where A has no more than some number of distinct eigenvalues, so many steps exhaust what a start can reach, and what
-    follows is rounding: columns that are not `alive`, and their entries of the matrix, are zero.
-
-    Attributes:
-        basis: (p, steps), orthonormal columns.
-        matrix: (steps, steps), tridiagonal.
-        alive: (steps,), whether a column is in the space.
-        residual: (p,), zero where the space is exhausted.
-    """
-
-    basis: Any
-    matrix: Any
-    alive: Any
-    residual: Any
 
 
 class Pairs(NamedTuple):
@@ -116,35 +93,6 @@ class _Walked(NamedTuple):
     size: Any
     residuals: Any
     error: Any
-
-
-def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = False) -> Krylov:
-    """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
-
-    It ends where the next vector is small beside the operator on the space. With `to_the_end`, only where it is
-    rounding: then parts of the start come in that are small from the outset, and directions that rounding has brought
-    in may come with them.
-    """
-    from matfree import decomp  # heavy: on first use
-
-    tiny = jnp.finfo(start.dtype).tiny
-    exists = jnp.vdot(start, start) > tiny
-    # its Hessenberg matrix, for `tridiag_sym` averages it with its transpose, which hides where a space is exhausted
-    arnoldi = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
-    with jax.default_matmul_precision("highest"):
-        basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(exists, start, jnp.ones_like(start)))
-    diagonal, beside = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
-    size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
-    epsilon = jnp.finfo(basis.dtype).eps
-    goes_on = beside > (_ROUNDINGS * epsilon if to_the_end else epsilon ** (2 / 3)) * size
-    alive = jnp.cumprod(jnp.concatenate([exists[None], goes_on])).astype(bool)
-    matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-    return Krylov(
-        jnp.where(alive[None, :], basis.T, 0),
-        jnp.where(alive[:, None] & alive[None, :], matrix, 0),
-        alive,
-        jnp.where(alive[-1], residual, 0),
-    )
 
 
 def largest(
@@ -278,7 +226,7 @@ def _walk(operator: Operator, state: _State, random: Any, allowed: Any) -> _Walk
     """Products of what is kept, if it is to be checked, and Lanczos steps until the set is full or exhausted."""
     epsilon = jnp.finfo(state.basis.dtype).eps
     # where the vectors that are kept hold all that is not null, a product in their complement is rounding
-    noise = _ROUNDINGS * epsilon * jnp.max(state.values)
+    noise = ROUNDINGS * epsilon * jnp.max(state.values)
 
     def step(j: Any, walked: _Walked) -> _Walked:
         is_kept, is_first = j < state.kept, j == state.kept
