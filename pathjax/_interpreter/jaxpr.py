@@ -172,6 +172,10 @@ class Program:
         """Shape of the batch of inputs."""
         return tuple(self.closed.jaxpr.invars[-1].aval.shape)
 
+    def results(self, leaves: Sequence[Any], x: Any) -> list[Any]:
+        """What the network gives for these parameter leaves and this batch, leaf by leaf; `apply` is not called."""
+        return list(jaxpr_as_fun(self.closed)(*leaves, x))
+
 
 def trace(apply: ApplyFn, params: Params, x: XLike) -> Program:
     """The equations of `apply(params, x)`, traced on shapes alone.
