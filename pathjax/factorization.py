@@ -181,7 +181,7 @@ def factorize(
     _check_chunk(chunk)
     _check_network(apply, params, x, mask)
     kernel = path_kernel(apply, params, x, mask=mask)
-    eigenvalues, vectors = top_eigenpairs(kernel, rank, key=key)
+    eigenvalues, vectors, _ = top_eigenpairs(kernel, rank, key=key)
     floor = _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
     live = eigenvalues > floor
     inverse_roots = jnp.where(live, lax.rsqrt(jnp.where(live, eigenvalues, 1.0)), 0.0)
@@ -281,7 +281,7 @@ def bounds(
             f"The data Gram has shapes {sign.shape} and {log_abs.shape}, but an NTK of shape {ntk.shape} goes with "
             f"{ntk.shape[:3]}. Compute both on the same batch, without `x2`."
         )
-    top, _ = top_eigenpairs(kernel, 1, key=key)
+    top, *_ = top_eigenpairs(kernel, 1, key=key)
     largest = jnp.max(log_abs)
     scale = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
     grams = jnp.moveaxis(sign * jnp.exp(log_abs - scale), 2, 0)

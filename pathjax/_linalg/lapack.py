@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
-__all__ = ["eigh", "eigvalsh", "one_by_one", "singular_values", "svd"]
+__all__ = ["eigh", "eigvalsh", "one_by_one", "rounding_error", "singular_values", "svd"]
 
 _WAITS = importlib.metadata.version("jaxlib").startswith("0.10.")
 """Whether a batched call blocks the thread on which it runs."""
@@ -46,6 +46,14 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
 
     # so that eager calls trace and compile once
     return jax.jit(alone)
+
+
+def rounding_error(values: Array, size: int) -> Array:
+    """What rounding may make of a zero among the eigenvalues or singular values of a matrix with `size` rows, in (...).
+
+    size · ε · the largest of the values (..., r), ε the rounding of their type: what is not above it counts as zero.
+    """
+    return size * float(jnp.finfo(values.dtype).eps) * jnp.max(values, axis=-1, initial=0)
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:

@@ -22,14 +22,15 @@ from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import memory as _memory
 from pathjax._ntk.contractions import Form, Matrices, Part, Rows, contracted, kept_columns, temporary
+from pathjax._ntk.traced import TracedNetwork
 from pathjax._ntk.uses import Use, Uses, find, pull
-from pathjax.types import ApplyFn, Mask, Params
+from pathjax.types import Mask, Params
 
 __all__ = ["kernel"]
 
 
 def kernel(
-    apply: ApplyFn,
+    network: TracedNetwork,
     params: Params,
     x1: Any,
     x2: Any | None,
@@ -44,7 +45,7 @@ def kernel(
     kept = None if mask is None else jax.tree.leaves(mask)
 
     def blocks(weights: Params, kept: Sequence[Any] | None, x1: Any, x2: Any | None) -> _blocks.Blocks:
-        uses = find(apply, weights, x1)
+        uses = find(network, weights, x1)
         if not uses.found:
             raise ValueError(
                 "No leaf of `params` reaches the outputs of `apply`, so that the kernel of its weights is zero. Pass "

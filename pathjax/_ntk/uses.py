@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from pathjax._interpreter.channels import channels_last
-from pathjax._interpreter.jaxpr import Equation, Program, trace, walk
-from pathjax.types import ApplyFn, Params
+from pathjax._interpreter.jaxpr import Equation, Program, walk
+from pathjax._ntk.traced import TracedNetwork
+from pathjax.types import Params
 
 __all__ = ["Known", "Use", "Uses", "find", "pull"]
 
@@ -122,9 +123,9 @@ class Uses:
         return [activations[at] for at in self.found], [cotangents[at] for at in self.found]
 
 
-def find(apply: ApplyFn, params: Params, x: Any) -> Uses:
-    """The uses of the parameters in `apply(params, x)`, from the shapes of x alone."""
-    program = trace(apply, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+def find(network: TracedNetwork, params: Params, x: Any) -> Uses:
+    """The uses of the parameters in `network(params, x)`, from the shapes of x alone."""
+    program = network.at(params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).program
     uses = Uses(program, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)])
     known = [Known(leaf, frozenset([i]), moves=lambda array: array) for i, leaf in enumerate(uses.leaves)]
     _walk(program, _Search(uses.found).step, [*known, None], constant=Known)
