@@ -16,6 +16,7 @@ from pathjax._base.trees import concrete, wide
 from pathjax._linalg import relaxation
 from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door
+from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
 from pathjax.types import AnyArray
 
 __all__ = [
@@ -262,8 +263,7 @@ def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
     >>> critical_learning_rate(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([1.0, 4.0]))))
     Array(0.5, dtype=float64)
     """
-    _check_kernel(ntk)
-    return 2 / eigvalsh(_matrix(ntk))[-1]
+    return 2 / eigvalsh(wide(square_matrix(ntk)))[-1]
 
 
 def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: ArrayLike) -> Float[Array, ""]:
@@ -294,15 +294,13 @@ def _rates(
     if not flow:
         _check_whole(times)
     dtype = jnp.result_type(ntk, residual, jnp.float32)
-    matrix = jnp.asarray(learning_rate, dtype) * _matrix(ntk).astype(dtype)
+    matrix = jnp.asarray(learning_rate, dtype) * _symmetric(ntk).astype(dtype)
     return matrix, residual.astype(dtype).reshape(-1), times.astype(dtype)
 
 
-def _matrix(ntk: Array) -> Array:
-    """The kernel as a symmetric matrix (n·o, n·o), ordered by example, then by output."""
-    n, _, o, _ = ntk.shape
-    matrix = jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
-    matrix = wide(matrix)
+def _symmetric(ntk: Array) -> Array:
+    """The kernel as a symmetric matrix (n·o, n·o)."""
+    matrix = wide(as_matrix(ntk))
     return (matrix + matrix.T) / 2
 
 
@@ -312,17 +310,8 @@ def _norm(array: Array) -> Array:
     return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.where(total == 0, 1.0, total)))
 
 
-def _check_kernel(ntk: Array) -> None:
-    if ntk.ndim != 4 or ntk.shape[0] != ntk.shape[1] or ntk.shape[2] != ntk.shape[3]:
-        raise ValueError(
-            f"Training is predicted from the kernel of the training examples with themselves, (n, n, o, o), but "
-            f"{ntk.shape} came. Leave out `x2` when computing it; of an infinite-width kernel Θ (n, n), pass "
-            "`jnp.einsum('ij,ab->ijab', Θ, jnp.eye(o))`."
-        )
-
-
 def _check_training(ntk: Array, outputs: Array, targets: Array, times: Array) -> None:
-    _check_kernel(ntk)
+    check_square(ntk)
     expected = (ntk.shape[0], ntk.shape[2])
     if outputs.shape != expected or targets.shape != expected:
         raise ValueError(

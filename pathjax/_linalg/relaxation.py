@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from pathjax._linalg.lapack import eigh
+from pathjax._linalg.lapack import eigh, rounding_error
 
 __all__ = ["left", "moved"]
 
@@ -82,7 +82,7 @@ _applied.defjvp(_applied_jvp, symbolic_zeros=True)
 def _eigh(matrix: Array, times: Array) -> tuple[Array, Array]:
     """Eigenvalues for each time (t, q), none below zero; at infinity those that rounding hides are zero."""
     eigenvalues, eigenvectors = eigh(matrix)
-    hidden = eigenvalues <= len(matrix) * jnp.finfo(matrix.dtype).eps * jnp.max(eigenvalues, initial=0)
+    hidden = eigenvalues <= rounding_error(eigenvalues, len(matrix))
     unseen = hidden[None, :] & jnp.isinf(times)[:, None]
     return jnp.where(unseen, 0, jnp.maximum(eigenvalues, 0)[None, :]), eigenvectors
 
