@@ -78,11 +78,11 @@ def linearized(
     _check_test(ntk, test_ntk, test_outputs)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
     if test_ntk is None or test_outputs is None:
-        left = relaxation.left(matrix, residual, times, flow=flow)
-        return targets[None] + left.reshape(len(times), *targets.shape)
-    moved = relaxation.moved(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
-    rates = jnp.asarray(learning_rate, moved.dtype) * test_ntk
-    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, moved, precision=jax.lax.Precision.HIGHEST)
+        remaining = relaxation.remaining(matrix, residual, times, flow=flow)
+        return targets[None] + remaining.reshape(len(times), *targets.shape)
+    integral = relaxation.integral(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
+    rates = jnp.asarray(learning_rate, integral.dtype) * test_ntk
+    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, integral, precision=jax.lax.Precision.HIGHEST)
 
 
 def linearized_loss(
@@ -106,7 +106,7 @@ def linearized_loss(
     """
     _check_training(ntk, outputs, targets, times)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
-    return 0.5 * jnp.sum(relaxation.left(matrix, residual, times, flow=flow) ** 2, axis=1)
+    return 0.5 * jnp.sum(relaxation.remaining(matrix, residual, times, flow=flow) ** 2, axis=1)
 
 
 def linearized_cross_entropy(

@@ -24,24 +24,28 @@ from pathjax._ntk import blocks as _blocks
 
 __all__ = ["Form", "Matrices", "Part", "Rows", "contracted", "kept_columns", "temporary"]
 
-# What it costs to read or write a number, and to gather one, in multiplications inside a product of matrices: measured
-# on two cores, where these take 0.04 ns.
+# The cost of reading or writing a number, and of gathering one, in units of a multiplication inside a product of
+# matrices, as measured on a CPU.
 _NUMBER = 8
 _GATHERED = 80
 
 
 @dataclass(frozen=True)
 class Form:
-    """What is wanted of Θ: with `trace` the sum over equal outputs, with `diagonal` each example with its own alone."""
+    """Which entries of Θ are computed: with `trace` the sum over equal outputs, with `diagonal` pairs i = j alone."""
 
     trace: bool = False
     diagonal: bool = False
 
     def einsum(self, subscripts: str, *operands: Any) -> Any:
-        """`i` and `j` number the examples, `a` and `c` the outputs; `I`, `A` stand for what is left of both."""
+        """A sum of products over pairs of examples `i`, `j` and pairs of outputs `a`, `c`.
+
+        In the result `I` stands for both examples and `A` for both outputs. With `diagonal` j is i; with `trace` c is
+        a, and is summed over.
+        """
         j, c = "i" if self.diagonal else "j", "a" if self.trace else "c"
-        left = {"j": j, "c": c, "I": "i" if self.diagonal else "ij", "A": "" if self.trace else "ac"}
-        return _einsum("".join(left.get(letter, letter) for letter in subscripts), *operands)
+        letters = {"j": j, "c": c, "I": "i" if self.diagonal else "ij", "A": "" if self.trace else "ac"}
+        return _einsum("".join(letters.get(letter, letter) for letter in subscripts), *operands)
 
     def gram(self, left: Any, right: Any) -> Any:
         """Inner products of rows (n, o, p) and (m, o, p), as one product of matrices where it can be."""
@@ -53,11 +57,11 @@ class Form:
         return _einsum("ip,jp->ij", left.reshape(n * o, p), right.reshape(m * o, p)).reshape(n, o, m, o).swapaxes(1, 2)
 
     def examples(self, n: int, m: int) -> int:
-        """How many pairs of examples there are."""
+        """How many pairs of examples have entries."""
         return n if self.diagonal else n * m
 
     def outputs(self, o: int) -> int:
-        """How many pairs of outputs there are."""
+        """How many pairs of outputs are multiplied."""
         return o if self.trace else o * o
 
 
@@ -72,7 +76,7 @@ class Matrices(NamedTuple):
         """The Jacobian of this layer alone."""
         if self.kept is not None and is_concrete(self.kept) and _gathers(self):
             return self._gathered()
-        # in this order the product comes out as it is needed, and nothing is transposed
+        # with the cotangents first the product has the order of axes that is needed, so nothing is transposed
         jacobian = _einsum("iabtf,ibtk->iabfk", self.cotangents, self.activations)
         kept = None if self.kept is None else self.kept.swapaxes(1, 2)
         return Rows(kept_columns(jacobian.reshape(*jacobian.shape[:2], -1), kept))
@@ -84,15 +88,18 @@ class Matrices(NamedTuple):
         return Rows(_einsum("pit,piat->iap", a, c))
 
     def balanced(self) -> Matrices:
-        """With activations and cotangents of one size, by a power of two: their Grams are in the format if Θ is."""
+        """The same product, with activations and cotangents scaled to equal size by a power of two.
+
+        So the inner products of neither overflow or underflow, unless the kernel does.
+        """
         a, c = _peak(self.activations), _peak(self.cotangents)
-        known = (a > 0) & (c > 0) & jnp.isfinite(a) & jnp.isfinite(c)
-        ratio = jnp.log2(jnp.where(known, c, 1)) - jnp.log2(jnp.where(known, a, 1))
+        has_ratio = (a > 0) & (c > 0) & jnp.isfinite(a) & jnp.isfinite(c)
+        ratio = jnp.log2(jnp.where(has_ratio, c, 1)) - jnp.log2(jnp.where(has_ratio, a, 1))
         scale = jnp.ldexp(jnp.ones((), a.dtype), jnp.round(ratio / 2).astype(jnp.int32))
         return self._replace(activations=self.activations * scale, cotangents=self.cotangents / scale)
 
     def compressed(self) -> Matrices:
-        """Without the inputs and the outputs that no kept weight joins."""
+        """Without the inputs and the outputs of the layer that no kept weight connects."""
         if self.kept is None or not is_concrete(self.kept):
             return self
         rows, columns = np.flatnonzero(self.kept.any((0, 2))), np.flatnonzero(self.kept.any((0, 1)))
@@ -111,7 +118,7 @@ Part: TypeAlias = Matrices | Rows
 
 
 def contracted(left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
-    """Θ of two batches from their parts: (n, m, o, o), or what `form` asks of it."""
+    """Θ of two batches from the parts of their layers: (n, m, o, o), or what `form` asks of it."""
     pairs = zip(left, right, strict=True)
     return functools.reduce(operator.add, (_contract(a, b, form) for a, b in pairs))
 
@@ -131,7 +138,7 @@ def _cheapest(left: Part, right: Part, form: Form) -> Contraction:
 
 
 def temporary(left: Part, right: Part, form: Form) -> int:
-    """Bytes of what the cheapest contraction forms on its way."""
+    """Bytes of the intermediate results of the cheapest contraction."""
     contraction = _cheapest(left, right, form)
     if isinstance(left, Rows) or isinstance(right, Rows):
         return 0
@@ -148,7 +155,7 @@ def temporary(left: Part, right: Part, form: Form) -> int:
 
 
 def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int]:
-    """What each contraction costs that gives this layer's part, in multiplications."""
+    """The cost, in multiplications, of each contraction that gives this layer's part."""
     (n, b, t, k), m = left.activations.shape, len(right.activations)
     o, f = left.cotangents.shape[1], left.cotangents.shape[-1]
     examples, outputs = form.examples(n, m), form.outputs(o)
@@ -169,50 +176,53 @@ def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int
 
 
 def _of_rows(left: Part, right: Part, form: Form) -> Any:
-    mine = left.rows() if isinstance(left, Matrices) else left
-    theirs = mine if left is right else right.rows() if isinstance(right, Matrices) else right
-    return form.gram(mine.jacobian, theirs.jacobian)
+    left_rows = left.rows() if isinstance(left, Matrices) else left
+    if left is right:
+        return form.gram(left_rows.jacobian, left_rows.jacobian)
+    right_rows = right.rows() if isinstance(right, Matrices) else right
+    return form.gram(left_rows.jacobian, right_rows.jacobian)
 
 
 def _of_products(left: Matrices, right: Matrices, form: Form) -> Any:
-    mine = left.balanced()
-    left, right = mine, mine if left is right else right.balanced()
+    balanced = left.balanced()
+    left, right = balanced, balanced if left is right else right.balanced()
     if left.activations.shape[1:3] == (1, 1):
-        alike = form.einsum("ik,jk->I", left.activations[:, 0, 0], right.activations[:, 0, 0])
-        return form.einsum("I,IA->IA", alike, form.gram(left.cotangents[:, :, 0, 0], right.cotangents[:, :, 0, 0]))
+        activations = form.einsum("ik,jk->I", left.activations[:, 0, 0], right.activations[:, 0, 0])
+        cotangents = form.gram(left.cotangents[:, :, 0, 0], right.cotangents[:, :, 0, 0])
+        return form.einsum("I,IA->IA", activations, cotangents)
     if left.activations.shape[2] == 1:
-        alike = form.einsum("ibtk,jbtk->Ib", left.activations, right.activations)
-        along = form.einsum("iabtf,jcbtf->IAb", left.cotangents, right.cotangents)
-        return form.einsum("Ib,IAb->IA", alike, along)
-    alike = form.einsum("ibtk,jbsk->Ibts", left.activations, right.activations)
-    moved = form.einsum("Ibts,jcbsf->Icbtf", alike, right.cotangents)
-    return form.einsum("iabtf,Icbtf->IA", left.cotangents, moved)
+        activations = form.einsum("ibtk,jbtk->Ib", left.activations, right.activations)
+        cotangents = form.einsum("iabtf,jcbtf->IAb", left.cotangents, right.cotangents)
+        return form.einsum("Ib,IAb->IA", activations, cotangents)
+    activations = form.einsum("ibtk,jbsk->Ibts", left.activations, right.activations)
+    weighted = form.einsum("Ibts,jcbsf->Icbtf", activations, right.cotangents)
+    return form.einsum("iabtf,Icbtf->IA", left.cotangents, weighted)
 
 
 def _of_masked_products(left: Matrices, right: Matrices, form: Form) -> Any:
     """Σ_kf a_k a'_k M_kf c_f c'_f with the kept weights M, for a layer with one place."""
-    (a, c), (others, theirs) = ((side.activations[:, :, 0], side.cotangents[:, :, :, 0]) for side in (left, right))
-    kept = jnp.asarray(left.kept, a.dtype)
+    (a1, c1), (a2, c2) = ((side.activations[:, :, 0], side.cotangents[:, :, :, 0]) for side in (left, right))
+    kept = jnp.asarray(left.kept, a1.dtype)
 
-    def row(a: Any, c: Any, others: Any, theirs: Any) -> Any:
-        """One example with those of the other batch."""
-        joined = _einsum("jbk,bkf->jbf", a[None] * others, kept)
+    def row(a: Any, c: Any, a2: Any, c2: Any) -> Any:
+        """One example, with activations a and cotangents c, with all of a batch."""
+        weighted = _einsum("jbk,bkf->jbf", a[None] * a2, kept)
         subscripts = "abf,jabf->j" if form.trace else "abf,jcbf->jac"
-        return _einsum(subscripts, c, joined[:, None] * theirs)
+        return _einsum(subscripts, c, weighted[:, None] * c2)
 
     if form.diagonal:
-        return jax.vmap(lambda a, c, other, its: row(a, c, other[None], its[None])[0])(a, c, others, theirs)
-    # row by row, for together they take n times the memory, and longer
+        return jax.vmap(lambda a, c, other_a, other_c: row(a, c, other_a[None], other_c[None])[0])(a1, c1, a2, c2)
+    # row by row, for all rows at once take n times the memory, and longer
     if left is not right:
-        return lax.map(lambda one: row(one[0], one[1], others, theirs), (a, c))
+        return lax.map(lambda example: row(example[0], example[1], a2, c2), (a1, c1))
 
-    def ahead(i: Any) -> Any:
-        """One example with itself and those after it, half way round."""
-        at = (i + jnp.arange(len(a) // 2 + 1)) % len(a)
-        return row(a[i], c[i], a[at], c[at])
+    def half_row(i: Any) -> Any:
+        """One example with itself and those after it, modulo their number, up to half of them."""
+        columns = (i + jnp.arange(len(a1) // 2 + 1)) % len(a1)
+        return row(a1[i], c1[i], a1[columns], c1[columns])
 
-    halves = lax.map(ahead, jnp.arange(len(a)))
-    return _blocks.unfolded(halves[:, :, None, None])[:, :, 0, 0]
+    half_rows = lax.map(half_row, jnp.arange(len(a1)))
+    return _blocks.unfolded(half_rows[:, :, None, None])[:, :, 0, 0]
 
 
 def _gathers(layer: Matrices) -> bool:
@@ -220,13 +230,13 @@ def _gathers(layer: Matrices) -> bool:
 
 
 def _cost_of_gathering(layer: Matrices) -> int:
-    """What the Jacobian of kept weights costs where factors are gathered first."""
+    """The cost of the Jacobian of kept weights, if their activations and cotangents are gathered first."""
     n, o, _, t, _ = layer.cotangents.shape
     return _GATHERED * n * (o + 1) * t * int(layer.kept.sum())
 
 
 def _cost_of_all(layer: Matrices) -> int:
-    """What it costs where the Jacobian of all weights is formed first."""
+    """The cost of the Jacobian of kept weights, if that of all weights is formed first."""
     n, o, b, t, f = layer.cotangents.shape
     k = layer.activations.shape[-1]
     return n * o * (b * k * f * (t + _NUMBER) + _NUMBER * int(layer.kept.sum()))
@@ -238,7 +248,7 @@ def _einsum(subscripts: str, *operands: Any) -> Any:
 
 
 def _peak(array: Any) -> Any:
-    """The largest size of an entry."""
+    """The largest absolute value of an entry."""
     return jnp.max(jnp.abs(lax.stop_gradient(array)), initial=0.0)
 
 

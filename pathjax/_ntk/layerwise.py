@@ -40,108 +40,110 @@ def kernel(
     batch_size: int | None,
     mesh: Mesh | None = None,
 ) -> Any:
-    """Θ of a network on two batches, or on one: chunk by chunk of its examples, spread over the devices of a mesh."""
+    """Θ of a network on two batches or one, or what `form` asks of it; on a mesh, its rows spread over the devices."""
     weights = params if mask is None else _network.kept(mask, params)
     kept = None if mask is None else jax.tree.leaves(mask)
 
     def blocks(weights: Params, kept: Sequence[Any] | None, x1: Any, x2: Any | None) -> _blocks.Blocks:
         uses = find(network, weights, x1)
-        if not uses.found:
+        if not uses.by_step:
             raise ValueError(
                 "No leaf of `params` reaches the outputs of `apply`, so that the kernel of its weights is zero. Pass "
                 "the weights that the network uses."
             )
         _check_memory(uses, kept, form, len(x1), None if x2 is None else len(x2), batch_size)
         return _blocks.Blocks(
-            lambda x: _parts(uses, kept, *uses.meet(x)),
+            lambda x: _parts(uses, kept, *uses.arrays(x)),
             lambda left, right: contracted(left, right, form),
             batch_size,
         )
 
     if mesh is None:
-        made = blocks(weights, kept, x1, x2)
+        whole = blocks(weights, kept, x1, x2)
         if form.diagonal:
-            return made.diagonal(x1, x2)
-        return made.symmetric(x1) if x2 is None else made.rectangular(x1, x2)
-    # masks that are known stay so, for what is pruned is not formed
+            return whole.diagonal(x1, x2)
+        return whole.symmetric(x1) if x2 is None else whole.rectangular(x1, x2)
+    # masks whose entries are known are not passed to the devices, where they would be traced: nothing is computed of
+    # weights that are known to be pruned
     traced = {i: leaf for i, leaf in enumerate(kept or []) if not is_concrete(leaf)}
 
-    def local(given: tuple[Params, dict[int, Any]], x1: Any, x2: Any | None) -> _blocks.Blocks:
+    def on_device(given: tuple[Params, dict[int, Any]], x1: Any, x2: Any | None) -> _blocks.Blocks:
         weights, masks = given
         return blocks(weights, None if kept is None else [masks.get(i, leaf) for i, leaf in enumerate(kept)], x1, x2)
 
-    return _blocks.spread(local, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
+    return _blocks.spread(on_device, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
 
 
 def _check_memory(
     uses: Uses, mask: Sequence[Any] | None, form: Form, n: int, m: int | None, batch_size: int | None
 ) -> None:
     def working(size: int) -> int:
-        alone = m is None and (size >= n or form.diagonal)
-        return _working(uses, mask, form, [min(size, n)] if alone else [min(size, n), min(size, m or n)])
+        has_one_chunk = m is None and (size >= n or form.diagonal)
+        return _working(uses, mask, form, [min(size, n)] if has_one_chunk else [min(size, n), min(size, m or n)])
 
     (o,) = uses.output.shape
     numbers = form.examples(n, m or n) * form.outputs(o)
-    # the sum over layers, and what is added to it
+    # the sum over layers so far, and the part that is added to it
     result = 2 * numbers * uses.output.dtype.itemsize
     _memory.check(result, working, max(n, m or n), batch_size)
 
 
 def _parts(uses: Uses, mask: Sequence[Any] | None, activations: Any, cotangents: Any) -> list[Part]:
-    """What the leaves add to Θ on a batch; leaves that share a use, and all uses of a leaf, are taken together."""
-    met = list(zip(uses.found.values(), activations, cotangents, strict=True))
-    found: list[Part] = []
+    """The parts of the leaves in Θ on a batch; leaves that share a use, and all uses of a leaf, are taken together."""
+    all_uses = list(zip(uses.by_step.values(), activations, cotangents, strict=True))
+    parts: list[Part] = []
     rows: list[Any] = []
-    for leaves in _groups([use.leaves for use in uses.found.values()]):
-        mine = [entry for entry in met if entry[0].leaves <= leaves]
-        part = _matrices(*mine[0], mask) if len(mine) == 1 else None
+    for leaves in _groups([use.leaves for use in uses.by_step.values()]):
+        group = [entry for entry in all_uses if entry[0].leaves <= leaves]
+        part = _matrices(*group[0], mask) if len(group) == 1 else None
         if part is None:
-            rows.extend(_rows(mine, mask))
+            rows.extend(_rows(group, mask))
         else:
-            found.append(part.compressed())
-    return [*found, Rows(jnp.concatenate(rows, axis=2))] if rows else found
+            parts.append(part.compressed())
+    return [*parts, Rows(jnp.concatenate(rows, axis=2))] if rows else parts
 
 
 def _working(uses: Uses, mask: Sequence[Any] | None, form: Form, sizes: Sequence[int]) -> int:
     """Bytes that two chunks of these sizes, or one with itself, and their largest contraction take."""
-    found = []
+    totals = []
 
-    def probe(*met: Any) -> None:
-        sides = [_parts(uses, mask, *each) for each in met]
-        held = sum(_bytes(array) for side in sides for part in side for array in part[:2])
-        found.append(held + max(temporary(a, b, form) for a, b in zip(sides[0], sides[-1], strict=True)))
+    def measure(*batches: Any) -> None:
+        chunks = [_parts(uses, mask, *batch) for batch in batches]
+        stored = sum(_bytes(array) for chunk in chunks for part in chunk for array in part[:2])
+        totals.append(stored + max(temporary(a, b, form) for a, b in zip(chunks[0], chunks[-1], strict=True)))
 
-    jax.eval_shape(probe, *(uses.shapes(size) for size in sizes))
-    return found[0]
+    jax.eval_shape(measure, *(uses.shapes(size) for size in sizes))
+    return totals[0]
 
 
 def _groups(uses: Sequence[frozenset[int]]) -> list[frozenset[int]]:
     """The leaves in groups, such that no use has leaves of two groups."""
     groups: list[frozenset[int]] = []
     for leaves in uses:
-        meeting = [group for group in groups if group & leaves]
-        groups = [*(group for group in groups if not group & leaves), leaves.union(*meeting)]
+        joined = [group for group in groups if group & leaves]
+        groups = [*(group for group in groups if not group & leaves), leaves.union(*joined)]
     return groups
 
 
-def _rows(met: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> list[Any]:
-    """The Jacobian by each leaf of these uses; that by a leaf used several times is a sum."""
+def _rows(group: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> list[Any]:
+    """The Jacobian by each leaf of these uses; that by a leaf used several times is a sum over its uses."""
+    uses, activations, cotangents = zip(*group, strict=True)
 
     def of_example(activations: Any, cotangents: Any) -> dict[int, Any]:
-        together = zip(met, activations, cotangents, strict=True)
-        return pull([part for (use, *_), a, c in together for part in use.pull(a, c)])
+        each = zip(uses, activations, cotangents, strict=True)
+        return pull([part for use, a, c in each for part in use.pull(a, c)])
 
-    found = channels_last(jax.vmap(of_example))([entry[1] for entry in met], [entry[2] for entry in met])
+    jacobians = channels_last(jax.vmap(of_example))(list(activations), list(cotangents))
     return [
-        kept_columns(part.reshape(*part.shape[:2], -1), None if mask is None else mask[leaf])
-        for leaf, part in found.items()
+        kept_columns(jacobian.reshape(*jacobian.shape[:2], -1), None if mask is None else mask[leaf])
+        for leaf, jacobian in jacobians.items()
     ]
 
 
 def _matrices(
     use: Use, activations: Sequence[Any], cotangents: Sequence[Any], mask: Sequence[Any] | None
 ) -> Matrices | None:
-    """A dense or convolutional layer as products of matrices, if that is what the use is."""
+    """The use as products of matrices if it is a dense or a convolutional layer, None otherwise."""
     shapers = {"dot_general": _of_dot, "conv_general_dilated": _of_conv}
     weights = [operand for operand in use.operands if operand is not None]
     if use.equation.name not in shapers or len(weights) != 1 or weights[0].moves is None:
@@ -152,7 +154,7 @@ def _matrices(
 
 
 def _moved(moves: Callable[[Any], Any], kept: Any) -> Any:
-    """A leaf's mask as its layer reads it; at once where it is known."""
+    """A leaf's mask with the axes that the layer's equation gives the leaf; known where the mask is."""
     if not is_concrete(kept):
         return moves(jnp.asarray(kept))
     with jax.ensure_compile_time_eval():
@@ -164,12 +166,12 @@ def _of_dot(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices:
     contracted, batched = use.equation.params["dimension_numbers"]
     shapes = [like.shape for like in use.equation.inputs]
     free = [
-        [axis for axis in range(len(shape)) if axis not in (*gone, *shared)]
-        for shape, gone, shared in zip(shapes, contracted, batched, strict=True)
+        [axis for axis in range(len(shape)) if axis not in (*summed, *shared)]
+        for shape, summed, shared in zip(shapes, contracted, batched, strict=True)
     ]
     b, k, t, f = (
-        math.prod(shapes[at][axis] for axis in axes)
-        for at, axes in (
+        math.prod(shapes[operand][axis] for axis in axes)
+        for operand, axes in (
             (side, batched[side]),
             (side, contracted[side]),
             (side, free[side]),
@@ -204,20 +206,22 @@ def _of_conv(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices
 
 
 def _patches(images: Any, window: Sequence[int], params: dict[str, Any]) -> Any:
-    """What each place of a convolution's window sees of images (n, c, ...): (n, c, *window, *outputs).
+    """The entries of images (n, c, ...) under each place of a convolution's window: (n, c, *window, *outputs).
 
-    By slices, one axis after the other: as a convolution it would be one of feature groups, which are slow on CPUs.
+    By slices, one axis after the other: a convolution with one feature group a channel, which would give the same, is
+    slow on CPUs.
     """
     dilated = zip(params["padding"], params["lhs_dilation"], strict=True)
     edges = [(low, high, dilation - 1) for (low, high), dilation in dilated]
-    seen = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), (0, 0, 0), *edges])
+    patches = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), (0, 0, 0), *edges])
     steps = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
     for axis, (size, stride, dilation) in enumerate(steps, 2):
-        reach = (seen.shape[axis] - (size - 1) * dilation - 1) // stride * stride + 1
-        slices = [lax.slice_in_dim(seen, i * dilation, i * dilation + reach, stride, axis) for i in range(size)]
-        seen = jnp.stack(slices, axis=axis + len(window))  # behind the outputs and the windows of the axes before
+        reach = (patches.shape[axis] - (size - 1) * dilation - 1) // stride * stride + 1
+        slices = [lax.slice_in_dim(patches, i * dilation, i * dilation + reach, stride, axis) for i in range(size)]
+        # the new axis of the window goes behind the places of the output and the window axes so far
+        patches = jnp.stack(slices, axis=axis + len(window))
     order = [*range(2 + len(window), 2 + 2 * len(window)), *range(2, 2 + len(window))]
-    return seen.transpose(0, 1, *order)
+    return patches.transpose(0, 1, *order)
 
 
 def _bytes(array: Any) -> int:

@@ -30,7 +30,7 @@ def check_square(kernel: Any) -> None:
     """Raise ValueError unless this is the kernel (n, n, o, o) of one batch with itself."""
     if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != kernel.shape[3]:
         raise ValueError(
-            f"The kernel of one batch with itself, (n, n, o, o), was expected, but {kernel.shape} came. Compute it by "
-            "`ntk.empirical`, and leave out `x2`; of an infinite-width kernel Θ (n, n), pass "
+            f"The kernel of one batch with itself, (n, n, o, o), was expected, but {kernel.shape} came. Leave out "
+            "`x2` when computing it by `ntk.empirical`; of an infinite-width kernel Θ (n, n), pass "
             "`jnp.einsum('ij,ab->ijab', Θ, jnp.eye(o))`."
         )
