@@ -62,7 +62,7 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
     def measured(params: Params, mask: Mask, key: Key) -> BeforeTraining:
         kernel = path_kernel.path_kernel(apply, params, x_like, mask=mask)
         trace = kernel.trace()
-        top, _ = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.fold_in(key, 0))
+        top = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.fold_in(key, 0)).eigenvalues
         density = path_kernel.spectral_density(
             kernel, order=_LANCZOS_ORDER, samples=_LANCZOS_SAMPLES, key=jax.random.fold_in(key, 1)
         )

@@ -16,6 +16,7 @@ from pathjax._base.trees import concrete, wide
 from pathjax._linalg import relaxation
 from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door
+from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
 from pathjax.types import AnyArray
 
 __all__ = [
@@ -77,11 +78,11 @@ def linearized(
     _check_test(ntk, test_ntk, test_outputs)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
     if test_ntk is None or test_outputs is None:
-        left = relaxation.left(matrix, residual, times, flow=flow)
-        return targets[None] + left.reshape(len(times), *targets.shape)
-    moved = relaxation.moved(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
-    rates = jnp.asarray(learning_rate, moved.dtype) * test_ntk
-    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, moved, precision=jax.lax.Precision.HIGHEST)
+        remaining = relaxation.remaining(matrix, residual, times, flow=flow)
+        return targets[None] + remaining.reshape(len(times), *targets.shape)
+    integral = relaxation.integral(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
+    rates = jnp.asarray(learning_rate, integral.dtype) * test_ntk
+    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, integral, precision=jax.lax.Precision.HIGHEST)
 
 
 def linearized_loss(
@@ -105,7 +106,7 @@ def linearized_loss(
     """
     _check_training(ntk, outputs, targets, times)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
-    return 0.5 * jnp.sum(relaxation.left(matrix, residual, times, flow=flow) ** 2, axis=1)
+    return 0.5 * jnp.sum(relaxation.remaining(matrix, residual, times, flow=flow) ** 2, axis=1)
 
 
 def linearized_cross_entropy(
@@ -262,8 +263,7 @@ def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
     >>> critical_learning_rate(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([1.0, 4.0]))))
     Array(0.5, dtype=float64)
     """
-    _check_kernel(ntk)
-    return 2 / eigvalsh(_matrix(ntk))[-1]
+    return 2 / eigvalsh(wide(square_matrix(ntk)))[-1]
 
 
 def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: ArrayLike) -> Float[Array, ""]:
@@ -294,15 +294,13 @@ def _rates(
     if not flow:
         _check_whole(times)
     dtype = jnp.result_type(ntk, residual, jnp.float32)
-    matrix = jnp.asarray(learning_rate, dtype) * _matrix(ntk).astype(dtype)
+    matrix = jnp.asarray(learning_rate, dtype) * _symmetric(ntk).astype(dtype)
     return matrix, residual.astype(dtype).reshape(-1), times.astype(dtype)
 
 
-def _matrix(ntk: Array) -> Array:
-    """The kernel as a symmetric matrix (n·o, n·o), ordered by example, then by output."""
-    n, _, o, _ = ntk.shape
-    matrix = jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
-    matrix = wide(matrix)
+def _symmetric(ntk: Array) -> Array:
+    """The kernel as a symmetric matrix (n·o, n·o)."""
+    matrix = wide(as_matrix(ntk))
     return (matrix + matrix.T) / 2
 
 
@@ -312,17 +310,8 @@ def _norm(array: Array) -> Array:
     return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.where(total == 0, 1.0, total)))
 
 
-def _check_kernel(ntk: Array) -> None:
-    if ntk.ndim != 4 or ntk.shape[0] != ntk.shape[1] or ntk.shape[2] != ntk.shape[3]:
-        raise ValueError(
-            f"Training is predicted from the kernel of the training examples with themselves, (n, n, o, o), but "
-            f"{ntk.shape} came. Leave out `x2` when computing it; of an infinite-width kernel Θ (n, n), pass "
-            "`jnp.einsum('ij,ab->ijab', Θ, jnp.eye(o))`."
-        )
-
-
 def _check_training(ntk: Array, outputs: Array, targets: Array, times: Array) -> None:
-    _check_kernel(ntk)
+    check_square(ntk)
     expected = (ntk.shape[0], ntk.shape[2])
     if outputs.shape != expected or targets.shape != expected:
         raise ValueError(

@@ -20,11 +20,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pathjax._base import network as _network
 from pathjax._base.trees import check_mask
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.lifting import check_finite
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax._linalg.lapack import eigh, eigvalsh, svd
+from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error, svd
+from pathjax._ntk.matrix import square_matrix
+from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero
 from pathjax._path_kernel.twin import restricted
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params
@@ -40,9 +43,6 @@ __all__ = [
     "layer_kernels",
     "recompose",
 ]
-
-# Eigenvalues below this many roundings of the largest are those of G's null space.
-_ROUNDINGS = 8
 
 
 class Factorization(NamedTuple):
@@ -90,6 +90,13 @@ class Factorization(NamedTuple):
     def remainder(self) -> Float[Array, ...]:
         """Tr(Θ − Θ_r) = Tr Θ − Σ_i λ_i ‖b_i‖², what truncation left; not negative but for rounding of Tr Θ."""
         return self.trace - jnp.sum(self.mode_traces, axis=-1)
+
+    def __repr__(self) -> str:
+        """Sizes alone, as `Factorization(n=20, o=10, r=50, leaves=6)`; after those of axes of `jax.vmap` in front."""
+        *batch, n, o, r = np.shape(self.data_modes)
+        batched = f"batch={tuple(batch)}, " if batch else ""
+        leaves = len(jax.tree.leaves(self.layer_traces))
+        return f"Factorization({batched}n={n:,}, o={o:,}, r={r:,}, leaves={leaves:,})"
 
 
 class Alignment(NamedTuple):
@@ -154,8 +161,8 @@ def factorize(
     `path_kernel.top_eigenpairs` gives λ_i and the eigenvectors; b_i takes one Jacobian-vector product over the data,
     Tr Θ = ‖J_θ f‖² one gradient for each example and output. With a mask, everything is that of the masked network and
     its kept weights. What G's null space holds (rescaling symmetries, dead weights) is in that of J_θ f too: there
-    eigenvalue and mode are zero and nothing of Θ is lost. Eigenvalues below 8 ε λ_max, ε the rounding of the type,
-    count as zero with them: at most 8 ε λ_max(Π) λ_max(K_v) is lost with each.
+    eigenvalue and mode are zero and nothing of Θ is lost. Eigenvalues up to 512 ε λ_max, ε the rounding of the type,
+    count as zero with them: at most 512 ε λ_max(Π) λ_max(K_v) is lost with each.
 
     Examples go one at a time, with `chunk` of their modes or outputs at once. In memory are rank · p numbers of
     eigenvectors, what `top_eigenpairs` needs to find them, the gradients of `chunk` outputs and the activations of
@@ -183,19 +190,17 @@ def factorize(
     network = traced(apply, params)
     _check_network(network, params, x, mask)
     kernel = path_kernel(network, params, x, mask=mask)
-    eigenvalues, vectors = top_eigenpairs(kernel, rank, key=key)
-    floor = _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
-    live = eigenvalues > floor
-    inverse_roots = jnp.where(live, lax.rsqrt(jnp.where(live, eigenvalues, 1.0)), 0.0)
-    products = _products(kernel, x, vectors, chunk)
+    pairs = top_eigenpairs(kernel, rank, key=key)
+    nonzero = is_nonzero(pairs.eigenvalues)
+    products = _products(kernel, x, pairs.eigenvectors, chunk)
     traces = _layer_traces(kernel, x, chunk)
     return Factorization(
-        eigenvalues=jnp.where(live, eigenvalues, 0.0),
-        data_modes=products * inverse_roots[None, None, :].astype(products.dtype),
+        eigenvalues=jnp.where(nonzero, pairs.eigenvalues, 0.0),
+        data_modes=products * inverse_roots(pairs.eigenvalues)[None, None, :].astype(products.dtype),
         log_scale=_log_scale(kernel),
         trace=sum(jax.tree.leaves(traces), start=jnp.zeros((), products.dtype)),
         layer_traces=traces,
-        layer_shares=jax.tree.map(lambda leaf: _squared_length(leaf) * live, vectors),
+        layer_shares=jax.tree.map(lambda leaf: _squared_length(leaf) * nonzero, pairs.eigenvectors),
     )
 
 
@@ -235,7 +240,7 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
     _check_network(network, params, x, mask)
     leaves, structure = jax.tree.flatten(params)
     kept = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
-    masked = [jnp.where(keep, leaf, 0) for keep, leaf in zip(kept, leaves, strict=True)]
+    masked = leaves if mask is None else jax.tree.leaves(_network.kept(mask, params))
 
     def part(position: int) -> jax.Array:
         def outputs(leaf: jax.Array, example: jax.Array) -> jax.Array:
@@ -275,7 +280,7 @@ def bounds(
     >>> bounds(ntk, kernel, gram, key=jax.random.key(0)).slack.round(6).tolist()
     [0.0, 0.0, 0.0]
     """
-    matrix = _as_matrix(ntk)
+    matrix = square_matrix(ntk)
     _check_whole(kernel)
     sign, log_abs = data_gram
     if sign.shape != log_abs.shape or sign.shape != ntk.shape[:3]:
@@ -283,14 +288,14 @@ def bounds(
             f"The data Gram has shapes {sign.shape} and {log_abs.shape}, but an NTK of shape {ntk.shape} goes with "
             f"{ntk.shape[:3]}. Compute both on the same batch, without `x2`."
         )
-    top, _ = top_eigenpairs(kernel, 1, key=key)
+    top = top_eigenpairs(kernel, 1, key=key).eigenvalues[0]
     largest = jnp.max(log_abs)
     scale = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
     grams = jnp.moveaxis(sign * jnp.exp(log_abs - scale), 2, 0)
     return Bounds(
         log_top_ntk=_log(eigvalsh(matrix)[-1]),
         log_trace_ntk=_log(jnp.trace(matrix)),
-        log_top_path_kernel=_log(top[0]) + _log_scale(kernel),
+        log_top_path_kernel=_log(top) + _log_scale(kernel),
         log_trace_path_kernel=_log(kernel.trace()) + _log_scale(kernel),
         log_top_data_gram=_log(jnp.max(jax.vmap(eigvalsh)(grams)[:, -1])) + scale,
         log_trace_data_gram=_log(jnp.sum(jnp.trace(grams, axis1=1, axis2=2))) + scale,
@@ -314,7 +319,7 @@ def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, ran
     ([1.0], [1.0])
     """
     n, o, _ = factorization.data_modes.shape
-    matrix = _as_matrix(ntk)
+    matrix = square_matrix(ntk)
     if ntk.shape[::2] != (n, o):
         raise ValueError(
             f"An NTK of shape {ntk.shape} came, but the factorization is of {n} examples and {o} outputs. "
@@ -325,11 +330,11 @@ def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, ran
     values, vectors = eigh(matrix)
     values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
     modes = (factorization.data_modes * jnp.sqrt(factorization.eigenvalues)[None, None, :]).reshape(n * o, -1)
-    live = values > _ROUNDINGS * jnp.finfo(values.dtype).eps * values[0]
-    parts = jnp.square(vectors.T @ modes) / jnp.where(live, values, 1.0)[:, None]
+    nonzero = values > rounding_error(values, n * o)
+    parts = jnp.square(vectors.T @ modes) / jnp.where(nonzero, values, 1.0)[:, None]
     return Alignment(
         eigenvalues=values,
-        shares=jnp.where(live[:, None], parts, 0.0),
+        shares=jnp.where(nonzero[:, None], parts, 0.0),
         overlap=_squared_length((_basis(modes).T @ vectors).T),
     )
 
@@ -419,8 +424,7 @@ def _basis(columns: jax.Array) -> jax.Array:
     lengths = jnp.sqrt(_squared_length(columns.T))
     units = columns / jnp.where(lengths > 0, lengths, 1.0)[None, :]
     basis, sizes, _ = svd(units)
-    live = sizes > max(columns.shape) * jnp.finfo(columns.dtype).eps * sizes[0]
-    return jnp.where(live[None, :], basis, 0.0)
+    return jnp.where((sizes > rounding_error(sizes, max(columns.shape)))[None, :], basis, 0.0)
 
 
 def _centered(matrix: jax.Array) -> jax.Array:
@@ -433,16 +437,6 @@ def _log(number: jax.Array) -> jax.Array:
     """Natural logarithm, −∞ for zero and for what rounding left below it."""
     live = number > 0
     return jnp.where(live, jnp.log(jnp.where(live, number, 1.0)), -jnp.inf)
-
-
-def _as_matrix(ntk: jax.Array) -> jax.Array:
-    if ntk.ndim != 4 or ntk.shape[0] != ntk.shape[1] or ntk.shape[2] != ntk.shape[3]:
-        raise ValueError(
-            f"The kernel of one batch with itself, (n, n, o, o), was expected, but {ntk.shape} came. "
-            "Leave out `x2`, `trace` and `diagonal` when computing it."
-        )
-    n, _, o, _ = ntk.shape
-    return jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
 
 
 def _check_whole(kernel: PathKernel) -> None:
@@ -469,7 +463,8 @@ def _check_network(network: TracedNetwork, params: Params, x: jax.Array, mask: M
             )
     check_finite(params, mask)
     _check_inputs(x)
-    network.program(x)  # raises where the outputs are not (n, o)
+    weights = params if mask is None else _network.kept(mask, params)
+    _network.check_outputs(network, weights, x, "x")
 
 
 def _check_inputs(x: jax.Array) -> None:

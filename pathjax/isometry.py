@@ -32,6 +32,7 @@ from jaxtyping import Array, Float, Shaped
 from pathjax import masks
 from pathjax._base import network as _network
 from pathjax._base.trees import wide
+from pathjax._interpreter.traced import traced
 from pathjax._linalg import lapack
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable
 
@@ -63,12 +64,13 @@ def jacobian_singular_values(
     _network.check_params(params)
     _network.check_inputs(x=x)
     weights = masks.apply_mask(mask, params)
-    _network.check_outputs(apply, weights, x, "x")
+    network = traced(apply, weights)
+    _network.check_outputs(network, weights, x, "x")
 
     def outputs(example: Array) -> Any:
-        return apply(weights, example[None])[0]
+        return network(weights, example[None])[0]
 
-    o, d = jax.eval_shape(apply, weights, x).shape[1], int(np.prod(x.shape[1:]))
+    o, d = network.output(x).shape[1], int(np.prod(x.shape[1:]))
     jacobian = jax.jacfwd if d < o else jax.jacrev
     return _singular_values(jax.vmap(jacobian(outputs))(x).reshape(len(x), o, d))
 
@@ -137,7 +139,7 @@ def summary(singular_values: Float[AnyArray, "*batch r"]) -> Summary:
     if r == 0:
         raise ValueError("There is no singular value to summarize. Leave out kernels that are empty.")
     largest, smallest = jnp.max(values, axis=-1), jnp.min(values, axis=-1)
-    is_singular = smallest <= r * _network.epsilon(values) * largest
+    is_singular = smallest <= lapack.rounding_error(values, r)
     # a finite stand-in, so that the branch not taken keeps gradients finite
     condition = jnp.where(is_singular, jnp.inf, largest / jnp.where(is_singular, 1.0, smallest))
     distance = jnp.abs(jnp.mean(jnp.square(values), axis=-1) - 1.0)

@@ -14,7 +14,7 @@ Source: Gebhart et al. (2021), section 3, for Π and its trace.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
-from pathjax._base.trees import check_like, dot, ravel, wide
+from pathjax._base.trees import check_like, wide
 from pathjax._interpreter.lifting import (
     absolute_power,
     check_finite,
@@ -31,15 +31,21 @@ from pathjax._interpreter.lifting import (
     ones_like_example,
 )
 from pathjax._interpreter.traced import traced
+from pathjax._linalg import eigenpairs as _eigenpairs
 from pathjax._linalg import estimates
-from pathjax._linalg.lanczos import DENSE, krylov, plan, warn_of_misses
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
+from pathjax._linalg.krylov import krylov
 from pathjax._linalg.lapack import eigh
+from pathjax._path_kernel import comparison as _comparison
 from pathjax._path_kernel import spectrum as _spectrum
 from pathjax._path_kernel import twin
+from pathjax._path_kernel.comparison import Comparison
 from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
 
 __all__ = [
+    "Comparison",
+    "Eigenpairs",
     "Estimate",
     "PathKernel",
     "SpectralDensity",
@@ -102,7 +108,7 @@ def path_kernel(
     network, example = traced(apply, params), ones_like_example(x_like)
     program, squares = network.path_program(example), jax.tree.map(jnp.square, masked)
     sums = lift(program, squares, example, phi=absolute_power(2), keep_zeros=True)
-    chosen = None if outputs is None else _known_outputs(outputs, program.outputs)
+    chosen = None if outputs is None else _known_outputs(outputs, program.output.shape[1])
     exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
     exponent = jnp.where(jnp.isfinite(exponent), exponent, 0.0)
     kernel = PathKernel(masked, mask, example, exponent, network, rows, chosen)
@@ -127,24 +133,24 @@ def top_eigenpairs(
     order: int | None = None,
     tolerance: Real = 1e-5,
     restarts: int | None = None,
-) -> tuple[Float[Array, " r"], Params]:
-    """The largest eigenvalues of G, descending, and their eigenvectors as a pytree with a leading axis (r, ...).
+) -> Eigenpairs:
+    """The largest eigenvalues of G, descending, their eigenvectors as a pytree with a leading axis (r, ...), residuals.
 
-    Up to 512 kept weights G is formed on them and decomposed: exact. Otherwise thick-restarted Lanczos iteration with
-    full reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20, until ‖G v − λ v‖ ≤
-    `tolerance` · λ_max for each pair, by products with G itself, and a round from a new random start has found nothing
-    to add; so repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs. After
-    `restarts` rounds, by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or
-    `vmap`, where it cannot be known: compare with `kernel.matvec`.
+    Up to 512 kept weights G is formed on them and decomposed, which is exact. Otherwise thick-restarted Lanczos
+    iteration with full reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20. It ends when
+    ‖G v − λ v‖ ≤ `tolerance` · λ_max for each pair, measured by products with G, and a round from a new random start
+    has found no larger eigenvalue; so repeated eigenvalues come with all their eigenvectors. The same key gives the
+    same pairs. After `restarts` rounds, by default rank + 50, it ends too, and a UserWarning says by how much the
+    tolerance was missed. Under `jit` and `vmap`, where that cannot be known, there is no warning: compare `residuals`,
+    which are ‖G v − λ v‖ / λ_max, with the tolerance.
 
     At least 3 · rank + 2 · order + 2 products; each further round takes order/2 to rank + order + 1. Stores at most
     (order + 2 · rank + 15) · p numbers at a time, besides what one product takes: for less, ask for a smaller `order`.
 
     Multiply the eigenvalues by exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors are J_θ v
     times these, divided by the root of the eigenvalue. Where G has fewer nonzero eigenvalues than `rank`, the rest are
-    null vectors; where a traced mask keeps fewer weights than `rank`, zeros;
-    where products are not finite, NaN. Eigenvalues can be differentiated; of
-    eigenvectors the derivative is NaN above 512 weights.
+    null vectors; where a traced mask keeps fewer weights than `rank`, zeros; where products are not finite, NaN.
+    Eigenvalues can be differentiated; of eigenvectors the derivative is NaN above 512 weights.
 
     Raises ValueError where `rank` is not between 1 and the number of weights, kept ones where the mask can be read, or
     where `order` or `restarts` is below 1.
@@ -154,20 +160,20 @@ def top_eigenpairs(
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0)}
     >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))
-    >>> eigenvalues, eigenvectors = top_eigenpairs(kernel, 3, key=jax.random.key(0))
-    >>> eigenvalues.shape, eigenvectors["second"].shape
-    ((3,), (3, 2, 3))
+    >>> pairs = top_eigenpairs(kernel, 4, key=jax.random.key(0))
+    >>> pairs.eigenvalues.shape, pairs.eigenvectors["second"].shape, bool(pairs.residuals.max() < 1e-12)
+    ((4,), (4, 2, 3), True)
     """
-    size = twin.count(kernel)
-    steps, rounds = plan(rank, size, order=order, restarts=restarts, rows="kept weights")
-    if size <= DENSE:
-        spectrum = _spectrum.decompose(kernel)
-        return spectrum.values[:rank], twin.trees_at(kernel, spectrum.positions, spectrum.vectors.T[:rank])
-    pairs = _spectrum.eigenpairs(
-        kernel.params, lax.stop_gradient(kernel), key, jnp.asarray(tolerance, float), rank, steps, rounds
+    return _eigenpairs.find(
+        _spectrum.PROBLEM,
+        kernel,
+        rank,
+        size=twin.count(kernel),
+        key=key,
+        order=order,
+        tolerance=tolerance,
+        restarts=restarts,
     )
-    warn_of_misses(pairs, tolerance, rounds, of="the Path Kernel", stacklevel=2)
-    return pairs.values, jax.vmap(ravel(kernel.params)[1])(pairs.vectors)
 
 
 class SpectralDensity(NamedTuple):
@@ -258,7 +264,7 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
 
     if twin.count(kernel) <= DENSE:
         spectrum = _spectrum.decompose(kernel)
-        return estimates.exact(jnp.sum(jnp.where(spectrum.alive, logarithm(spectrum.values), 0)))
+        return estimates.exact(jnp.sum(jnp.where(spectrum.exists, logarithm(spectrum.eigenvalues), 0)))
     return spectral_density(kernel, order=order, samples=samples, key=key).estimate(logarithm)
 
 
@@ -279,7 +285,7 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
     1.2195
     """
     _check_probes(samples=samples)
-    return _spectrum.product_of_means(_spectrum.squared_norms([(kernel, kernel)], key, samples), [-1.0])
+    return _comparison.effective_rank(kernel, key, samples)
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -303,7 +309,7 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     1.0
     """
     _check_probes(order=order)
-    return _spectrum.ends(kernel, key, order, tolerance)[0]
+    return cast(Array, _spectrum.ends(kernel, key, order, tolerance).smallest)
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -319,8 +325,8 @@ def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, toleranc
     9.0
     """
     _check_probes(order=order)
-    low, high = _spectrum.ends(kernel, key, order, tolerance)
-    return high / low
+    ends = _spectrum.ends(kernel, key, order, tolerance)
+    return cast(Array, ends.largest / ends.smallest)
 
 
 def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
@@ -344,7 +350,7 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
     >>> round(float(cosine(*kernels, key=jax.random.key(0)).value), 4)  # Π has 5 on the diagonal, ± 4 off it
     0.2195
     """
-    return change_and_cosine(left, right, key=key, samples=samples)[1]
+    return change_and_cosine(left, right, key=key, samples=samples).cosine
 
 
 def relative_change(initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
@@ -365,12 +371,10 @@ def relative_change(initial: PathKernel, kernel: PathKernel, *, key: Key, sample
     >>> round(float(relative_change(*kernels, key=jax.random.key(0)).value), 4)  # √(8² + 8²) / √(2 · 5² + 2 · 4²)
     1.2494
     """
-    return change_and_cosine(initial, kernel, key=key, samples=samples)[0]
+    return change_and_cosine(initial, kernel, key=key, samples=samples).relative_change
 
 
-def change_and_cosine(
-    initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10
-) -> tuple[Estimate, Estimate]:
+def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10) -> Comparison:
     """`relative_change` and `cosine` from the same products, at the cost and the compilation of one of them.
 
     Raises ValueError as `cosine` does.
@@ -380,21 +384,16 @@ def change_and_cosine(
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
     >>> turned = params | {"second": jnp.array([[2.0, -2.0]])}
     >>> kernels = [path_kernel(apply, each, jnp.zeros((5, 1))) for each in (params, turned)]
-    >>> [round(float(found.value), 4) for found in change_and_cosine(*kernels, key=jax.random.key(0))]
-    [1.2494, 0.2195]
+    >>> comparison = change_and_cosine(*kernels, key=jax.random.key(0))
+    >>> round(float(comparison.relative_change.value), 4), round(float(comparison.cosine.value), 4)
+    (1.2494, 0.2195)
     """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    norms = _spectrum.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
-    return _spectrum.change_of_norms(norms, kernel, initial), _spectrum.cosine_of_norms(norms, kernel, initial)
+    return _comparison.compare(initial, kernel, key, samples)
 
 
-def overlap(
-    left: PathKernel,
-    left_pairs: tuple[Float[Array, " r"], Params],
-    right: PathKernel,
-    right_pairs: tuple[Float[Array, " r2"], Params],
-) -> Float[Array, ""]:
+def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Float[Array, ""]:
     """Overlap of the top eigenspaces of two Path Kernels: the mean squared cosine of the principal angles, in [0, 1].
 
     `left_pairs` and `right_pairs` are what `top_eigenpairs` gives for each kernel. The spaces are those of Π, on the
@@ -415,13 +414,7 @@ def overlap(
     0.1
     """
     _check_comparable(left, right)
-    product = twin.linear(left, right)
-    images = lax.map(product, right_pairs[1])
-    coupling = jax.vmap(lambda v: jax.vmap(lambda image: dot(v, image))(images))(left_pairs[1])
-    sides = [_spectrum.inverse_roots(values) for values, _ in (left_pairs, right_pairs)]
-    cosines = sides[0][:, None] * coupling * sides[1][None, :] * twin.cross_factor(left, right, coupling.dtype)
-    dimension = jnp.minimum(*(jnp.sum(side > 0) for side in sides))
-    return jnp.sum(jnp.square(cosines)) / dimension
+    return cast(Array, _comparison.overlap(left, left_pairs, right, right_pairs))
 
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:

@@ -20,6 +20,7 @@ from pathjax import masks, ntk
 from pathjax._base import network as _network
 from pathjax._base.programs import compiled
 from pathjax._base.trees import concrete
+from pathjax._interpreter.traced import traced
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def neural_tangent_transfer(
     losses = []
     for step, x in enumerate(itertools.islice(_batches(inputs, batch_size, key), steps), start=1):
         if step == 1:
-            _network.check_outputs(apply, params, x, "inputs")
+            _network.check_outputs(traced(apply, params), params, x, "inputs")
         weights, state, loss = advance(weights, state, mask, params, x, factors, rule=rule)
         losses.append(loss)
         if step % refresh == 0 and step < steps - refresh:
@@ -149,7 +150,7 @@ def _step(
 def _loss(apply: ApplyFn, weights: Params, mask: Mask, teacher: Params, x: Array, factors: Array, rule: _Rule) -> Array:
     """The loss at masked weights, to be differentiated by these."""
     student = (_kernel_at if rule.straight_through else _kernel_of)(apply, weights, mask, x, rule.trace)
-    kernels = jnp.mean(jnp.square(student - ntk.empirical(apply, teacher, x, trace=rule.trace)))
+    kernels = jnp.mean(jnp.square(student - _kernel_function(rule.trace)(apply, teacher, x)))
     outputs = jnp.mean(jnp.square(apply(weights, x) - apply(teacher, x)))
     norms = [jnp.sum(jnp.square(leaf)) for path, leaf in tree_leaves_with_path(weights) if rule.prunable(path, leaf)]
     kernel_weight, penalty = factors.astype(outputs.dtype)
@@ -163,9 +164,14 @@ def _adam() -> optax.GradientTransformation:
     return optax.adam(5e-4)
 
 
+def _kernel_function(trace: bool) -> Callable[..., Array]:
+    """Of the kernels compared: Θ, or its sum over equal outputs."""
+    return ntk.empirical_trace if trace else ntk.empirical
+
+
 def _kernel_of(apply: ApplyFn, weights: Params, mask: Mask, x: Array, trace: bool) -> Array:
     """Θ by kept weights, with derivatives by these alone."""
-    return ntk.empirical(apply, weights, x, mask=mask, trace=trace)
+    return _kernel_function(trace)(apply, weights, x, mask=mask)
 
 
 def _kernel_at(apply: ApplyFn, weights: Params, mask: Mask, x: Array, trace: bool) -> Array:
@@ -174,7 +180,7 @@ def _kernel_at(apply: ApplyFn, weights: Params, mask: Mask, x: Array, trace: boo
     def of_kept(kept: Params, x: Array) -> Any:
         return apply(jax.tree.map(jnp.where, mask, kept, weights), x)
 
-    return ntk.empirical(of_kept, weights, x, trace=trace)
+    return _kernel_function(trace)(of_kept, weights, x)
 
 
 def _largest(weights: Params, counts: np.ndarray, scope: str, prunable: Prunable, when: str) -> Mask:

@@ -93,14 +93,7 @@ def check_batch_size(batch_size: int | None) -> None:
 
 def check_outputs(apply: Callable[..., Any], params: Any, x: Array, name: str) -> None:
     """Raise ValueError unless the outputs are (n, o), each row of its example alone where that can be tried."""
-    outputs = jax.eval_shape(apply, params, x)
-    shape = getattr(outputs, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x):
-        came = "a pytree" if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"`apply(params, {name})` gives {came}, but ({len(x)}, o) was expected, one row of outputs per example. "
-            "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
-        )
+    jax.eval_shape(apply, params, x)  # a traced network raises where its outputs are not (n, o)
     if len(x) > 1 and all(trees.concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
         _check_examples_apart(apply, params, x, name)
 

@@ -183,13 +183,15 @@ class Program:
         return tuple(self.closed.jaxpr.invars[-1].aval.shape)
 
     @property
-    def outputs(self) -> int:
-        """How many outputs o the network has."""
-        return int(self.closed.out_avals[0].shape[1])
+    def output(self) -> jax.ShapeDtypeStruct:
+        """Shape (n, o) and dtype of the outputs."""
+        (aval,) = self.closed.out_avals
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
-    def evaluate(self, leaves: Sequence[Any], x: Any) -> Any:
-        """The outputs (n, o) of these parameter leaves and inputs, of the types that were traced."""
-        return jaxpr_as_fun(self.closed)(*leaves, x)[0]
+    def __call__(self, params: Params, x: Any) -> Any:
+        """The outputs (n, o) of weights and inputs of the types that were traced, without a call of `apply`."""
+        arguments = [jnp.asarray(leaf) for leaf in (*jax.tree.leaves(params), x)]
+        return jaxpr_as_fun(self.closed)(*arguments)[0]
 
 
 def trace(apply: ApplyFn, params_like: Params, x_like: jax.ShapeDtypeStruct) -> Program:
@@ -198,9 +200,11 @@ def trace(apply: ApplyFn, params_like: Params, x_like: jax.ShapeDtypeStruct) -> 
     Raises ValueError where the result is not one array of shape (n, o).
     """
     closed, result = jax.make_jaxpr(apply, return_shape=True)(params_like, x_like)
-    outputs = jax.tree.leaves(result)
-    if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[0] != x_like.shape[0]:
-        came = ", ".join(str(tuple(leaf.shape)) for leaf in outputs) or "nothing"
+    shape = tuple(getattr(result, "shape", ()))
+    if len(shape) != 2 or shape[0] != x_like.shape[0]:
+        shapes = [str(tuple(leaf.shape)) for leaf in jax.tree.leaves(result)]
+        is_array = isinstance(result, jax.ShapeDtypeStruct)
+        came = shapes[0] if is_array else f"a pytree of arrays {', '.join(shapes)}" if shapes else "no array"
         raise ValueError(
             "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, but for x of "
             f"shape {x_like.shape} it returned {came}. Reshape the outputs inside `apply`; give a single output the "

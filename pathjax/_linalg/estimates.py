@@ -1,4 +1,4 @@
-"""Means over random probes, with what is known of their errors."""
+"""Means over random probes, with their standard errors."""
 
 from __future__ import annotations
 

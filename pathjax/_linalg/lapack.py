@@ -1,13 +1,13 @@
 """Decompositions of one matrix, which under vmap take one matrix after the other on CPUs.
 
-jaxlib 0.10 gives each matrix of a batch to a thread of XLA's, and lets the thread that asks for it wait. As many
-batched calls as there are threads, at one time in one program, wait for each other for ever: two predictions under
-`jax.vmap` hang on two cores. A batch of one is decomposed where it is. Other devices, and later versions, keep their
-batched solvers.
+On CPUs jaxlib 0.10 decomposes a batch of matrices in threads of XLA's pool, while the thread that asked for it waits.
+If one program makes as many batched calls at one time as the pool has threads, all of them wait and none works: on two
+cores, two predictions under `jax.vmap` never end. A single matrix is decomposed on the thread that asks for it, so this
+cannot happen. Other devices, and later versions, keep their batched solvers.
 
-The derivatives are JAX's own, in both modes and of any order: functions with a batching rule of their own have none in
-reverse mode. Source: Giles (2008), "Collected Matrix Derivative Results for Forward and Reverse Mode Algorithmic
-Differentiation".
+The derivatives are those of JAX, in both modes and of any order. They are written out here because functions with a
+batching rule of their own have no derivative in reverse mode. Source: Giles (2008), "Collected Matrix Derivative
+Results for Forward and Reverse Mode Algorithmic Differentiation".
 """
 
 from __future__ import annotations
@@ -21,31 +21,44 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
-__all__ = ["eigh", "eigvalsh", "one_by_one", "singular_values", "svd"]
+__all__ = ["eigh", "eigvalsh", "one_by_one", "rounding_error", "singular_values", "svd"]
 
 _WAITS = importlib.metadata.version("jaxlib").startswith("0.10.")
-"""Whether a batched call blocks the thread on which it runs."""
+"""Whether the thread that calls for a batched decomposition waits for other threads."""
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of arrays, which calls LAPACK, so that it never does with a batch. It has no reverse mode."""
+    """The function of arrays, which calls LAPACK, with a rule for batches that takes one element after the other.
+
+    It has no derivative in reverse mode.
+    """
     if not _WAITS:
         return function
-    alone = custom_vmap(function)
+    unbatched = custom_vmap(function)
 
-    @alone.def_vmap
+    @unbatched.def_vmap
     def batched(size: int, is_batched: list[bool], *arguments: Array) -> tuple[Any, Any]:
-        pairs = zip(arguments, is_batched, strict=True)
-        each = [array if there else jnp.broadcast_to(array[None], (size, *array.shape)) for array, there in pairs]
-        found = lax.platform_dependent(
-            *each,
-            cpu=lambda *each: lax.map(lambda arguments: alone(*arguments), each),
+        batches = [
+            array if has_batch else jnp.broadcast_to(array[None], (size, *array.shape))
+            for array, has_batch in zip(arguments, is_batched, strict=True)
+        ]
+        results = lax.platform_dependent(
+            *batches,
+            cpu=lambda *batches: lax.map(lambda arguments: unbatched(*arguments), batches),
             default=jax.vmap(function),
         )
-        return found, jax.tree.map(lambda _: True, found)
+        return results, jax.tree.map(lambda _: True, results)
 
     # so that eager calls trace and compile once
-    return jax.jit(alone)
+    return jax.jit(unbatched)
+
+
+def rounding_error(values: Array, size: int) -> Array:
+    """The size up to which an eigenvalue or singular value of a matrix with `size` rows counts as zero.
+
+    size · ε · the largest of the values (..., r), ε the rounding of their type: so large may rounding make a zero.
+    """
+    return size * float(jnp.finfo(values.dtype).eps) * jnp.max(values, axis=-1, initial=0)
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:
@@ -68,9 +81,9 @@ def _eigh(matrix: Array) -> tuple[Array, Array]:
 def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     values, vectors = _eigh(*primals)
     with jax.default_matmul_precision("highest"):
-        turned = vectors.T @ tangents[0] @ vectors
-        d_vectors = vectors @ (_inverse_off_diagonal(values[None, :] - values[:, None]) * turned)
-    return (values, vectors), (jnp.diag(turned), d_vectors)
+        change = vectors.T @ tangents[0] @ vectors
+        d_vectors = vectors @ (_inverse_off_diagonal(values[None, :] - values[:, None]) * change)
+    return (values, vectors), (jnp.diag(change), d_vectors)
 
 
 @jax.custom_jvp
@@ -83,29 +96,29 @@ def svd(matrix: Array) -> tuple[Array, Array, Array]:
 @svd.defjvp
 def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     left, values, right = svd(*primals)
-    (m, n), (change,) = primals[0].shape, tangents
+    (m, n), (d_matrix,) = primals[0].shape, tangents
     row, column = values[None, :], values[:, None]
     inverse = _inverse_off_diagonal((row - column) * (row + column))
     with jax.default_matmul_precision("highest"):
-        turned = _adjoint(left) @ change @ _adjoint(right)
-        by_row, by_column = row * turned, column * turned
-        # of complex matrices, the phases
-        phases = jnp.diag(1j * jnp.diag(turned).imag / jnp.where(values == 0, 1, values))
-        d_left = left @ (inverse * (by_row + _adjoint(by_row)) + (phases if jnp.iscomplexobj(change) else 0))
+        change = _adjoint(left) @ d_matrix @ _adjoint(right)
+        by_row, by_column = row * change, column * change
+        # of complex matrices singular vectors change by phases too
+        phases = jnp.diag(1j * jnp.diag(change).imag / jnp.where(values == 0, 1, values))
+        d_left = left @ (inverse * (by_row + _adjoint(by_row)) + (phases if jnp.iscomplexobj(d_matrix) else 0))
         d_right = (inverse * (by_column + _adjoint(by_column))).T.conj() @ right
         if m > n:
-            moved = change @ _adjoint(right)
-            d_left += (moved - left @ (_adjoint(left) @ moved)) / row
+            image = d_matrix @ _adjoint(right)
+            d_left += (image - left @ (_adjoint(left) @ image)) / row
         if n > m:
-            moved = _adjoint(left) @ change
-            d_right += (moved - (moved @ _adjoint(right)) @ right) / column
-    return (left, values, right), (d_left, jnp.diag(turned).real, d_right)
+            image = _adjoint(left) @ d_matrix
+            d_right += (image - (image @ _adjoint(right)) @ right) / column
+    return (left, values, right), (d_left, jnp.diag(change).real, d_right)
 
 
 @jax.custom_jvp
 @one_by_one
 def singular_values(matrix: Array) -> Array:
-    """Those values alone."""
+    """The singular values alone."""
     return jnp.linalg.svd(matrix, compute_uv=False)
 
 
@@ -122,5 +135,5 @@ def _adjoint(matrix: Array) -> Array:
 
 def _inverse_off_diagonal(gaps: Array) -> Array:
     """1/g off the diagonal, zero on it, where the gap is zero."""
-    same = jnp.eye(len(gaps), dtype=gaps.dtype)
-    return 1 / (gaps + same) - same
+    identity = jnp.eye(len(gaps), dtype=gaps.dtype)
+    return 1 / (gaps + identity) - identity

@@ -47,8 +47,8 @@ def check(result: int, working: Callable[[int], int], n: int, batch_size: int | 
         raise MemoryError(f"{problem} Pass `batch_size={fitting}`, which needs {_amount(result + working(fitting))}.")
     cause = "The result alone does not fit." if result > free else "One example at a time does not fit either."
     raise MemoryError(
-        f"{cause} {problem} Multiply by the kernel without forming it (`ntk.operator`), or ask for less of it, with "
-        "`trace` or `diagonal`."
+        f"{cause} {problem} Multiply by the kernel without forming it (`ntk.operator`), or ask for less of it "
+        "(`ntk.empirical_trace`, `ntk.empirical_diagonal`)."
     )
 
 

@@ -1,194 +1,148 @@
-"""What is computed of the spectrum of G: all of it where G is small, its ends and random samples where it is not."""
+"""What is computed of the spectrum of G: all of it where G is small, its largest pairs and its ends where it is not."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathjax._base.trees import dot, ravel, total
-from pathjax._linalg import estimates
-from pathjax._linalg.lanczos import DENSE, Krylov, Pairs, krylov, largest
-from pathjax._linalg.lapack import eigh, eigvalsh
+from pathjax._base.trees import dot, ravel
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, Problem, measured
+from pathjax._linalg.krylov import Krylov, krylov
+from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error
 from pathjax._path_kernel import twin
 from pathjax._path_kernel.twin import PathKernel
-from pathjax.types import Estimate, Key, Params, Real
+from pathjax.types import Key, Params, Real
 
-__all__ = [
-    "Spectrum",
-    "change_of_norms",
-    "cosine_of_norms",
-    "decompose",
-    "eigenpairs",
-    "ends",
-    "inverse_roots",
-    "product_of_means",
-    "squared_norms",
-]
-
-# Eigenvalues below this many roundings of the largest count as zero.
-_ROUNDINGS = 512
+__all__ = ["PROBLEM", "Ends", "Spectrum", "decompose", "ends", "inverse_roots", "is_nonzero"]
 
 
 class Spectrum(NamedTuple):
-    """All eigenvalues of G on the kept weights, descending, and eigenvectors as columns at `positions`.
+    """All eigenvalues of G on the kept weights, descending.
 
-    What is not `alive` stands for weights that a traced mask has pruned: zero, at the end.
+    Attributes:
+        eigenvalues: (q,) of q weights, those that may be kept.
+        eigenvectors: (q, q), as columns.
+        exists: (q,) False for each weight that a traced mask has pruned: eigenvalue and vector are zero, at the end.
+        matrix: (q, q), G on these weights.
+        positions: (q,) of these weights among all the parameters, raveled.
     """
 
-    values: Any
-    vectors: Any
-    alive: Any
+    eigenvalues: Any
+    eigenvectors: Any
+    exists: Any
+    matrix: Any
     positions: np.ndarray
+
+
+class Ends(NamedTuple):
+    """The smallest nonzero eigenvalue of G, NaN where it is not resolved, and the largest."""
+
+    smallest: Any
+    largest: Any
+
+
+def is_nonzero(eigenvalues: Any) -> Any:
+    """Which of the largest eigenvalues of G are not zero: those above 512 ε of the largest, ε the rounding of the type.
+
+    This is the one meaning of zero for the spectrum of G. It is what rounding may make of an eigenvalue of zero where
+    512 weights, the most that are decomposed in full, are kept. To take such a number for an eigenvalue would give a
+    smallest eigenvalue and eigenvectors on the paths that are rounding; to take a true eigenvalue so small for zero
+    loses at most 512 ε λ_max(Π) λ_max(K_v) of Θ with each.
+    """
+    return eigenvalues > rounding_error(eigenvalues, DENSE)
+
+
+def inverse_roots(eigenvalues: Any) -> Any:
+    """λ^(−1/2) of the largest eigenvalues of G, and zero for those that are zero."""
+    nonzero = is_nonzero(eigenvalues)
+    return jnp.where(nonzero, jnp.where(nonzero, eigenvalues, 1) ** -0.5, 0)
 
 
 def decompose(kernel: PathKernel) -> Spectrum:
     """All of the spectrum, by G on the kept weights in full."""
     positions = twin.positions(kernel)
     matrix = twin.matrix(kernel, kernel)
-    alive = jnp.ones(len(positions), bool)
+    is_kept = jnp.ones(len(positions), bool)
     if kernel.mask is not None:
-        alive = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
+        is_kept = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
+    # pruned weights go to the end of the spectrum, below zero
     below = 1 + jnp.trace(matrix)
-    values, vectors = eigh(matrix - jnp.diag(jnp.where(alive, 0, below)))
+    values, vectors = eigh(matrix - jnp.diag(jnp.where(is_kept, 0, below)))
     values, vectors = values[::-1], vectors[:, ::-1]
-    there = values > -below / 2
-    return Spectrum(jnp.where(there, values, 0), jnp.where(there[None, :], vectors, 0), there, positions)
+    exists = values > -below / 2
+    return Spectrum(jnp.where(exists, values, 0), jnp.where(exists[None, :], vectors, 0), exists, matrix, positions)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
-def eigenpairs(
-    params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int
-) -> Pairs:
-    """The `rank` largest pairs by iteration; `params` are the kernel's, in which the values can be differentiated."""
-    return _iterate(params, kernel, key, tolerance, rank, steps, rounds)
-
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _iterate(params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
-    kernel = dataclasses.replace(kernel, params=params)
-    random = functools.partial(twin.random_signs, kernel)
-    operator = twin.flat(kernel, twin.linear(kernel, kernel))
-    return largest(operator, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
-
-
-@eigenpairs.defjvp
-def _eigenpairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: Any) -> tuple[Pairs, Pairs]:
-    pairs = eigenpairs(*primals, rank, steps, rounds)
-    params, kernel, *_ = primals
-    vectors = jax.vmap(ravel(params)[1])(pairs.vectors)
-
-    def quotients(params: Params) -> Any:
-        # λ = vᵀ G v has λ's own derivative with v held
-        at = dataclasses.replace(kernel, params=params)
-        return lax.map(lambda vector: dot(vector, twin.cross(at, at)(vector)), vectors)
-
-    _, values = jax.jvp(quotients, (params,), (tangents[0],))
-    unknown = jnp.full_like(pairs.vectors, jnp.nan) * total(tangents[0]).astype(pairs.vectors.dtype)
-    still = np.zeros(jnp.shape(pairs.settled), jax.dtypes.float0)
-    return pairs, Pairs(values, unknown, jnp.zeros_like(pairs.residuals), cast(Any, still))
-
-
-class _Samples(NamedTuple):
-    """Unbiased samples (s, t) of t numbers; one exact row where `exact`."""
-
-    values: Any
-    exact: bool
-
-
-def squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
-    """Samples of the squared norms of the maps of `cross` between pairs of kernels, in units of both sides' traces."""
-    units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
-    if all(twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
-        matrices = [unit * twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
-        return _Samples(jnp.stack([jnp.sum(jnp.square(matrix)) for matrix in matrices])[None], True)
-    products = [twin.flat(right, twin.linear(left, right)) for left, right in maps]
-
-    def sample(sample_key: Key) -> Any:
-        images = [
-            unit * product(twin.random_signs(right, sample_key))
-            for unit, product, (_, right) in zip(units, products, maps, strict=True)
-        ]
-        return jnp.stack([jnp.vdot(image, image) for image in images])
-
-    return _Samples(lax.map(sample, jax.random.split(key, samples)), False)
-
-
-def product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
-    """Π_t mean_t^power_t, with its standard error to first order."""
-    means = jnp.mean(samples.values, axis=0)
-    exponents = jnp.asarray(powers, means.dtype)
-    value = jnp.prod(means**exponents)
-    if samples.exact:
-        return estimates.exact(value)
-    return Estimate(value, value * estimates.mean((samples.values / means[None]) @ exponents).standard_error)
-
-
-def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
-    """‖Π − Π_0‖ / ‖Π_0‖ from `squared_norms` of G, of the map between both and of G_0; its error to first order."""
-    traces = kernel.trace() / initial.trace()
-    ratio = traces * jnp.exp2(kernel.exponent - initial.exponent).astype(traces.dtype)
-    size = jnp.maximum(ratio, 1)  # the square of a large ratio may leave the format
-    between = ratio / size / size * twin.cross_factor(kernel, initial, ratio.dtype) ** 2
-    scaled = samples.values * jnp.stack([(ratio / size) ** 2, between, 1 / size / size])[None]
-    initial_norm = jnp.mean(samples.values[:, 2])
-    means = jnp.mean(scaled, axis=0)
-    signs = jnp.array([1.0, -2.0, 1.0], means.dtype)
-    square = jnp.maximum(means @ signs, 0) / initial_norm
-    change = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
-    if samples.exact:
-        return estimates.exact(size * change)
-    errors = (scaled @ signs - square * samples.values[:, 2]) / initial_norm
-    halved = estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
-    return Estimate(size * change, size * jnp.where(change == 0, 0, halved))
-
-
-def cosine_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
-    """⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖) from the same."""
-    found = product_of_means(samples, [-0.5, 1.0, -0.5])
-    factor = twin.cross_factor(kernel, initial, found.value.dtype) ** 2
-    return Estimate(factor * found.value, factor * found.standard_error)
-
-
-def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:
-    """The smallest nonzero eigenvalue, NaN where it is not resolved, and the largest."""
+def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> Ends:
+    """Both ends of the spectrum, by `order` Lanczos steps from each of two random starts where G is large."""
     if twin.count(kernel) <= DENSE:
-        values = decompose(kernel).values
-        low = jnp.min(jnp.where(values > _floor(values), values, jnp.inf))
-        return jnp.where(jnp.isfinite(low), low, jnp.nan), values[0]
-    operator = twin.flat(kernel, twin.linear(kernel, kernel))
+        eigenvalues = decompose(kernel).eigenvalues
+        smallest = jnp.min(jnp.where(is_nonzero(eigenvalues), eigenvalues, jnp.inf))
+        return Ends(jnp.where(jnp.isfinite(smallest), smallest, jnp.nan), eigenvalues[0])
+    product = _product(kernel)
     steps = min(order, twin.count(kernel))
 
-    def of_start(start_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, operator(twin.random_signs(kernel, start_key)), steps, to_the_end=True)
-        return _lowest(space, tolerance), eigvalsh(space.matrix)[-1]
+    def from_start(start_key: Key) -> Ends:
+        # a start G z has no part in the null space
+        space = krylov(product, product(twin.random_signs(kernel, start_key)), steps, to_the_end=True)
+        return Ends(_smallest(space, tolerance), eigvalsh(space.matrix)[-1])
 
-    low, high = lax.map(of_start, jax.random.split(key, 2))
-    agree = jnp.abs(low[0] - low[1]) <= tolerance * jnp.min(low)
-    return jnp.where(agree, jnp.min(low), jnp.nan), jnp.max(high)
+    both = lax.map(from_start, jax.random.split(key, 2))
+    smallest = jnp.min(both.smallest)
+    agree = jnp.abs(both.smallest[0] - both.smallest[1]) <= tolerance * smallest
+    return Ends(jnp.where(agree, smallest, jnp.nan), jnp.max(both.largest))
 
 
-def _lowest(space: Krylov, tolerance: Real) -> Any:
-    """The lowest Ritz value above zero, NaN unless its residual is within the tolerance."""
+def _smallest(space: Krylov, tolerance: Real) -> Any:
+    """The smallest nonzero Ritz value, NaN unless its residual is within the tolerance of itself."""
     values, vectors = eigh(space.matrix)
-    candidates = jnp.where(values > _floor(values), values, jnp.inf)
-    at = jnp.argmin(candidates)
-    residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, at])
-    return jnp.where(residual <= tolerance * candidates[at], candidates[at], jnp.nan)
+    candidates = jnp.where(is_nonzero(values), values, jnp.inf)
+    index = jnp.argmin(candidates)
+    residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, index])
+    return jnp.where(residual <= tolerance * candidates[index], candidates[index], jnp.nan)
 
 
-def inverse_roots(eigenvalues: Any) -> Any:
-    """λ^(−1/2), and zero for eigenvalues that count as zero."""
-    positive = eigenvalues > _floor(eigenvalues)
-    return jnp.where(positive, jnp.where(positive, eigenvalues, 1) ** -0.5, 0)
+# The search for the largest eigenpairs
 
 
-def _floor(eigenvalues: Any) -> Any:
-    """The size below which an eigenvalue counts as zero."""
-    return _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * jnp.max(eigenvalues)
+def _decomposed(kernel: PathKernel, rank: int) -> Eigenpairs:
+    spectrum = decompose(kernel)
+    values, columns = spectrum.eigenvalues[:rank], spectrum.eigenvectors[:, :rank]
+    trees = twin.trees_at(kernel, spectrum.positions, columns.T)
+    return Eigenpairs(values, trees, measured(spectrum.matrix, values, columns))
+
+
+def _product(kernel: PathKernel) -> Callable[[Any], Any]:
+    return twin.flat(kernel, twin.linear(kernel, kernel))
+
+
+def _quotient(kernel: PathKernel) -> Callable[[Any], Any]:
+    _, unravel = ravel(kernel.params)
+    product = twin.cross(kernel, kernel)
+
+    def quotient(vector: Any) -> Any:
+        tree = unravel(vector)
+        return dot(tree, product(tree))
+
+    return quotient
+
+
+def _trees(kernel: PathKernel, vectors: Any) -> Params:
+    return jax.vmap(ravel(kernel.params)[1])(vectors)
+
+
+PROBLEM = Problem(
+    name="the Path Kernel",
+    rows="kept weights",
+    decompose=_decomposed,
+    product=_product,
+    quotient=_quotient,
+    random_signs=twin.random_signs,
+    unravel=_trees,
+)
+"""The search for the largest eigenpairs of G, with eigenvectors as stacked trees like the parameters."""

@@ -199,7 +199,7 @@ def test_single_precision_stays_single():
 def test_kernels_that_are_not_of_the_training_examples_are_refused():
     _, outputs, targets = problem()
     for shape in ((4, 2, 3, 3), (4, 4), (4, 4, 3, 1)):
-        words = r"\(n, n, o, o\), but .* came. Leave out `x2`.*infinite-width"
+        words = r"\(n, n, o, o\), was expected, but .* came. Leave out `x2`.*infinite-width"
         with pytest.raises(ValueError, match=words):
             inspect.unwrap(dynamics.linearized)(jnp.ones(shape), outputs, targets, TIMES, learning_rate=RATE)
         with pytest.raises(ValueError, match=words):

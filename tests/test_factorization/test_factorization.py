@@ -264,9 +264,12 @@ REFUSED = {
     "NaN input": (lambda p: {"x": jnp.ones((3, 3)).at[1, 2].set(jnp.nan)}, "first in example 1"),
     "whole numbers": (lambda p: {"x": np.ones((3, 3), np.int32)}, "dtype int32"),
     "no example": (lambda p: {"x": jnp.ones((0, 3))}, "at least one"),
-    "one output less its axis": (lambda p: {"apply": lambda p, x: mlp(p, x)[:, 0]}, r"gives shape \(3,\)"),
-    "outputs summed over examples": (lambda p: {"apply": lambda p, x: mlp(p, x).sum(0)}, r"\(3, o\) was expected"),
-    "a pytree": (lambda p: {"apply": lambda p, x: {"out": mlp(p, x)}}, "gives a pytree"),
+    "one output less its axis": (lambda p: {"apply": lambda p, x: mlp(p, x)[:, 0]}, r"it returned \(3,\)"),
+    "outputs summed over examples": (
+        lambda p: {"apply": lambda p, x: mlp(p, x).sum(0)},
+        r"one array of shape \(n, o\)",
+    ),
+    "a pytree": (lambda p: {"apply": lambda p, x: {"out": mlp(p, x)}}, "a pytree of arrays"),
     "no chunk": (lambda p: {"chunk": 0}, "`chunk` must be at least 1"),
 }
 

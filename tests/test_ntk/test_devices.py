@@ -36,7 +36,7 @@ def test_one_device_is_a_mesh_too():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))  # without types of axes
 
     def kernel(params, mesh):
-        return ntk.empirical(apply, params, x, mask=mask, trace=True, mesh=mesh)
+        return ntk.empirical_trace(apply, params, x, mask=mask, mesh=mesh)
 
     with_mesh, without = (jax.jit(kernel, static_argnums=1)(params, each) for each in (mesh, None))
     np.testing.assert_allclose(with_mesh, without, rtol=1e-12)

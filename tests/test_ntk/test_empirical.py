@@ -214,10 +214,10 @@ def test_batches_of_different_examples_are_refused():
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (lambda y: y[:, 0], r"gives shape \(3,\), but \(3, o\).*single output the shape \(n, 1\)"),
-        (lambda y: y[:, None], r"gives shape \(3, 1, 2\)"),
-        (lambda y: y[:2], r"gives shape \(2, 2\)"),
-        (lambda y: (y, y), "gives a pytree"),
+        (lambda y: y[:, 0], r"it returned \(3,\).*single output the shape \(n, 1\)"),
+        (lambda y: y[:, None], r"it returned \(3, 1, 2\)"),
+        (lambda y: y[:2], r"it returned \(2, 2\)"),
+        (lambda y: (y, y), r"a pytree of arrays \(3, 2\), \(3, 2\)"),
     ],
 )
 def test_outputs_that_are_not_a_row_per_example_are_refused(head, words):
