@@ -47,7 +47,7 @@ class Ends(NamedTuple):
 
 
 def is_nonzero(eigenvalues: Any) -> Any:
-    """Which of the largest eigenvalues of G are not zero: those above 512 ε of the largest, ε the rounding of the type.
+    """Which eigenvalues of G, the largest among them, are not zero: those above 512 ε of it, ε the type's rounding.
 
     This is the one meaning of zero for the spectrum of G. It is what rounding may make of an eigenvalue of zero where
     512 weights, the most that are decomposed in full, are kept. To take such a number for an eigenvalue would give a

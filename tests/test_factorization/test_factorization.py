@@ -320,3 +320,31 @@ def test_kernels_of_other_batches_are_refused(large: Any, found: Factorization) 
 def unchecked(function: Any) -> Any:
     """The function without the checks of its annotations, which users do not have."""
     return getattr(function, "__wrapped__", function)
+
+
+# What the null space is, and what is printed
+
+
+@pytest.mark.parametrize(("roundings", "is_zero"), [(100, True), (1000, False)])
+def test_zero_means_one_thing_for_the_spectrum_of_the_path_kernel(roundings: int, is_zero: bool) -> None:
+    """Eigenvalues 1, six times, and so many roundings of it, twice."""
+    constant = float(np.sqrt(roundings * np.finfo(np.float64).eps))
+
+    def apply(params: Any, x: Any) -> Any:
+        return x @ params["w"] + (constant * params["b"])[None]
+
+    params, x = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, jnp.ones((4, 3))
+    kernel = path_kernel.path_kernel(apply, params, x)
+    pairs = path_kernel.top_eigenpairs(kernel, 8, key=KEY)
+    eigenvalues = factorization.factorize(apply, params, x, rank=8, key=KEY).eigenvalues
+    assert int(jnp.sum(eigenvalues > 0)) == (6 if is_zero else 8)
+    ratio = path_kernel.smallest(kernel, key=KEY) / pairs.eigenvalues[0]
+    np.testing.assert_allclose(ratio, 1.0 if is_zero else constant**2, rtol=1e-2)
+    # all pairs that are not zero count, and each overlaps with itself wholly
+    np.testing.assert_allclose(path_kernel.overlap(kernel, pairs, kernel, pairs), 1.0, rtol=1e-6)
+
+
+def test_factorizations_are_printed_by_their_sizes(found: Factorization) -> None:
+    assert repr(found) == "Factorization(n=5, o=3, r=4, leaves=6)"
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), found)
+    assert repr(several) == "Factorization(batch=(2,), n=5, o=3, r=4, leaves=6)"

@@ -175,8 +175,11 @@ def test_eigenpairs_of_many_rows_are_found_by_products():
     params, x = wide_example()
     dense = matrix(wide, params, x)
     kernel = ntk.operator(wide, params, x, batch_size=50)
-    values, vectors, _ = ntk.top_eigenpairs(kernel, 5, key=KEY, tolerance=1e-9)
+    values, vectors, residuals = ntk.top_eigenpairs(kernel, 5, key=KEY, tolerance=1e-9)
     flat = np.asarray(vectors).reshape(5, -1)
+    errors = np.linalg.norm(dense @ flat.T - np.asarray(values)[None] * flat.T, axis=0) / values[0]
+    np.testing.assert_allclose(residuals, errors, rtol=1e-3, atol=1e-13)
+    assert residuals.max() < 1e-9
     assert vectors.shape == (5, 130, 4)
     np.testing.assert_allclose(values, np.linalg.eigvalsh(dense)[::-1][:5], rtol=1e-9)
     np.testing.assert_allclose(flat @ flat.T, np.eye(5), atol=1e-10)

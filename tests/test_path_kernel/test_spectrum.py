@@ -189,6 +189,19 @@ def test_residuals_are_within_the_tolerance(large: path_kernel.PathKernel) -> No
     np.testing.assert_array_equal(values, again)
 
 
+@pytest.mark.parametrize("is_small", [True, False])
+def test_residuals_are_those_of_products_with_the_kernel(large: path_kernel.PathKernel, is_small: bool) -> None:
+    kernel = path_kernel.path_kernel(mlp, parameters(3, 4, 2), jnp.ones((1, 3))) if is_small else large
+    pairs = path_kernel.top_eigenpairs(kernel, 4, key=jax.random.key(0), tolerance=1e-3)
+    columns = jax.vmap(lambda tree: ravel_pytree(tree)[0])(pairs.eigenvectors)
+    products = jax.vmap(lambda tree: ravel_pytree(kernel.matvec(tree))[0])(pairs.eigenvectors)
+    errors = jnp.linalg.norm(products - pairs.eigenvalues[:, None] * columns, axis=1) / pairs.eigenvalues[0]
+    # what rounding is, both ways of multiplication round in their own way
+    np.testing.assert_allclose(pairs.residuals, errors, rtol=1e-6, atol=1e-14)
+    assert pairs.residuals.max() < (1e-13 if is_small else 1e-3)
+    assert is_small or pairs.residuals.max() > 1e-12
+
+
 def test_repeated_eigenvalues_come_with_all_their_vectors() -> None:
     half = parameters(9, 16, 8, 3)
     kernel = path_kernel.path_kernel(twice, [half, half], jnp.ones((1, 9)))
@@ -210,8 +223,9 @@ def test_a_kernel_of_zeros_has_zeros_for_eigenvalues() -> None:
     dtype = jnp.float32
     params = jax.tree.map(lambda leaf: (0 * leaf).astype(dtype), parameters(20, 20, 20, 3))
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 20), dtype))
-    values, vectors, _ = path_kernel.top_eigenpairs(kernel, 3, key=jax.random.key(0))
+    values, vectors, residuals = path_kernel.top_eigenpairs(kernel, 3, key=jax.random.key(0))
     np.testing.assert_array_equal(values, 0.0)
+    np.testing.assert_array_equal(residuals, 0.0)
     # sums of 860 equal squares, one after the other as plainly compiled programs take them, round to one side
     assert_eigenpairs(kernel, values, vectors, 2e-6)
 
