@@ -1,8 +1,7 @@
 """The Neural Tangent Kernel of finite networks, and the door to neural-tangents. Read in this order.
 
-`traced`: the network, whose function is called once for each shape of input. `uses`: where it uses its parameters, and
-the activations and cotangents there. `contractions`: the part of one layer in the kernel, in the cheapest way.
-`blocks`: a kernel in blocks of examples, spread over devices. `layerwise`: the kernel put together from its layers and
-blocks. `memory`: the refusal of what would not fit. `matrix`: a kernel as a matrix. `operator`: products with the
-kernel without forming it. `door`: neural-tangents on current JAX.
+`uses`: where a network uses its parameters, and the activations and cotangents there. `contractions`: the part of one
+layer in the kernel, in the cheapest way. `blocks`: a kernel in blocks of examples, spread over devices. `layerwise`:
+the kernel put together from its layers and blocks. `memory`: the refusal of what would not fit. `matrix`: a kernel as a
+matrix. `operator`: products with the kernel without forming it. `door`: neural-tangents on current JAX.
 """

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.sharding import Mesh
 
 from pathjax._base import network as _network
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.traced import TracedNetwork
+from pathjax._interpreter.windows import Windows, entries_of_windows
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import memory as _memory
 from pathjax._ntk.contractions import Form, Matrices, Part, Rows, contracted, kept_columns, temporary
@@ -195,7 +195,14 @@ def _of_conv(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices
     kernel = [use.equation.inputs[1].shape[axis] for axis in numbers.rhs_spec]
     n, o = cotangents.shape[:2]
     images = activations.transpose(0, *(axis + 1 for axis in numbers.lhs_spec))
-    patches = _patches(images.reshape(-1, *images.shape[2:]), kernel[2:], params)
+    windows = Windows(
+        sizes=(1, 1, *kernel[2:]),
+        strides=(1, 1, *params["window_strides"]),
+        padding=[(0, 0), (0, 0), *params["padding"]],
+        base_dilation=(1, 1, *params["lhs_dilation"]),
+        window_dilation=(1, 1, *params["rhs_dilation"]),
+    )
+    patches = entries_of_windows(images.reshape(-1, *images.shape[2:]), windows, axis=2)
     k = math.prod(kernel[1:])
     a = patches.reshape(n, groups, k, -1).swapaxes(2, 3)
     c = cotangents.transpose(0, 1, *(axis + 2 for axis in numbers.out_spec))
@@ -203,25 +210,6 @@ def _of_conv(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices
     if kept is not None:
         kept = kept.transpose(numbers.rhs_spec).reshape(groups, kernel[0] // groups, k).swapaxes(1, 2)
     return Matrices(a, c, kept)
-
-
-def _patches(images: Any, window: Sequence[int], params: dict[str, Any]) -> Any:
-    """The entries of images (n, c, ...) under each place of a convolution's window: (n, c, *window, *outputs).
-
-    By slices, one axis after the other: a convolution with one feature group a channel, which would give the same, is
-    slow on CPUs.
-    """
-    dilated = zip(params["padding"], params["lhs_dilation"], strict=True)
-    edges = [(low, high, dilation - 1) for (low, high), dilation in dilated]
-    patches = lax.pad(images, jnp.zeros((), images.dtype), [(0, 0, 0), (0, 0, 0), *edges])
-    steps = zip(window, params["window_strides"], params["rhs_dilation"], strict=True)
-    for axis, (size, stride, dilation) in enumerate(steps, 2):
-        reach = (patches.shape[axis] - (size - 1) * dilation - 1) // stride * stride + 1
-        slices = [lax.slice_in_dim(patches, i * dilation, i * dilation + reach, stride, axis) for i in range(size)]
-        # the new axis of the window goes behind the places of the output and the window axes so far
-        patches = jnp.stack(slices, axis=axis + len(window))
-    order = [*range(2 + len(window), 2 + 2 * len(window)), *range(2, 2 + len(window))]
-    return patches.transpose(0, 1, *order)
 
 
 def _bytes(array: Any) -> int:
