@@ -22,11 +22,11 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from pathjax import masks
 from pathjax._base.network import bound
 from pathjax._base.trees import check_mask
-from pathjax._interpreter.examples import trace_apart
-from pathjax._interpreter.lifting import Scaled, absolute_power, lift, lift_weights, ones_like_example
+from pathjax._interpreter.lifting import Scaled, absolute_power, lift, lift_weights, one_example, ones_like_example
 from pathjax._interpreter.reach import Branch, Branches, Reach, Reached
 from pathjax._interpreter.rules import interpret
-from pathjax.types import ApplyFn, Mask, Params, Prunable, XLike
+from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax.types import Mask, Params, Prunable, XLike
 
 __all__ = ["Connectivity", "LayerConnectivity", "connectivity", "effective_mask"]
 
@@ -118,10 +118,10 @@ def effective_mask(
     """
     if mask is not None:
         check_mask(mask, params)
-    network = bound(apply, state)
+    network = traced(bound(apply, state), params)
     dense = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
     kept = dense if mask is None else mask
-    through = functools.partial(_on_paths, network, params, x_like)
+    through = functools.partial(_on_paths, network, x_like)
     live = through(kept, constants=True) if biases else _live_from_inputs(through, kept, dense)
     leaves = [prunable(path, leaf) for path, leaf in tree_flatten_with_path(params)[0]]
     chosen = jax.tree.unflatten(jax.tree.structure(params), leaves)
@@ -154,7 +154,7 @@ def connectivity(
     >>> found.parameters, found.units, round(2.71828**found.log_paths), found.dead_shortcuts
     (12, 6, 16, ("['shortcut']",))
     """
-    network = bound(apply, state)
+    network = traced(bound(apply, state), params)
     live = effective_mask(network, params, x_like, mask=mask, prunable=prunable)
     kept = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params) if mask is None else mask
     paths = [path for path, _ in tree_flatten_with_path(params)[0]]
@@ -167,7 +167,7 @@ def connectivity(
     }
     size = max(1, sum(layer.size for layer in layers.values()))
     collapsed = [index for index, layer in layers.items() if layer.size and not layer.live]
-    shortcuts = _shortcuts(network, params, x_like)
+    shortcuts = _shortcuts(network, x_like)
     return Connectivity(
         layers=tuple(layers.values()),
         log_paths=float(_log_paths(network, params, x_like, kept)),
@@ -184,10 +184,10 @@ def _layer(path: str, kept: np.ndarray, live: np.ndarray) -> LayerConnectivity:
     return LayerConnectivity(path, kept.size, int(kept.sum()), int(live.sum()), units, int(fed.sum()))
 
 
-def _on_paths(network: ApplyFn, params: Params, x_like: XLike, kept: Mask, *, constants: bool) -> Mask:
+def _on_paths(network: TracedNetwork, x_like: XLike, kept: Mask, *, constants: bool) -> Mask:
     """The kept weights on a path from an input or, with `constants`, from any source."""
-    example = ones_like_example(x_like)
-    program = trace_apart(network, params, example)
+    example = one_example(x_like)
+    program = network.path_program(example)
 
     def reached(shares: Params) -> Array:
         weights = [Reached(jnp.zeros_like(leaf), leaf) for leaf in jax.tree.leaves(shares)]
@@ -208,12 +208,13 @@ def _live_from_inputs(through: Callable[..., Mask], kept: Mask, dense: Mask) -> 
     return through(sources, constants=True)
 
 
-def _log_paths(network: ApplyFn, params: Params, x_like: XLike, kept: Mask) -> Array:
+def _log_paths(network: TracedNetwork, params: Params, x_like: XLike, kept: Mask) -> Array:
     """Logarithm of the number of paths from inputs, those from biases left out."""
     weights, example = lift_weights(params, jnp.ones_like, kept), ones_like_example(x_like)
+    program = network.path_program(example)
 
     def count(x: Array) -> tuple[Array, Any]:
-        sums = lift(network, weights, x, phi=absolute_power(0), like=(params, example))
+        sums = lift(program, weights, x, phi=absolute_power(0))
         return jnp.sum(sums.array), sums.exponent
 
     # linear in the inputs, so that the derivative along them is the part of the sum that starts there
@@ -221,10 +222,10 @@ def _log_paths(network: ApplyFn, params: Params, x_like: XLike, kept: Mask) -> A
     return Scaled(paths, exponent).log_abs()
 
 
-def _shortcuts(network: ApplyFn, params: Params, x_like: XLike) -> frozenset[int]:
+def _shortcuts(network: TracedNetwork, x_like: XLike) -> frozenset[int]:
     """Positions of the leaves on all shortest paths, which longer ones go around."""
-    program = trace_apart(network, params, ones_like_example(x_like))
-    leaves = range(len(jax.tree.leaves(params)))
+    program = network.path_program(one_example(x_like))
+    leaves = range(len(network.leaf_types))
     weights = [Branch(False, 1, frozenset([index]), frozenset([index])) for index in leaves]
     output, _ = interpret(program, Branches(), weights, Branch(True, 0, frozenset(), frozenset()))
     return output.shortest - output.every

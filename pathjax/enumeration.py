@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,16 +18,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pathjax._base.trees import ravel
-from pathjax._interpreter.algebra import Algebra, Convolution, Structure
-from pathjax._interpreter.examples import trace_apart
-from pathjax._interpreter.jaxpr import Program, check_batch, trace
-from pathjax._interpreter.lifting import Lifting, Scaled, absolute_power
+from pathjax._interpreter.jaxpr import Program
+from pathjax._interpreter.lifting import Lifting, Scaled, absolute_power, one_example
+from pathjax._interpreter.listing import Recorder, list_paths, trimmed
 from pathjax._interpreter.rules import interpret
+from pathjax._interpreter.traced import traced
 from pathjax.types import AnyArray, ApplyFn, Params, XLike
 
 __all__ = ["Paths", "enumerate_paths", "path_activations", "path_jacobian", "path_kernel", "path_values"]
-
-NOTHING = -1  # pads rows; also the constant-1 source
 
 
 @functools.partial(
@@ -64,230 +60,9 @@ class Paths:
     def __len__(self) -> int:
         return int(self.sources.shape[0])
 
-
-class _Table(NamedTuple):
-    """Lists of path prefixes, one list per cell: rows start[c] to start[c + 1] are those of cell c."""
-
-    start: np.ndarray
-    factors: np.ndarray
-    coefficients: np.ndarray
-    gates: np.ndarray
-    sources: np.ndarray
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return cast(np.ndarray, np.diff(self.start))
-
-
-class _Listing(NamedTuple):
-    """One array of the network: for each entry 1 + its cell in the table, or 0 where it has no path."""
-
-    entries: np.ndarray
-    table: _Table
-
-
-class _Lister(Algebra[_Listing]):
-    """Path sums as lists of paths."""
-
-    def __init__(self) -> None:
-        self._gates = 0
-
-    def constant(self, value: Any) -> _Listing:
-        numbers = np.asarray(value, np.float64)
-        return _Listing(_count_up(np.asarray(numbers != 0)), _single(coefficients=numbers[numbers != 0]))
-
-    def shape_only(self, function: Callable[..., Any], *operands: _Listing) -> _Listing:
-        merged, table = _merge(operands)
-        return _Listing(np.asarray(function(*(jnp.asarray(entries) for entries in merged))), table)
-
-    def add(self, left: _Listing, right: _Listing) -> _Listing:
-        merged, table = _merge((left, right))
-        a, b = np.broadcast_arrays(*merged)
-        targets = np.concatenate([np.arange(a.size), np.arange(b.size)])
-        return _gather(table, targets, np.concatenate([a.ravel(), b.ravel()]), a.shape)
-
-    def sum(self, operand: _Listing, axes: Sequence[int]) -> _Listing:
-        kept = [axis for axis in range(operand.entries.ndim) if axis not in axes]
-        shape = tuple(operand.entries.shape[axis] for axis in kept)
-        moved = operand.entries.transpose([*kept, *axes]).reshape(math.prod(shape), -1)
-        return _gather(operand.table, np.repeat(np.arange(len(moved)), moved.shape[1]), moved.ravel(), shape)
-
-    def multiply(self, left: _Listing, right: _Listing) -> _Listing:
-        a, b = np.broadcast_arrays(left.entries, right.entries)
-        return _product(left.table, right.table, np.arange(a.size), a.ravel(), b.ravel(), a.shape)
-
-    def scale(self, operand: _Listing, coefficient: Any) -> _Listing:
-        return self.multiply(operand, self.constant(coefficient))
-
-    def dot(self, left: _Listing, right: _Listing, dimension_numbers: Any) -> _Listing:
-        (contract_left, contract_right), (batch_left, batch_right) = dimension_numbers
-        a = _as_matrices(left.entries, batch_left, contract_left)
-        b = _as_matrices(right.entries, batch_right, contract_right)
-        shape = (
-            *(left.entries.shape[axis] for axis in batch_left),
-            *_free_shape(left.entries.shape, batch_left, contract_left),
-            *_free_shape(right.entries.shape, batch_right, contract_right),
-        )
-        pairs = np.broadcast_arrays(a[:, :, None, :], b[:, None, :, :])
-        targets = np.repeat(np.arange(math.prod(shape)), a.shape[-1])
-        return _product(left.table, right.table, targets, pairs[0].ravel(), pairs[1].ravel(), shape)
-
-    def conv(self, left: _Listing, right: _Listing, convolution: Convolution) -> _Listing:
-        numbers = convolution.dimension_numbers
-        images, kernels = left.entries.transpose(numbers.lhs_spec), right.entries.transpose(numbers.rhs_spec)
-        groups = convolution.feature_group_count
-        patches = _patches(images, kernels.shape[2:], convolution)
-        examples, channels, places, taps = patches.shape[0], patches.shape[1], patches.shape[2:-1], patches.shape[-1]
-        features = kernels.shape[0]
-        a = patches.reshape(examples, groups, 1, channels // groups, math.prod(places), taps)
-        b = kernels.reshape(1, groups, features // groups, channels // groups, 1, taps)
-        # targets in the order (example, group, feature, place); channels and taps are summed over
-        pairs = [np.moveaxis(side, 3, -1) for side in np.broadcast_arrays(a, b)]
-        shape = (examples, features, *places)
-        targets = np.repeat(np.arange(math.prod(shape)), taps * (channels // groups))
-        result = _product(left.table, right.table, targets, pairs[0].ravel(), pairs[1].ravel(), shape)
-        return result._replace(entries=result.entries.transpose(np.argsort(numbers.out_spec)))
-
-    def gate(self, operand: _Listing, slopes: Sequence[Any], shape: tuple[int, ...]) -> _Listing:
-        """Every entry gets a gate of its own, numbered in the order of the network."""
-        first, self._gates = self._gates, self._gates + math.prod(shape)
-        owned = _product(operand.table, _single(1), *_diagonal(operand.entries), shape)
-        number = first + np.flatnonzero(operand.entries)
-        column = np.repeat(number, owned.table.lengths)[:, None].astype(np.int32)
-        return owned._replace(table=owned.table._replace(gates=np.hstack([owned.table.gates, column])))
-
-
-class _Recorder(Structure):
-    """Keeps the slopes of all gates, in the order of the network."""
-
-    def __init__(self) -> None:
-        self.slopes: list[Any] = []
-
-    def gate(self, operand: None, slopes: Sequence[Any], shape: tuple[int, ...]) -> None:
-        self.slopes.append(slopes[0])
-
-
-def _patches(images: np.ndarray, window: tuple[int, ...], convolution: Convolution) -> np.ndarray:
-    """The entries under each tap of the kernel: (example, channel, *places, tap)."""
-    padded = _spread(images, convolution.lhs_dilation, convolution.padding)
-    reach = [(size - 1) * step for size, step in zip(window, convolution.rhs_dilation, strict=True)]
-    views = []
-    for tap in itertools.product(*(range(size) for size in window)):
-        first = [at * step for at, step in zip(tap, convolution.rhs_dilation, strict=True)]
-        slices = [
-            slice(begin, begin + size - span, stride)
-            for begin, size, span, stride in zip(
-                first, padded.shape[2:], reach, convolution.window_strides, strict=True
-            )
-        ]
-        views.append(padded[(slice(None), slice(None), *slices)])
-    return np.stack(views, axis=-1)
-
-
-def _spread(images: np.ndarray, dilation: Sequence[int], padding: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Images with holes between their entries and a border around them (negative: cut off)."""
-    sizes = [(size - 1) * step + 1 if size else 0 for size, step in zip(images.shape[2:], dilation, strict=True)]
-    spread = np.zeros((*images.shape[:2], *sizes), images.dtype)
-    spread[(slice(None), slice(None), *(slice(None, None, step) for step in dilation))] = images
-    border = [(0, 0), (0, 0), *((max(low, 0), max(high, 0)) for low, high in padding)]
-    cut = [slice(max(-low, 0), size - max(-high, 0)) for (low, high), size in zip(padding, sizes, strict=True)]
-    return np.pad(spread[(slice(None), slice(None), *cut)], border)
-
-
-def _count_up(present: np.ndarray) -> np.ndarray:
-    """1, 2, 3, ... at the entries that are present, 0 elsewhere."""
-    return np.where(present, np.cumsum(present).reshape(present.shape), 0)
-
-
-def _single(cells: int = 0, *, factors: Any = None, coefficients: Any = None, sources: Any = None) -> _Table:
-    """One prefix per cell."""
-    given = [column for column in (factors, coefficients, sources) if column is not None]
-    cells = len(given[0]) if given else cells
-    return _Table(
-        start=np.arange(cells + 1),
-        factors=np.zeros((cells, 0), np.int32) if factors is None else np.asarray(factors, np.int32)[:, None],
-        coefficients=np.ones(cells) if coefficients is None else np.asarray(coefficients),
-        gates=np.zeros((cells, 0), np.int32),
-        sources=np.full(cells, NOTHING, np.int32) if sources is None else np.asarray(sources, np.int32),
-    )
-
-
-def _merge(operands: Sequence[_Listing]) -> tuple[list[np.ndarray], _Table]:
-    """The operands' entries over one table with the cells of all."""
-    if all(operand.table is operands[0].table for operand in operands):
-        return [operand.entries for operand in operands], operands[0].table
-    tables = [operand.table for operand in operands]
-    cells = np.cumsum([0, *(len(table.start) - 1 for table in tables)])
-    rows = np.cumsum([0, *(table.start[-1] for table in tables)])
-    merged = _Table(
-        start=np.concatenate([[0], *(table.start[1:] + row for table, row in zip(tables, rows, strict=False))]),
-        factors=_stack([table.factors for table in tables]),
-        coefficients=np.concatenate([table.coefficients for table in tables]),
-        gates=_stack([table.gates for table in tables]),
-        sources=np.concatenate([table.sources for table in tables]),
-    )
-    entries = [
-        np.where(operand.entries > 0, operand.entries + cell, 0) for operand, cell in zip(operands, cells, strict=False)
-    ]
-    return entries, merged
-
-
-def _stack(blocks: Sequence[np.ndarray]) -> np.ndarray:
-    """Rows of all blocks, padded to one width."""
-    width = max(block.shape[1] for block in blocks)
-    padded = [np.pad(b, ((0, 0), (0, width - b.shape[1])), constant_values=NOTHING) for b in blocks]
-    return np.concatenate(padded)
-
-
-def _gather(table: _Table, targets: np.ndarray, entries: np.ndarray, shape: tuple[int, ...]) -> _Listing:
-    """Entry `targets[i]` of the result gets the prefixes of `entries[i]`, for every i."""
-    return _product(table, _single(1), targets, entries, np.ones_like(entries), shape)
-
-
-def _diagonal(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.arange(entries.size), entries.ravel(), np.ones(entries.size, entries.dtype)
-
-
-def _product(
-    left: _Table, right: _Table, targets: np.ndarray, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]
-) -> _Listing:
-    """Entry `targets[i]` of the result gets every prefix of `a[i]` with every one of `b[i]`, for every i."""
-    live = np.flatnonzero((a > 0) & (b > 0))
-    live = live[np.argsort(targets[live], kind="stable")]
-    targets, a, b = targets[live], a[live] - 1, b[live] - 1
-    many = right.lengths[b]
-    counts = left.lengths[a] * many
-    pair, within = _ragged(counts)
-    at_left = left.start[a][pair] + within // many[pair]
-    at_right = right.start[b][pair] + within % many[pair]
-    per_target = np.bincount(targets, weights=counts, minlength=math.prod(shape)).astype(np.int64)
-    filled = per_target > 0
-    table = _Table(
-        start=np.concatenate([[0], np.cumsum(per_target[filled])]),
-        factors=np.hstack([left.factors[at_left], right.factors[at_right]]),
-        coefficients=left.coefficients[at_left] * right.coefficients[at_right],
-        gates=np.hstack([left.gates[at_left], right.gates[at_right]]),
-        sources=np.maximum(left.sources[at_left], right.sources[at_right]),
-    )
-    return _Listing(_count_up(filled.reshape(shape)), table)
-
-
-def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For i repeated counts[i] times: i, and the number of the repetition."""
-    index = np.repeat(np.arange(len(counts)), counts)
-    first = np.cumsum(counts) - counts
-    return index, np.arange(len(index)) - first[index]
-
-
-def _as_matrices(entries: np.ndarray, batch: Sequence[int], contract: Sequence[int]) -> np.ndarray:
-    """The entries as (batch, free, contracted)."""
-    free = [axis for axis in range(entries.ndim) if axis not in batch and axis not in contract]
-    sizes = [math.prod(entries.shape[axis] for axis in axes) for axes in (batch, free, contract)]
-    return entries.transpose([*batch, *free, *contract]).reshape(sizes)
-
-
-def _free_shape(shape: tuple[int, ...], batch: Sequence[int], contract: Sequence[int]) -> tuple[int, ...]:
-    return tuple(size for axis, size in enumerate(shape) if axis not in batch and axis not in contract)
+    def __repr__(self) -> str:
+        sizes = f"inputs={self.inputs}, outputs={self.width}, weights={self.parameters:,}"
+        return f"Paths(paths={len(self):,}, longest={self.factors.shape[-1]}, {sizes})"
 
 
 def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int) -> Paths:
@@ -308,9 +83,8 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
     >>> len(paths), paths.factors[0].tolist(), int(paths.sources[0]), int(paths.outputs[0])
     (24, [0, 6], 0, 0)
     """
-    check_batch(x_like)
-    example = jax.ShapeDtypeStruct((1, *x_like.shape[1:]), x_like.dtype)
-    program = trace_apart(apply, params, example)
+    example = one_example(x_like)
+    program = traced(apply, params).path_program(example)
     count = _count(program)
     if count > limit:
         number = f"{count:,}" if count < 10**15 else f"about {Decimal(count):.3e}"
@@ -318,15 +92,12 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
             f"The network has {number} paths, more than `limit` = {limit:,}. Raise the limit (a path takes some 50 "
             "bytes), or use the sums of `pathjax.paths`, which do not list paths."
         )
-    with jax.ensure_compile_time_eval():
-        output, _ = interpret(program, _Lister(), _weights(program), _sources(example.shape))
-    # a network may end in moves, which leave the table as it was: bring its cells into the outputs' order
-    output = _gather(output.table, np.arange(output.entries.size), output.entries.ravel(), output.entries.shape)
+    output = list_paths(program)
     ends = np.repeat(np.flatnonzero(output.entries), output.table.lengths)
     return Paths(
-        factors=jnp.asarray(_trim(output.table.factors)),
+        factors=jnp.asarray(trimmed(output.table.factors)),
         coefficients=jnp.asarray(output.table.coefficients),
-        gates=jnp.asarray(_trim(output.table.gates)),
+        gates=jnp.asarray(trimmed(output.table.gates)),
         sources=jnp.asarray(output.table.sources),
         outputs=jnp.asarray(ends.astype(np.int32)),
         parameters=sum(math.prod(shape) for shape in program.parameter_shapes),
@@ -345,30 +116,6 @@ def _count(program: Program) -> int:
             return 0
         numerator, denominator = float(jnp.sum(output.array)).as_integer_ratio()
         return (numerator << int(output.exponent)) // denominator
-
-
-def _weights(program: Program) -> list[_Listing]:
-    """One prefix per parameter: that weight, from the constant-1 source."""
-    sizes = [math.prod(shape) for shape in program.parameter_shapes]
-    first = np.cumsum([0, *sizes])
-    return [
-        _Listing(_numbered(shape), _single(factors=begin + np.arange(size)))
-        for shape, size, begin in zip(program.parameter_shapes, sizes, first, strict=False)
-    ]
-
-
-def _sources(shape: tuple[int, ...]) -> _Listing:
-    """One prefix per input coordinate, without a weight so far."""
-    return _Listing(_numbered(shape), _single(sources=np.arange(math.prod(shape))))
-
-
-def _numbered(shape: tuple[int, ...]) -> np.ndarray:
-    return _count_up(np.ones(shape, bool))
-
-
-def _trim(columns: np.ndarray) -> np.ndarray:
-    """Without the columns that only pad."""
-    return columns[:, (columns != NOTHING).any(axis=0)]
 
 
 @jax.jit
@@ -461,7 +208,8 @@ def path_activations(
             "List the paths of this network with this input shape."
         )
     x = jnp.asarray(x)
-    slopes = jax.vmap(lambda example: _slopes(apply, params, example[None]))(x)
+    program = traced(apply, params).program(one_example(x))
+    slopes = jax.vmap(lambda example: _slopes(program, params, example[None]))(x)
     return _activations(paths, slopes, x.reshape(len(x), paths.inputs))
 
 
@@ -477,11 +225,10 @@ def _activations(paths: Paths, slopes: Any, x: Any) -> Any:
     return jax.vmap(along, out_axes=-1)(paths.gates, paths.sources, paths.outputs)
 
 
-def _slopes(apply: ApplyFn, params: Params, x: Any) -> Any:
+def _slopes(program: Program, params: Params, x: Any) -> Any:
     """The slopes of all gates at one example, in the order of the listing."""
-    program, recorder = trace(apply, params, x), _Recorder()
-    point = (jax.tree.leaves(params), x)
-    interpret(program, recorder, [None] * len(point[0]), None, points=[point])
+    recorder, leaves = Recorder(), jax.tree.leaves(params)
+    interpret(program, recorder, [None for _ in leaves], None, points=[(leaves, x)])
     return jnp.concatenate([jnp.zeros(0, x.dtype), *(slope.ravel().astype(x.dtype) for slope in recorder.slopes)])
 
 

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float, Int
 from pathjax._base.trees import check_mask
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.lifting import check_finite
+from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg.lapack import eigh, eigvalsh, svd
 from pathjax._path_kernel.twin import restricted
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
@@ -179,8 +180,9 @@ def factorize(
     """
     x = jnp.asarray(x)
     _check_chunk(chunk)
-    _check_network(apply, params, x, mask)
-    kernel = path_kernel(apply, params, x, mask=mask)
+    network = traced(apply, params)
+    _check_network(network, params, x, mask)
+    kernel = path_kernel(network, params, x, mask=mask)
     eigenvalues, vectors = top_eigenpairs(kernel, rank, key=key)
     floor = _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
     live = eigenvalues > floor
@@ -229,8 +231,8 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
     Array([[2., 0.],
            [0., 2.]], dtype=float64)
     """
-    x = jnp.asarray(x)
-    _check_network(apply, params, x, mask)
+    x, network = jnp.asarray(x), traced(apply, params)
+    _check_network(network, params, x, mask)
     leaves, structure = jax.tree.flatten(params)
     kept = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
     masked = [jnp.where(keep, leaf, 0) for keep, leaf in zip(kept, leaves, strict=True)]
@@ -238,7 +240,7 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
     def part(position: int) -> jax.Array:
         def outputs(leaf: jax.Array, example: jax.Array) -> jax.Array:
             changed = [*masked[:position], leaf, *masked[position + 1 :]]
-            return cast(jax.Array, apply(jax.tree.unflatten(structure, changed), example[None])[0])
+            return cast(jax.Array, network(jax.tree.unflatten(structure, changed), example[None])[0])
 
         jacobian = jax.vmap(jax.jacrev(outputs), in_axes=(None, 0))(masked[position], x)
         rows = jnp.where(kept[position], jacobian, 0).reshape(*jacobian.shape[:2], -1)
@@ -379,7 +381,7 @@ def _products(kernel: PathKernel, x: jax.Array, vectors: Params, chunk: int) -> 
     rank = len(jax.tree.leaves(vectors)[0])
 
     def of_example(example: jax.Array) -> jax.Array:
-        outputs, pull = jax.vjp(lambda params: kernel.apply(params, example[None])[0], kernel.params)
+        outputs, pull = jax.vjp(lambda params: kernel.network(params, example[None])[0], kernel.params)
         # the transpose of the backward pass, as functions with a backward rule of their own have no forward one
         push = jax.linear_transpose(pull, outputs)
         return cast(jax.Array, lax.map(lambda vector: push((vector,))[0], vectors, batch_size=min(chunk, rank)))
@@ -391,7 +393,7 @@ def _layer_traces(kernel: PathKernel, x: jax.Array, chunk: int) -> Params:
     """For each leaf ‖∂f/∂θ_ℓ‖², summed over examples, outputs and kept weights."""
 
     def of_example(example: jax.Array) -> Params:
-        outputs, pull = jax.vjp(lambda params: kernel.apply(params, example[None])[0], kernel.params)
+        outputs, pull = jax.vjp(lambda params: kernel.network(params, example[None])[0], kernel.params)
 
         def squares(cotangent: jax.Array) -> Params:
             (gradient,) = pull(cotangent)
@@ -456,7 +458,7 @@ def _check_chunk(chunk: int) -> None:
         raise ValueError(f"`chunk` must be at least 1, the number of passes at a time, but is {chunk}.")
 
 
-def _check_network(apply: ApplyFn, params: Params, x: jax.Array, mask: Mask | None) -> None:
+def _check_network(network: TracedNetwork, params: Params, x: jax.Array, mask: Mask | None) -> None:
     """Raise where trees or shapes do not fit and, as far as values can be read, where they are not finite."""
     if mask is not None:
         check_mask(mask, params)
@@ -467,13 +469,7 @@ def _check_network(apply: ApplyFn, params: Params, x: jax.Array, mask: Mask | No
             )
     check_finite(params, mask)
     _check_inputs(x)
-    shape = getattr(jax.eval_shape(apply, params, x), "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x):
-        came = "a pytree" if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"`apply(params, x)` gives {came}, but ({len(x)}, o) was expected, one row of outputs per example. "
-            "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
-        )
+    network.program(x)  # raises where the outputs are not (n, o)
 
 
 def _check_inputs(x: jax.Array) -> None:

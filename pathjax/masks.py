@@ -128,8 +128,7 @@ def kept_counts(params: Params, *, density: float, scope: str = "global", prunab
     [ 15  10 177]
     """
     _check_scope(scope)
-    if not 0.0 < density <= 1.0:
-        raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
+    selection.check_density(density)
     leaves = [(keystr(path), jnp.shape(leaf)) for path, leaf in _prunable_leaves(params, prunable)]
     sizes = [math.prod(shape) for _, shape in leaves]
     size = sum(sizes)

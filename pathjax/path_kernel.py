@@ -29,8 +29,8 @@ from pathjax._interpreter.lifting import (
     lift,
     lift_weights,
     ones_like_example,
-    tied_leaves,
 )
+from pathjax._interpreter.traced import traced
 from pathjax._linalg import estimates
 from pathjax._linalg.lanczos import DENSE, krylov, plan, warn_of_misses
 from pathjax._linalg.lapack import eigh
@@ -99,14 +99,13 @@ def path_kernel(
     check_finite(params, mask, squared=True)
     leaves = tree_flatten_with_path(params)[0]
     rows = frozenset(i for i, (path, leaf) in enumerate(leaves) if where is None or where(path, leaf))
-    example, squares = ones_like_example(x_like), jax.tree.map(jnp.square, masked)
-    sums = lift(apply, squares, example, phi=absolute_power(2), like=(params, example), keep_zeros=True)
-    chosen = None if outputs is None else _known_outputs(outputs, sums.array.shape[1])
+    network, example = traced(apply, params), ones_like_example(x_like)
+    program, squares = network.path_program(example), jax.tree.map(jnp.square, masked)
+    sums = lift(program, squares, example, phi=absolute_power(2), keep_zeros=True)
+    chosen = None if outputs is None else _known_outputs(outputs, program.outputs)
     exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
     exponent = jnp.where(jnp.isfinite(exponent), exponent, 0.0)
-    tied = tied_leaves(apply, params, x_like)
-    dtypes = tuple(jnp.result_type(leaf) for _, leaf in leaves)
-    kernel = PathKernel(masked, mask, example, exponent, apply, rows, chosen, tied, dtypes)
+    kernel = PathKernel(masked, mask, example, exponent, network, rows, chosen)
     if twin.count(kernel) == 0:
         chooser = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
         raise ValueError(f"{chooser}, so that the Path Kernel has no row. Keep one weight at least.")
@@ -427,7 +426,7 @@ def overlap(
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
     check_like(right.params, left.params, name="right.params", like_name="left.params")
-    if left.apply != right.apply:
+    if left.network.apply != right.network.apply:
         raise ValueError(
             "The two kernels are of different functions `apply`, whose paths, and the constants on them, may differ. "
             "Build both with one `apply`, and what differs between the two as `params`; fold running statistics of a "

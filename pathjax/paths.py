@@ -15,18 +15,19 @@ from jaxtyping import Array, Float
 
 from pathjax._interpreter.algebra import Structure
 from pathjax._interpreter.context import DECLARED
-from pathjax._interpreter.examples import mixtures
-from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, is_concrete, trace
+from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, check_floating, is_concrete
 from pathjax._interpreter.lifting import (
     absolute_power,
     check_finite,
     lift,
     lift_weights,
+    one_example,
     ones_like_example,
     open_sum,
     pair_sum,
 )
 from pathjax._interpreter.rules import inspect
+from pathjax._interpreter.traced import traced
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
 __all__ = [
@@ -63,7 +64,7 @@ def log_path_norm(
     12.0
     """
     weights, ones = lift_weights(params, absolute_power(q), mask), ones_like_example(x_like)
-    return open_sum(apply, weights, ones, q=q, like=(params, ones)).log_abs()
+    return open_sum(traced(apply, params).path_program(ones), weights, ones, q=q).log_abs()
 
 
 def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | None = None) -> Float[Array, ""]:
@@ -82,7 +83,7 @@ def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask 
     24
     """
     weights, ones = lift_weights(params, jnp.ones_like, mask), ones_like_example(x_like)
-    return open_sum(apply, weights, ones, q=0, like=(params, ones)).log_abs()
+    return open_sum(traced(apply, params).path_program(ones), weights, ones, q=0).log_abs()
 
 
 def path_sum(
@@ -116,11 +117,11 @@ def path_sum(
     check_batch(x)
     phi = absolute_power(q)
     weights, real = (lift_weights(params, function, mask) for function in (phi, lambda leaf: leaf))
+    program = traced(apply, params).path_program(one_example(x))
 
     def of_example(example: jax.Array) -> jax.Array:
-        point = (real, example[None])
-        points = [point] if gates == "data" else []
-        return lift(apply, weights, phi(example[None]), phi=phi, points=points, like=point).value()[0]
+        points = [(real, example[None])] if gates == "data" else []
+        return lift(program, weights, phi(example[None]), phi=phi, points=points).value()[0]
 
     # one scale for each example, so that a large one leaves the others their digits
     return jax.vmap(of_example)(jnp.asarray(x))
@@ -170,9 +171,10 @@ def log_data_gram(
     for name, x in (("x1", left), ("x2", right)):
         _check_finite_examples(x, name)
     real = lift_weights(params, lambda leaf: leaf, mask)
+    program = traced(apply, params).path_program(one_example(left))
 
     def pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-        gram = pair_sum(apply, ones, real, a, b)
+        gram = pair_sum(program, ones, real, a, b)
         return jnp.sign(gram.array), gram.log_abs()
 
     sign, log_abs = _over_pairs(pair, left, right, chunk=chunk, upper=x2 is None)
@@ -260,13 +262,14 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
     >>> [(layer.name, layer.has_paths) for layer in layers(apply, params, jnp.zeros((5, 2)))]
     [('first', False), ('second', True)]
     """
-    example = ones_like_example(x_like)
-    program = trace(apply, params, example)
-    names, refusals = inspect(program, Structure(), [None] * len(jax.tree.leaves(params)), None)
-    problems: dict[str, list[str]] = {name: [] for name in names}
-    for refusal in [*refusals, *mixtures(apply, params, program, example)]:
+    network, example = traced(apply, params), one_example(x_like)
+    check_floating(params, example)
+    weights = [None for _ in network.leaf_types]
+    inspection = inspect(network.program(example), Structure(), weights, None)
+    problems: dict[str, list[str]] = {name: [] for name in inspection.layers}
+    for refusal in [*inspection.refusals, *network.mixtures(example)]:
         problems.setdefault(refusal.layer, []).append(str(refusal.error))
-    return tuple(Layer(name, not found, tuple(found)) for name, found in problems.items())
+    return tuple(Layer(name, not reasons, tuple(reasons)) for name, reasons in problems.items())
 
 
 def declare_gate(activation: Callable[[Any], Any]) -> Callable[[Any], Any]:

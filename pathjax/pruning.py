@@ -24,9 +24,8 @@ from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
 
 __all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
 
-ScoreFn: TypeAlias = Callable[..., Scores]
-"""`score(masked_params, key)`, or `score(params, key, mask=mask)` to revive: a pytree like `params`; the largest are
-kept."""
+ScoreFn: TypeAlias = Callable[[Params, Key | None], Scores]
+"""`score(masked_params, key)`: a pytree like `params`; the largest are kept."""
 
 TrainFn: TypeAlias = Callable[[Params, Mask, int, int, Key | None], Params]
 """`train(params, mask, start, stop, key)`: the weights after the steps from `start` up to `stop`, pruned ones held."""
@@ -60,7 +59,7 @@ def densities(
     >>> densities(density=0.1, schedule=(0.5, 0.1, 0.1))
     (0.5, 0.1, 0.1)
     """
-    _check_density(density)
+    selection.check_density(density)
     if not isinstance(schedule, str):
         return _given(schedule, density, rounds)
     if rounds is None:
@@ -99,10 +98,14 @@ def prune(
     `rounds` and `schedule` are those of `densities`: a name and a number, or the densities themselves.
 
     With `revive`, pruned weights may return: in each round all prunable weights compete, and all scores must be finite.
-    A pruned weight is worth what it would bring back, which its 0 among masked weights does not tell; so the score is
-    then taken as `score(params, key, mask=mask)`, of the weights themselves and the mask of the round before (True
-    throughout at first). `scores.force` is such a score: `prune(lambda params, key, mask: scores.force(apply, params,
-    batches, mask=mask), params, density=0.01, rounds=60, revive=True)` is FORCE.
+    A pruned weight is worth what it would bring back, which its 0 among the masked weights does not tell: let the
+    `score` close over the weights before pruning, as FORCE needs them:
+
+        def score(masked, key):
+            kept = jax.tree.map(lambda leaf: leaf != 0, masked)
+            return scores.force(apply, params, batches, mask=kept)
+
+        prune(score, params, density=0.01, rounds=60, revive=True)
 
     Each round costs one score and one selection, linear in N. Both are compiled into one program, once for all rounds,
     all densities and every further call with the same `score` object, also under `jax.vmap` over seeds:
@@ -250,12 +253,9 @@ def _round(
 ) -> tuple[Mask, list[selection.Contest]]:
     """The mask after one more round, and the contests that it comes from, not yet checked."""
     round_key = _folded(key, round_)
-    if revive:
-        scores, within = score(params, round_key, mask=mask), None
-    else:
-        scores, within = score(masks.apply_mask(mask, params), round_key), mask
+    scores = score(masks.apply_mask(mask, params), round_key)
     check_like(scores, params, name="score")
-    return selection.select(scores, kept, scope=scope, prunable=prunable, within=within)
+    return selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -304,7 +304,7 @@ def _drawn(reinitialize: InitFn, params: Params, key: Key) -> Iterator[Params]:
 
 def _levels(density: Real, pruned: Real) -> tuple[float, ...]:
     """The densities that pruning a share of the survivors goes through, down to `density`; none where it is 1."""
-    _check_density(density)
+    selection.check_density(density)
     if not 0.0 < pruned < 1.0:
         raise ValueError(
             f"`pruned` must lie in (0, 1), the share of the survivors that each level prunes; it is {pruned}."
@@ -329,15 +329,10 @@ def _given(schedule: Sequence[Real], density: Real, rounds: int | None) -> tuple
             f"`schedule` gives the densities of {len(schedule)} rounds, but `rounds` is {rounds}. Leave `rounds` out."
         )
     for reached in schedule:
-        _check_density(reached)
+        selection.check_density(reached)
     if schedule[-1] != density:
         raise ValueError(f"`schedule` ends at {schedule[-1]}, but `density` is {density}. Let it end there.")
     return tuple(map(float, schedule))
-
-
-def _check_density(density: Real) -> None:
-    if not 0.0 < density <= 1.0:
-        raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
 
 
 def _check_falling(planned: Sequence[float]) -> None:

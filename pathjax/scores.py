@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, Shaped
 from pathjax._base import network as _network
 from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
+from pathjax._interpreter.traced import traced
 from pathjax._pruning.flows import flow, log_gram_of_outputs, mean_input, relative
 from pathjax._pruning.losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
 from pathjax.path_kernel import path_kernel
@@ -142,7 +143,7 @@ def snip(
     [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
     """
     params = jax.tree.map(wide, params)
-    gradient = mean_gradient(_network.bound(apply, state), params, batches, loss=loss)
+    gradient = mean_gradient(traced(_network.bound(apply, state), params), params, batches, loss=loss)
     return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
@@ -177,7 +178,8 @@ def force(
     """
     check_mask(mask, params)
     params = jax.tree.map(wide, params)
-    gradient = mean_gradient(_network.bound(apply, state), _network.kept(mask, params), batches, loss=loss)
+    network = traced(_network.bound(apply, state), params)
+    gradient = mean_gradient(network, _network.kept(mask, params), batches, loss=loss)
     return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
@@ -220,14 +222,15 @@ def grasp(
     known = concrete(temperature)
     if known is not None and not known > 0:
         raise ValueError(f"`temperature` must be positive, as outputs are divided by it; it is {temperature}.")
-    network, params = _network.bound(apply, state), jax.tree.map(wide, params)
+    params = jax.tree.map(wide, params)
+    network = traced(_network.bound(apply, state), params)
 
-    def cooled(params: Params, x: Array) -> Any:
-        return network(params, x) / temperature
+    def cooled(logits: Array, labels: Array) -> Array:
+        return loss(logits / temperature, labels)
 
     batches = replayable(batches)
-    gradient = _scored(mean_gradient(cooled, params, batches, loss=loss), prunable)
-    product = curvature_product(cooled, params, batches, gradient, loss=loss)
+    gradient = _scored(mean_gradient(network, params, batches, loss=cooled), prunable)
+    product = curvature_product(network, params, batches, gradient, loss=cooled)
     return _scored(multiply(params, product), prunable)
 
 
@@ -260,10 +263,8 @@ def synflow(
     >>> synflow(apply, params, jnp.zeros((5, 1)))["first"].tolist()
     [[0.25, 0.75]]
     """
-    weights = lift_weights(params, absolute_power(1), None)
-    return _scored(
-        flow(_network.bound(apply, state), params, weights, ones_like_example(x_like), q=1, factor=weights), prunable
-    )
+    network = traced(_network.bound(apply, state), params)
+    return _scored(flow(network, params, ones_like_example(x_like), q=1), prunable)
 
 
 def synflow_l2(
@@ -293,11 +294,9 @@ def synflow_l2(
     """
     if factor not in ("squared", "absolute"):
         raise ValueError(f'`factor` must be "squared" or "absolute", not {factor!r}.')
-    weights = lift_weights(params, absolute_power(2), None)
-    multiplier = weights if factor == "squared" else lift_weights(params, absolute_power(1), None)
-    return _scored(
-        flow(_network.bound(apply, state), params, weights, ones_like_example(x_like), q=2, factor=multiplier), prunable
-    )
+    network = traced(_network.bound(apply, state), params)
+    multiplier = None if factor == "squared" else lift_weights(params, absolute_power(1), None)
+    return _scored(flow(network, params, ones_like_example(x_like), q=2, factor=multiplier), prunable)
 
 
 def synflow_data(
@@ -327,11 +326,8 @@ def synflow_data(
     >>> synflow_data(apply, params, inputs)["first"][:, 0].round(4).tolist()  # 3 to 1, over four units
     [0.1875, 0.0625]
     """
-    phi = absolute_power(q)
-    weights = lift_weights(params, phi, None)
-    return _scored(
-        flow(_network.bound(apply, state), params, weights, mean_input(inputs, phi), q=q, factor=weights), prunable
-    )
+    network = traced(_network.bound(apply, state), params)
+    return _scored(flow(network, params, mean_input(inputs, absolute_power(q)), q=q), prunable)
 
 
 def path_kernel_trace(
@@ -366,8 +362,8 @@ def path_kernel_trace(
     >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()
     ([[0.067, 0.6]], [[0.267], [0.067]])
     """
-    network, kept = _network.bound(apply, state), _kept(params, mask, prunable)
-    params = jax.tree.map(wide, params)
+    kept, params = _kept(params, mask, prunable), jax.tree.map(wide, params)
+    network = traced(_network.bound(apply, state), params)
 
     def trace(params: Params) -> Array:
         return path_kernel(network, params, x_like, mask=kept, where=prunable).trace()
@@ -412,12 +408,11 @@ def px(
     """
     if chunk < 1:
         raise ValueError(f"`chunk` must be at least 1, the number of examples at a time, but is {chunk}.")
-    network, kept = _network.bound(apply, state), _kept(params, mask, prunable)
-    log_gram, example = log_gram_of_outputs(network, params, kept, inputs, chunk)
-    peak = jnp.max(log_gram)
-    reached = jnp.exp(log_gram - jnp.where(jnp.isfinite(peak), peak, 0.0))
-    weights = lift_weights(params, absolute_power(2), kept)
-    return _scored(flow(network, params, weights, example, q=2, factor=weights, reached=reached), prunable)
+    network, kept = traced(_network.bound(apply, state), params), _kept(params, mask, prunable)
+    gram = log_gram_of_outputs(network, params, kept, inputs, chunk)
+    peak = jnp.max(gram.log_sums)
+    reached = jnp.exp(gram.log_sums - jnp.where(jnp.isfinite(peak), peak, 0.0))
+    return _scored(flow(network, params, gram.ones, q=2, mask=kept, reached=reached), prunable)
 
 
 def ntk_sap(
@@ -465,7 +460,7 @@ def ntk_sap(
     if repeats < 1:
         raise ValueError(f"`repeats` must be 1 or more, the draws that are averaged; it is {repeats}.")
     check_like(jax.eval_shape(init, key), params, name="init(key)")
-    network, kept = _network.bound(apply, state), _kept(params, mask, prunable)
+    network, kept = traced(_network.bound(apply, state), jax.tree.map(wide, params)), _kept(params, mask, prunable)
     # a change of 0.01 is lost in half precision
     shares = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), kept, params)
     draws = jax.jit(lambda shares, key: jax.grad(perturbed)(shares, key))

@@ -1,26 +1,38 @@
-"""What a path rule works with: one equation, the values of its operands, and the walk that it is part of."""
+"""What a path rule works with and what it gives: one equation, the values of its operands, and the results."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
 
 from pathjax._interpreter.algebra import Algebra, Constant, PathSum, Value
-from pathjax._interpreter.jaxpr import Equation, Refusal, UnsupportedPrimitive, is_concrete, walk
-from pathjax._interpreter.probes import slope_at_zero
+from pathjax._interpreter.jaxpr import Equation, UnsupportedPrimitive, is_concrete
 
-__all__ = ["DECLARED", "Context", "Lift", "Rule", "Walk", "at_point", "depends_on", "points", "shape_of"]
+__all__ = [
+    "DECLARED", "GATE", "Context", "GateMarker", "Lift", "Results", "Rule",
+    "at_point", "depends_on", "points", "shape_of",
+]  # fmt: skip
 
 DECLARED: dict[str, Callable[[Any], Any]] = {}
 """Gates of users' own, by the name of their call."""
 
 
+class GateMarker(enum.Enum):
+    """What a path rule gives where every result of its equation is a gate."""
+
+    GATE = "gate"
+
+
+GATE = GateMarker.GATE
+
+
 class Lift(NamedTuple):
-    """What a path rule gives for one result."""
+    """What a path rule gives for a result that is a sum over paths: the fields of a `PathSum` that only it knows."""
 
     prefixes: Any
     stem: PathSum | None = None
@@ -29,69 +41,22 @@ class Lift(NamedTuple):
 
 
 @dataclass
-class Walk:
-    """One walk through a network: the algebra, what an equation does, and what was noticed on the way.
+class Context:
+    """One equation under interpretation.
 
-    `tied` are the positions of leaves that some path meets twice. `refusals` collects what has no rule, where the
-    walk should go on; None makes it stop there. `ties` holds the slope of max(x, 0) at 0 inside calls with a
-    derivative rule of their own.
+    Attributes:
+        equation: the equation.
+        algebra: what a sum over paths is here.
+        tied: positions of the parameter leaves that some path meets twice; a rule adds those that it finds.
+        slopes_at_zero: by the identity of a call with a derivative rule of its own, the slope of max(x, 0) at 0 inside.
+        run: the results of a program that stands inside of these calls, the outermost first.
     """
 
-    algebra: Algebra[Any]
-    apply_rule: Callable[[Context, list[Value]], list[Value]]
-    tied: set[int] = field(default_factory=set)
-    refusals: list[Refusal] | None = None
-    visited: dict[str, None] | None = None
-    ties: dict[int, float] = field(default_factory=dict)
-
-    def run(self, program: Any, values: Sequence[Value], callers: tuple[Any, ...] = ()) -> list[Value]:
-        """The results of a program, or of one inside these calls."""
-        return walk(
-            program,
-            values,
-            step=self.step,
-            constant=Constant,
-            opaque=lambda equation: equation.name in DECLARED,
-            enter=self.enter,
-            callers=callers,
-        )
-
-    def enter(self, equation: Equation) -> None:
-        """Learn the slope at a tie inside a function with a derivative rule of its own."""
-        self.ties[id(equation.source)] = 0.0
-        if not equation.is_of_jax:
-            try:
-                self.ties[id(equation.source)] = slope_at_zero(equation)
-            except UnsupportedPrimitive as error:
-                self._refused(equation, error)
-
-    def step(self, equation: Equation, values: list[Value]) -> list[Value]:
-        """The results of one equation."""
-        if self.visited is not None:
-            self.visited.setdefault(equation.layer)
-        try:
-            return self.apply_rule(Context(self, equation), values)
-        except UnsupportedPrimitive as error:
-            self._refused(equation, error)
-            return [PathSum(None, (), output.shape, frozenset()) for output in equation.outputs]
-
-    def _refused(self, equation: Equation, error: UnsupportedPrimitive) -> None:
-        """Stop at an equation without a rule, or note it where the walk should go on."""
-        if self.refusals is None:
-            raise error
-        self.refusals.append(Refusal(equation.layer, error))
-
-
-@dataclass
-class Context:
-    """One equation under interpretation."""
-
-    walk: Walk
     equation: Equation
-
-    @property
-    def algebra(self) -> Algebra[Any]:
-        return self.walk.algebra
+    algebra: Algebra[Any]
+    tied: set[int]
+    slopes_at_zero: Mapping[int, float]
+    run: Callable[[Any, Sequence[Value], tuple[Any, ...]], list[Value]]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,7 +121,7 @@ class Context:
 
     def inside(self, program: Any, values: Sequence[Value]) -> list[Value]:
         """The results of a program that the equation holds."""
-        return self.walk.run(program, values, (*self.equation.callers, self.equation.source))
+        return self.run(program, values, (*self.equation.callers, self.equation.source))
 
     def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
         return self.equation.refuse(reason, remedy)
@@ -168,8 +133,10 @@ class Context:
         )
 
 
-Rule: TypeAlias = Callable[[Context, Sequence[Value]], "Sequence[Lift | Value] | None"]
-"""The results: their prefixes, or whole values, or None for gates."""
+Results: TypeAlias = "Sequence[Lift | Value] | GateMarker"
+"""What a rule gives: for each result of the equation its prefixes or a whole value; or `GATE` where all are gates."""
+
+Rule: TypeAlias = Callable[[Context, Sequence[Value]], Results]
 
 
 def points(values: Sequence[Value]) -> int:

@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, is_concrete, trace, walk
-from pathjax.types import ApplyFn, Params, XLike
+from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, is_concrete, walk
 
-__all__ = ["mixtures", "trace_apart"]
+__all__ = ["mixtures"]
 
 
 class Lying(NamedTuple):
@@ -91,18 +90,8 @@ def _renamed(place: Where, axes: dict[int, int]) -> Where:
     return Same(frozenset(axes[axis] for axis in place.even if axis in axes))
 
 
-def trace_apart(apply: ApplyFn, params: Params, x: XLike) -> Program:
-    """The equations of `apply(params, x)`; raises UnsupportedPrimitive where examples are mixed."""
-    program = trace(apply, params, x)
-    for refusal in mixtures(apply, params, program, x):
-        raise refusal.error
-    return program
-
-
-def mixtures(apply: ApplyFn, params: Params, program: Program, x: XLike) -> list[Refusal]:
-    """Every equation of a traced network that mixes examples. Where it was traced for one, it is traced for two."""
-    if program.input_shape[0] < 2:
-        program = trace(apply, params, jax.ShapeDtypeStruct((2, *x.shape[1:]), x.dtype))
+def mixtures(program: Program) -> list[Refusal]:
+    """Every equation that mixes examples, of a network traced for two examples or more."""
     follow = _Follower(program.input_shape[0])
     arguments: list[Where] = [Same() for _ in program.parameter_shapes]
     (output,) = follow.run(program.closed, [*arguments, Lying(0)])

@@ -6,7 +6,6 @@ with all gates open, one for the slopes on an input, two for the products of slo
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +15,20 @@ import numpy as np
 from jax import lax
 
 from pathjax._interpreter.algebra import ArrayFunction, Constant, Gate, PathSum, Value
-from pathjax._interpreter.context import DECLARED, Context, Lift, at_point, depends_on, points, shape_of
+from pathjax._interpreter.context import (
+    DECLARED,
+    GATE,
+    Context,
+    GateMarker,
+    Lift,
+    Results,
+    at_point,
+    depends_on,
+    points,
+    shape_of,
+)
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, is_concrete
+from pathjax._interpreter.windows import Windows, entries_of_windows
 
 __all__ = [
     "absolute", "clamp", "combine_gates", "compare", "declared", "extremum_of_axes", "extremum_of_windows",
@@ -25,18 +36,18 @@ __all__ = [
 ]  # fmt: skip
 
 
-def combine_gates(context: Context, values: Sequence[Value]) -> Sequence[Lift] | None:
-    """What is made of gates, and of constants that are one nonzero number, is piecewise constant too.
+def combine_gates(context: Context, values: Sequence[Value]) -> GateMarker:
+    """Piecewise constant, because all operands are gates or constants that hold one nonzero number throughout.
 
-    A zero among them would hide a masked entry: an open gate is 1.
+    A constant with a zero in it is refused: with all gates open its results would be taken for 1 there too.
     """
     numbers = [known_number(value) for value in values if isinstance(value, Constant)]
     if any(number is None or (is_concrete(number) and number == 0) for number in numbers):
         raise context.refuse_gate()
-    return None
+    return GATE
 
 
-def compare(context: Context, values: Sequence[Value]) -> None:
+def compare(context: Context, values: Sequence[Value]) -> GateMarker:
     """x > 0 and its kin; comparing two activations is as homogeneous as comparing one with zero."""
     if any(isinstance(value, Gate) for value in values):
         raise context.refuse_gate()
@@ -47,10 +58,12 @@ def compare(context: Context, values: Sequence[Value]) -> None:
                 "input's scale.",
                 "Compare with 0, or make the threshold a bias.",
             )
+    return GATE
 
 
-def sign(context: Context, values: Sequence[Value]) -> None:
+def sign(context: Context, values: Sequence[Value]) -> GateMarker:
     """sign(x): a gate of slopes −1, 0 and 1."""
+    return GATE
 
 
 def known_number(constant: Constant) -> Any:
@@ -149,7 +162,7 @@ def _wins(context: Context, left: Value, right: Value, wins: Any) -> list[Any]:
     share = 0.5
     owner = context.equation.derivative_owner
     if owner is not None and (isinstance(left, Constant) or isinstance(right, Constant)):
-        slope = context.walk.ties[id(owner)]
+        slope = context.slopes_at_zero[id(owner)]
         share = 1.0 - slope if isinstance(left, Constant) else slope
     shares = []
     for point in range(points([left, right])):
@@ -174,7 +187,7 @@ def _derivative(function: ArrayFunction, real: Any) -> Any:
     return jax.jvp(function, (real,), (jnp.ones_like(real),))[1]
 
 
-def select(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value] | None:
+def select(context: Context, values: Sequence[Value]) -> Results:
     """jnp.where: by a constant, moves entries; by a comparison of activations, gates them."""
     which, *cases = values
     if isinstance(which, Constant):
@@ -261,19 +274,6 @@ def _window_sum(params: dict[str, Any]) -> ArrayFunction:
 
 def _windows(params: dict[str, Any], filler: float) -> ArrayFunction:
     """The entries of each window along a new last axis, `filler` in the padding."""
-    sizes, strides, dilation = (params[name] for name in ("window_dimensions", "window_strides", "window_dilation"))
-    widths = [
-        (low, high, base - 1) for (low, high), base in zip(params["padding"], params["base_dilation"], strict=True)
-    ]
-
-    def gather(array: Any) -> Any:
-        padded = lax.pad(array, np.asarray(filler, array.dtype), widths)
-        spans = [(size - 1) * step for size, step in zip(sizes, dilation, strict=True)]
-        views = []
-        for offsets in itertools.product(*(range(size) for size in sizes)):
-            start = [offset * step for offset, step in zip(offsets, dilation, strict=True)]
-            stop = [first + size - span for first, size, span in zip(start, padded.shape, spans, strict=True)]
-            views.append(lax.slice(padded, start, stop, strides))
-        return jnp.stack(views, axis=-1)
-
-    return gather
+    names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    windows = Windows(*(params[name] for name in names))
+    return lambda array: entries_of_windows(array, windows, filler=filler)

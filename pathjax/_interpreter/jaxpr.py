@@ -24,6 +24,7 @@ __all__ = [
     "Refusal",
     "UnsupportedPrimitive",
     "check_batch",
+    "check_floating",
     "evaluate",
     "is_concrete",
     "trace",
@@ -172,24 +173,29 @@ class Program:
         """Shape of the batch of inputs."""
         return tuple(self.closed.jaxpr.invars[-1].aval.shape)
 
+    @property
+    def outputs(self) -> int:
+        """How many outputs o the network has."""
+        return int(self.closed.out_avals[0].shape[1])
 
-def trace(apply: ApplyFn, params: Params, x: XLike) -> Program:
-    """The equations of `apply(params, x)`, traced on shapes alone.
+    def evaluate(self, leaves: Sequence[Any], x: Any) -> Any:
+        """The outputs (n, o) of these parameter leaves and inputs, of the types that were traced."""
+        return jaxpr_as_fun(self.closed)(*leaves, x)[0]
 
-    Raises ValueError where `x` or a parameter is not of a floating-point type, or where the result is not one array
-    of shape (n, o).
+
+def trace(apply: ApplyFn, params_like: Params, x_like: jax.ShapeDtypeStruct) -> Program:
+    """The equations of `apply(params, x)`, from the types of its leaves and inputs alone.
+
+    Raises ValueError where the result is not one array of shape (n, o).
     """
-    check_batch(x)
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
-    _check_floating(shapes, x)
-    batch = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-    closed, result = jax.make_jaxpr(apply, return_shape=True)(shapes, batch)
+    closed, result = jax.make_jaxpr(apply, return_shape=True)(params_like, x_like)
     outputs = jax.tree.leaves(result)
-    if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[0] != x.shape[0]:
-        found = ", ".join(str(tuple(leaf.shape)) for leaf in outputs) or "nothing"
+    if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[0] != x_like.shape[0]:
+        came = ", ".join(str(tuple(leaf.shape)) for leaf in outputs) or "nothing"
         raise ValueError(
-            f"`apply(params, x)` must return one array of shape (n, o) with n = {x.shape[0]} examples, but returned "
-            f"{found}. Wrap the network in a function that returns its outputs in that shape."
+            "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, but for x of "
+            f"shape {x_like.shape} it returned {came}. Reshape the outputs inside `apply`; give a single output the "
+            "shape (n, 1)."
         )
     return Program(closed)
 
@@ -203,17 +209,18 @@ def check_batch(x: Any) -> None:
         )
 
 
-def _check_floating(params: Params, x: XLike) -> None:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
+def check_floating(params_like: Params, x_like: XLike) -> None:
+    """Raise ValueError where an input or a weight is not of a floating-point type: paths are products of both."""
+    if not jnp.issubdtype(x_like.dtype, jnp.floating):
         raise ValueError(
-            f"`x` has dtype {x.dtype}; paths start at real-valued inputs. Convert it first, as in "
+            f"`x` has dtype {x_like.dtype}; paths start at real-valued inputs. Convert it first, as in "
             "x.astype(jnp.float32), or take the network from behind its embedding."
         )
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params_like)[0]:
+        if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"`params` at {jax.tree_util.keystr(path)} has dtype {leaf.dtype}; weights must be floating-point. "
-                "Close over counters and other state in `apply`."
+                f"`params` at {jax.tree_util.keystr(path)} has dtype {dtype}; weights must be floating-point. Close "
+                "over counters and other state in `apply`."
             )
 
 

@@ -16,12 +16,11 @@ from jax import lax
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from pathjax._base.trees import check_mask, wide
-from pathjax._interpreter.algebra import Algebra, Convolution, Structure
-from pathjax._interpreter.examples import trace_apart
-from pathjax._interpreter.jaxpr import check_batch, is_concrete
-from pathjax._interpreter.patches import by_patches, pays
+from pathjax._interpreter.algebra import Algebra, Convolution
+from pathjax._interpreter.convolutions import by_patches, pays
+from pathjax._interpreter.jaxpr import Program, check_batch, is_concrete
 from pathjax._interpreter.rules import interpret
-from pathjax.types import ApplyFn, Mask, Params, Real, XLike
+from pathjax.types import Mask, Params, Real, XLike
 
 __all__ = [
     "Lifting",
@@ -31,11 +30,11 @@ __all__ = [
     "lift",
     "lift_weights",
     "normalized",
+    "one_example",
     "ones_like_example",
     "open_sum",
     "pair_sum",
     "power_of_two",
-    "tied_leaves",
 ]
 
 
@@ -274,13 +273,12 @@ def absolute_power(q: Real) -> Callable[[Any], Any]:
 
 
 def lift(
-    apply: ApplyFn,
+    program: Program,
     weights: Params,
     inputs: Any,
     *,
     phi: Callable[[Any], Any],
     points: Sequence[tuple[Params, Any]] = (),
-    like: tuple[Params, XLike] | None = None,
     keep_zeros: bool = False,
     patches: bool = False,
 ) -> Scaled:
@@ -288,10 +286,9 @@ def lift(
 
     `weights` and `inputs` are φ(θ) and φ(x) already, so that derivatives can be taken in them; `inputs` may be scaled.
     `points` are the (θ, x) at which gates are read: none, and they are open; one, the slopes there; two, their
-    products. `like` are a θ and x of the types that the network takes, where `weights` and `inputs` have others.
+    products.
     """
     scaled = inputs if isinstance(inputs, Scaled) else Scaled(inputs, 0.0)
-    program = trace_apart(apply, *(like or (points[0] if points else (weights, scaled.array))))
     leaves = [Scaled(wide(leaf), 0.0) for leaf in jax.tree.leaves(weights)]
     source = dataclasses.replace(scaled, array=wide(scaled.array))
     reals = [(jax.tree.leaves(params), x) for params, x in points]
@@ -299,41 +296,33 @@ def lift(
     return output
 
 
-def open_sum(
-    apply: ApplyFn,
-    weights: Params,
-    inputs: Any,
-    *,
-    q: Real,
-    like: tuple[Params, XLike] | None = None,
-    keep_zeros: bool = False,
-) -> Scaled:
+def open_sum(program: Program, weights: Params, inputs: Any, *, q: Real, keep_zeros: bool = False) -> Scaled:
     """The lifted network of one example with all gates open, summed over its outputs."""
-    output = lift(apply, weights, inputs, phi=absolute_power(q), like=like, keep_zeros=keep_zeros)
+    output = lift(program, weights, inputs, phi=absolute_power(q), keep_zeros=keep_zeros)
     return Scaled(jnp.sum(output.array), output.exponent)
 
 
-def pair_sum(apply: ApplyFn, ones: Params, params: Params, left: Any, right: Any) -> Scaled:
+def pair_sum(program: Program, ones: Params, params: Params, left: Any, right: Any) -> Scaled:
     """K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s of two examples (...), for each output (o,).
 
     The lifted network of weights 1, with the slopes at both. `ones` are 1 where `params` are kept and 0 elsewhere.
     """
     points = [(params, left[None]), (params, right[None])]
     product = Lifting(absolute_power(0)).multiply(*(normalized(wide(side[None]), 0.0) for side in (left, right)))
-    output = lift(apply, ones, product, phi=absolute_power(0), points=points)
+    output = lift(program, ones, product, phi=absolute_power(0), points=points)
     return dataclasses.replace(output, array=output.array[0], live=None)
 
 
-def tied_leaves(apply: ApplyFn, params: Params, x_like: XLike) -> frozenset[int]:
-    """Positions of the parameter leaves that some path may meet more than once."""
-    program = trace_apart(apply, params, ones_like_example(x_like))
-    return interpret(program, Structure(), [None] * len(jax.tree.leaves(params)), None)[1]
+def one_example(x_like: XLike) -> jax.ShapeDtypeStruct:
+    """Shape and type of one example, (1, ...)."""
+    check_batch(x_like)
+    return jax.ShapeDtypeStruct((1, *x_like.shape[1:]), jax.dtypes.canonicalize_dtype(x_like.dtype))
 
 
 def ones_like_example(x_like: XLike) -> jax.Array:
     """One example of ones, (1, ...): the all-ones input of data-free sums."""
-    check_batch(x_like)
-    return jnp.ones((1, *x_like.shape[1:]), jax.dtypes.canonicalize_dtype(x_like.dtype))
+    example = one_example(x_like)
+    return jnp.ones(example.shape, example.dtype)
 
 
 def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -> Params:

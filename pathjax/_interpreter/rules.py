@@ -1,18 +1,30 @@
-"""Primitive → path rule: the table, and the walks that read it. Written once against the operations of an `Algebra`."""
+"""Primitive → path rule: the table, and the walk that reads it. Written once against the operations of an `Algebra`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax.numpy as jnp
 
 from pathjax._interpreter import gates, loops, sums
 from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Value
-from pathjax._interpreter.context import DECLARED, Context, Lift, Rule, Walk, at_point, depends_on, points
-from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, evaluate, is_concrete
+from pathjax._interpreter.context import (
+    DECLARED,
+    GATE,
+    Context,
+    GateMarker,
+    Lift,
+    Rule,
+    at_point,
+    depends_on,
+    points,
+)
+from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, evaluate, is_concrete, walk
+from pathjax._interpreter.probes import slope_at_zero
 
-__all__ = ["PATH_RULES", "inspect", "interpret"]
+__all__ = ["PATH_RULES", "Inspection", "Walk", "inspect", "interpret"]
 
 P = TypeVar("P")
 
@@ -30,18 +42,108 @@ def interpret(
     `weights` holds the prefixes of each parameter leaf, `inputs` those of x; `points` the real leaves and inputs at
     which gates are read. Raises UnsupportedPrimitive where paths are not defined.
     """
-    walk = Walk(algebra, _apply_rule)
+    walk = Walk(algebra)
     (output,) = walk.run(program.closed, _arguments(program, weights, inputs, points))
     return _output(output, algebra), frozenset(walk.tied)
 
 
-def inspect(program: Program, algebra: Algebra[P], weights: Sequence[P], inputs: P) -> tuple[list[str], list[Refusal]]:
+class Inspection(NamedTuple):
     """The layers in the order of the network, and every equation without a path rule."""
+
+    layers: list[str]
+    refusals: list[Refusal]
+
+
+def inspect(program: Program, algebra: Algebra[P], weights: Sequence[P], inputs: P) -> Inspection:
+    """What a network is made of. The walk goes on behind an equation without a rule as behind a sum over paths."""
     refusals: list[Refusal] = []
-    visited: dict[str, None] = {}
-    walk = Walk(algebra, _apply_rule, refusals=refusals, visited=visited)
+    layers: dict[str, None] = {}
+    walk = Walk(algebra, refusals=refusals, layers=layers)
     walk.run(program.closed, _arguments(program, weights, inputs, ()))
-    return list(visited), refusals
+    return Inspection(list(layers), refusals)
+
+
+@dataclass
+class Walk:
+    """One walk through a network, equation by equation, which reads the table of rules.
+
+    Attributes:
+        algebra: what a sum over paths is.
+        refusals: collects the equations without a rule, so that the walk goes on; None makes it stop at the first.
+        layers: collects the names of the layers, in the order of the network; None where nobody asks.
+        tied: positions of the parameter leaves that some path meets twice.
+        slopes_at_zero: the slope of max(x, 0) at 0 inside of calls with a derivative rule of their own.
+    """
+
+    algebra: Algebra[Any]
+    refusals: list[Refusal] | None = None
+    layers: dict[str, None] | None = None
+    tied: set[int] = field(default_factory=set)
+    slopes_at_zero: dict[int, float] = field(default_factory=dict)
+
+    def run(self, program: Any, values: Sequence[Value], callers: tuple[Any, ...] = ()) -> list[Value]:
+        """The results of a program that stands inside of these calls."""
+        return walk(
+            program,
+            values,
+            step=self._step,
+            constant=Constant,
+            opaque=lambda equation: equation.name in DECLARED,
+            enter=self._enter,
+            callers=callers,
+        )
+
+    def _enter(self, call: Equation) -> None:
+        """Learn the slope at a tie inside a function with a derivative rule of its own."""
+        self.slopes_at_zero[id(call.source)] = 0.0
+        if not call.is_of_jax:
+            try:
+                self.slopes_at_zero[id(call.source)] = slope_at_zero(call)
+            except UnsupportedPrimitive as error:
+                self._refuse(call, error)
+
+    def _step(self, equation: Equation, values: list[Value]) -> list[Value]:
+        if self.layers is not None:
+            self.layers.setdefault(equation.layer)
+        try:
+            return self._results(equation, values)
+        except UnsupportedPrimitive as error:
+            self._refuse(equation, error)
+            return [PathSum(None, (), output.shape, frozenset()) for output in equation.outputs]
+
+    def _refuse(self, equation: Equation, error: UnsupportedPrimitive) -> None:
+        if self.refusals is None:
+            raise error
+        self.refusals.append(Refusal(equation.layer, error))
+
+    def _results(self, equation: Equation, values: list[Value]) -> list[Value]:
+        """What an equation gives on values of any kind."""
+        if all(isinstance(value, Constant) for value in values):
+            return _constants(equation, [value for value in values if isinstance(value, Constant)])
+        context = Context(equation, self.algebra, self.tied, self.slopes_at_zero, self.run)
+        results: Any = _rule(context, values)(context, values)
+        if results is None:
+            raise TypeError(f"The path rule of `{equation.name}` returned nothing; return results, or GATE.")
+        given = [GATE for _ in equation.outputs] if isinstance(results, GateMarker) else results
+        if not any(isinstance(result, Lift | GateMarker) for result in given):
+            return cast("list[Value]", list(given))  # a rule that walks inside gives whole values, with the real ones
+        real, depends = _real(equation, values), depends_on(values)
+        return [
+            _value(result, tuple(at_this_point[i] for at_this_point in real), output.shape, depends)
+            for i, (result, output) in enumerate(zip(given, equation.outputs, strict=True))
+        ]
+
+
+def _value(
+    result: Lift | Value | GateMarker, real: tuple[Any, ...], shape: tuple[int, ...], depends: frozenset[int]
+) -> Value:
+    match result:
+        case GateMarker():
+            return Gate(real, shape, depends)
+        case Lift(prefixes, stem, factor, filler):
+            return PathSum(prefixes, real, shape, depends, stem, factor, filler)
+        case _:
+            return result
 
 
 def _arguments(
@@ -71,29 +173,6 @@ def _output(output: Value, algebra: Algebra[P]) -> P:
             raise UnsupportedPrimitive(
                 "No paths to the output: it is a comparison, which steps. Return the activations themselves."
             )
-
-
-def _apply_rule(context: Context, values: list[Value]) -> list[Value]:
-    """What an equation gives on values of any kind."""
-    equation = context.equation
-    if all(isinstance(value, Constant) for value in values):
-        return _constants(equation, [value for value in values if isinstance(value, Constant)])
-    results = _rule(context, values)(context, values)
-    if results is not None and not any(isinstance(result, Lift) for result in results):
-        return cast("list[Value]", list(results))
-    # rules that walk inside give whole values, with the real ones
-    real, depends = _real(equation, values), depends_on(values)
-    given: Sequence[Any] = [None for _ in equation.outputs] if results is None else results
-    return [
-        Gate(tuple(r[i] for r in real), output.shape, depends)
-        if result is None
-        else PathSum(
-            result.prefixes, tuple(r[i] for r in real), output.shape, depends, result.stem, result.factor, result.filler
-        )
-        if isinstance(result, Lift)
-        else result
-        for i, (result, output) in enumerate(zip(given, equation.outputs, strict=True))
-    ]
 
 
 def _constants(equation: Equation, values: Sequence[Constant]) -> list[Value]:
@@ -157,12 +236,12 @@ PATH_RULES: dict[str, Rule] = {
     "cond": loops.cond,
 }
 
-# Of gates these make gates: the result is piecewise constant because the operands are.
+# Piecewise constant if all operands are.
 _OF_GATES = {
     *_MOVES, *_SAME, "split", "tile", "not", "and", "or", "xor", "neg", "add", "sub", "mul",
 }  # fmt: skip
 
-# Of a constant that one number fills these make another such constant.
+# Keep a constant filled with one number, if it is.
 _FILLS = {"broadcast_in_dim", "reshape", "convert_element_type", "copy"}
 
 _ANY_REASON = (

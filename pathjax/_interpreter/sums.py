@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pathjax._interpreter.algebra import INPUT, Constant, Convolution, Gate, PathSum, Value
-from pathjax._interpreter.context import Context, Lift, shape_of
+from pathjax._interpreter.context import Context, Lift, Results, shape_of
 from pathjax._interpreter.gates import combine_gates, known_number, pass_through
 
 __all__ = [
@@ -72,7 +72,7 @@ def _times_constant(context: Context, operand: PathSum, constant: Constant) -> S
     return [Lift(prefixes)]
 
 
-def divide(context: Context, values: Sequence[Value]) -> Sequence[Lift] | None:
+def divide(context: Context, values: Sequence[Value]) -> Results:
     numerator, denominator = values
     if not isinstance(denominator, Constant):
         context.paths(denominator)
@@ -92,7 +92,7 @@ def _check_product(context: Context, left: PathSum, right: PathSum) -> None:
             "It multiplies two activations, as attention does; that is of second order in the input.",
             "Replace one factor by parameters, by constants or by a comparison with 0.",
         )
-    context.walk.tied.update(shared)
+    context.tied.update(shared)
 
 
 def power(context: Context, values: Sequence[Value]) -> Sequence[Lift]:

@@ -22,7 +22,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from pathjax._base import network as _network
-from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import devices

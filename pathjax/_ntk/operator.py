@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Shaped
 
 from pathjax._base import network as _network
 from pathjax._base.trees import dot, wide
-from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.convolutions import channels_last
 from pathjax._linalg import estimates
 from pathjax._linalg.lanczos import DENSE, Pairs, largest, plan, warn_of_misses
 from pathjax._linalg.lapack import eigh

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import Equation, Program, trace, walk
 from pathjax.types import ApplyFn, Params
 

@@ -23,9 +23,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pathjax._base.trees import check_like, multiply, ravel, total
-from pathjax._interpreter.channels import channels_last
+from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.lifting import Scaled, absolute_power, lift, power_of_two
-from pathjax.types import ApplyFn, Key, Mask, Params
+from pathjax._interpreter.traced import TracedNetwork
+from pathjax.types import Key, Mask, Params
 
 __all__ = [
     "PathKernel",
@@ -50,7 +51,7 @@ _AT_ONCE = 2**22
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "mask", "example", "exponent"],
-    meta_fields=["apply", "rows", "outputs", "tied", "dtypes"],
+    meta_fields=["network", "rows", "outputs"],
 )
 @dataclasses.dataclass(frozen=True)
 class PathKernel:
@@ -64,22 +65,24 @@ class PathKernel:
         mask: which weights are kept; None if all are.
         example: one all-ones input, (1, ...).
         exponent: the binary logarithm of the scale.
-        apply: the network.
+        network: the traced network, of the leaves' own types.
         rows: positions of the leaves whose weights have rows and columns.
         outputs: positions of the outputs in which paths end; None for all.
-        tied: positions of the leaves that some path meets more than once.
-        dtypes: the types of the leaves that the network takes.
     """
 
     params: Params
     mask: Mask | None
     example: Float[Array, ...]
     exponent: Any
-    apply: ApplyFn
+    network: TracedNetwork
     rows: frozenset[int]
     outputs: tuple[int, ...] | None
-    tied: frozenset[int]
-    dtypes: tuple[Any, ...]
+
+    def __repr__(self) -> str:
+        total, outputs = size(self), self.network.program(self.example).outputs
+        kept = "?" if self.mask is not None and _row_masks(self) is None else f"{count(self):,}"
+        chosen = "all" if self.outputs is None else len(self.outputs)
+        return f"PathKernel(x={self.example.shape}, outputs={chosen} of {outputs}, weights={total:,}, kept={kept})"
 
     @property
     def log_scale(self) -> Float[Array, ""]:
@@ -105,7 +108,7 @@ class PathKernel:
 
         gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, self.params))
         leaves, structure = jax.tree.flatten(_rescale(gradient, exponent - self.exponent))
-        for position in self.tied & self.rows:
+        for position in self.network.tied(self.example) & self.rows:
             leaves[position] = self._entries(position)
         return restricted(self, jax.tree.unflatten(structure, leaves))
 
@@ -141,11 +144,9 @@ def restricted(kernel: PathKernel, tree: Params) -> Params:
 
 def _selected_sum(kernel: PathKernel, weights: Params) -> tuple[Any, Any]:
     """Σ_p c_p² Π_{i∈p} weights_i over the paths to the chosen outputs: array and exponent of the scale."""
-    leaves, structure = jax.tree.flatten(lax.stop_gradient(weights))
-    typed = [leaf.astype(dtype) for leaf, dtype in zip(leaves, kernel.dtypes, strict=True)]
-    like = (jax.tree.unflatten(structure, typed), kernel.example)
     # zeros keep their scale: where the sum vanishes (a layer initialised at zero) its derivatives need not
-    sums: Scaled = lift(kernel.apply, weights, kernel.example, phi=absolute_power(2), like=like, keep_zeros=True)
+    program = kernel.network.path_program(kernel.example)
+    sums: Scaled = lift(program, weights, kernel.example, phi=absolute_power(2), keep_zeros=True)
     array = sums.array if kernel.outputs is None else sums.array[:, np.array(kernel.outputs)]
     return jnp.sum(array), lax.stop_gradient(sums.exponent)
 

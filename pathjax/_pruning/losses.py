@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from pathjax._base.trees import concrete
-from pathjax.types import ApplyFn, Params
+from pathjax._interpreter.traced import TracedNetwork
+from pathjax.types import Params
 
 __all__ = ["Batches", "LossFn", "check_labels", "curvature_product", "mean_gradient", "replayable"]
 
@@ -21,28 +22,30 @@ Batches: TypeAlias = Iterable[tuple[Any, Any]]
 """Pairs of inputs (n, ...) and integer labels (n,)."""
 
 
-def mean_gradient(apply: ApplyFn, params: Params, batches: Batches, *, loss: LossFn) -> Params:
+def mean_gradient(network: TracedNetwork, params: Params, batches: Batches, *, loss: LossFn) -> Params:
     """g = ∂/∂θ of the mean loss over all examples of all batches, each batch counted by its size."""
 
     @jax.jit
     def gradient(params: Params, x: Array, y: Array) -> Params:
-        return jax.grad(lambda params: loss(apply(params, x), y) * x.shape[0])(params)
+        return jax.grad(lambda params: loss(network(params, x), y) * x.shape[0])(params)
 
-    return _mean_over(lambda x, y: gradient(params, x, y), apply, params, batches)
+    return _mean_over(lambda x, y: gradient(params, x, y), network, params, batches)
 
 
-def curvature_product(apply: ApplyFn, params: Params, batches: Batches, vector: Params, *, loss: LossFn) -> Params:
+def curvature_product(
+    network: TracedNetwork, params: Params, batches: Batches, vector: Params, *, loss: LossFn
+) -> Params:
     """H w for a tree w, H the Hessian of the mean loss over all examples of all batches."""
 
     @jax.jit
     def product(params: Params, vector: Params, x: Array, y: Array) -> Params:
         def slope(params: Params) -> Array:
             # reverse over forward mode: one gradient of the derivative along w
-            return jax.jvp(lambda params: loss(apply(params, x), y), (params,), (vector,))[1] * x.shape[0]
+            return jax.jvp(lambda params: loss(network(params, x), y), (params,), (vector,))[1] * x.shape[0]
 
         return jax.grad(slope)(params)
 
-    return _mean_over(lambda x, y: product(params, vector, x, y), apply, params, batches)
+    return _mean_over(lambda x, y: product(params, vector, x, y), network, params, batches)
 
 
 def replayable(batches: Batches) -> Batches:
@@ -65,22 +68,23 @@ def check_labels(labels: Array, outputs: int) -> None:
             raise ValueError(f"Labels must lie in 0 … {outputs - 1}, as there are {outputs} outputs; one is {value}.")
 
 
-def _mean_over(summed: Callable[[Array, Array], Params], apply: ApplyFn, params: Params, batches: Batches) -> Params:
-    """The mean over all examples of what `summed` gives for the examples of one batch."""
-    found, examples = jax.tree.map(jnp.zeros_like, params), 0
-    for x, y in _labelled(apply, params, batches):
-        found, examples = jax.tree.map(jnp.add, found, summed(x, y)), examples + x.shape[0]
+def _mean_over(
+    sum_over: Callable[[Array, Array], Params], network: TracedNetwork, params: Params, batches: Batches
+) -> Params:
+    """The mean over all examples, where `sum_over` gives the sum over those of one batch."""
+    total, examples = jax.tree.map(jnp.zeros_like, params), 0
+    for x, y in _labelled(network, batches):
+        total, examples = jax.tree.map(jnp.add, total, sum_over(x, y)), examples + x.shape[0]
     if examples == 0:
         raise ValueError(
             "`batches` has no examples. Give at least one pair (x, y); an iterator that was read before is empty, a "
             "list is not."
         )
-    return jax.tree.map(lambda leaf: leaf / examples, found)
+    return jax.tree.map(lambda leaf: leaf / examples, total)
 
 
-def _labelled(apply: ApplyFn, params: Params, batches: Batches) -> Iterator[tuple[Array, Array]]:
+def _labelled(network: TracedNetwork, batches: Batches) -> Iterator[tuple[Array, Array]]:
     """The batches as arrays, checked, without those of no example."""
-    outputs: dict[Any, Any] = {}
     for x, y in batches:
         x, y = jnp.asarray(x), jnp.asarray(y)
         if x.ndim == 0 or y.shape != x.shape[:1]:
@@ -90,14 +94,5 @@ def _labelled(apply: ApplyFn, params: Params, batches: Batches) -> Iterator[tupl
             )
         if x.shape[0] == 0:
             continue
-        batch_like = (x.shape, x.dtype)
-        if batch_like not in outputs:
-            outputs[batch_like] = jax.eval_shape(apply, params, x)
-        shape = jnp.shape(outputs[batch_like])
-        if len(shape) != 2 or shape[0] != x.shape[0]:
-            raise ValueError(
-                f"`apply` must take inputs (n, ...) to outputs (n, o); it took {x.shape} to {shape}. "
-                "Reshape its output."
-            )
-        check_labels(y, shape[1])
+        check_labels(y, network.program(x).outputs)
         yield x, y

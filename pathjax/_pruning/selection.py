@@ -16,7 +16,7 @@ from jaxtyping import Array
 from pathjax._base.trees import check_boolean, check_like
 from pathjax.types import Mask, Prunable, Scores
 
-__all__ = ["Contest", "check", "select", "sound"]
+__all__ = ["Contest", "check", "check_density", "select", "sound"]
 
 # Shares of a bracket that are tried in each pass besides the guesses, so that it closes at worst by quarters. XLA
 # vectorizes a reduction that counts several things at once: on a CPU eight counts take an eighth of the time of one.
@@ -49,6 +49,12 @@ class Contest(NamedTuple):
     scores: tuple[Array, ...]
     kept: Array
     within: tuple[Array, ...] | None
+
+
+def check_density(density: Any) -> None:
+    """Raise ValueError for a share of weights outside (0, 1]."""
+    if not 0.0 < density <= 1.0:
+        raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
 
 
 def select(

@@ -17,6 +17,7 @@ import pytest
 
 from pathjax import enumeration, path_kernel, paths, scores
 from pathjax._interpreter import lifting
+from pathjax._interpreter.traced import traced
 
 from .. import oracles
 from ..tolerances import EXACT
@@ -68,13 +69,14 @@ def quantities(apply: Any, problem: Problem, has_rows: bool) -> Quantities:
         scale = jnp.exp(kernel.log_scale)
         diagonal, product = (ravel(tree) * scale for tree in (kernel.diagonal(), kernel.matvec(direction)))
     ones = [jnp.where(m, 1.0, 0.0) for m in mask]
-    pairs = lifting.lift(apply, ones, x * x2, phi=lifting.absolute_power(0), points=[(kept, x), (kept, x2)])
+    program = traced(apply, kept).path_program(x)
+    pairs = lifting.lift(program, ones, x * x2, phi=lifting.absolute_power(0), points=[(kept, x), (kept, x2)])
     return Quantities(
         log_norms=[paths.log_path_norm(apply, params, x, q=q, mask=mask) for q in (1, 2)],
         log_count=paths.log_path_count(apply, params, x, mask=mask),
         open_sums=[paths.path_sum(apply, params, x, q=q, mask=mask) for q in (1, 2)],
         data_sums=[paths.path_sum(apply, params, x, q=q, mask=mask, gates="data") for q in (1, 2)],
-        outputs=lifting.lift(apply, kept, x, phi=lambda v: v, points=[(kept, x)]).value(),
+        outputs=lifting.lift(program, kept, x, phi=lambda v: v, points=[(kept, x)]).value(),
         share=ravel(scores.synflow(apply, kept, x)),
         pairs=pairs.value(),
         diagonal=diagonal,
@@ -226,7 +228,7 @@ def read_listing(ours: enumeration.Paths, program: Program, kept: list[Any], x: 
     """Values and activations from the rows of the list, without compiling for their number."""
     theta = np.append(_flat(kept, float), 1.0)
     values = np.asarray(ours.coefficients) * theta[np.asarray(ours.factors)].prod(axis=1)
-    slopes = np.append(np.asarray(enumeration._slopes(program.apply, kept, x[:1])), 1.0)
+    slopes = np.append(np.asarray(enumeration._slopes(traced(program.apply, kept).program(x[:1]), kept, x[:1])), 1.0)
     inputs = np.append(np.ravel(x[:1]), 1.0)
     along = slopes[np.asarray(ours.gates)].prod(axis=1) * inputs[np.asarray(ours.sources)]
     ends = np.arange(ours.width)[:, None] == np.asarray(ours.outputs)[None]

@@ -15,6 +15,7 @@ import pytest
 from experiments.benchmarks import lifting
 from pathjax import paths
 from pathjax._interpreter import lifting as _lifting
+from pathjax._interpreter.traced import traced
 
 from .. import architectures
 from ..tolerances import EXACT
@@ -45,7 +46,8 @@ def by_paths(network: architectures.Architecture, cotangent: Any) -> Sums:
     point = (network.params, network.x)
 
     def signed(params: Any) -> Any:
-        return _lifting.lift(network.apply, params, network.x, phi=lambda v: v, points=[point]).value()
+        program = traced(network.apply, params).path_program(network.x)
+        return _lifting.lift(program, params, network.x, phi=lambda v: v, points=[point]).value()
 
     outputs, pull = jax.vjp(signed, network.params)
     norms = [paths.log_path_norm(network.apply, network.params, network.x, q=q) for q in (1, 2)]

@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 from pathjax import scores
-from pathjax._interpreter import patches
+from pathjax._interpreter import convolutions
 from pathjax._interpreter.algebra import Convolution
 
 from .. import models, oracles
@@ -29,9 +29,9 @@ def test_equal_to_jax_with_derivatives(name):
     numbers = lax.conv_dimension_numbers(shape, kernel, spec)
     ones = (1,) * len(strides)
     convolution = Convolution(strides, padding, ones, ones, numbers, 1)
-    assert patches.is_plain(convolution)
+    assert convolutions.is_plain(convolution)
     left, right = (jax.random.normal(jax.random.key(seed), size) for seed, size in enumerate((shape, kernel)))
-    found, back = jax.vjp(lambda a, b: patches.by_patches(a, b, convolution), left, right)
+    found, back = jax.vjp(lambda a, b: convolutions.by_patches(a, b, convolution), left, right)
     expected, expected_back = jax.vjp(lambda a, b: lax.conv_general_dilated(a, b, **convolution._asdict()), left, right)
     np.testing.assert_allclose(found, expected, rtol=EXACT, atol=EXACT)
     cotangent = jax.random.normal(jax.random.key(2), found.shape)
@@ -46,12 +46,12 @@ def test_equal_to_jax_with_derivatives(name):
 def test_what_is_not_plain_is_left_to_jax(change):
     numbers = lax.conv_dimension_numbers((1, 6, 6, 2), (3, 3, 2, 2), ("NHWC", "HWIO", "NHWC"))
     plain = Convolution((1, 1), [(0, 0), (0, 0)], (1, 1), (1, 1), numbers, 1)
-    assert not patches.is_plain(plain._replace(**change))
+    assert not convolutions.is_plain(plain._replace(**change))
 
 
 @pytest.mark.parametrize("name", [name for name in models.names() if "conv" in name])
 def test_sums_over_paths_through_patches(name, monkeypatch):
-    monkeypatch.setattr(patches, "_LARGE", 1)
+    monkeypatch.setattr(convolutions, "_LARGE", 1)
     network, listed = models.build(name), models.listed(name)
     shares = jax.jit(lambda params: scores.synflow(network.apply, params, network.x))(network.params)
     masses = oracles.path_mass(listed, network.theta, 1) / oracles.path_norm(listed, network.theta, 1)

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import path_kernel, paths
 from pathjax._interpreter import lifting
+from pathjax._interpreter.traced import traced
 
 from .. import models, oracles
 from ..tolerances import EXACT
@@ -47,7 +48,7 @@ def everything(apply: Any, params: Any, x: Any, mask: Any) -> Sums:
         open_sums=jnp.stack([paths.path_sum(apply, params, x, q=q, mask=mask) for q in (1, 2)]),
         data_sums=jnp.stack([paths.path_sum(apply, params, x, q=q, mask=mask, gates="data") for q in (1, 2)]),
         share=ravel_pytree(derivative)[0] * flat / 2,
-        outputs=lifting.lift(apply, kept, x, phi=lambda v: v, points=[(kept, x)]).value(),
+        outputs=lifting.lift(traced(apply, kept).path_program(x), kept, x, phi=lambda v: v, points=[(kept, x)]).value(),
         twin=columns * scale,
         diagonal=ravel_pytree(kernel.diagonal())[0] * scale,
         trace=kernel.trace() * scale,

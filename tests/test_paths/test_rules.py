@@ -17,6 +17,7 @@ from pathjax import enumeration, paths
 from pathjax._interpreter import examples as _examples
 from pathjax._interpreter import lifting as _lifting
 from pathjax._interpreter import rules as _rules
+from pathjax._interpreter.traced import traced
 
 from .. import models
 from ..tolerances import EXACT
@@ -118,7 +119,8 @@ def examples() -> Any:
 def assert_paths_are_the_network(apply: Callable[[Any, Any], Any], params: Any, *, tolerance: float = EXACT) -> None:
     """Signed sums are the outputs, listed factors compose to the Jacobian, and open sums are those of listed paths."""
     x = examples()
-    lift = jax.jit(lambda p: _lifting.lift(apply, p, x, phi=lambda v: v, points=[(p, x)]).value())
+    program = traced(apply, params).path_program(x)
+    lift = jax.jit(lambda p: _lifting.lift(program, p, x, phi=lambda v: v, points=[(p, x)]).value())
     np.testing.assert_allclose(lift(params), apply(params, x), rtol=tolerance, atol=tolerance)
     listed = enumeration.enumerate_paths(apply, params, x, limit=5_000)
     activations = enumeration.path_activations(listed, apply, params, x)
@@ -292,3 +294,9 @@ def test_every_rule_has_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         paths.layers(build(hidden), parameters(), examples())
     paths.layers(lambda p, x: x @ (jnp.square(p) + p**3), parameters()["first"], examples())
     assert set(_rules.PATH_RULES) - met == set()
+
+
+def test_rule_that_forgets_to_return_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(_rules.PATH_RULES, "max", lambda context, values: None)
+    with pytest.raises(TypeError, match="path rule of `max` returned nothing; return results, or GATE"):
+        paths.log_path_norm(lambda p, x: jnp.maximum(x @ p, 0), jnp.ones((3, 4)), jnp.ones((2, 3)))

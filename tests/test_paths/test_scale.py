@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import masks, paths, scores
 from pathjax._interpreter import lifting
+from pathjax._interpreter.traced import traced
 
 from .. import architectures
 from ..tolerances import SINGLE
@@ -198,5 +199,6 @@ def test_a_known_zero_keeps_vanishing_sums_for_derivatives() -> None:
         return x
 
     x = jnp.ones((1, 1), jnp.float32)
-    total = lifting.open_sum(apply, jnp.full((1, 1), weight), x, q=1, keep_zeros=True)
+    params = jnp.full((1, 1), weight)
+    total = lifting.open_sum(traced(apply, params).path_program(x), params, x, q=1, keep_zeros=True)
     np.testing.assert_allclose(total.log_abs(), depth * np.log(1e-6), rtol=SINGLE)
