@@ -8,7 +8,7 @@ FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test long fuzz lint types bench clean
+.PHONY: help report test long mutants fuzz lint types bench clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -24,6 +24,9 @@ long: $(INSTALLED) ## the tests that `make test` leaves out, of very deep networ
 
 fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths; FUZZ_NETWORKS=… FUZZ_SEED=… for others
 	FUZZ_NETWORKS=$(FUZZ_NETWORKS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/test_fuzz/test_networks.py
+
+mutants: $(INSTALLED) ## break one line of pathjax at a time and see whether the tests notice; an hour
+	$(BIN)/python tests/mutants.py
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check

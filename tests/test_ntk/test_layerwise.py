@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from pathjax import ntk
 from pathjax._ntk.layerwise import Form, Matrices, _of_masked_products, _of_products, _of_rows
 
-from ..models import build, names
+from ..networks import build, names
 
 unchecked = inspect.unwrap(ntk.empirical)
 empirical = jax.jit(ntk.empirical, static_argnums=0, static_argnames=("trace", "diagonal", "batch_size"))

@@ -19,7 +19,7 @@ from pathjax._interpreter import lifting as _lifting
 from pathjax._interpreter import rules as _rules
 from pathjax._interpreter.traced import traced
 
-from .. import models
+from .. import networks
 from ..tolerances import EXACT
 
 KEY, EMPTY = jax.random.key(1), np.zeros((1, 0))
@@ -288,7 +288,7 @@ def test_every_rule_has_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
         return rule(context, values)
 
     monkeypatch.setattr(_rules, "_rule", record)
-    for network in models.networks():
+    for network in networks.every():
         paths.layers(network.apply, network.params, network.x)
     for hidden in SPELLINGS.values():
         paths.layers(build(hidden), parameters(), examples())

@@ -70,7 +70,7 @@ def listed(name: str, seed: int = 0) -> list[Path]:
     return paths(build(name, seed).graph)
 
 
-def networks(*tags: str) -> list[Network]:
+def every(*tags: str) -> list[Network]:
     """The networks that have all of these tags."""
     return [build(name) for name in names(*tags)]
 
@@ -355,6 +355,14 @@ def residual_dense(rng):
         return graph.dense(graph.add(x, graph.dense(h, w["down"])), w["out"])
 
     return plain(rng, (3,), params, apply, draw)
+
+
+@network("dense", "monotone")
+def residual_of_zeros(rng):
+    """A branch whose last layer is zero, as residual networks are initialized: its weights still have derivatives."""
+    apply, params, x, graph = residual_dense(rng)
+    params["down"] = params["down"] * 0
+    return apply, params, x, graph
 
 
 # Convolutions
@@ -685,10 +693,10 @@ def maxout(rng):
 
 @network("layers")
 def maxout_at_ties(rng):
-    """Two of three rivals equal everywhere: `jnp.max` shares the derivative."""
+    """Two of three rivals equal everywhere, and above the third: `jnp.max` shares the derivative between the two."""
     apply, params, x, graph = maxout(rng)
     params["in"] = params["in"].at[:, 1].set(params["in"][:, 0])
-    params["b"] = params["b"].at[1].set(params["b"][0])
+    params["b"] = params["b"].at[1].set(params["b"][0]).at[2].set(-10.0)
     return apply, params, x, graph
 
 
@@ -775,6 +783,22 @@ def residual_zero_padded(rng):
         return graph.dense(graph.relu(x).ravel(), **w["Dense_0"])
 
     return linen(rng, (4, 4, 1), body, draw)
+
+
+@network("layers", "monotone")
+def heads_of_unequal_width(rng):
+    """One output reads two hidden units and the other all five, so that data reach the two through different paths."""
+    params = {"in": normal(rng, 3, 5), "narrow": normal(rng, 2, 1), "wide": normal(rng, 5, 1)}
+
+    def apply(params, x):
+        h = relu_by_maximum(x @ params["in"])
+        return jnp.concatenate([h[:, :2] @ params["narrow"], h @ params["wide"]], axis=1)
+
+    def draw(graph, x, w):
+        h = maximum(graph, graph.dense(x, w["in"]))
+        return np.concatenate([graph.dense(h[:2], w["narrow"]), graph.dense(h, w["wide"])])
+
+    return plain(rng, (3,), params, apply, draw)
 
 
 @network("layers", "monotone")
