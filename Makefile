@@ -19,7 +19,7 @@ report: $(INSTALLED) ## compare prunings on the digits data set and write runs/d
 test: lint types ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
 
-long: $(INSTALLED) ## the tests that `make test` leaves out, of very deep networks; minutes
+long: $(INSTALLED) ## the tests that `make test` leaves out: very deep networks, and all networks where it takes a few; minutes
 	$(BIN)/python -m pytest -q -m long tests
 
 fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths; FUZZ_NETWORKS=… FUZZ_SEED=… for others

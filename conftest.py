@@ -1,4 +1,4 @@
-"""How tests and doctests run: float64, no silent broadcasting of ranks, types of public calls checked, bounded memory."""
+"""How tests and doctests run: float64, no silent broadcasting, types of public calls checked, bounded memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     plain = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{plain} {os.environ.get('XLA_FLAGS', '')}"
 
+# The workers of `make test` share the cores, so NumPy's linear algebra takes one thread in each. (They inherit this; a
+# process that has imported NumPy already does not read it.)
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 # Traces and programs are millions of Python objects: look for garbage among them less often than Python does by itself.
 gc.set_threshold(50_000, 20, 20)
 
@@ -33,7 +37,7 @@ PUBLIC_MODULES = sorted(
 )
 install_import_hook(PUBLIC_MODULES, "beartype.beartype")
 
-# JAX keeps every program that it has compiled. Once a process has this much memory in use after a test, they are dropped.
+# JAX keeps every program that it has compiled. They are dropped after a test that leaves this much memory in use.
 MEMORY_LIMIT = 1_300_000_000  # bytes
 
 

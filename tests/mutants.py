@@ -169,9 +169,9 @@ MUTANTS = [
     # the factorization
     Mutant("modes are scaled by the inverse eigenvalue", "pathjax/factorization.py",
            "lax.rsqrt(jnp.where(live, eigenvalues, 1.0))", "1.0 / jnp.where(live, eigenvalues, 1.0)",
-           f"{FACTORS} -k 'recomposed and biased'"),
+           f"{FACTORS} -k 'recomposed and leaky'"),
     Mutant("traces count pruned weights", "pathjax/factorization.py", "restricted(kernel, gradient))", "gradient)",
-           f"{FACTORS} -k 'traces and biased'"),
+           f"{FACTORS} -k 'traces and leaky'"),
     Mutant("bounds forget the scale of the trace", "pathjax/factorization.py",
            "_log(kernel.trace()) + _log_scale(kernel)", "_log(kernel.trace())",
            f"{FACTORS} -k bounds_are_those"),
@@ -341,7 +341,7 @@ def verdict(tree: Path, mutant: Mutant) -> Verdict:
     """Apply a mutant to the tree, run its tests, and take it back."""
     file = tree / mutant.file
     original = file.read_text()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not long", "-p", "no:cacheprovider"]
     start = time.monotonic()
     file.write_text(original.replace(mutant.old, mutant.new))
     try:

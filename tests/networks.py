@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from .oracles import NONE, Graph, Path, dilate, pad, paths
@@ -73,6 +74,34 @@ def listed(name: str, seed: int = 0) -> list[Path]:
 def every(*tags: str) -> list[Network]:
     """The networks that have all of these tags."""
     return [build(name) for name in names(*tags)]
+
+
+# A few networks that between them meet every path rule which any network of the table meets (`test_rules.py` holds them
+# to it), weights on a path twice, ties, zeros and outputs that data reach unequally. Tests whose cost is a large
+# program for each network take these in `make test`, and all networks in `make long`.
+COVERING = (
+    "leaky_mlp",
+    "product_with_predicate_mlp",
+    "dead_network",
+    "tied_square",
+    "residual_of_zeros",
+    "conv_groups",
+    "average_pool",
+    "max_pool_at_ties",
+    "global_max_pool",
+    "constants",
+    "absolute_value",
+    "parametric_relu_per_channel",
+    "residual_zero_padded",
+    "heads_of_unequal_width",
+    "moves",
+    "recurrent_scan",
+)
+
+
+def covering() -> list[Any]:
+    """Names of all networks as parameters of a test; those outside `COVERING` are left to `make long`."""
+    return [name if name in COVERING else pytest.param(name, marks=pytest.mark.long) for name in names()]
 
 
 # Pieces

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from pathjax import ntk
 from pathjax._ntk.layerwise import Form, Matrices, _of_masked_products, _of_products, _of_rows
 
-from ..networks import build, names
+from ..networks import build, covering
 
 unchecked = inspect.unwrap(ntk.empirical)
 empirical = jax.jit(ntk.empirical, static_argnums=0, static_argnames=("trace", "diagonal", "batch_size"))
@@ -51,7 +51,7 @@ def assert_close(actual, expected, tolerance=CLOSE):
 # Any network
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", covering())
 def test_kernel_of_kept_weights_and_two_batches_equals_that_of_jacobians(name):
     network = build(name)
     mask = random_mask(network.params)

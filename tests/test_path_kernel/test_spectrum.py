@@ -32,9 +32,14 @@ def parameters(*widths: int) -> Any:
 
 
 def dense_eigenvalues(kernel: path_kernel.PathKernel) -> Any:
+    """All eigenvalues of G, descending, from its products with unit vectors; compiled once for each shape."""
+    return np.linalg.eigvalsh(np.asarray(_all_products(kernel)))[::-1]
+
+
+@jax.jit
+def _all_products(kernel: path_kernel.PathKernel) -> Any:
     flat, unravel = ravel_pytree(kernel.params)
-    columns = jax.vmap(lambda row: ravel_pytree(kernel.matvec(unravel(row)))[0])(jnp.eye(flat.size))
-    return np.linalg.eigvalsh(np.asarray(columns))[::-1]
+    return jax.vmap(lambda row: ravel_pytree(kernel.matvec(unravel(row)))[0])(jnp.eye(flat.size))
 
 
 @pytest.fixture(scope="module")
