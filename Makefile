@@ -8,7 +8,7 @@ FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test long fuzz lint types bench clean
+.PHONY: help report test long mutants fuzz lint types bench clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -19,11 +19,14 @@ report: $(INSTALLED) ## compare prunings on the digits data set and write runs/d
 test: lint types ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
 
-long: $(INSTALLED) ## the tests that `make test` leaves out, of very deep networks; minutes
+long: $(INSTALLED) ## the tests that `make test` leaves out: very deep networks, and all networks where it takes a few; minutes
 	$(BIN)/python -m pytest -q -m long tests
 
 fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths; FUZZ_NETWORKS=… FUZZ_SEED=… for others
 	FUZZ_NETWORKS=$(FUZZ_NETWORKS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/test_fuzz/test_networks.py
+
+mutants: $(INSTALLED) ## break one line of pathjax at a time and see whether the tests notice; an hour
+	$(BIN)/python tests/mutants.py
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check

@@ -1,16 +1,27 @@
-"""How tests and doctests run: float64, no silent broadcasting of ranks, shapes checked on every call."""
+"""How tests and doctests run: float64, no silent broadcasting, types of public calls checked, bounded memory."""
 
+from __future__ import annotations
+
+import ctypes
 import gc
 import importlib.metadata
 import os
+from pathlib import Path
+from typing import Any
 
-# Tests compile thousands of tiny programs and run each once: compile them plainly, in a third of the time. XLA ends the
-# process at a flag that it does not know, so only where these are known.
+import pytest
+
+# Tests compile thousands of small programs and run each once, so compile them without optimization, in a third of the
+# time. XLA ends the process at a flag that it does not know, hence the condition on the version.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     plain = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{plain} {os.environ.get('XLA_FLAGS', '')}"
 
-# and keep traces and programs by the million, which Python would otherwise look through again and again
+# The workers of `make test` share the cores, so NumPy's linear algebra takes one thread in each. (They inherit this; a
+# process that has imported NumPy already does not read it.)
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# Traces and programs are millions of Python objects: look for garbage among them less often than Python does by itself.
 gc.set_threshold(50_000, 20, 20)
 
 import jax  # noqa: E402
@@ -19,5 +30,36 @@ from jaxtyping import install_import_hook  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# before any test module imports pathjax, so that every annotation of it is checked
-install_import_hook("pathjax", "beartype.beartype")
+# Check the annotations of public modules on every call. The hook must be there before any test imports pathjax. Private
+# modules are called by public ones alone, thousands of times in each trace: there the checks cost more than they find.
+PUBLIC_MODULES = sorted(
+    f"pathjax.{file.stem}" for file in Path(__file__).parent.glob("pathjax/*.py") if not file.stem.startswith("_")
+)
+install_import_hook(PUBLIC_MODULES, "beartype.beartype")
+
+# JAX keeps every program that it has compiled. They are dropped after a test that leaves this much memory in use.
+MEMORY_LIMIT = 1_300_000_000  # bytes
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drop all compiled programs between two tests where the process has grown large."""
+    if _memory_in_use() > MEMORY_LIMIT:
+        jax.clear_caches()
+        gc.collect()
+        _return_free_memory()
+
+
+def _memory_in_use() -> int:
+    """Resident bytes of this process; 0 where the system does not say."""
+    try:
+        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return resident_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _return_free_memory() -> None:
+    """Give the memory that the C library holds free back to the system."""
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

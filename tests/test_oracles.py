@@ -14,7 +14,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from . import oracles
-from .models import build, listed, names
+from .networks import build, listed, names
 from .oracles import Graph
 
 SEEDS = (0, 1)

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import connectivity, masks, paths
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT
 
 NAMES = [
@@ -34,7 +34,7 @@ def everything(key_path: Any, leaf: Any) -> bool:
     return True
 
 
-def as_mask(network: models.Network, kept: np.ndarray) -> Any:
+def as_mask(network: networks.Network, kept: np.ndarray) -> Any:
     vector, unravel = ravel_pytree(network.params)
     return jax.tree.map(lambda leaf: leaf > 0, unravel(jnp.asarray(kept, vector.dtype)))
 
@@ -61,7 +61,7 @@ def expected_live(listed: list[oracles.Path], kept: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_live_weights_are_those_on_listed_paths(name: str) -> None:
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     live_of = jax.jit(
         lambda mask: connectivity.effective_mask(
             network.apply, network.params, network.x, mask=mask, prunable=everything
@@ -82,7 +82,7 @@ def test_live_weights_are_those_on_listed_paths(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["biased_mlp", "batch_norm_dense"])
 def test_with_biases_every_path_counts(name: str) -> None:
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     kept = np.random.default_rng(3).random(len(network.theta)) < 0.5
     found = connectivity.effective_mask(
         network.apply, network.params, network.x, mask=as_mask(network, kept), biases=True, prunable=everything
@@ -182,6 +182,7 @@ def test_collapsed_layers_and_dead_shortcuts_are_told_apart() -> None:
     cut = connectivity.connectivity(module.apply, params, x, mask=without(params, "stem"))
     assert cut.log_paths == -np.inf and cut.parameters == cut.units == 0
     assert set(cut.collapsed) == {layer.path for layer in cut.layers}
+    assert cut.dead_shortcuts == named("projection")
 
 
 def test_of_branches_of_one_length_none_is_a_shortcut() -> None:
@@ -196,7 +197,7 @@ def test_of_branches_of_one_length_none_is_a_shortcut() -> None:
 
 @pytest.mark.parametrize("name", ["biased_mlp", "residual_convs", "batch_norm_dense"])
 def test_paths_are_counted_from_inputs_alone(name: str) -> None:
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     kept = np.random.default_rng(5).random(len(network.theta)) < 0.8
     found = connectivity.connectivity(network.apply, network.params, network.x, mask=as_mask(network, kept))
     alive = [

@@ -13,7 +13,7 @@ import scipy.linalg
 
 from pathjax import dynamics, factorization, ntk
 
-from .. import models
+from .. import networks
 from ..tolerances import EXACT, SINGLE
 from .examples import RATE, prediction, problem, trained
 
@@ -141,7 +141,7 @@ def test_losses_far_below_the_first_keep_their_digits():
 
 
 def test_the_part_of_all_modes_predicts_the_loss_of_the_whole_kernel_and_fewer_modes_leave_more():
-    network = models.build("biased_mlp")
+    network = networks.build("biased_mlp")
     outputs = network.apply(network.params, network.x)
     count = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     factorize = jax.jit(functools.partial(factorization.factorize, network.apply, rank=count, key=jax.random.key(0)))

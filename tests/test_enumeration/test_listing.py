@@ -12,15 +12,15 @@ import pytest
 
 from pathjax import enumeration, ntk
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT
 
-NAMES = models.names()
+NAMES = networks.names()
 
 
 @cache
 def enumerated(name: str) -> enumeration.Paths:
-    network = models.build(name)
+    network = networks.build(name)
     return enumeration.enumerate_paths(network.apply, network.params, network.x, limit=5_000)
 
 
@@ -47,13 +47,13 @@ def theirs_sorted(listed: list[oracles.Path]) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_path_is_listed_once(name: str) -> None:
-    ours, theirs = ours_sorted(enumerated(name)), theirs_sorted(models.listed(name))
+    ours, theirs = ours_sorted(enumerated(name)), theirs_sorted(networks.listed(name))
     assert [row[:-1] for row in ours] == [row[:-1] for row in theirs]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_and_jacobian_equal_the_oracles(name: str) -> None:
-    network, listed, paths = models.build(name), models.listed(name), enumerated(name)
+    network, listed, paths = networks.build(name), networks.listed(name), enumerated(name)
     order = [row[-1] for row in ours_sorted(paths)]
     oracle_order = [row[-1] for row in theirs_sorted(listed)]
     values = np.asarray(enumeration.path_values(paths, network.params))[order]
@@ -64,7 +64,7 @@ def test_values_and_jacobian_equal_the_oracles(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_carry_the_network_and_its_ntk(name: str) -> None:
-    network, listed, paths = models.build(name), models.listed(name), enumerated(name)
+    network, listed, paths = networks.build(name), networks.listed(name), enumerated(name)
     activations = np.asarray(enumeration.path_activations(paths, network.apply, network.params, network.x))
     outputs = activations @ np.asarray(enumeration.path_values(paths, network.params))
     np.testing.assert_allclose(outputs, network.apply(network.params, network.x), rtol=EXACT, atol=1e-12)
@@ -75,7 +75,7 @@ def test_activations_carry_the_network_and_its_ntk(name: str) -> None:
 
 
 def test_listed_factors_compose_to_the_ntk_of_neural_tangents() -> None:
-    network, paths = models.build("leaky_mlp"), enumerated("leaky_mlp")
+    network, paths = networks.build("leaky_mlp"), enumerated("leaky_mlp")
     activations = enumeration.path_activations(paths, network.apply, network.params, network.x)
     kernel = enumeration.path_kernel(paths, network.params)
     composed = np.einsum("nok,kl,mpl->nmop", activations, kernel, activations, optimize=True)
@@ -102,7 +102,7 @@ def test_counts_past_any_float_are_still_refused() -> None:
 
 
 def test_float32_and_float64_list_the_same_paths() -> None:
-    network = models.build("leaky_mlp")
+    network = networks.build("leaky_mlp")
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network.params)
     paths = enumeration.enumerate_paths(network.apply, single, network.x.astype(jnp.float32), limit=5_000)
     assert ours_sorted(paths) == ours_sorted(enumerated("leaky_mlp"))
@@ -110,7 +110,7 @@ def test_float32_and_float64_list_the_same_paths() -> None:
 
 
 def test_other_parameters_and_inputs_than_the_listed_are_refused() -> None:
-    network, paths = models.build("biased_mlp"), enumerated("biased_mlp")
+    network, paths = networks.build("biased_mlp"), enumerated("biased_mlp")
     with pytest.raises(ValueError, match=r"`params` has 3 entries, but the paths were listed for"):
         enumeration.path_values(paths, jnp.ones(3))
     with pytest.raises(ValueError, match="coordinates per example"):

@@ -12,7 +12,7 @@ import pytest
 from pathjax import factorization, ntk, path_kernel, paths
 from pathjax.factorization import Factorization
 
-from .. import models
+from .. import networks
 from ..tolerances import SINGLE
 
 TOLERANCE = 1e-9
@@ -67,7 +67,7 @@ def found(large: tuple[Any, Any, Any]) -> Factorization:
 
 @pytest.mark.parametrize("name", ["biased_mlp", "residual_convs"])
 def test_full_rank_is_the_empirical_kernel(name: str) -> None:
-    network = models.build(name)
+    network = networks.build(name)
     size = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     found = factorized(network.apply, network.params, network.x, rank=size)
     exact = ntk.empirical(network.apply, network.params, network.x)
@@ -223,7 +223,7 @@ def test_alignment_splits_the_eigenvalues_of_the_kernel(large: Any, found: Facto
 
 
 def test_alignment_at_full_rank_is_whole() -> None:
-    network = models.build("biased_mlp")
+    network = networks.build("biased_mlp")
     size = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     found = factorized(network.apply, network.params, network.x, rank=size)
     aligned = factorization.alignment(found, factorization.recompose(found), rank=6)

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import factorization, path_kernel, paths
 
-from .. import models, oracles
+from .. import networks, oracles
 
 TOLERANCE = 1e-9
 
@@ -36,7 +36,7 @@ class Case(NamedTuple):
 
 @cache
 def case(name: str) -> Case:
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     x, flat = np.asarray(network.x), network.theta
     kept = np.random.default_rng(3).random(flat.size) < 0.8
     kept[0] = True
@@ -79,20 +79,20 @@ def close(actual: Any, exact: Any) -> None:
     np.testing.assert_allclose(actual, exact, rtol=0, atol=TOLERANCE * max(np.abs(exact).max(), 1e-30))
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.covering())
 def test_recomposed_kernel_is_that_of_listed_paths(name: str) -> None:
     of = case(name)
     close(factorization.recompose(of.found), of.kernel)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.covering())
 def test_eigenvalues_are_those_of_listed_paths(name: str) -> None:
     of = case(name)
     exact = np.linalg.eigvalsh(of.twin)[::-1][: len(of.found.eigenvalues)]
     close(of.found.eigenvalues * np.exp(of.found.log_scale), exact)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.covering())
 def test_traces_are_those_of_listed_paths_layer_by_layer(name: str) -> None:
     of = case(name)
     trace = np.einsum("iiaa->", of.kernel)
@@ -103,16 +103,16 @@ def test_traces_are_those_of_listed_paths_layer_by_layer(name: str) -> None:
     np.testing.assert_allclose(of.found.cumulative[-1], 1.0 if trace else 0.0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.covering())
 def test_layer_shares_split_the_path_kernel(name: str) -> None:
     of = case(name)
-    sizes = [leaf.size for leaf in jax.tree.leaves(models.build(name).params)]
+    sizes = [leaf.size for leaf in jax.tree.leaves(networks.build(name).params)]
     diagonal = np.split(np.diag(of.twin), np.cumsum(sizes)[:-1])
     eigenvalues = of.found.eigenvalues * np.exp(of.found.log_scale)
     close([shares @ eigenvalues for shares in jax.tree.leaves(of.found.layer_shares)], [d.sum() for d in diagonal])
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.covering())
 def test_modes_of_no_eigenvalue_are_zero(name: str) -> None:
     found = case(name).found
     dead = np.asarray(found.eigenvalues) == 0
@@ -122,7 +122,7 @@ def test_modes_of_no_eigenvalue_are_zero(name: str) -> None:
     np.testing.assert_allclose(totals, np.where(dead, 0.0, 1.0), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.covering())
 def test_each_mode_is_an_eigenvector_of_the_path_kernel_seen_through_the_data(name: str) -> None:
     of = case(name)
     values, vectors = np.linalg.eigh(of.twin)
@@ -135,16 +135,16 @@ def test_each_mode_is_an_eigenvector_of_the_path_kernel_seen_through_the_data(na
         np.testing.assert_allclose(mode * sign, exact, rtol=0, atol=TOLERANCE * np.abs(of.activations).max())
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.covering())
 def test_bounds_hold(name: str) -> None:
     ntk, trace_ntk, path, trace_path, gram, trace_gram = largest(case(name))
     assert ntk <= path * gram * (1 + TOLERANCE)
     assert trace_ntk <= min(gram * trace_path, path * trace_gram) * (1 + TOLERANCE)
 
 
-@pytest.mark.parametrize("name", models.names()[::6])
+@pytest.mark.parametrize("name", networks.COVERING[1::2])
 def test_bounds_are_those_of_listed_paths(name: str) -> None:
-    of, network = case(name), models.build(name)
+    of, network = case(name), networks.build(name)
 
     @jax.jit
     def found(params: Any, x: Any, ntk: Any) -> Any:

@@ -282,7 +282,11 @@ def fuzz(networks: int, seed: int, *, every: int = 16) -> Tally:
     return tally
 
 
-@pytest.mark.parametrize("share", range(SHARES))
+# `make test` holds one half of the few networks to their paths, `make long` the other, `make fuzz` as many as it is told
+SHARE_PARAMETERS = [pytest.param(i, marks=[pytest.mark.long] if i >= (SHARES + 1) // 2 else []) for i in range(SHARES)]
+
+
+@pytest.mark.parametrize("share", SHARE_PARAMETERS)
 def test_random_networks_equal_their_listed_paths(share: int) -> None:
     networks = NETWORKS // SHARES
     assert fuzz(networks, SHARES * SEED + share).networks >= networks

@@ -10,7 +10,7 @@ from jax.nn import initializers
 
 from pathjax import isometry, masks, scores
 
-from .. import models
+from .. import networks
 from ..tolerances import EXACT, SINGLE
 
 
@@ -26,7 +26,7 @@ def random_mask(params, share=0.5):
 @pytest.mark.parametrize("masked", (False, True))
 @pytest.mark.parametrize("name", ("biased_mlp", "residual_dense", "conv_same_stride"))
 def test_singular_values_are_those_of_the_dense_jacobian(name, masked):
-    network = models.build(name)
+    network = networks.build(name)
     mask = random_mask(network.params, 0.7) if masked else None
     params = masks.apply_mask(mask, network.params)
     x = jnp.asarray(network.x)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import ntk
 
-from ..models import build
+from ..networks import build
 from ..tolerances import EXACT, SINGLE
 
 METHODS = ("layerwise", "jacobian", "products")

@@ -18,7 +18,7 @@ from pathjax._interpreter.traced import TracedNetwork
 from pathjax._ntk import layerwise
 from pathjax._ntk.contractions import Form, Matrices, _of_masked_products, _of_products, _of_rows
 
-from ..models import build, names
+from ..networks import build, covering
 
 unchecked = inspect.unwrap(ntk.empirical)
 empirical, empirical_trace, empirical_diagonal = (
@@ -56,7 +56,7 @@ def assert_close(actual, expected, tolerance=CLOSE):
 # Any network
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", covering())
 def test_kernel_of_kept_weights_and_two_batches_equals_that_of_jacobians(name):
     network = build(name)
     mask = random_mask(network.params)

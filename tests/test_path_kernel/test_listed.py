@@ -14,7 +14,7 @@ from jax.tree_util import tree_flatten_with_path
 from pathjax import path_kernel
 from pathjax._path_kernel import twin
 
-from .. import models, oracles
+from .. import networks, oracles
 
 CLOSE = 1e-9
 EPSILON = 0.1
@@ -23,7 +23,7 @@ EPSILON = 0.1
 class Case(NamedTuple):
     """One network of the table with two sets of weights and a mask."""
 
-    network: models.Network
+    network: networks.Network
     other: Any
     mask: Any
     theta: np.ndarray
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 def case(name: str) -> Case:
-    network, theta, other = models.build(name), models.build(name).theta, models.build(name, 1).theta
+    network, theta, other = networks.build(name), networks.build(name).theta, networks.build(name, 1).theta
     kept = np.random.default_rng(3).random(theta.size) < 0.8
     sizes = np.cumsum([leaf.size for leaf in jax.tree.leaves(network.params)])[:-1]
     structure = jax.tree.structure(network.params)
@@ -49,7 +49,7 @@ def assert_close(ours: Any, theirs: Any) -> None:
     np.testing.assert_allclose(ours, theirs, rtol=CLOSE, atol=CLOSE * size, equal_nan=True)
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.names())
 def test_products_of_parts_equal_those_of_listed_paths(name: str) -> None:
     """(J_θ v)ᵀ of the first leaf times J_θ v at other weights, over the paths to the last output."""
     network, other, mask, theta, other_theta, kept = case(name)
@@ -66,7 +66,7 @@ def test_products_of_parts_equal_those_of_listed_paths(name: str) -> None:
         exponents = jnp.stack([left.exponent, right.exponent]).astype(float)
         return rows.T * jnp.exp2(jnp.floor(exponents.mean()))
 
-    paths = [path for path in models.listed(name) if path.output == last]
+    paths = [path for path in networks.listed(name) if path.output == last]
     left, right = (oracles.jacobian(paths, each, kept) for each in (theta, other_theta))
     left = left * (np.arange(theta.size) < jax.tree.leaves(network.params)[0].size)
     assert_close(jax.jit(products)(network.params, other, mask), left.T @ right)
@@ -104,7 +104,7 @@ def top_space(kernel: np.ndarray, rank: int) -> np.ndarray:
 
 
 def listed(name: str, theta: np.ndarray, other: np.ndarray, kept: np.ndarray, rank: int) -> Found:
-    paths = models.listed(name)
+    paths = networks.listed(name)
     jacobian, second = (oracles.jacobian(paths, each, kept) for each in (theta, other))
     twin, kernel, other_kernel = jacobian.T @ jacobian, jacobian @ jacobian.T, second @ second.T
     eigenvalues = np.linalg.eigvalsh(twin[np.ix_(kept, kept)])

@@ -12,10 +12,10 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import path_kernel
 
-from .. import models
+from .. import networks
 from ..tolerances import EXACT
 
-NETWORK = models.build("linen_mlp")
+NETWORK = networks.build("linen_mlp")
 
 
 def dense(kernel: path_kernel.PathKernel) -> Any:

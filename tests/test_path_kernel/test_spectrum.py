@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from pathjax import masks, path_kernel, scores
 from pathjax._path_kernel import twin
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT
 
 
@@ -32,9 +32,14 @@ def parameters(*widths: int) -> Any:
 
 
 def dense_eigenvalues(kernel: path_kernel.PathKernel) -> Any:
+    """All eigenvalues of G, descending, from its products with unit vectors; compiled once for each shape."""
+    return np.linalg.eigvalsh(np.asarray(_all_products(kernel)))[::-1]
+
+
+@jax.jit
+def _all_products(kernel: path_kernel.PathKernel) -> Any:
     flat, unravel = ravel_pytree(kernel.params)
-    columns = jax.vmap(lambda row: ravel_pytree(kernel.matvec(unravel(row)))[0])(jnp.eye(flat.size))
-    return np.linalg.eigvalsh(np.asarray(columns))[::-1]
+    return jax.vmap(lambda row: ravel_pytree(kernel.matvec(unravel(row)))[0])(jnp.eye(flat.size))
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +52,10 @@ def large() -> path_kernel.PathKernel:
 
 @pytest.mark.parametrize("name", ["bias_free_mlp", "tied_square"])
 def test_small_kernels_are_decomposed_exactly(name: str) -> None:
-    network = models.build(name)
+    network = networks.build(name)
     kernel = path_kernel.path_kernel(network.apply, network.params, network.x)
     values, vectors, _ = path_kernel.top_eigenpairs(kernel, 4, key=jax.random.key(0))
-    twin = oracles.twin(models.listed(name), network.theta)
+    twin = oracles.twin(networks.listed(name), network.theta)
     np.testing.assert_allclose(values * jnp.exp(kernel.log_scale), np.linalg.eigvalsh(twin)[::-1][:4], rtol=EXACT)
     columns = jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors)
     scaled = values[:, None] * jnp.exp(kernel.log_scale) * columns
@@ -80,7 +85,7 @@ def test_density_integrates_to_the_trace(large: path_kernel.PathKernel) -> None:
 
 
 def test_bias_free_mlp_loses_one_dimension_per_hidden_unit() -> None:
-    network = models.build("bias_free_mlp")
+    network = networks.build("bias_free_mlp")
     kernel = path_kernel.path_kernel(network.apply, network.params, network.x)
     eigenvalues = dense_eigenvalues(kernel)
     hidden = sum(leaf.shape[1] for leaf in jax.tree.leaves(network.params)[:-1])
@@ -320,7 +325,7 @@ def test_seeds_can_be_mapped_over() -> None:
 
 
 def test_rescaling_symmetries_are_the_null_space() -> None:
-    network = models.build("bias_free_mlp")
+    network = networks.build("bias_free_mlp")
     kernel = path_kernel.path_kernel(network.apply, network.params, network.x)
     layers = [np.asarray(layer["w"]) for layer in network.params]
     symmetries = []

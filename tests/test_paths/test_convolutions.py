@@ -9,7 +9,7 @@ from pathjax import scores
 from pathjax._interpreter import convolutions
 from pathjax._interpreter.algebra import Convolution
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT
 
 CASES = {
@@ -49,10 +49,10 @@ def test_what_is_not_plain_is_left_to_jax(change):
     assert not convolutions.is_plain(plain._replace(**change))
 
 
-@pytest.mark.parametrize("name", [name for name in models.names() if "conv" in name])
+@pytest.mark.parametrize("name", [name for name in networks.names() if "conv" in name])
 def test_sums_over_paths_through_patches(name, monkeypatch):
     monkeypatch.setattr(convolutions, "_LARGE", 1)
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     shares = jax.jit(lambda params: scores.synflow(network.apply, params, network.x))(network.params)
     masses = oracles.path_mass(listed, network.theta, 1) / oracles.path_norm(listed, network.theta, 1)
     found = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(shares)])

@@ -10,13 +10,13 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import paths
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("name", networks.names())
 def test_data_gram_equals_that_of_listed_paths(name: str) -> None:
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     flat, unravel = ravel_pytree(network.params)
     kept = np.random.default_rng(3).random(flat.size) < 0.8
     mask = jax.tree.map(lambda leaf: leaf > 0.5, unravel(jnp.asarray(kept, flat.dtype)))
@@ -30,16 +30,16 @@ def test_data_gram_equals_that_of_listed_paths(name: str) -> None:
 @pytest.mark.parametrize("chunk", [1, 3, 4, 20, 1000])
 @pytest.mark.parametrize("others", [None, 4])
 def test_chunks_change_nothing(chunk: int, others: int | None) -> None:
-    network = models.build("leaky_mlp")
+    network = networks.build("leaky_mlp")
     x = np.random.default_rng(0).normal(size=(9, 3))
     x1, x2 = x[:5], None if others is None else x[5 : 5 + others]
     sign, log_abs = paths.log_data_gram(network.apply, network.params, x1, x2, chunk=chunk)
-    exact = oracles.data_gram(network.graph, models.listed("leaky_mlp"), network.theta, x1, x2)
+    exact = oracles.data_gram(network.graph, networks.listed("leaky_mlp"), network.theta, x1, x2)
     np.testing.assert_allclose(sign * np.exp(log_abs), exact, rtol=EXACT, atol=EXACT)
 
 
 def test_one_batch_gives_a_symmetric_gram() -> None:
-    network = models.build("leaky_mlp")
+    network = networks.build("leaky_mlp")
     x = jax.random.normal(jax.random.key(0), (7, 3))
     sign, log_abs = paths.log_data_gram(network.apply, network.params, x, chunk=9)
     gram = np.moveaxis(np.asarray(sign * jnp.exp(log_abs)), -1, 0)
@@ -76,7 +76,7 @@ def test_blocks_of_two_batches_compute_few_pairs_twice(n: int, m: int) -> None:
 
 
 def test_what_is_not_finite_is_refused() -> None:
-    network = models.build("leaky_mlp")
+    network = networks.build("leaky_mlp")
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), network.params)
     with pytest.raises(ValueError, match="has a kept weight that is NaN or infinite"):
         paths.log_data_gram(network.apply, broken, network.x)
@@ -85,14 +85,14 @@ def test_what_is_not_finite_is_refused() -> None:
 
 
 def test_without_any_path_signs_are_zero() -> None:
-    network = models.build("leaky_mlp")
+    network = networks.build("leaky_mlp")
     mask = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, bool), network.params)
     sign, log_abs = paths.log_data_gram(network.apply, network.params, network.x, mask=mask)
     assert jnp.all(sign == 0) and jnp.all(log_abs == -jnp.inf)
 
 
 def test_examples_of_two_shapes_and_empty_chunks_are_refused() -> None:
-    network = models.build("one_layer")
+    network = networks.build("one_layer")
     with pytest.raises(ValueError, match=r"`x1` have shape \(4,\) and those of `x2` \(5,\)"):
         paths.log_data_gram(network.apply, network.params, network.x, jnp.ones((2, 5)))
     with pytest.raises(ValueError, match="`chunk` must be at least 1"):

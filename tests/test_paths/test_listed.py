@@ -15,10 +15,10 @@ from pathjax import path_kernel, paths
 from pathjax._interpreter import lifting
 from pathjax._interpreter.traced import traced
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT
 
-NAMES = models.names()
+NAMES = networks.names()
 MASKED = [(name, masked) for name in NAMES for masked in (False, True)]
 
 
@@ -55,7 +55,7 @@ def everything(apply: Any, params: Any, x: Any, mask: Any) -> Sums:
     )
 
 
-def mask_of(network: models.Network, masked: bool) -> tuple[Any, np.ndarray]:
+def mask_of(network: networks.Network, masked: bool) -> tuple[Any, np.ndarray]:
     """A mask as a tree and as a vector: everything, or about two thirds of the weights."""
     flat, unravel = ravel_pytree(network.params)
     kept = np.random.default_rng(7).random(flat.size) < (0.67 if masked else 1.1)
@@ -64,13 +64,13 @@ def mask_of(network: models.Network, masked: bool) -> tuple[Any, np.ndarray]:
 
 @cache
 def program(name: str) -> Any:
-    apply = models.build(name).apply
+    apply = networks.build(name).apply
     return jax.jit(lambda params, x, mask: everything(apply, params, x, mask))
 
 
 @cache
 def computed(name: str, masked: bool) -> Sums:
-    network = models.build(name)
+    network = networks.build(name)
     return jax.tree.map(np.asarray, program(name)(network.params, network.x, mask_of(network, masked)[0]))
 
 
@@ -84,7 +84,7 @@ def log(number: float) -> float:
 
 @pytest.mark.parametrize(("name", "masked"), MASKED)
 def test_norms_and_counts_equal_those_of_listed_paths(name: str, masked: bool) -> None:
-    network, listed, sums = models.build(name), models.listed(name), computed(name, masked)
+    network, listed, sums = networks.build(name), networks.listed(name), computed(name, masked)
     _, mask = mask_of(network, masked)
     norms = [log(oracles.path_norm(listed, network.theta, q, mask)) for q in (1, 2)]
     np.testing.assert_allclose(sums.log_norms, norms, rtol=EXACT, atol=EXACT)
@@ -94,7 +94,7 @@ def test_norms_and_counts_equal_those_of_listed_paths(name: str, masked: bool) -
 @pytest.mark.parametrize(("name", "masked"), MASKED)
 @pytest.mark.parametrize("gates", ["open", "data"])
 def test_sums_per_output_equal_those_of_listed_paths(name: str, masked: bool, gates: str) -> None:
-    network, listed, sums = models.build(name), models.listed(name), computed(name, masked)
+    network, listed, sums = networks.build(name), networks.listed(name), computed(name, masked)
     _, mask = mask_of(network, masked)
     x = np.asarray(network.x)
     for q, ours in zip((1, 2), {"open": sums.open_sums, "data": sums.data_sums}[gates], strict=True):
@@ -104,7 +104,7 @@ def test_sums_per_output_equal_those_of_listed_paths(name: str, masked: bool, ga
 
 @pytest.mark.parametrize(("name", "masked"), MASKED)
 def test_sum_of_signed_paths_is_the_network(name: str, masked: bool) -> None:
-    network = models.build(name)
+    network = networks.build(name)
     mask, _ = mask_of(network, masked)
     kept = jax.tree.map(lambda m, p: jnp.where(m, p, 0), mask, network.params)
     assert_close(computed(name, masked).outputs, np.asarray(network.apply(kept, network.x)))
@@ -112,7 +112,7 @@ def test_sum_of_signed_paths_is_the_network(name: str, masked: bool) -> None:
 
 @pytest.mark.parametrize(("name", "masked"), MASKED)
 def test_derivative_is_the_share_of_paths_through_each_weight(name: str, masked: bool) -> None:
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     _, mask = mask_of(network, masked)
     norm = oracles.path_norm(listed, network.theta, 2, mask)
     share = oracles.path_mass(listed, network.theta, 2, mask) / norm if norm > 0 else np.zeros(len(network.theta))
@@ -121,7 +121,7 @@ def test_derivative_is_the_share_of_paths_through_each_weight(name: str, masked:
 
 @pytest.mark.parametrize(("name", "masked"), MASKED)
 def test_path_kernel_equals_that_of_listed_paths(name: str, masked: bool) -> None:
-    network, listed, sums = models.build(name), models.listed(name), computed(name, masked)
+    network, listed, sums = networks.build(name), networks.listed(name), computed(name, masked)
     _, mask = mask_of(network, masked)
     twin = oracles.twin(listed, network.theta, mask)
     assert_close(sums.twin, twin)
@@ -130,7 +130,7 @@ def test_path_kernel_equals_that_of_listed_paths(name: str, masked: bool) -> Non
 
 
 def test_eager_sums_equal_jitted_ones() -> None:
-    network = models.build("leaky_mlp")
+    network = networks.build("leaky_mlp")
     mask, _ = mask_of(network, True)
     jitted = computed("leaky_mlp", True)
     assert_close(paths.log_path_norm(network.apply, network.params, network.x, mask=mask), jitted.log_norms[0])
@@ -139,9 +139,9 @@ def test_eager_sums_equal_jitted_ones() -> None:
 
 
 def test_vmapped_sums_equal_single_ones() -> None:
-    network = models.build("leaky_mlp")
+    network = networks.build("leaky_mlp")
     mask, _ = mask_of(network, True)
-    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), network.params, models.build("leaky_mlp", 1).params)
+    stacked = jax.tree.map(lambda a, b: jnp.stack([a, b]), network.params, networks.build("leaky_mlp", 1).params)
     over_seeds = jax.jit(jax.vmap(lambda p: everything(network.apply, p, network.x, mask)))(stacked)
     jax.tree.map(lambda a, b: assert_close(a[0], b), over_seeds, computed("leaky_mlp", True))
     assert np.all(np.abs(over_seeds.log_norms[0] - over_seeds.log_norms[1]) > 1e-3)

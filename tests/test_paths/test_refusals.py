@@ -113,6 +113,13 @@ CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
         "mixes the examples",
     ),
     "examples among units": (lambda h: h.T.reshape(h.shape), "dot_general", "mixes the examples of a batch"),
+    "convolved along examples": (
+        lambda h: lax.conv_general_dilated(
+            h[None], jnp.ones((3, 4, 4)), (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )[0],
+        "conv_general_dilated",
+        "mixes the examples of a batch",
+    ),
     "running sum of examples": (lambda h: jnp.cumsum(h, axis=0), "cumsum", "mixes the examples of a batch"),
     "a comparison times a mask": (lambda h: h * ((h > 0) * jnp.array([[1.0, 0.0, 1.0, 1.0]])), "mul", "used as a"),
     "a comparison compared": (lambda h: jnp.where(h > (h == h).astype(h.dtype), h, 0.0), "gt", "used as a number"),

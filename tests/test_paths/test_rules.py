@@ -19,7 +19,7 @@ from pathjax._interpreter import lifting as _lifting
 from pathjax._interpreter import rules as _rules
 from pathjax._interpreter.traced import traced
 
-from .. import models
+from .. import networks
 from ..tolerances import EXACT
 
 KEY, EMPTY = jax.random.key(1), np.zeros((1, 0))
@@ -279,16 +279,32 @@ def test_every_rule_says_where_examples_lie() -> None:
     assert set(_rules.PATH_RULES) - set(_examples._RULES) == elementwise
 
 
-def test_every_rule_has_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    met: set[str] = set()
+@pytest.fixture
+def met(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The primitives whose path rules have been asked for."""
+    names: set[str] = set()
     rule = _rules._rule
 
     def record(context: Any, values: Any) -> Any:
-        met.add(context.equation.name)
+        names.add(context.equation.name)
         return rule(context, values)
 
     monkeypatch.setattr(_rules, "_rule", record)
-    for network in models.networks():
+    return names
+
+
+def test_covering_networks_meet_every_rule_that_the_table_meets(met: set[str]) -> None:
+    for name in networks.COVERING:
+        network = networks.build(name)
+        paths.layers(network.apply, network.params, network.x)
+    by_covering = set(met)
+    for network in networks.every():
+        paths.layers(network.apply, network.params, network.x)
+    assert met == by_covering
+
+
+def test_every_rule_has_a_network(met: set[str]) -> None:
+    for network in networks.every():
         paths.layers(network.apply, network.params, network.x)
     for hidden in SPELLINGS.values():
         paths.layers(build(hidden), parameters(), examples())

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import scores
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT, SINGLE
 
 NAMES = ["biased_mlp", "leaky_mlp", "residual_dense", "tied_square", "linen_mlp"]
@@ -36,7 +36,7 @@ def parameters(*widths: int, dtype: Any = jnp.float64, scale: float = 2.0) -> An
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("q", [1, 2])
 def test_score_is_the_share_of_listed_paths(name: str, q: int) -> None:
-    network, listed = models.build(name), models.listed(name)
+    network, listed = networks.build(name), networks.listed(name)
     score = {1: scores.synflow, 2: scores.synflow_l2}[q]
     shares = jax.jit(lambda params: score(network.apply, params, network.x))(network.params)
     theirs = oracles.path_mass(listed, network.theta, q) / oracles.path_norm(listed, network.theta, q)
@@ -44,7 +44,7 @@ def test_score_is_the_share_of_listed_paths(name: str, q: int) -> None:
 
 
 def test_absolute_factor_is_the_peers_score() -> None:
-    network, listed = models.build("biased_mlp"), models.listed("biased_mlp")
+    network, listed = networks.build("biased_mlp"), networks.listed("biased_mlp")
     ours = scores.synflow_l2(network.apply, network.params, network.x, factor="absolute")
     theirs = oracles.path_mass(listed, network.theta, 2) / oracles.path_norm(listed, network.theta, 2)
     np.testing.assert_allclose(ravel_pytree(ours)[0], theirs / np.abs(network.theta), rtol=EXACT)
@@ -52,7 +52,7 @@ def test_absolute_factor_is_the_peers_score() -> None:
 
 @pytest.mark.parametrize("q", [1, 2])
 def test_data_shares_weigh_paths_by_their_inputs(q: int) -> None:
-    network, listed = models.build("biased_mlp"), models.listed("biased_mlp")
+    network, listed = networks.build("biased_mlp"), networks.listed("biased_mlp")
     x = np.asarray(network.x)
     # a path's mass is |v_p|^q times the mean of |x|^q at its source, or 1 at a bias
     mean = np.append((np.abs(x.reshape(len(x), -1)) ** q).mean(axis=0), 1.0)

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from pathjax import scores
 
-from .. import models, oracles
+from .. import networks, oracles
 from ..tolerances import EXACT
 
 NAMES = ["biased_mlp", "leaky_mlp", "residual_dense", "linen_mlp", "batch_norm_dense", "max_pool"]
@@ -22,7 +22,7 @@ class Case:
     """A network, its paths with their values, and everything that a loss says of path values at labelled data."""
 
     def __init__(self, name: str, temperature: float = 1.0) -> None:
-        network, self.paths = models.build(name), models.listed(name)
+        network, self.paths = networks.build(name), networks.listed(name)
         self.network, self.theta, self.x = network, network.theta, network.x
         self.y = jnp.arange(len(network.x)) % network.apply(network.params, network.x).shape[1]
         self.uses = np.zeros((len(self.paths), len(self.theta)))
@@ -104,7 +104,7 @@ def test_path_kernel_trace_of_tied_weights_is_its_derivative() -> None:
     np.testing.assert_allclose(flat(found), expected, rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "tied_square"])
+@pytest.mark.parametrize("name", [*NAMES, "tied_square", "heads_of_unequal_width"])
 def test_px_weighs_the_paths_to_an_output_by_the_data_that_reach_it(name: str) -> None:
     case = Case(name)
     reached = (case.activations**2).sum(axis=(0, 2))

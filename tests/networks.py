@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from .oracles import NONE, Graph, Path, dilate, pad, paths
@@ -70,9 +71,37 @@ def listed(name: str, seed: int = 0) -> list[Path]:
     return paths(build(name, seed).graph)
 
 
-def networks(*tags: str) -> list[Network]:
+def every(*tags: str) -> list[Network]:
     """The networks that have all of these tags."""
     return [build(name) for name in names(*tags)]
+
+
+# A few networks that between them meet every path rule which any network of the table meets (`test_rules.py` holds them
+# to it), weights on a path twice, ties, zeros and outputs that data reach unequally. Tests whose cost is a large
+# program for each network take these in `make test`, and all networks in `make long`.
+COVERING = (
+    "leaky_mlp",
+    "product_with_predicate_mlp",
+    "dead_network",
+    "tied_square",
+    "residual_of_zeros",
+    "conv_groups",
+    "average_pool",
+    "max_pool_at_ties",
+    "global_max_pool",
+    "constants",
+    "absolute_value",
+    "parametric_relu_per_channel",
+    "residual_zero_padded",
+    "heads_of_unequal_width",
+    "moves",
+    "recurrent_scan",
+)
+
+
+def covering() -> list[Any]:
+    """Names of all networks as parameters of a test; those outside `COVERING` are left to `make long`."""
+    return [name if name in COVERING else pytest.param(name, marks=pytest.mark.long) for name in names()]
 
 
 # Pieces
@@ -355,6 +384,14 @@ def residual_dense(rng):
         return graph.dense(graph.add(x, graph.dense(h, w["down"])), w["out"])
 
     return plain(rng, (3,), params, apply, draw)
+
+
+@network("dense", "monotone")
+def residual_of_zeros(rng):
+    """A branch whose last layer is zero, as residual networks are initialized: its weights still have derivatives."""
+    apply, params, x, graph = residual_dense(rng)
+    params["down"] = params["down"] * 0
+    return apply, params, x, graph
 
 
 # Convolutions
@@ -685,10 +722,10 @@ def maxout(rng):
 
 @network("layers")
 def maxout_at_ties(rng):
-    """Two of three rivals equal everywhere: `jnp.max` shares the derivative."""
+    """Two of three rivals equal everywhere, and above the third: `jnp.max` shares the derivative between the two."""
     apply, params, x, graph = maxout(rng)
     params["in"] = params["in"].at[:, 1].set(params["in"][:, 0])
-    params["b"] = params["b"].at[1].set(params["b"][0])
+    params["b"] = params["b"].at[1].set(params["b"][0]).at[2].set(-10.0)
     return apply, params, x, graph
 
 
@@ -775,6 +812,22 @@ def residual_zero_padded(rng):
         return graph.dense(graph.relu(x).ravel(), **w["Dense_0"])
 
     return linen(rng, (4, 4, 1), body, draw)
+
+
+@network("layers", "monotone")
+def heads_of_unequal_width(rng):
+    """One output reads two hidden units and the other all five, so that data reach the two through different paths."""
+    params = {"in": normal(rng, 3, 5), "narrow": normal(rng, 2, 1), "wide": normal(rng, 5, 1)}
+
+    def apply(params, x):
+        h = relu_by_maximum(x @ params["in"])
+        return jnp.concatenate([h[:, :2] @ params["narrow"], h @ params["wide"]], axis=1)
+
+    def draw(graph, x, w):
+        h = maximum(graph, graph.dense(x, w["in"]))
+        return np.concatenate([graph.dense(h[:2], w["narrow"]), graph.dense(h, w["wide"])])
+
+    return plain(rng, (3,), params, apply, draw)
 
 
 @network("layers", "monotone")
