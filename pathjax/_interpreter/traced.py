@@ -1,4 +1,4 @@
-"""The traced network: the one value that says what a network is, made once for a public call and handed on."""
+"""The traced network: every public function traces `apply` once and hands the result on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ __all__ = ["TracedNetwork", "traced"]
 class TracedNetwork:
     """A network `apply(params, x)`, whose program is traced once for each shape of inputs and then remembered.
 
-    It is an `apply` itself: on weights and inputs of the traced types it evaluates the program, so that functions which
-    take an `apply` do not trace the user's again. Two are equal that were made of the same function for weights of the
-    same tree and types; what is compiled for one then serves the other.
+    It is itself an `apply`: on weights and inputs of the traced types it evaluates the program, so that functions which
+    take an `apply` do not trace the user's again. Two traced networks are equal if they have the same function, the
+    same tree of parameters and the same leaf types; what JAX compiled for one is then reused for the other.
 
     Attributes:
         apply: the function that was traced.
@@ -52,13 +52,13 @@ class TracedNetwork:
         return self.apply, self.structure, tuple((leaf.shape, leaf.dtype) for leaf in self.leaf_types)
 
     def __call__(self, params: Params, x: Any) -> Any:
-        """The outputs (n, o). Weights of other types than the traced ones go through `apply` itself."""
+        """The outputs (n, o). For weights of other types than the traced ones it calls `apply`."""
         if not self.takes(params):
             return self.apply(params, x)
         return self.program(x).evaluate(jax.tree.leaves(params), x)
 
     def takes(self, params: Params) -> bool:
-        """Whether these are parameters of the tree and the types for which the network is traced."""
+        """Whether `params` has the tree and the leaf types for which the network is traced."""
         leaves, structure = jax.tree.flatten(params)
         return structure == self.structure and all(
             jnp.shape(leaf) == like.shape and jnp.result_type(leaf) == like.dtype
@@ -67,7 +67,7 @@ class TracedNetwork:
 
     def program(self, x: XLike) -> Program:
         """The program for a batch of this shape and type. Raises ValueError unless the outputs are (n, o)."""
-        key = _type_of(x)
+        key = _program_key(x)
         if key not in self._programs:
             shape, dtype, _ = key
             like = jax.tree.unflatten(self.structure, self.leaf_types)
@@ -75,10 +75,10 @@ class TracedNetwork:
         return self._programs[key]
 
     def path_program(self, x: XLike) -> Program:
-        """The program for a batch of this shape, which treats every example alone, as paths ask for.
+        """The program for a batch of this shape, checked to be one that paths can be defined for.
 
-        Raises UnsupportedPrimitive at the first equation that mixes examples, and ValueError where weights or inputs
-        are not of a floating-point type.
+        Raises UnsupportedPrimitive if an equation mixes examples, and ValueError if weights or inputs are not of a
+        floating-point type.
         """
         check_batch(x)
         check_floating(jax.tree.unflatten(self.structure, self.leaf_types), x)
@@ -88,8 +88,8 @@ class TracedNetwork:
         return program
 
     def mixtures(self, x: XLike) -> list[Refusal]:
-        """Every equation that mixes the examples of a batch. One example cannot show it: two are traced then."""
-        key = _type_of(jax.ShapeDtypeStruct((max(2, x.shape[0]), *x.shape[1:]), x.dtype))
+        """Every equation that mixes the examples of a batch. A batch of one cannot show it, so two are traced then."""
+        key = _program_key(jax.ShapeDtypeStruct((max(2, x.shape[0]), *x.shape[1:]), x.dtype))
         if key not in self._mixtures:
             self._mixtures[key] = mixtures(self.program(jax.ShapeDtypeStruct(*key[:2])))
         return self._mixtures[key]
@@ -99,21 +99,21 @@ class TracedNetwork:
 
         Raises UnsupportedPrimitive where a layer is not piecewise linear.
         """
-        key = _type_of(x)
+        key = _program_key(x)
         if key not in self._tied:
             self._tied[key] = tied_leaves(self.path_program(x))
         return self._tied[key]
 
 
 def traced(apply: ApplyFn, params: Params) -> TracedNetwork:
-    """The network as a traced one; the same that it is already, where it was traced for such parameters."""
+    """`apply` as a traced network; `apply` itself if it is one already, for such parameters."""
     if isinstance(apply, TracedNetwork) and apply.takes(params):
         return apply
     return TracedNetwork(apply, params)
 
 
-def _type_of(x: XLike) -> tuple[tuple[int, ...], Any, Any]:
-    """What a program depends on: the shape and type of x, and the precision that products have by default here."""
+def _program_key(x: XLike) -> tuple[tuple[int, ...], Any, Any]:
+    """What a program depends on: the shape and dtype of x, and JAX's default precision of matrix products."""
     check_batch(x)
     precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype), precision
