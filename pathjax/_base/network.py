@@ -81,8 +81,8 @@ def check_inputs(**batches: Array | None) -> None:
     for name, x in rest:
         if first_x.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"Examples of `{first_name}` have shape {first_x.shape[1:]} and those of `{name}` {x.shape[1:]}, but both "
-                "go through the same network. Only the number of examples may differ."
+                f"Examples of `{first_name}` have shape {first_x.shape[1:]} and those of `{name}` {x.shape[1:]}, but "
+                "both go through the same network. Only the number of examples may differ."
             )
 
 

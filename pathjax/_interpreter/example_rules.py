@@ -290,7 +290,7 @@ def _scatter(context: ExampleContext) -> Placement:
     operand_axes = dict(zip(map(int, sorted(numbers.update_window_dims)), window, strict=True))
     context.acted_along(updates, [axis for axis in range(len(update_shape)) if axis not in operand_axes])
     placement = context.joined([operand, _renumbered(updates, operand_axes)])
-    replaced_whole = {axis for own, axis in operand_axes.items() if update_shape[own] == shape[axis]}
+    replaced_whole = {axis for update_axis, axis in operand_axes.items() if update_shape[update_axis] == shape[axis]}
     return context.acted_along(placement, [axis for axis in range(len(shape)) if axis not in replaced_whole])
 
 

@@ -270,14 +270,14 @@ def extremum_of_windows(context: Context, values: Sequence[Value]) -> Sequence[L
 
 
 def _window_sum(params: dict[str, Any]) -> ArrayFunction:
-    """The function to the sum over each window."""
+    """The function that sums the entries of each window."""
     window = [params[name] for name in ("window_dimensions", "window_strides", "padding")]
     dilation = {name: params[name] for name in ("base_dilation", "window_dilation")}
     return lambda array: lax.reduce_window(array, np.zeros((), array.dtype), lax.add, *window, **dilation)
 
 
 def _windows(params: dict[str, Any], padding: float) -> ArrayFunction:
-    """The function to the entries of each window, along a new last axis; the array is padded with `padding`."""
+    """The function that puts the entries of each window along a new last axis, with `padding` around the array."""
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
     windows = Windows(*(params[name] for name in names))
     return lambda array: entries_of_windows(array, windows, filler=padding)

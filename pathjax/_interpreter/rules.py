@@ -224,7 +224,7 @@ PATH_RULES: dict[str, Rule] = {
     **dict.fromkeys(_COMPARISONS, gates.compare),
     **dict.fromkeys((*_MOVES, "split", "tile", "pad"), sums.shape_only),
     **dict.fromkeys(sums.ENTRIES, sums.indexed),
-    **dict.fromkeys(_COPIES, sums.same),
+    **dict.fromkeys(_COPIES, sums.copy),
     **dict.fromkeys(("cumsum", "reduce_window_sum"), sums.add_running),
     **dict.fromkeys(("reduce_max", "reduce_min"), gates.extremum_of_axes),
     **dict.fromkeys(("reduce_window_max", "reduce_window_min"), gates.extremum_of_windows),

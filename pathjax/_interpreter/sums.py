@@ -13,7 +13,7 @@ from pathjax._interpreter.context import Context, Lift, Results, shape_of
 from pathjax._interpreter.gates import combine_gates, known_number, pass_through
 
 __all__ = [
-    "ENTRIES", "add", "add_running", "conv", "divide", "dot", "indexed", "multiply", "negate", "power", "same",
+    "ENTRIES", "add", "add_running", "conv", "copy", "divide", "dot", "indexed", "multiply", "negate", "power",
     "scatter_add", "shape_only", "subtract", "sum_of_axes",
 ]  # fmt: skip
 
@@ -21,7 +21,7 @@ __all__ = [
 ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1), "scatter": (0, 2)}
 
 
-def same(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value]:
+def copy(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value]:
     """Copies, and conversions between floating-point types."""
     for value, output in zip(values, context.equation.outputs, strict=True):
         if isinstance(value, PathSum) and not jnp.issubdtype(output.dtype, jnp.floating):
