@@ -1,4 +1,4 @@
-"""The traced network: the one value that says what a network is, made once for a public call and handed on."""
+"""The traced network: every public function traces `apply` once and hands the result on."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["TracedNetwork", "traced"]
 class TracedNetwork:
     """A network `apply(params, x)`, whose program is traced once for each shape of its arguments and then remembered.
 
-    It is an `apply` itself: calls evaluate the remembered program, so that functions which take an `apply` do not trace
-    the user's again; `apply` must be pure, as under `jax.jit`. Two are equal that were made of the same function for
-    weights of the same tree and types; what is compiled for one then serves the other.
+    It is itself an `apply`: a call evaluates the remembered program, so functions that take an `apply` do not trace the
+    user's again; `apply` must be pure, as under `jax.jit`. Two traced networks are equal if they have the same
+    function, tree of parameters and leaf types; what JAX compiled for one is then reused for the other.
 
     Attributes:
         apply: the function that is traced.
@@ -66,7 +66,7 @@ class TracedNetwork:
 
     def takes(self, params: Params) -> bool:
         """Whether these parameters have the tree and the types of those that the network was made for."""
-        return _types(params, self.params_like) == _types(self.params_like, self.params_like)
+        return _types(params, None) == _types(self.params_like, None)
 
     def program(self, x: XLike, params: Params | None = None) -> Program:
         """The program for a batch of this shape and type, and for weights like those that the network was made for.
@@ -88,18 +88,17 @@ class TracedNetwork:
         return self._outputs[types] if types in self._outputs else self.program(x, params).output
 
     def has_traced(self, x: XLike, params: Params | None = None) -> bool:
-        """Whether `apply` was called for such arguments."""
+        """Whether `apply` has been traced for arguments of these shapes and types."""
         return self._key(x, params) in self._outputs
 
     def _key(self, x: XLike, params: Params | None) -> Hashable:
-        like = self.params_like
-        return _types(like if params is None else params, x)
+        return _types(self.params_like if params is None else params, x)
 
     def path_program(self, x: XLike) -> Program:
-        """The program for a batch of this shape, which treats every example alone, as paths ask for.
+        """The program for a batch of this shape, checked to be one that paths can be defined for.
 
-        Raises UnsupportedPrimitive at the first equation that mixes examples, and ValueError where weights or inputs
-        are not of a floating-point type.
+        Raises UnsupportedPrimitive if an equation mixes examples, and ValueError if weights or inputs are not of a
+        floating-point type.
         """
         check_batch(x)
         check_floating(self.params_like, x)
@@ -128,7 +127,7 @@ class TracedNetwork:
 
 
 def traced(apply: ApplyFn, params: Params) -> TracedNetwork:
-    """The network as a traced one; the same that it is already, where it was traced for such parameters."""
+    """`apply` as a traced network; `apply` itself if it is one already, for such parameters."""
     if isinstance(apply, TracedNetwork) and apply.takes(params):
         return apply
     return TracedNetwork(apply, params)

@@ -14,7 +14,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from pathjax import enumeration, paths
-from pathjax._interpreter import examples as _examples
+from pathjax._interpreter import example_rules as _example_rules
 from pathjax._interpreter import lifting as _lifting
 from pathjax._interpreter import rules as _rules
 from pathjax._interpreter.traced import traced
@@ -276,7 +276,7 @@ def test_every_rule_says_where_examples_lie() -> None:
     comparisons = {"gt", "ge", "lt", "le", "eq", "ne"}
     of_one = {"sign", "abs", "neg", "integer_pow", "square", "copy", "convert_element_type", "reduce_precision"}
     elementwise = {*comparisons, *of_one, "max", "min", "clamp", "select_n", "sub", "add", "add_any", "mul", "div"}
-    assert set(_rules.PATH_RULES) - set(_examples._RULES) == elementwise
+    assert set(_rules.PATH_RULES) - set(_example_rules.EXAMPLE_RULES) == elementwise
 
 
 @pytest.fixture
