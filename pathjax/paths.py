@@ -147,7 +147,7 @@ def log_data_gram(
 ) -> DataGram:
     """Sign and logarithm of the data Gram K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s.
 
-    K_v(·, ·)_o are the diagonal blocks of J_v f (J_v f)ᵀ; the blocks between two outputs are 0, since a path ends at one
+    K_v(·, ·)_o are the diagonal blocks of J_v f (J_v f)ᵀ; blocks between two outputs are 0, since a path ends at one
     output. The values of weights and constants enter only through the slopes a_p: a path with a pruned weight or a
     constant 0 does not count, a path that starts at a bias does. Where no path is left the sign is 0 and the logarithm
     −∞. `x2` is `x1` by default; then the result is exactly symmetric, as one half is computed and mirrored.
