@@ -191,8 +191,9 @@ def lottery_ticket(
     `density=1` there is no level.
 
     With `reinitialize`, a function `init(key)`, each level trains new random weights in place of rewound ones, and the
-    ticket holds new random weights too: a control for what the mask is worth without its weights. It needs a `key` and
-    k = 0. To redraw the weights of a finished ticket only, use `masks.reinitialize(init, ticket.mask, key=key)`.
+    ticket holds new random weights too: a control for what the mask is worth without its weights. It needs k = 0 and a
+    `key`, which is split in two, for `train` and for `init`. To redraw the weights of a finished ticket only, use
+    `masks.reinitialize(init, ticket.mask, key=key)`.
 
     Cost: one training per level, ⌈log(density)/log(1 − pruned)⌉ in all (11 for density 0.1), and the first k steps.
 

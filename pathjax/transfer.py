@@ -67,10 +67,10 @@ def neural_tangent_transfer(
         λ ‖Θ_s − Θ_t‖² / (n·o)² + ‖f_s − f_t‖² / (n·o) + (λ₂/ρ) ‖m ⊙ θ_s‖²
 
     The last norm is over the prunable leaves. Θ is the kernel of the batch, (n·o)² numbers; with `trace` its sum over
-    equal outputs, n² numbers in place of (n·o)². Θ_s takes derivatives by kept weights only, since only these will be
-    trained. The student starts at the teacher's weights. Its mask keeps the largest |θ|: exactly round(ρ·N) of the N
-    weights of each prunable leaf, or of all prunable weights with `scope="global"`. The mask is chosen again every
-    `refresh` steps, as long as more than `refresh` steps are left.
+    equal outputs, and n² takes the place of (n·o)² in the loss. Θ_s takes derivatives by kept weights only, since only
+    these will be trained. The student starts at the teacher's weights. Its mask keeps the largest |θ|: exactly
+    round(ρ·N) of the N weights of each prunable leaf, or of all prunable weights with `scope="global"`. The mask is
+    chosen again every `refresh` steps, as long as more than `refresh` steps are left.
 
     Pruned weights keep their values until the mask is chosen again; one returns if kept weights have become smaller
     than it. This is the paper's method: gradients flow through the mask, and pruned weights are not updated. With
