@@ -48,9 +48,9 @@ def log_path_norm(
     """Logarithm of the path norm, log Σ_p |v_p|^q, over the paths to all outputs.
 
     This is the logarithm of the sum itself; divide by q for the logarithm of the q-norm. It is −∞ where no path is
-    left. Cost: one forward pass of the network with |θ|^q in place of θ and with every activation replaced by the
-    identity (open gates). The pass carries each array with a separate exponent, so that no depth overflows or
-    underflows in any floating-point type. Only the shape and dtype of `x_like` (n, ...) are read.
+    left. Cost: one forward pass of the network with |θ|^q in place of θ and all gates open: activations become the
+    identity, max pooling becomes sum pooling. The pass carries each array with a separate exponent, so that no depth
+    overflows or underflows in any floating-point type. Only the shape and dtype of `x_like` (n, ...) are read.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
