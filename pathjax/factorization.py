@@ -240,7 +240,7 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
     _check_network(network, params, x, mask)
     leaves, structure = jax.tree.flatten(params)
     kept = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
-    masked = leaves if mask is None else jax.tree.leaves(_network.kept(mask, params))
+    masked = leaves if mask is None else jax.tree.leaves(_network.kept_weights(mask, params))
 
     def part(position: int) -> jax.Array:
         def outputs(leaf: jax.Array, example: jax.Array) -> jax.Array:
@@ -463,7 +463,7 @@ def _check_network(network: TracedNetwork, params: Params, x: jax.Array, mask: M
             )
     check_finite(params, mask)
     _check_inputs(x)
-    weights = params if mask is None else _network.kept(mask, params)
+    weights = params if mask is None else _network.kept_weights(mask, params)
     _network.check_outputs(network, weights, x, "x")
 
 

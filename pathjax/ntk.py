@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base import network as _network
+from pathjax._base.network import check_batch_size, check_inputs, check_outputs, check_params, kept_weights, masked
 from pathjax._base.trees import check_mask, wide
 from pathjax._interpreter.traced import traced
 from pathjax._linalg.eigenpairs import Eigenpairs
@@ -203,7 +203,7 @@ def infinite(
            [70.]], dtype=float64)
     """
     x1, x2 = _as_arrays(x1, x2)
-    _network.check_inputs(x1=x1, x2=x2)
+    check_inputs(x1=x1, x2=x2)
     kernel = kernel_fn(x1, x2, get="ntk")
     expected = (len(x1), len(x1 if x2 is None else x2))
     if jnp.shape(kernel) != expected:
@@ -301,8 +301,8 @@ def _kernel(
     """Θ, or what `form` asks of it."""
     _check_method(method, batch_size, mesh)
     x1, x2 = _as_arrays(x1, x2)
-    _network.check_params(params)
-    _network.check_inputs(x1=x1, x2=x2)
+    check_params(params)
+    check_inputs(x1=x1, x2=x2)
     if form.diagonal and x2 is not None and len(x1) != len(x2):
         raise ValueError(
             f"Each example of `x1` meets the one of `x2` in its place, but there are {len(x1)} and {len(x2)}. Pass as "
@@ -310,17 +310,17 @@ def _kernel(
         )
     if mask is not None:
         check_mask(mask, params)
-    weights = params if mask is None else _network.kept(mask, params)
+    weights = params if mask is None else kept_weights(mask, params)
     network = traced(apply, params)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
-            _network.check_outputs(network, weights, x, name)
+            check_outputs(network, weights, x, name)
     if method == "layerwise":
         kernel = layerwise.kernel(network, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh)
         return cast(Array, kernel)
     _check_memory(network.output(x1, weights), params, x1, x2, method, form)
-    masked = network if mask is None else _network.masked(network, params, mask)
-    return _by_neural_tangents(masked, params, x1, x2, _IMPLEMENTATIONS[method], form)
+    function = network if mask is None else masked(network, params, mask)
+    return _by_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], form)
 
 
 def _as_arrays(x1: AnyArray, x2: AnyArray | None) -> tuple[Array, Array | None]:
@@ -331,7 +331,7 @@ def _check_method(method: str, batch_size: int | None, mesh: Mesh | None) -> Non
     if method != "layerwise" and method not in _IMPLEMENTATIONS:
         known = ", ".join(map(repr, ("layerwise", *_IMPLEMENTATIONS)))
         raise ValueError(f"There is no method {method!r} of the empirical kernel. Choose one of {known}.")
-    _network.check_batch_size(batch_size)
+    check_batch_size(batch_size)
     if batch_size is not None and method != "layerwise":
         raise ValueError(f"The method {method!r} has no chunks, but `batch_size` came. Leave it or the method out.")
     if mesh is not None and method != "layerwise":

@@ -19,7 +19,7 @@ __all__ = [
     "check_outputs",
     "check_params",
     "epsilon",
-    "kept",
+    "kept_weights",
     "masked",
 ]
 
@@ -34,12 +34,12 @@ def masked(apply: Callable[..., Any], params: Any, mask: Any) -> Callable[..., A
     trees.check_mask(mask, params)
 
     def masked_apply(params: Any, x: Array) -> Array:
-        return apply(kept(mask, params), x)
+        return apply(kept_weights(mask, params), x)
 
     return masked_apply
 
 
-def kept(mask: Any, params: Any) -> Any:
+def kept_weights(mask: Any, params: Any) -> Any:
     """The weights, with pruned ones set to zero. Selected, not multiplied: a pruned weight may be infinite."""
     return jax.tree.map(lambda keep, leaf: jnp.where(keep, leaf, 0), mask, params)
 

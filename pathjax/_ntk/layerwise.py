@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pathjax._base import network as _network
+from pathjax._base.network import kept_weights
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.traced import TracedNetwork
@@ -41,7 +41,7 @@ def kernel(
     mesh: Mesh | None = None,
 ) -> Any:
     """Θ of a network on two batches or one, or what `form` asks of it; on a mesh, its rows spread over the devices."""
-    weights = params if mask is None else _network.kept(mask, params)
+    weights = params if mask is None else kept_weights(mask, params)
     kept = None if mask is None else jax.tree.leaves(mask)
 
     def blocks(weights: Params, kept: Sequence[Any] | None, x1: Any, x2: Any | None) -> _blocks.Blocks:

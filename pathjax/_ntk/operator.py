@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base import network as _network
+from pathjax._base.network import check_batch_size, check_inputs, check_outputs, check_params, kept_weights
 from pathjax._base.trees import check_mask, concrete, dot, wide
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import Program
@@ -129,13 +129,13 @@ def operator(
            [360., 360.]], dtype=float64)
     """
     x = jnp.asarray(x)
-    _network.check_params(params)
-    _network.check_inputs(x=x)
-    _network.check_batch_size(batch_size)
+    check_params(params)
+    check_inputs(x=x)
+    check_batch_size(batch_size)
     if mask is not None:
         check_mask(mask, params)
     kernel = Operator(params, mask, x, traced(apply, params), batch_size)
-    _network.check_outputs(kernel.network, _kept(kernel, params), x, "x")
+    check_outputs(kernel.network, _kept(kernel, params), x, "x")
     return kernel
 
 
@@ -288,7 +288,7 @@ def _maps_at(kernel: Operator, program: Program, x: Any) -> _Maps:
 
 
 def _kept(kernel: Operator, params: Params) -> Params:
-    return params if kernel.mask is None else _network.kept(kernel.mask, params)
+    return params if kernel.mask is None else kept_weights(kernel.mask, params)
 
 
 def _outputs(kernel: Operator) -> Any:
