@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from experiments.options import Compare, Figures, Sweep
-    from experiments.results import Folder
-    from experiments.runs import Run
+    from experiments.records.results_folder import Folder
+    from experiments.records.runs import Run
 
 __all__ = ["main"]
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status."""
     import tyro
 
-    from experiments import data
+    from experiments.data import loading
     from experiments.options import Compare, Figures, InputError, Sweep
 
     options = tyro.extras.subcommand_cli_from_dict(
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             draw(options)
         else:
             compare(options)
-    except (InputError, data.DataError) as error:
+    except (InputError, loading.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
@@ -52,17 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compare(options: Compare) -> None:
     """The main job: compute the missing runs, then write the summary, the figures and the report."""
-    from experiments import data
+    from experiments.data import loading
     from experiments.options import validated
 
-    options = validated(options, datasets=tuple(data.DATASETS))
-    dataset = data.load(options.dataset, data_dir=options.data_dir)
-    data.balanced_batch(dataset.train_labels, options.ntk_per_class)
+    options = validated(options, datasets=tuple(loading.DATASETS))
+    dataset = loading.load(options.dataset, data_dir=options.data_dir)
+    loading.balanced_batch(dataset.train_labels, options.ntk_per_class)
 
-    from experiments import progress, results
+    from experiments.records import progress, results_folder
 
     console = _console()
-    with results.claimed(results.comparison(options)) as folder:
+    with results_folder.claimed(results_folder.comparison(options)) as folder:
         from experiments import compare as job
 
         cells, missing = job.cells_of(options), job.missing_cells(options, folder)
@@ -76,34 +76,37 @@ def compare(options: Compare) -> None:
 
 def draw(options: Figures) -> None:
     """Draw the figures and the report of a study."""
-    from experiments import study_report, study_results
+    from experiments.records import reading
+    from experiments.report import report
 
-    for line in study_report.write(study_results.read(options.folder), options.folder):
+    for line in report.write(reading.read(options.folder), options.folder):
         print(line)
 
 
 def sweep(options: Sweep) -> None:
     """A study: compute what is missing of it, or say what that is."""
-    from experiments import data, processes, study
+    from experiments import study
+    from experiments.data import loading
+    from experiments.train import distributed
 
-    with processes.joined(options.coordinator, processes=options.processes, process=options.process):
-        name, wanted = study.read(options.config, datasets=tuple(data.DATASETS))
-        datasets = {each: data.load(each, data_dir=options.data_dir) for each in wanted.data}
+    with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
+        name, wanted = study.read(options.config, datasets=tuple(loading.DATASETS))
+        datasets = {each: loading.load(each, data_dir=options.data_dir) for each in wanted.data}
 
-    from experiments import progress, results
     from experiments import sweep as job
+    from experiments.records import progress, results_folder
 
-    processes.check_alike(wanted, datasets)
-    console = _console(quiet=not processes.first())
+    distributed.check_alike(wanted, datasets)
+    console = _console(quiet=not distributed.first())
     claim = job.claim(wanted, options.out or Path("runs") / name, repair=options.repair)
-    with processes.in_step():
+    with distributed.in_step():
         for each, model in itertools.product(datasets.values(), wanted.model):
             job.network_of(model, each.train_images.shape[1:], each.classes)
-        already = results.kept(claim) if options.list and processes.first() else set()
+        already = results_folder.kept(claim) if options.list and distributed.first() else set()
     if options.list:
-        from experiments import plans
+        from experiments import cost_estimate
 
-        console.print(plans.plan(wanted, datasets, already))
+        console.print(cost_estimate.plan(wanted, datasets, already))
         return
     with job.held(claim) as folder:
         kept = {trial.name[:4] for trial in folder.runs()}
@@ -130,23 +133,25 @@ def _console(*, quiet: bool = False) -> Console:
 
 def _write_report(folder: Folder[Run], cells: Sequence[tuple[str, float]]) -> list[Table | str]:
     """Summary, figures and report, from what is kept of the finished runs; gives what the console shows at the end."""
-    from experiments import kernels, listed, report, results, summary
+    from experiments.measure import factorization_check, kernel_pictures
+    from experiments.records import results_folder, summary
+    from experiments.report import comparison
 
     runs = summary.by_run(folder.runs(), folder.config)
     table = summary.cells(runs)
     ranks = summary.rankings(table)
-    error = listed.factorization_error()
-    kept = {cell: kernels.load(kernels.file_of(folder.path, *cell)) for cell in cells}
-    shown = report.illustrations(runs, table, ranks, kept, folder.config)
+    error = factorization_check.factorization_error()
+    kept = {cell: kernel_pictures.load(kernel_pictures.file_of(folder.path, *cell)) for cell in cells}
+    shown = comparison.illustrations(runs, table, ranks, kept, folder.config)
     (folder.path / "figures").mkdir(exist_ok=True)
     for picture in shown:
-        results.write(folder.path / "figures" / f"{picture.name}.png", picture.png)
-        results.write(folder.path / "figures" / f"{picture.name}.svg", picture.svg)
-    results.write(folder.path / "summary.csv", table.to_csv(index=False, na_rep="nan"))
-    results.write(folder.path / "rankings.csv", summary.rankings_table(ranks).to_csv(index=False, na_rep="nan"))
-    results.write(folder.path / "report.html", report.page(table, ranks, shown, folder.config, error))
+        results_folder.write(folder.path / "figures" / f"{picture.name}.png", picture.png)
+        results_folder.write(folder.path / "figures" / f"{picture.name}.svg", picture.svg)
+    results_folder.write(folder.path / "summary.csv", table.to_csv(index=False, na_rep="nan"))
+    results_folder.write(folder.path / "rankings.csv", summary.rankings_table(ranks).to_csv(index=False, na_rep="nan"))
+    results_folder.write(folder.path / "report.html", comparison.page(table, ranks, shown, folder.config, error))
     return [
-        report.console_table(table),
+        comparison.console_table(table),
         f"Θ = J Π Jᵀ on listed paths: relative error {error:.1e}, in float64",
         f"Report: {folder.path / 'report.html'}",
     ]

@@ -13,14 +13,16 @@ import numpy as np
 import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so that the limit below holds for it too
 import threadpoolctl  # type: ignore[import-untyped]
 
-from experiments import curves, kernels, methods, models, quantities, training
-from experiments.data import Dataset, balanced_batch
-from experiments.kernels import Cell
-from experiments.keys import key_of
+from experiments.base.seeds import key_of
+from experiments.data.loading import Dataset, balanced_batch
+from experiments.measure import curves, kernel_pictures, pruning, quantities
+from experiments.measure.kernel_pictures import Cell
+from experiments.networks import twins
 from experiments.options import DENSE, Compare, InputError, Recipe
-from experiments.progress import Reporter
-from experiments.results import Folder
-from experiments.runs import Run
+from experiments.records.progress import Reporter
+from experiments.records.results_folder import Folder
+from experiments.records.runs import Run
+from experiments.train import training
 from pathjax import masks, ntk
 from pathjax.types import Mask, Params
 
@@ -41,7 +43,7 @@ def missing_cells(options: Compare, folder: Folder[Run]) -> list[Cell]:
         cell
         for cell in cells_of(options)
         if any((*cell, seed) not in kept for seed in range(options.seeds))
-        or not kernels.file_of(folder.path, *cell).exists()
+        or not kernel_pictures.file_of(folder.path, *cell).exists()
     ]
 
 
@@ -57,7 +59,7 @@ def compute(options: Compare, dataset: Dataset, folder: Folder[Run], reporter: R
         for method, density in missing:
             # a cell is always computed for all its seeds: another batch of seeds would round otherwise
             runs, shown = bench.measured(method, density, reporter)
-            kernels.save(kernels.file_of(folder.path, method, density), shown)
+            kernel_pictures.save(kernel_pictures.file_of(folder.path, method, density), shown)
             folder.add(runs)
             accuracy = np.mean([run.test_accuracy for run in runs])
             reporter.advance(f"{method} {density:g}: accuracy {100 * accuracy:.1f}%")
@@ -80,21 +82,21 @@ class Bench:
 
     def __init__(self, options: Compare, dataset: Dataset) -> None:
         images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-        build = models.MODELS[options.model]
+        build = twins.MODELS[options.model]
         self._options = options
         self._model = build(dataset.train_images.shape[1:], dataset.classes, width=options.width)
         check_densities(options.density, options.model, jax.eval_shape(self._model.init, key_of(0)))
         self._params = jax.jit(jax.vmap(self._model.init))(self._keys("init"))
         few = balanced_batch(dataset.train_labels, _SCORE_PER_CLASS)
-        self._masked = methods.masked_seeds(
+        self._masked = pruning.masked_seeds(
             self._model.apply,
-            methods.Evidence(images, (images[few], labels[few]), self._model.init),
+            pruning.Evidence(images, (images[few], labels[few]), self._model.init),
             rounds=options.rounds,
         )
         fixed = balanced_batch(dataset.train_labels, options.ntk_per_class)
         self._batch = images[fixed]
         self._known = quantities.before_training(self._model.apply, self._batch)
-        self._kernels = kernels.measurer(self._model.apply, self._batch, labels[fixed])
+        self._kernels = kernel_pictures.measurer(self._model.apply, self._batch, labels[fixed])
         targets = curves.centred_one_hot(labels[fixed], dataset.classes)
         self._curves = curves.loss_curves(self._model.apply, self._batch, targets, steps=options.curve_steps)
         self._steps_per_epoch = len(labels) // min(options.batch_size, len(labels))
@@ -105,7 +107,7 @@ class Bench:
             Recipe(epochs=options.epochs, batch_size=options.batch_size, learning_rate=options.learning_rate),
         )
 
-    def measured(self, method: str, density: float, reporter: Reporter) -> tuple[list[Run], kernels.Kernels]:
+    def measured(self, method: str, density: float, reporter: Reporter) -> tuple[list[Run], kernel_pictures.Kernels]:
         """All seeds of one cell, from scores to the trained network, and what the pictures of its kernels show."""
         name = f"{method} {density:g}"
         reporter.stage(f"{name}: scores")
@@ -132,7 +134,7 @@ class Bench:
     def mask(self, method: str, density: float) -> Mask:
         """The masks of one cell, the seeds on a leading axis."""
         if method == DENSE:
-            return methods.dense_mask(self._params)
+            return pruning.dense_mask(self._params)
         return self._masked(method, density, self._params, self._keys(method, density))
 
     def _keys(self, *names: str | float) -> jax.Array:

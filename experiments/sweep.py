@@ -19,18 +19,23 @@ import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so 
 import threadpoolctl  # type: ignore[import-untyped]
 from rich.table import Table
 
-from experiments import compare, curves, data, kernels, methods, processes, quantities, results, shrink, training
-from experiments.data import Dataset
-from experiments.keys import key_of
-from experiments.lanes import in_lanes, side_by_side
-from experiments.networks import named
+from experiments import compare
+from experiments.base.batching import in_lanes, side_by_side
+from experiments.base.seeds import key_of
+from experiments.data import loading
+from experiments.data.loading import Dataset
+from experiments.measure import curves, kernel_pictures, pruning, quantities
+from experiments.networks import shrink
+from experiments.networks.architectures import named
+from experiments.networks.layers import OUTPUTS, Network, bind
 from experiments.options import DENSE, InputError
-from experiments.progress import Reporter
-from experiments.results import Claim, Folder, Unkept
-from experiments.runs import QUANTITIES
-from experiments.steps import OUTPUTS, Network, bind
+from experiments.records import results_folder
+from experiments.records.progress import Reporter
+from experiments.records.results_folder import Claim, Folder, Unkept
+from experiments.records.runs import QUANTITIES
+from experiments.records.trial import Trial
 from experiments.study import Model, Name, Study, cells_of
-from experiments.trials import Trial
+from experiments.train import distributed, training
 from pathjax import dynamics, factorization, ntk, path_kernel
 from pathjax.types import Key, Mask, Params
 
@@ -75,9 +80,9 @@ def claim(study: Study, out: Path, *, repair: bool) -> Claim[Trial]:
 def held(claim: Claim[Trial]) -> Iterator[Folder[Trial]]:
     """The output folder of a study. Of several processes the first holds it for all. Raises as `results.claimed`."""
     with contextlib.ExitStack() as stack:
-        with processes.in_step():
-            if processes.first():
-                folder = stack.enter_context(results.claimed(claim))
+        with distributed.in_step():
+            if distributed.first():
+                folder = stack.enter_context(results_folder.claimed(claim))
             else:
                 folder = Unkept(claim.out, claim.options, [], claim.kind)
         yield folder
@@ -120,7 +125,7 @@ def run(study: Study, folder: Folder[Trial], reporter: Reporter, datasets: dict[
         reporter.stage(f"{name} {model.name}: building")
         # matrices this small take one thread; on a shared machine several wait for each other fifty times as long
         with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            with processes.in_step():
+            with distributed.in_step():
                 bench = Bench(study, model, part(study, datasets[name]), folder.path / "checkpoints")
             for group in _groups(study, name, model, bench.lanes):
                 if not kept.issuperset(group.names(study.seeds)):
@@ -132,13 +137,13 @@ def _kept(study: Study, folder: Folder[Trial]) -> set[Name]:
     parts = itertools.product(study.data, study.model)
     names = [one for name, model in parts for one in Group(name, model, tuple(cells_of(study))).names(study.seeds)]
     known = {trial.name for trial in folder.runs()}
-    return set(itertools.compress(names, processes.word(np.array([name in known for name in names]))))
+    return set(itertools.compress(names, distributed.word(np.array([name in known for name in names]))))
 
 
 def _keep(bench: Bench, group: Group, seeds: int, folder: Folder[Trial], reporter: Reporter) -> None:
     known = {trial.name for trial in folder.runs()}
     for trials in _computed(bench, group, seeds, reporter):
-        with processes.in_step():
+        with distributed.in_step():
             folder.add(trials)
         if any(trial.name not in known for trial in trials):
             reporter.advance(_words(trials))
@@ -147,7 +152,7 @@ def _keep(bench: Bench, group: Group, seeds: int, folder: Folder[Trial], reporte
 def _computed(bench: Bench, group: Group, seeds: int, reporter: Reporter) -> Iterator[list[Trial]]:
     """The trials of a group, all of them; of cells that fail together, each by itself."""
     try:
-        with processes.in_step():
+        with distributed.in_step():
             trials = bench.trials(group.cells, reporter)
     except InputError:
         raise
@@ -219,13 +224,13 @@ class Bench:
         state = jax.tree.map(lambda leaf: leaf[0], self._state)  # running statistics begin alike
         apply = bind(self._network, state)
         images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-        few = data.balanced_batch(dataset.train_labels, study.measure.score_per_class)
-        evidence = methods.Evidence(
+        few = loading.balanced_batch(dataset.train_labels, study.measure.score_per_class)
+        evidence = pruning.Evidence(
             images[:_INPUTS], (images[few], labels[few]), lambda key: self._network.init(key)[0]
         )
-        self._masked = methods.masked_seeds(apply, evidence, rounds=study.measure.rounds)
+        self._masked = pruning.masked_seeds(apply, evidence, rounds=study.measure.rounds)
         per_class = math.ceil(study.measure.ntk_images / dataset.classes)
-        fixed = data.balanced_batch(dataset.train_labels, per_class)[: study.measure.ntk_images]
+        fixed = loading.balanced_batch(dataset.train_labels, per_class)[: study.measure.ntk_images]
         self._batch = images[fixed]
         self._known = in_lanes(quantities.before_training(apply, self._batch), self.lanes)
         targets = curves.centred_one_hot(labels[fixed], dataset.classes)
@@ -234,7 +239,9 @@ class Bench:
         )
         self._part = in_lanes(_low_rank(apply, self._batch, study.measure.rank), self.lanes)
         self._changes = in_lanes(_changes(self._network, state, self._batch), self.lanes)
-        augment = functools.partial(data.augmented, flip=dataset.name in data.FLIPPED) if study.train.augment else None
+        augment = (
+            functools.partial(loading.augmented, flip=dataset.name in loading.FLIPPED) if study.train.augment else None
+        )
         trained = training.trainer(
             self._network,
             (images, labels),
@@ -249,7 +256,7 @@ class Bench:
 
     def trials(self, cells: Sequence[Cell], reporter: Reporter) -> list[Trial]:
         """All seeds of some cells, cell after cell; they are trained together."""
-        with processes.in_step():  # those that score alone must not be waited for in training
+        with distributed.in_step():  # those that score alone must not be waited for in training
             before = [self._before(*cell, reporter) for cell in cells]
         count = len(cells)
         reporter.stage(f"{self._title(*cells[0])}: training", 0.4)
@@ -277,7 +284,7 @@ class Bench:
 
     def _before(self, method: str, density: float, reporter: Reporter) -> _Before:
         reporter.stage(f"{self._title(method, density)}: scores")
-        mask = methods.dense_mask(self._params)
+        mask = pruning.dense_mask(self._params)
         if method != DENSE:
             masked = in_lanes(functools.partial(self._masked, method, density), self.lanes)
             mask = masked(self._params, self._keys(method, density))
@@ -303,7 +310,7 @@ class Bench:
         layers = compare.layers(mask)
         units = shrink.shrink(self._network, params, state, mask).units
         widths = {name: width for name, width in self._network.widths.items() if name != OUTPUTS}
-        nodes = kernels.log_nodes(known.nodes[None], known.log_top_path_kernel[None]).ravel()
+        nodes = kernel_pictures.log_nodes(known.nodes[None], known.log_top_path_kernel[None]).ravel()
         order = np.argsort(-nodes, kind="stable")
         numbers = known._asdict() | spectrum._asdict()
         found: dict[str, Any] = {key: float(numbers[key]) for key in QUANTITIES if key in numbers}
@@ -320,7 +327,7 @@ class Bench:
             prunable=sum(layer.size for layer in layers),
             layer_density={compare.layer_name(layer.path): layer.density for layer in layers},
             dead_units={key: 1.0 - len(units[key]) / width for key, width in widths.items()},
-            log_ntk_eigenvalues=kernels.log_above_rounding(spectrum.eigenvalues, known.ntk.dtype).tolist(),
+            log_ntk_eigenvalues=kernel_pictures.log_above_rounding(spectrum.eigenvalues, known.ntk.dtype).tolist(),
             log_path_kernel_nodes=nodes[order].tolist(),
             path_kernel_weights=(known.weights.ravel()[order] / len(known.weights)).tolist(),
             train_loss=np.asarray(after.train_loss, float).tolist(),

@@ -20,12 +20,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from experiments import results
-from experiments.figures import MUTED, blank, log_axis, png, styled, svg
-from experiments.keys import key_of
-from experiments.models import MODELS, Model
+from experiments.base.seeds import key_of
+from experiments.networks.twins import MODELS, Model
 from experiments.options import MODELS as NAMES
 from experiments.options import InputError
+from experiments.records import results_folder
+from experiments.report.drawing import MUTED, blank, log_axis, png, styled, svg
 from pathjax import masks, ntk, scores
 
 __all__ = ["Sweep", "figure", "footer", "main", "measure", "read"]
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     drawn = figure(sweeps, footer(sweeps))
     for suffix, data in (("png", png(drawn)), ("svg", svg(drawn)), ("csv", _table(sweeps))):
-        results.write(options.out / f"widths.{suffix}", data)
+        results_folder.write(options.out / f"widths.{suffix}", data)
     print(f"drawn: {options.out / 'widths.svg'}")
 
 
@@ -176,7 +176,7 @@ def footer(sweeps: Sequence[Sweep]) -> str:
     """The line under the figure: data, seeds and versions."""
     seeds = max(sweep.distances.shape[1] for sweep in sweeps)
     data = f"{_IMAGES} images of noise, {_SHAPE[0]} × {_SHAPE[1]}, {_OUTPUTS} outputs"
-    packages = ", ".join(f"{name} {results.versions()[name]}" for name in ("pathjax", "jax", "neural-tangents"))
+    packages = ", ".join(f"{name} {results_folder.versions()[name]}" for name in ("pathjax", "jax", "neural-tangents"))
     return f"{data} · seeds 0–{seeds - 1}, bars: one standard deviation · {packages}"
 
 

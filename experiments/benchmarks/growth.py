@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from experiments.benchmarks import listing, timing
-from experiments.figures import INK, MUTED, blank, log_axis, png, styled, svg
+from experiments.report.drawing import INK, MUTED, blank, log_axis, png, styled, svg
 from pathjax import factorization, path_kernel
 
 __all__ = ["Growth", "figure", "main", "measure"]

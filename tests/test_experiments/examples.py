@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from experiments.kernels import Kernels
-from experiments.runs import Run
-from experiments.trials import Trial
+from experiments.measure.kernel_pictures import Kernels
+from experiments.records.runs import Run
+from experiments.records.trial import Trial
 
 
 def example(**changed: Any) -> Run:

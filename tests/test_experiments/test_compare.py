@@ -17,9 +17,9 @@ import pandas as pd
 import pytest
 
 from experiments import __main__ as command
-from experiments import data
-from experiments.lines import decode
-from experiments.runs import Run
+from experiments.data import loading
+from experiments.records.jsonl import decode
+from experiments.records.runs import Run
 
 ROOT = Path(__file__).parents[2]
 SMALL = ["compare", "--method", "random", "synflow", "--density", "0.3", "--seeds", "2", "--width", "8"]
@@ -53,7 +53,7 @@ def compiled_once(shared):
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
-    data.load("digits", data_dir=root)
+    loading.load("digits", data_dir=root)
     return root
 
 
@@ -294,5 +294,5 @@ def test_help_explains_every_option_and_bad_input_is_found_before_jax_is_importe
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for words in ("--loss-level FLOAT", "(default: 0.3)", "nats", "--repair", "(0, 1]", *data.DATASETS):
+    for words in ("--loss-level FLOAT", "(default: 0.3)", "nats", "--repair", "(0, 1]", *loading.DATASETS):
         assert words in done.stdout

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import curves
+from experiments.measure import curves
 from pathjax import dynamics, masks, ntk
 
 

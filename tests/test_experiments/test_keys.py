@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from experiments.keys import key_of
+from experiments.base.seeds import key_of
 
 
 def words(key):

@@ -3,9 +3,9 @@ import math
 
 import pytest
 
-from experiments.lines import decode, encode
-from experiments.runs import Run
-from experiments.trials import Trial
+from experiments.records.jsonl import decode, encode
+from experiments.records.runs import Run
+from experiments.records.trial import Trial
 from tests.test_experiments.examples import example, example_trial
 
 

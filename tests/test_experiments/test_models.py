@@ -3,14 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import listed, models
+from experiments.measure import factorization_check
+from experiments.networks import twins
 from pathjax import ntk
 
 SHAPE = (4, 4, 1)
 
 
 def model_of(width):
-    return models.MODELS["fc"](SHAPE, 3, width=width)
+    return twins.MODELS["fc"](SHAPE, 3, width=width)
 
 
 def test_kernels_are_kaiming_normal_and_biases_start_at_zero():
@@ -45,9 +46,9 @@ def placed(twin, params):
     return jax.tree.unflatten(tree, [leaf.reshape(slot.shape) for leaf, slot in zip(leaves, slots, strict=True)])
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", twins.MODELS)
 def test_network_and_twin_are_the_same_function_of_the_same_weights(name):
-    model = models.MODELS[name](SHAPE, 3, width=7)
+    model = twins.MODELS[name](SHAPE, 3, width=7)
     x = jax.random.normal(jax.random.key(1), (5, *SHAPE))
     keys = iter(jax.random.split(jax.random.key(2), 8))
     # biases too, which start at zero
@@ -59,9 +60,9 @@ def test_network_and_twin_are_the_same_function_of_the_same_weights(name):
     np.testing.assert_allclose(twin.apply(placed(twin, params), x), model.apply(params, x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+@pytest.mark.parametrize("name", twins.MODELS)
 def test_network_and_twin_draw_weights_of_the_same_size(name):
-    model = models.MODELS[name](SHAPE, 3, width=64)
+    model = twins.MODELS[name](SHAPE, 3, width=64)
     twin = model.twin()
     theirs = jax.tree.leaves(twin.init(jax.random.key(0), (1, *SHAPE))[1])
     ours = jax.tree.leaves(placed(twin, model.init(jax.random.key(1))))
@@ -73,7 +74,7 @@ def test_network_and_twin_draw_weights_of_the_same_size(name):
 # one network is about a half off at such widths, the mean of many within the noise of its own
 @pytest.mark.parametrize(("name", "width"), [("fc", 100), ("conv_pool_residual", 32)])
 def test_the_mean_ntk_over_seeds_is_near_that_of_the_infinite_twin(name, width):
-    model = models.MODELS[name](SHAPE, 3, width=width)
+    model = twins.MODELS[name](SHAPE, 3, width=width)
     x = jax.random.normal(jax.random.key(1), (4, *SHAPE), jnp.float32)
     kernel_of = jax.jit(lambda key: ntk.empirical(model.apply, model.init(key), x))
     mean = sum(kernel_of(key) for key in jax.random.split(jax.random.key(0), 60)) / 60
@@ -81,4 +82,4 @@ def test_the_mean_ntk_over_seeds_is_near_that_of_the_infinite_twin(name, width):
 
 
 def test_the_factorization_holds_on_listed_paths():
-    assert listed.factorization_error() < 1e-10
+    assert factorization_check.factorization_error() < 1e-10

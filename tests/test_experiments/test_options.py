@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from experiments import methods, models
+from experiments.measure import pruning
+from experiments.networks import twins
 from experiments.options import METHODS, MODELS, Compare, InputError, validated
 
 DATASETS = ("digits", "mnist")
@@ -21,8 +22,8 @@ def test_defaults_are_valid():
 
 
 def test_the_listed_names_are_those_that_exist():
-    assert tuple(methods.METHODS) == METHODS
-    assert tuple(models.MODELS) == MODELS
+    assert tuple(pruning.METHODS) == METHODS
+    assert tuple(twins.MODELS) == MODELS
 
 
 def test_the_order_of_methods_and_densities_does_not_matter():

@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import processes
 from experiments.options import InputError
+from experiments.train import distributed
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from experiments.options import InputError
     ],
 )
 def test_what_cannot_be_joined_is_refused(coordinator, count, number, words):
-    with pytest.raises(InputError) as caught, processes.joined(coordinator, processes=count, process=number):
+    with pytest.raises(InputError) as caught, distributed.joined(coordinator, processes=count, process=number):
         pass
     assert words in str(caught.value)
 
@@ -33,17 +33,17 @@ def test_processes_that_do_not_find_each_other_say_so(kind, monkeypatch):
 
     monkeypatch.setattr(jax.distributed, "initialize", lost)
     words = f"by --coordinator auto: {kind.__name__}: coordinator_address should be defined.$"
-    with pytest.raises(InputError, match=words), processes.joined("auto", processes=None, process=None):
+    with pytest.raises(InputError, match=words), distributed.joined("auto", processes=None, process=None):
         pass
 
 
 def test_one_process_is_the_first_and_takes_its_own_word():
-    with processes.joined(None, processes=None, process=None), processes.in_step():
+    with distributed.joined(None, processes=None, process=None), distributed.in_step():
         pass
-    with pytest.raises(OSError, match="mine"), processes.in_step():
+    with pytest.raises(OSError, match="mine"), distributed.in_step():
         raise OSError("mine")
     tree = {"weights": np.arange(3.0)}
-    assert processes.first() and processes.word(tree) is tree
+    assert distributed.first() and distributed.word(tree) is tree
 
 
 @pytest.fixture
@@ -56,19 +56,19 @@ def said(monkeypatch):
         return heard
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(processes, "_said", meet)
+    monkeypatch.setattr(distributed, "_said", meet)
     return heard
 
 
 def test_what_fails_in_one_process_fails_in_the_others(said):
-    with processes.in_step():
+    with distributed.in_step():
         pass
     assert said == ["", ""]
     said[1] = "?MemoryError: no memory"
-    with pytest.raises(RuntimeError, match=r"Process 1 cannot go on: MemoryError: no memory\."), processes.in_step():
+    with pytest.raises(RuntimeError, match=r"Process 1 cannot go on: MemoryError: no memory\."), distributed.in_step():
         pass
     said[1] = "!There is no such file"
-    with pytest.raises(InputError, match=r"Process 1 cannot go on: There is no such file\."), processes.in_step():
+    with pytest.raises(InputError, match=r"Process 1 cannot go on: There is no such file\."), distributed.in_step():
         pass
 
 
@@ -78,6 +78,6 @@ def test_what_fails_in_one_process_fails_in_the_others(said):
 )
 def test_a_process_says_why_it_failed_and_keeps_its_own_error(error, words, said):
     said[1] = "?other"
-    with pytest.raises(type(error)) as caught, processes.in_step():
+    with pytest.raises(type(error)) as caught, distributed.in_step():
         raise error
     assert caught.value is error and said[0] == words

@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 
-from experiments import figures, findings, kernel_figures, kernel_findings, pages, report, summary
 from experiments.options import Compare
+from experiments.records import summary
+from experiments.report import comparison, comparison_findings, drawing, kernel_figures, kernel_findings, page
 from tests.test_experiments.examples import example, example_kernels
 
 METHODS = ["random", "magnitude", "synflow"]
@@ -60,29 +61,31 @@ def test_a_report_can_be_made_of_broken_results():
         log_eigenvalues=np.full(5, -np.inf), log_ntk_eigenvalues=np.full(12, -np.inf), alignments=np.full(3, np.nan)
     )
     broken = KERNELS | {("random", 0.02): dead._replace(bounds=np.full(6, -np.inf))}
-    shown = report.illustrations(by_run, table, ranks, broken, CONFIG)
-    page = report.page(table, ranks, shown, CONFIG, 1e-16)
+    shown = comparison.illustrations(by_run, table, ranks, broken, CONFIG)
+    page = comparison.page(table, ranks, shown, CONFIG, 1e-16)
     assert "random at density 0.02: the training loss is not finite from epoch 1 on" in page
-    assert "1.0e-16" in page and "jax 2" in report.footer(CONFIG)
+    assert "1.0e-16" in page and "jax 2" in comparison.footer(CONFIG)
     assert not re.search(r"\bnan\b", page)
-    assert report.console_table(table).row_count == len(table)
+    assert comparison.console_table(table).row_count == len(table)
 
 
 def test_the_same_results_give_the_same_pictures():
-    first, second = (figures.accuracy_over_density(tables()[1], "footer") for _ in range(2))
-    assert figures.svg(first) == figures.svg(second)
-    assert figures.png(first) == figures.png(second)
+    first, second = (drawing.accuracy_over_density(tables()[1], "footer") for _ in range(2))
+    assert drawing.svg(first) == drawing.svg(second)
+    assert drawing.png(first) == drawing.png(second)
 
 
 def test_findings_follow_the_results():
     by_run, table, ranks = tables()
-    found = findings.summary(table, ranks, 1e-16)
+    found = comparison_findings.summary(table, ranks, 1e-16)
     assert "The dense network reaches 90.0 ± 0.0% test accuracy." in found
     assert "At density 0.02, random keeps" in found
     assert "log λmax(Θ) goes most with test accuracy" in found
-    assert "best: random" in findings.of_accuracy(table)
-    assert "No layer is emptied" in findings.of_layers(by_run)
-    assert "A layer is emptied by random at 0.02." in findings.of_layers(tables(layer_density={"Dense_0": 0.0})[0])
+    assert "best: random" in comparison_findings.of_accuracy(table)
+    assert "No layer is emptied" in comparison_findings.of_layers(by_run)
+    assert "A layer is emptied by random at 0.02." in comparison_findings.of_layers(
+        tables(layer_density={"Dense_0": 0.0})[0]
+    )
 
 
 def test_findings_of_kernels_follow_the_numbers():
@@ -120,6 +123,6 @@ def test_drawings_do_not_share_names():
     drawing = (
         '<?xml?><svg width="10pt" height="20pt"><metadata>x</metadata><g id="a"/><use href="#a" clip="url(#a)"/></svg>'
     )
-    inlined = pages._inline(drawing, prefix="f1-", label="A & B")
+    inlined = page._inline(drawing, prefix="f1-", label="A & B")
     assert 'id="f1-a"' in inlined and 'href="#f1-a"' in inlined and "url(#f1-a)" in inlined
     assert "metadata" not in inlined and "pt" not in inlined and "A &amp; B" in inlined

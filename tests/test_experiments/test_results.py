@@ -4,9 +4,9 @@ import pathlib
 
 import pytest
 
-from experiments import results
-from experiments.lines import encode
 from experiments.options import Compare, InputError
+from experiments.records import results_folder
+from experiments.records.jsonl import encode
 from tests.test_experiments.examples import example
 
 
@@ -20,13 +20,13 @@ def run_of(seed):
 
 
 def filled(options, seeds):
-    with results.claimed(results.comparison(options)) as folder:
+    with results_folder.claimed(results_folder.comparison(options)) as folder:
         folder.add([run_of(seed) for seed in seeds])
     return options.out / "results.jsonl"
 
 
 def refusal(options):
-    with pytest.raises(InputError) as caught, results.claimed(results.comparison(options)):
+    with pytest.raises(InputError) as caught, results_folder.claimed(results_folder.comparison(options)):
         pass
     message = str(caught.value)
     assert message.endswith(".") and "\n" not in message
@@ -35,20 +35,20 @@ def refusal(options):
 
 def test_runs_are_found_again(options):
     filled(options, [0, 1])
-    with results.claimed(results.comparison(options)) as folder:
+    with results_folder.claimed(results_folder.comparison(options)) as folder:
         assert folder.runs() == [run_of(0), run_of(1)]
 
 
 def test_a_run_is_kept_once_as_it_first_was(options):
     path = filled(options, [0])
     before = path.read_bytes()
-    with results.claimed(results.comparison(options)) as folder:
+    with results_folder.claimed(results_folder.comparison(options)) as folder:
         folder.add([dataclasses.replace(run_of(0), test_accuracy=0.5), run_of(2)])
     assert path.read_bytes() == before + (encode(run_of(2)) + "\n").encode()
 
 
 def test_the_configuration_is_written_first(options):
-    with results.claimed(results.comparison(options)):
+    with results_folder.claimed(results_folder.comparison(options)):
         config = json.loads((options.out / "config.json").read_text())
     assert config["options"]["density"] == [0.1] and config["versions"]["jax"]
     assert "out" not in config["options"]
@@ -57,7 +57,7 @@ def test_the_configuration_is_written_first(options):
 @pytest.mark.parametrize("elsewhere", [{"repair": True}, {"data_dir": pathlib.Path("elsewhere")}])
 def test_options_that_change_no_number_may_change(options, elsewhere):
     filled(options, [0])
-    with results.claimed(results.comparison(dataclasses.replace(options, **elsewhere))) as folder:
+    with results_folder.claimed(results_folder.comparison(dataclasses.replace(options, **elsewhere))) as folder:
         assert folder.runs() == [run_of(0)]
 
 
@@ -105,18 +105,18 @@ def test_repair_sets_the_broken_line_aside_and_keeps_the_rest(options):
     path = filled(options, [0, 1])
     path.write_bytes(path.read_bytes()[:-30])
     half = path.read_bytes().splitlines()[1]
-    with results.claimed(results.comparison(dataclasses.replace(options, repair=True))) as folder:
+    with results_folder.claimed(results_folder.comparison(dataclasses.replace(options, repair=True))) as folder:
         assert folder.runs() == [run_of(0)]
     assert path.read_text() == encode(run_of(0)) + "\n"
     assert path.with_name("results.jsonl.broken").read_bytes() == half + b"\n"
-    with results.claimed(results.comparison(options)) as folder:
+    with results_folder.claimed(results_folder.comparison(options)) as folder:
         assert folder.runs() == [run_of(0)]
 
 
 def test_a_whole_line_that_lost_its_newline_is_read(options):
     path = filled(options, [0])
     path.write_bytes(path.read_bytes().rstrip())
-    with results.claimed(results.comparison(options)) as folder:
+    with results_folder.claimed(results_folder.comparison(options)) as folder:
         folder.add([run_of(1)])
         assert folder.runs() == [run_of(0), run_of(1)]
 
@@ -139,9 +139,9 @@ def test_a_line_that_does_not_belong_is_named(options, line, words):
 
 
 def test_two_jobs_in_one_folder_are_refused(options):
-    with results.claimed(results.comparison(options)):
+    with results_folder.claimed(results_folder.comparison(options)):
         assert "Another job is writing" in refusal(options)
-    with results.claimed(results.comparison(options)):
+    with results_folder.claimed(results_folder.comparison(options)):
         pass
 
 
@@ -157,7 +157,7 @@ def test_a_failed_write_leaves_the_old_file(options, monkeypatch):
     def no_room(descriptor):
         raise OSError(28, "No space left on device")
 
-    with results.claimed(results.comparison(options)) as folder:
+    with results_folder.claimed(results_folder.comparison(options)) as folder:
         monkeypatch.setattr("os.fsync", no_room)
         with pytest.raises(InputError, match=r"No space left on device\. Every run finished before is kept"):
             folder.add([run_of(1)])

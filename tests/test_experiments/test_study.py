@@ -1,7 +1,8 @@
 import pytest
 
-from experiments import networks, study
-from experiments.data import DATASETS
+from experiments import study
+from experiments.data.loading import DATASETS
+from experiments.networks import architectures
 from experiments.options import METHODS, InputError
 
 PLAIN = """
@@ -50,7 +51,7 @@ def test_the_digits_study_has_three_networks_and_all_methods():
 
 
 def test_the_listed_networks_are_those_that_exist():
-    assert set(study.NETWORKS) == set(networks.NETWORKS)
+    assert set(study.NETWORKS) == set(architectures.NETWORKS)
 
 
 def test_the_order_of_methods_and_densities_does_not_matter(config):

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import association, figures, study_figures, study_report, study_results, widths
-from experiments import study_findings as findings
-from experiments.lines import encode
+from experiments import widths
 from experiments.options import METHODS, InputError
-from experiments.trials import Trial
+from experiments.records import rank_association, reading
+from experiments.records.jsonl import encode
+from experiments.records.trial import Trial
+from experiments.report import drawing, figures, report
+from experiments.report import findings as findings
 from pathjax import scores
 from tests.test_experiments.examples import example_study
 
@@ -34,7 +36,7 @@ ONE: Any = {"data": ("digits",), "models": ("fc",)}
 
 
 def made(trials):
-    return study_results.made_of(trials, CONFIG, Path("here"))
+    return reading.made_of(trials, CONFIG, Path("here"))
 
 
 def changed(trials, where, **fields):
@@ -114,29 +116,29 @@ def test_the_page_is_whole_and_needs_no_other_file(drawn):
 
 def test_the_same_results_give_the_same_page(drawn):
     before = (drawn / "figures" / "gaps.svg").read_bytes()
-    found = study_results.read(drawn)
-    assert figures.svg(study_figures.gaps(found, study_report.footer(found))) == before
+    found = reading.read(drawn)
+    assert drawing.svg(figures.gaps(found, report.footer(found))) == before
 
 
 def test_every_figure_says_seeds_configuration_and_versions():
-    foot = study_report.footer(made(example_study()))
+    foot = report.footer(made(example_study()))
     assert (
         foot == "digits, mnist · fc, resnet20 · 2 seeds, 0–1 · epochs 10, learning rate 0.1 · pathjax 0.1.0, jax 0.10.2"
     )
-    assert " · seed 0 · " in study_report.footer(made(example_study(seeds=1)))
+    assert " · seed 0 · " in report.footer(made(example_study(seeds=1)))
 
 
 SCARCE: dict[str, Any] = dict.fromkeys(
-    ("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *study_results.CURVES), []
+    ("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *reading.CURVES), []
 )
-SCARCE |= dict.fromkeys(("gap_linearized", "gap_low_rank", "gap_data_free", *study_results.CHANGES), math.nan)
+SCARCE |= dict.fromkeys(("gap_linearized", "gap_low_rank", "gap_data_free", *reading.CHANGES), math.nan)
 SCARCE |= {"layer_density": {}, "dead_units": {}}
 
 
 def test_one_seed_one_density_one_method_and_no_measurements_are_drawn(tmp_path):
     trials = changed(example_study(**ONE, methods=("snip",), densities=(0.1,), seeds=1), (), **SCARCE)
     folder = kept_in(tmp_path / "study", trials)
-    said = study_report.write(study_results.read(folder), folder)
+    said = report.write(reading.read(folder), folder)
     absent = [line.rpartition(": ")[0] for line in said[:-2]]
     assert absent == [
         "Predicted and real training curves",
@@ -171,9 +173,9 @@ def test_numbers_that_do_not_exist_are_drawn_around():
     trials = changed(example_study(**ONE), ("random", 0.02), **BROKEN)
     trials = [trial for trial in trials if trial.name[2:4] != ("snip", 0.1)]
     found = made(changed(trials, ("dense",), ntk_change=math.nan, data_free_loss=[]))
-    for name in study_figures.__all__:
+    for name in figures.__all__:
         if name not in ("LOWEST_GAP", "shown_curves"):
-            figures.png(getattr(study_figures, name)(found, "footer"))
+            drawing.png(getattr(figures, name)(found, "footer"))
     assert "No path is left, and no point drawn, for digits, fc, random at 0.02." in findings.of_path_kernel(found)
     assert "A layer is emptied in digits, fc, random at 0.02." in findings.of_layers(found)
     for told in (
@@ -232,7 +234,7 @@ def test_shown_are_the_best_the_median_and_the_worst_of_the_lowest_density_with_
     kept = changed(trials, ("random", 0.1), gap_linearized=0.1)
     bare = [dataclasses.replace(trial, real_loss=[]) if trial.density == 0.02 else trial for trial in kept]
     found = made(bare)
-    assert study_figures.shown_curves(found) == [("dense", 1.0), ("synflow", 0.1), ("snip", 0.1), ("random", 0.1)]
+    assert figures.shown_curves(found) == [("dense", 1.0), ("synflow", 0.1), ("snip", 0.1), ("random", 0.1)]
 
 
 def test_quantities_are_ranked_within_densities_and_settings():
@@ -266,23 +268,23 @@ def test_intervals_cover_the_true_correlation_as_often_as_they_say(correlation, 
         first, noise = rng.normal(size=(2, 24 * groups))
         second = correlation * first + np.sqrt(1 - correlation**2) * noise
         places = np.split(np.arange(24 * groups), groups)
-        found = association.of(first, second, places)
+        found = rank_association.of(first, second, places)
         covered.append(found.low <= true <= found.high)
     assert 0.92 < np.mean(covered) < 0.98
 
 
 def test_perfect_order_of_few_cells_proves_little():
-    four = association.of(np.arange(4.0), np.arange(4.0), [np.arange(4)])
+    four = rank_association.of(np.arange(4.0), np.arange(4.0), [np.arange(4)])
     assert four.rho == pytest.approx(1) and four.low < 0 and four.high == pytest.approx(1)
     assert not four.clear and str(four).startswith("+1.00 [−")
-    assert str(association.of(np.arange(3.0), np.arange(3.0), [np.arange(3)])) == "–"
-    constant = association.of(np.ones(9), np.arange(9.0), [np.arange(9)])
+    assert str(rank_association.of(np.arange(3.0), np.arange(3.0), [np.arange(3)])) == "–"
+    constant = rank_association.of(np.ones(9), np.arange(9.0), [np.arange(9)])
     assert constant.groups == 0 and np.isnan(constant.rho)
 
 
 def test_every_method_has_a_color_and_a_marker_of_its_own():
     named = ("dense", *METHODS, *(name for name in scores.__all__ if name.islower() and "loss" not in name))
-    styles = [figures.style_of(method) for method in dict.fromkeys(named) if method not in ("cross_entropy",)]
+    styles = [drawing.style_of(method) for method in dict.fromkeys(named) if method not in ("cross_entropy",)]
     assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(styles)
 
 

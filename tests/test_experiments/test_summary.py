@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import summary
+from experiments.records import summary
 from tests.test_experiments.examples import example
 
 CONFIG = {"options": {"method": ["random", "snip", "synflow"]}}

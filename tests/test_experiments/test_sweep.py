@@ -20,10 +20,13 @@ import pytest
 from rich.console import Console
 
 from experiments import __main__ as command
-from experiments import data, networks, results, study, sweep
-from experiments.lines import decode
-from experiments.progress import _Lines
-from experiments.trials import Trial
+from experiments import study, sweep
+from experiments.data import loading
+from experiments.networks import architectures
+from experiments.records import results_folder
+from experiments.records.jsonl import decode
+from experiments.records.progress import _Lines
+from experiments.records.trial import Trial
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -54,7 +57,7 @@ rank = 3
 def place(tmp_path_factory):
     """A folder with digits in `data`, a config, and what its study finds in `out`, not to be changed."""
     root = tmp_path_factory.mktemp("study")
-    data.load("digits", data_dir=root / "data")
+    loading.load("digits", data_dir=root / "data")
     (root / "small.toml").write_text(CONFIG)
     settings = {
         "jax_compilation_cache_dir": str(root / "compiled"),
@@ -267,7 +270,7 @@ def test_bad_configs_end_in_one_sentence(place, tmp_path, capsys):
 
 def test_a_network_of_ones_own_is_named_by_its_module(place, tmp_path, capsys, monkeypatch):
     (tmp_path / "mine.py").write_text(
-        "from experiments.steps import IMAGE, OUTPUTS, Layer, Options, build\n"
+        "from experiments.networks.layers import IMAGE, OUTPUTS, Layer, Options, build\n"
         "def tiny(shape, outputs, *, widths=None, **options):\n"
         '    steps = (Layer("conv", IMAGE, "conv", window=3), "mean", Layer("dense", "conv", OUTPUTS, normed=False))\n'
         '    return build(shape, steps, {"conv": 8, OUTPUTS: outputs}, widths or {}, Options(**options))\n'
@@ -315,8 +318,8 @@ def test_training_that_breaks_is_kept_with_its_reason(place, tmp_path):
 
 
 def test_groups_do_not_change_the_numbers(place, monkeypatch):
-    _, found = study.read(str(place / "small.toml"), datasets=tuple(data.DATASETS))
-    dataset = sweep.part(found, data.load("digits", data_dir=place / "data"))
+    _, found = study.read(str(place / "small.toml"), datasets=tuple(loading.DATASETS))
+    dataset = sweep.part(found, loading.load("digits", data_dir=place / "data"))
     monkeypatch.setattr(sweep, "_lanes", lambda *_: 1)
     bench = sweep.Bench(found, found.model[0], dataset)
     together = bench.trials([("random", 0.2), ("synflow", 0.2)], _Lines(Console(), 0, 0))
@@ -338,7 +341,7 @@ def test_the_best_so_far_is_the_best_mean():
 
 
 def test_folded_statistics_give_the_same_function():
-    network = networks.resnet((8, 8, 1), 3, depth=8, widths={"stage_0": 2, "stage_1": 3, "stage_2": 3})
+    network = architectures.resnet((8, 8, 1), 3, depth=8, widths={"stage_0": 2, "stage_1": 3, "stage_2": 3})
     params, begun = network.init(jax.random.key(0))
     state = jax.tree.map(lambda leaf: leaf + 0.5 * jnp.arange(1, leaf.size + 1), begun)
     x = jax.random.normal(jax.random.key(1), (4, 8, 8, 1), jnp.float32)
@@ -355,6 +358,6 @@ def test_a_factor_multiplies_all_widths_but_the_outputs():
 
 
 def test_records_are_read_without_holding_the_folder(place):
-    _, found = study.read(str(place / "small.toml"), datasets=tuple(data.DATASETS))
+    _, found = study.read(str(place / "small.toml"), datasets=tuple(loading.DATASETS))
     claim = sweep.claim(found, place / "out", repair=False)
-    assert results.kept(claim) == set(claim.expected)
+    assert results_folder.kept(claim) == set(claim.expected)

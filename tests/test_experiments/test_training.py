@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import networks, training
-from experiments.checkpoints import Checkpoints
-from experiments.lanes import in_lanes
+from experiments.base.batching import in_lanes
+from experiments.networks import architectures
 from experiments.options import Recipe
+from experiments.train import training
+from experiments.train.checkpoints import Checkpoints
 from pathjax import masks
-
-from . import trained_on_devices
+from tests.test_experiments import trained_on_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,7 +102,7 @@ SHAPE = (8, 8, 1)
 @pytest.fixture(scope="module")
 def normed():
     """Two seeds of a small network with batch norm, a dense mask, keys, and 96 images of two classes."""
-    network = networks.fully_connected(SHAPE, 2, depth=1, widths={"hidden_0": 6}, batch_norm=True)
+    network = architectures.fully_connected(SHAPE, 2, depth=1, widths={"hidden_0": 6}, batch_norm=True)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     params, state = jax.vmap(network.init)(keys)
     images = jax.random.normal(jax.random.key(7), (96, *SHAPE), jnp.float32) + 2

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import models, widths
+from experiments import widths
+from experiments.networks import twins
 from pathjax import ntk
 
 
@@ -25,7 +26,7 @@ def test_pruned_kernels_approach_the_rescaled_limit_and_not_the_dense_one(model,
     slope, _ = sweep.slope
     assert -0.75 < slope < -0.3
     assert sweep.distances[-1].mean() < 0.35
-    built = models.MODELS[model](widths._SHAPE, widths._OUTPUTS, width=sizes[-1])
+    built = twins.MODELS[model](widths._SHAPE, widths._OUTPUTS, width=sizes[-1])
     x = 100 * jax.random.normal(jax.random.key(0), (3, *widths._SHAPE))
     pruned, dense = (ntk.infinite(built.twin(density).kernel_fn, x) for density in (0.25, 1.0))
     assert jnp.linalg.norm(pruned - dense) > 0.5 * jnp.linalg.norm(dense)
@@ -35,7 +36,7 @@ def test_of_one_layer_the_rescaled_limit_is_that_of_the_kept_weights():
     # W₂ adds ρN·E[relu²], W₁ and its bias ρ·2·(x·x + 1)·E[step], the last bias 1
     shape, width, density = (2, 2, 1), 50, 0.3
     x = jnp.ones((1, *shape))
-    model = models.fully_connected(shape, 3, width=width, depth=1)
+    model = twins.fully_connected(shape, 3, width=width, depth=1)
     # x·x = 4 and z ~ N(0, 2): E[relu²] = 1, E[step] = 1/2
     expected = density * width * 1.0 + density * 2 * (4 + 1) * 0.5 + 1
     np.testing.assert_allclose(ntk.infinite(model.twin(density).kernel_fn, x), [[expected]], rtol=1e-6)

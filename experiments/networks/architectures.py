@@ -15,8 +15,20 @@ from typing import Any, cast
 import jax
 from flax import nnx
 
+from experiments.networks.layers import (
+    IMAGE,
+    OUTPUTS,
+    RESHAPES,
+    Block,
+    Layer,
+    Network,
+    Options,
+    Pad,
+    State,
+    Step,
+    build,
+)
 from experiments.options import InputError, known
-from experiments.steps import IMAGE, OUTPUTS, RESHAPES, Block, Layer, Network, Options, Pad, State, Step, build
 from pathjax.types import Key, Params
 
 __all__ = [

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import processes
+from experiments.train import distributed
 
 __all__ = ["Checkpoints", "begun"]
 
@@ -32,19 +32,19 @@ class Checkpoints:
         """Epochs and state to go on from, on the host: 0 and `like` where nothing is kept."""
         import orbax.checkpoint as ocp
 
-        with processes.in_step():
+        with distributed.in_step():
             epoch = self._manager.latest_step() if self._manager else None
             state = like = jax.device_get(like)
             if epoch is not None:
                 state = self._manager.restore(epoch, args=ocp.args.StandardRestore(like))
-        epoch, state = processes.word((epoch or 0, state))
+        epoch, state = distributed.word((epoch or 0, state))
         return int(epoch), state
 
     def save(self, epoch: int, state: Any) -> None:
         """Keep a state in place of the one before. It is there whole, or not at all."""
         import orbax.checkpoint as ocp
 
-        with processes.in_step():
+        with distributed.in_step():
             if self._manager:
                 self._manager.save(epoch, args=ocp.args.StandardSave(jax.device_get(state)))
                 self._manager.wait_until_finished()
@@ -55,10 +55,10 @@ def begun(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
     """The checkpoints of the training that begins with the arrays in `identity`; removed when it has ended well."""
     own = folder.absolute() / _digest(identity)
     with ExitStack() as stack:
-        with processes.in_step():
-            manager = stack.enter_context(_manager(own)) if processes.first() else None
+        with distributed.in_step():
+            manager = stack.enter_context(_manager(own)) if distributed.first() else None
         yield Checkpoints(manager)
-    if processes.first():
+    if distributed.first():
         shutil.rmtree(own, ignore_errors=True)  # what is left of a finished training harms nothing
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.kernels import Cell, Kernels
+from experiments.measure.kernel_pictures import Cell, Kernels
 from experiments.options import DENSE
 
 __all__ = ["best_and_worst", "of_density", "of_eigenvalues", "of_maps", "of_shares"]

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 from rich.table import Table
 
-from experiments import figures, findings, kernel_figures, kernel_findings
-from experiments.kernels import Cell, Kernels
-from experiments.pages import Illustration, document, drawn, illustrated, pairs, scrolled, text
-from experiments.runs import QUANTITIES
-from experiments.summary import TARGETS, Ranking, chance_level, chance_within
-from experiments.words import rho
+from experiments.measure.kernel_pictures import Cell, Kernels
+from experiments.records.runs import QUANTITIES
+from experiments.records.summary import TARGETS, Ranking, chance_level, chance_within
+from experiments.report import comparison_findings, drawing, kernel_figures, kernel_findings
+from experiments.report.page import Illustration, document, drawn, illustrated, pairs, scrolled, text
+from experiments.report.wording import rho
 
 __all__ = ["console_table", "footer", "illustrations", "page"]
 
@@ -69,21 +69,21 @@ def illustrations(
     return [
         Illustration(
             "accuracy",
-            *drawn(figures.accuracy_over_density(table, foot)),
+            *drawn(drawing.accuracy_over_density(table, foot)),
             "Accuracy over density",
             f"Test accuracy after training ({over_seeds}; bands: one standard deviation). Dashed: the dense network.",
-            findings.of_accuracy(table),
+            comparison_findings.of_accuracy(table),
         ),
         Illustration(
             "training_loss",
-            *drawn(figures.training_loss(runs, level, foot)),
+            *drawn(drawing.training_loss(runs, level, foot)),
             "Training",
             f"Cross-entropy on the train set after each epoch ({over_seeds}). Dotted: the loss level of {level:g}.",
-            findings.of_training(table, level),
+            comparison_findings.of_training(table, level),
         ),
         Illustration(
             "predicted_curves",
-            *drawn(figures.predicted_curves(runs, foot)),
+            *drawn(drawing.predicted_curves(runs, foot)),
             "Predicted and real loss curves",
             "Squared loss on a fixed batch under full-batch gradient descent at half the step size 1/λmax(Θ/n), "
             f"relative to its start ({over_seeds}), with two predictions made before the first step: from the NTK Θ, "
@@ -91,29 +91,29 @@ def illustrations(
             "the logarithms (base 10) over all steps, in decades. How lazy the descent was is in the summary below: "
             "the relative distance of its last outputs to those of the linearized network, and the kernel distance "
             "1 − ⟨Θ, Θ₀⟩/(‖Θ‖‖Θ₀‖) of its last NTK to the first.",
-            f"{findings.of_curves(table)} {findings.of_laziness(table)}",
+            f"{comparison_findings.of_curves(table)} {comparison_findings.of_laziness(table)}",
         ),
         Illustration(
             "quantities",
-            *drawn(figures.quantity_against_accuracy(table, foot)),
+            *drawn(drawing.quantity_against_accuracy(table, foot)),
             "What is known before training, against accuracy",
             f"One point for each method and density ({over_seeds}); larger points are denser networks.",
-            findings.of_quantities(ranks),
+            comparison_findings.of_quantities(ranks),
         ),
         Illustration(
             "rank_correlations",
-            *drawn(figures.rank_correlations(ranks, foot)),
+            *drawn(drawing.rank_correlations(ranks, foot)),
             "How well it ranks the networks",
             "Spearman's ρ of each quantity with what training decided. Density is the baseline: it is known without "
             "any kernel. Dotted: what unrelated rankings exceed once in twenty.",
-            findings.of_rankings(ranks),
+            comparison_findings.of_rankings(ranks),
         ),
         Illustration(
             "layer_density",
-            *drawn(figures.layer_density(runs, foot)),
+            *drawn(drawing.layer_density(runs, foot)),
             "Where the weights are kept",
             f"Kept share of each layer's kernel ({over_seeds}). Dotted: the density over all layers.",
-            findings.of_layers(runs),
+            comparison_findings.of_layers(runs),
         ),
         *_of_kernels(table, kernels, foot, over_seeds),
     ]
@@ -186,7 +186,7 @@ def page(
     title = f"Prunings of {options['model']} on {options['dataset']}, before and after training"
     parts = [
         f"<h1>{text(title)}</h1>",
-        f'<p class="lead">{text(findings.summary(table, ranks, factorization_error))}</p>',
+        f'<p class="lead">{text(comparison_findings.summary(table, ranks, factorization_error))}</p>',
         _reasons(table),
         *(illustrated(number, picture) for number, picture in enumerate(shown, start=1)),
         "<h2>Summary</h2>",

@@ -14,10 +14,10 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import processes
-from experiments.checkpoints import begun
-from experiments.lanes import side_by_side
+from experiments.base.batching import side_by_side
 from experiments.options import InputError, Recipe
+from experiments.train import distributed
+from experiments.train.checkpoints import begun
 from pathjax import masks
 from pathjax.types import ApplyFn, Key, Mask, Params
 
@@ -183,7 +183,7 @@ def trainer(
 
     def run(params: Params, state: Any, mask: Mask, keys: Key) -> Trained:
         # scores are rounded differently where processes choose their kernels by timing them: masks could differ
-        params, state, mask = everywhere(processes.word((params, state, mask)))
+        params, state, mask = everywhere(distributed.word((params, state, mask)))
         keys = everywhere(keys)
         params, memory = begin_all(params, mask)
         state = jax.tree.map(jnp.copy, state)  # what a step takes, it uses up

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.summary import spearman
-from experiments.words import rho
+from experiments.records.summary import spearman
+from experiments.report.wording import rho
 
 __all__ = ["Association", "of"]
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from experiments.options import DENSE
-from experiments.runs import QUANTITIES
-from experiments.summary import TARGETS, Ranking, chance_within, order_predicted
-from experiments.words import listed, percent, points, rho
+from experiments.records.runs import QUANTITIES
+from experiments.records.summary import TARGETS, Ranking, chance_within, order_predicted
+from experiments.report.wording import listed, percent, points, rho
 
 __all__ = [
     "of_accuracy",

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from experiments.options import DENSE
-from experiments.runs import QUANTITIES
-from experiments.study_figures import shown_curves
-from experiments.study_results import CHANGES, PREDICTIONS, Results
+from experiments.records.reading import CHANGES, PREDICTIONS, Results
+from experiments.records.runs import QUANTITIES
+from experiments.report.figures import shown_curves
+from experiments.report.wording import fold, listed, number, percent, points
 from experiments.widths import Sweep
-from experiments.words import fold, listed, number, percent, points
 
 __all__ = [
     "failures",

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from experiments.options import DENSE
-from experiments.runs import QUANTITIES
-from experiments.summary import TARGETS, Ranking, chance_level, chance_within
+from experiments.records.runs import QUANTITIES
+from experiments.records.summary import TARGETS, Ranking, chance_level, chance_within
 
 __all__ = [
     "GRID",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lanes import side_by_side
+from experiments.base.batching import side_by_side
 from pathjax import dynamics, masks, ntk
 from pathjax.types import ApplyFn, Mask, Params
 

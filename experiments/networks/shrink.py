@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import steps
-from experiments.steps import IMAGE, OUTPUTS, Block, Layer, Network, Pad
+from experiments.networks import layers
+from experiments.networks.layers import IMAGE, OUTPUTS, Block, Layer, Network, Pad
 from pathjax import masks
 from pathjax.types import Mask, Params
 
@@ -64,7 +64,7 @@ class _Weights:
         self.kernel = {}
         for layer in network.layers:
             kernel = self.params[layer.name]["kernel"]
-            scaled = kernel * steps.kernel_scale(network.options, kernel.shape)
+            scaled = kernel * layers.kernel_scale(network.options, kernel.shape)
             read = kernel.shape[-2] if layer.reads == IMAGE else network.widths[layer.reads]
             self.kernel[layer.name] = scaled.reshape(-1, read, kernel.shape[-1])
         self.pads = [pad._replace(places=_places(network, pad)) for pad in network.pads]
@@ -83,7 +83,7 @@ class _Weights:
         return (x - found["mean"]) / np.sqrt(found["var"] + EPSILON) * given["scale"] + given["bias"]
 
     def activate(self, x: np.ndarray) -> np.ndarray:
-        return np.where(x > 0, x, x * steps.SLOPES[self.network.options.activation])
+        return np.where(x > 0, x, x * layers.SLOPES[self.network.options.activation])
 
     def constant(self, layer: Layer) -> np.ndarray:
         """What a layer puts out, before its activation, at units to which no weight leads."""

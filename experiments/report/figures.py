@@ -11,7 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.figures import (
+from experiments.options import DENSE
+from experiments.records.reading import CHANGES, PREDICTIONS, Results
+from experiments.records.runs import QUANTITIES
+from experiments.report.drawing import (
     INK,
     MUTED,
     accuracy_panel,
@@ -23,10 +26,7 @@ from experiments.figures import (
     styled,
     top_legend,
 )
-from experiments.kernel_figures import dashes, decades, shares_per_decade
-from experiments.options import DENSE
-from experiments.runs import QUANTITIES
-from experiments.study_results import CHANGES, PREDICTIONS, Results
+from experiments.report.kernel_figures import dashes, decades, shares_per_decade
 
 __all__ = [
     "LOWEST_GAP",

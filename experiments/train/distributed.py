@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from experiments.data import DataError
+from experiments.data.loading import DataError
 from experiments.options import InputError
 
 if TYPE_CHECKING:
-    from experiments.data import Dataset
+    from experiments.data.loading import Dataset
     from experiments.study import Study
 
 __all__ = ["check_alike", "first", "in_step", "joined", "word"]

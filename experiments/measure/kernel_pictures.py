@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import results
+from experiments.measure.quantities import BeforeTraining, NtkSpectrum
 from experiments.options import InputError
-from experiments.quantities import BeforeTraining, NtkSpectrum
+from experiments.records import results_folder
 from pathjax import factorization, paths
 from pathjax.types import ApplyFn, Key, Mask, Params
 
@@ -170,7 +170,7 @@ def save(path: Path, kernels: Kernels) -> None:
     with io.BytesIO() as file:
         np.savez_compressed(file, allow_pickle=False, **kernels._asdict())
         path.parent.mkdir(exist_ok=True)
-        results.write(path, file.getvalue())
+        results_folder.write(path, file.getvalue())
 
 
 def load(path: Path) -> Kernels:

@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments import figures, results, study_figures, study_findings, widths
+from experiments import widths
 from experiments.options import DENSE
-from experiments.pages import Illustration, document, drawn, illustrated, pairs, scrolled, text
-from experiments.runs import QUANTITIES
-from experiments.study_results import CHANGES, CURVES, PREDICTIONS, Results
+from experiments.records import results_folder
+from experiments.records.reading import CHANGES, CURVES, PREDICTIONS, Results
+from experiments.records.runs import QUANTITIES
+from experiments.report import drawing, figures, findings
+from experiments.report.page import Illustration, document, drawn, illustrated, pairs, scrolled, text
 
 __all__ = ["footer", "illustrations", "page", "write"]
 
@@ -34,11 +36,11 @@ def write(study: Results, folder: Path) -> list[str]:
     shown = list(illustrations(study, folder))
     pictures = [picture for picture in shown if isinstance(picture, Illustration)]
     for picture in pictures:
-        results.write(_within(folder, f"{picture.name}.png"), picture.png)
-        results.write(_within(folder, f"{picture.name}.svg"), picture.svg)
-    results.write(folder / "summary.csv", study.cells.to_csv(index=False, na_rep="nan"))
-    results.write(folder / "associations.csv", _associations(study).to_csv(index=False, na_rep="nan"))
-    results.write(folder / "report.html", page(study, shown))
+        results_folder.write(_within(folder, f"{picture.name}.png"), picture.png)
+        results_folder.write(_within(folder, f"{picture.name}.svg"), picture.svg)
+    results_folder.write(folder / "summary.csv", study.cells.to_csv(index=False, na_rep="nan"))
+    results_folder.write(folder / "associations.csv", _associations(study).to_csv(index=False, na_rep="nan"))
+    results_folder.write(folder / "report.html", page(study, shown))
     absent = [f"{picture.title}: {picture.why}" for picture in shown if isinstance(picture, Absent)]
     return [*absent, f"{len(pictures)} figures: {folder / 'figures'}", f"Report: {folder / 'report.html'}"]
 
@@ -64,21 +66,21 @@ def illustrations(study: Results, folder: Path) -> Iterator[Illustration | Absen
 
     yield figure(
         "accuracy",
-        study_figures.accuracy,
+        figures.accuracy,
         "Accuracy over density",
         f"Accuracy on the full test set after training ({bands}). Dashed: the dense network.",
-        " ".join(filter(None, [study_findings.failures(study), study_findings.of_accuracy(study)])),
+        " ".join(filter(None, [findings.failures(study), findings.of_accuracy(study)])),
     )
     if _has_lists(study, CURVES):
         yield figure(
             "curves",
-            study_figures.curves,
+            figures.curves,
             "Predicted and real training curves",
             f"Squared loss on the batch of Θ under full-batch gradient descent, relative to its start ({over_seeds}), "
             "and what was predicted before the first step: from Θ, from its part of rank r in the leading modes of the "
             "Path Kernel Π, and from the spectrum of Π without data. Shown are the dense network and, of the lowest "
             "density that has curves, the methods of the highest, the median and the lowest accuracy.",
-            study_findings.of_curves(study),
+            findings.of_curves(study),
         )
     else:
         yield Absent(
@@ -87,61 +89,61 @@ def illustrations(study: Results, folder: Path) -> Iterator[Illustration | Absen
     if _has(study, [f"gap_{name}_mean" for name in PREDICTIONS]):
         yield figure(
             "gaps",
-            study_figures.gaps,
+            figures.gaps,
             "How far predictions are off",
             f"The mean distance of each predicted curve to the real one, in decades of the loss: a point for each cell "
-            f"({over_seeds}), a line for the median. Below {study_figures.LOWEST_GAP:g} points lie on the edge.",
-            study_findings.of_gaps(study),
+            f"({over_seeds}), a line for the median. Below {figures.LOWEST_GAP:g} points lie on the edge.",
+            findings.of_gaps(study),
         )
     yield figure(
         "path_kernel",
-        study_figures.path_kernel,
+        figures.path_kernel,
         "The Path Kernel and the path norms",
         f"Before training and without data ({bands}); logarithms are natural. Dashed: the dense network.",
-        study_findings.of_path_kernel(study),
+        findings.of_path_kernel(study),
     )
     yield figure(
         "spectra",
-        study_figures.spectra,
+        figures.spectra,
         "Spectra of Θ and of Π",
         f"Left, the eigenvalues of Θ on a fixed batch in order ({over_seeds}, of their logarithms), where they are "
         "above rounding; right, how those of Π that are not zero spread over the decades, by Lanczos quadrature, "
         "smoothed by 0.15 decades. At the highest and the lowest density; dashed, the dense network.",
-        study_findings.of_spectra(study),
+        findings.of_spectra(study),
     )
     yield from _quantities(study, foot, over_seeds)
     yield figure(
         "associations",
-        study_figures.associations,
+        figures.associations,
         "How well it ranks the networks",
         "Spearman’s ρ of each quantity with test accuracy: over all cells, and among the methods at one density of one "
         "data set and model, since density alone explains much of the rest. Bars: Fisher’s 95% interval with the "
         "variance of Bonett and Wright, which takes cells as independent; neighboring densities of one method are "
         f"not, so the intervals are too narrow. With {len(QUANTITIES)} quantities tried, some leave out 0 by luck.",
-        study_findings.of_associations(study),
+        findings.of_associations(study),
     )
     yield _widths(folder)
     if _has_lists(study, ("layer_density", "dead_units")):
         yield figure(
             "layers",
-            study_figures.layers,
+            figures.layers,
             "Where the weights are kept, and dead units",
             f"Kept share of each layer’s kernel and share of its units that no kept path goes through, at the lowest "
             f"density ({over_seeds}), layers numbered from the input on; right, the mean of the dead shares over the "
             "layers. Dotted: the density over all layers. Layers without a weight lie at the bottom.",
-            study_findings.of_layers(study),
+            findings.of_layers(study),
         )
     else:
         yield Absent("Where the weights are kept, and dead units", "No trial has densities of layers.")
     if _has(study, [f"{name}_mean" for name in CHANGES]):
         yield figure(
             "change",
-            study_figures.change,
+            figures.change,
             "Lazy or rich: the change of the kernels",
             f"Between initialization and the end of training ({bands}): change, ‖K − K₀‖/‖K₀‖, and turn, "
             "1 − ⟨K, K₀⟩/(‖K‖‖K₀‖), which leaves out growth in scale. Near 0 training was lazy. Values below "
-            f"{study_figures.LOWEST_GAP:g} lie on the edge.",
-            study_findings.of_change(study),
+            f"{figures.LOWEST_GAP:g} lie on the edge.",
+            findings.of_change(study),
         )
     else:
         yield Absent("Lazy or rich: the change of the kernels", "No trial has its kernels after training.")
@@ -156,11 +158,11 @@ def _quantities(study: Results, foot: str, over_seeds: str) -> Iterator[Illustra
         mixed = " Data sets and models differ in accuracy whatever is pruned." if part is study else ""
         yield Illustration(
             "quantities" + ("" if part is study else "-" + setting.replace(", ", "-")),
-            *drawn(figures.quantity_against_accuracy(part.cells, foot, titles=titles)),
+            *drawn(drawing.quantity_against_accuracy(part.cells, foot, titles=titles)),
             f"Before training against accuracy: {setting}",
             f"A point for each method and density ({over_seeds}); larger points are denser networks. Above each panel, "
             f"Spearman’s ρ over its cells with Fisher’s 95% interval.{mixed}",
-            study_findings.of_quantities(part),
+            findings.of_quantities(part),
         )
 
 
@@ -176,7 +178,7 @@ def _widths(folder: Path) -> Illustration | Absent:
         title,
         "Relative distance of Θ of networks of growing width to its infinite-width limit, dense and with random masks, "
         "on a few images of noise; bars: one standard deviation over seeds.",
-        study_findings.of_widths(sweeps),
+        findings.of_widths(sweeps),
     )
 
 
@@ -185,7 +187,7 @@ def page(study: Results, shown: list[Illustration | Absent]) -> str:
     data, models = (", ".join(dict.fromkeys(names)) for names in zip(*study.settings, strict=True))
     parts = [
         f"<h1>{text(f'Prunings of {models} on {data}, before and after training')}</h1>",
-        f'<p class="lead">{text(study_findings.summary(study))}</p>',
+        f'<p class="lead">{text(findings.summary(study))}</p>',
     ]
     number = 0
     for picture in shown:
@@ -217,7 +219,7 @@ def _accuracies(setting: str, part: Results) -> str:
     head = "".join(f"<th>{density:g}</th>" for density in densities)
     best = part.cells.groupby("density")["test_accuracy_mean"].max()
     rows = []
-    for method, group in figures.groups(part.cells):
+    for method, group in drawing.groups(part.cells):
         entries = []
         for density in densities:
             here = group[group["density"] == density]

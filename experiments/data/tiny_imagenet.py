@@ -1,6 +1,6 @@
 """Tiny ImageNet as a TFDS data set, from the folder in which it is published: no TensorFlow, no network.
 
-`python -m experiments.tiny_imagenet FOLDER` prepares it once, from `tiny-imagenet-200` as unpacked. Importing this
+`python -m experiments.data.tiny_imagenet FOLDER` prepares it once, from `tiny-imagenet-200` as unpacked. Importing this
 module registers `tiny_imagenet` with TFDS, and takes about a second.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.data import DataError
+from experiments.data.loading import DataError
 
 __all__ = ["TinyImagenet", "main", "prepare"]
 

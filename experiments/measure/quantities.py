@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lanes import side_by_side
+from experiments.base.batching import side_by_side
 from pathjax import ntk, path_kernel, paths
 from pathjax.types import ApplyFn, Key, Mask, Params
 

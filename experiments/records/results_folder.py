@@ -17,9 +17,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from experiments.lines import decode, encode
 from experiments.options import DENSE, Compare, InputError
-from experiments.runs import Run
+from experiments.records.jsonl import decode, encode
+from experiments.records.runs import Run
 
 __all__ = ["Claim", "Folder", "Record", "Unkept", "claimed", "comparison", "kept", "versions", "write"]
 
@@ -181,7 +181,7 @@ def versions() -> dict[str, str]:
             found[package] = "not installed"
     # the experiments run from the source tree, where pathjax need not be installed
     described = configparser.ConfigParser()
-    described.read(Path(__file__).parents[1] / "setup.cfg", encoding="utf-8")
+    described.read(Path(__file__).parents[2] / "setup.cfg", encoding="utf-8")
     found["pathjax"] = described.get("metadata", "version", fallback=found["pathjax"])
     return found
 

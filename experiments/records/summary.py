@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.options import DENSE
-from experiments.runs import QUANTITIES, Run
+from experiments.records.runs import QUANTITIES, Run
 
 __all__ = [
     "TARGETS",

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from rich.table import Table
 
 from experiments import sweep
-from experiments.data import Dataset
-from experiments.keys import key_of
-from experiments.steps import Network, State
+from experiments.base.seeds import key_of
+from experiments.data.loading import Dataset
+from experiments.networks.layers import Network, State
 from experiments.study import Model, Name, Study, cells_of
 from pathjax.types import Params
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments import figures
+from experiments.report import drawing
 
 __all__ = ["Illustration", "document", "drawn", "illustrated", "pairs", "scrolled", "text"]
 
@@ -30,7 +30,7 @@ class Illustration(NamedTuple):
 
 def drawn(figure: Figure) -> tuple[bytes, bytes]:
     """The figure as PNG and as SVG."""
-    return figures.png(figure), figures.svg(figure)
+    return drawing.png(figure), drawing.svg(figure)
 
 
 def document(title: str, parts: Iterable[str]) -> str:
@@ -40,34 +40,34 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 def illustrated(number: int, picture: Illustration) -> str:
     """The figure in the page, under its title and over its caption."""
-    drawing = _inline(picture.svg.decode(), prefix=f"f{number}-", label=picture.title)
+    picture_svg = _inline(picture.svg.decode(), prefix=f"f{number}-", label=picture.title)
     found, *more = picture.found.split("\n")
     entries = f"<ul>{''.join(f'<li>{text(line)}</li>' for line in more)}</ul>" if more else ""
     return (
-        f'<h2>{text(picture.title)}</h2><figure><div class="scroll">{drawing}</div><figcaption>'
+        f'<h2>{text(picture.title)}</h2><figure><div class="scroll">{picture_svg}</div><figcaption>'
         f"<b>Figure {number}.</b> {text(picture.caption)} "
         f"<em>Found here:</em> {text(found)}{entries}</figcaption></figure>"
     )
 
 
-def _inline(drawing: str, *, prefix: str, label: str) -> str:
+def _inline(picture_svg: str, *, prefix: str, label: str) -> str:
     """An SVG file as a part of a page: names of its own, the page's colours, and nothing that points elsewhere."""
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
-    drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing)
-    drawing = re.sub(r"\n +", "\n", drawing)
+    picture_svg = picture_svg[picture_svg.index("<svg") :]
+    picture_svg = re.sub(r"<metadata>.*?</metadata>", "", picture_svg, flags=re.DOTALL)
+    picture_svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture_svg)
+    picture_svg = re.sub(r"\n +", "\n", picture_svg)
     # what is less than a hundredth of a point cannot be seen, and is much of a large figure
-    drawing = re.sub(r'<path d="[^"]*"(?= clip)', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawing)
-    drawing = re.sub(r'\bid="', f'id="{prefix}', drawing)
-    drawing = re.sub(r'href="#', f'href="#{prefix}', drawing)
-    drawing = re.sub(r"url\(#", f"url(#{prefix}", drawing)
-    names = {figures.INK: "ink", figures.MUTED: "muted", figures.GRID: "grid", figures.PAPER: "paper"}
+    picture_svg = re.sub(r'<path d="[^"]*"(?= clip)', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), picture_svg)
+    picture_svg = re.sub(r'\bid="', f'id="{prefix}', picture_svg)
+    picture_svg = re.sub(r'href="#', f'href="#{prefix}', picture_svg)
+    picture_svg = re.sub(r"url\(#", f"url(#{prefix}", picture_svg)
+    names = {drawing.INK: "ink", drawing.MUTED: "muted", drawing.GRID: "grid", drawing.PAPER: "paper"}
     for colour, name in names.items():
-        drawing = drawing.replace(colour, f"var(--{name})")
-    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', drawing)[:2]
-    drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
+        picture_svg = picture_svg.replace(colour, f"var(--{name})")
+    width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', picture_svg)[:2]
+    picture_svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", picture_svg, count=2)
     size = f'style="min-width:{min(float(width), 620):.0f}px;max-width:{1.4 * float(width):.0f}px"'
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{text(label)}" {size}', 1)
+    return picture_svg.replace("<svg", f'<svg role="img" aria-label="{text(label)}" {size}', 1)
 
 
 def scrolled(content: str) -> str:

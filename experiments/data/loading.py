@@ -152,7 +152,7 @@ def _prepared_digits(root: Path) -> Path:
     """The folder of `digits`, written now if it is not there. What an interrupted writing left is never read."""
     import tensorflow_datasets as tfds
 
-    from experiments.digits import Digits
+    from experiments.data.digits import Digits
 
     folder = root / Digits.name / str(Digits.VERSION)
     if folder.exists():
@@ -178,7 +178,7 @@ def _prepared(name: str, root: Path) -> Path:
         if name == "tiny_imagenet":
             raise DataError(
                 f"The data set {name} is not prepared in {root}; prepare it once from its published folder by "
-                f"python -m experiments.tiny_imagenet tiny-imagenet-200 --data-dir {root}."
+                f"python -m experiments.data.tiny_imagenet tiny-imagenet-200 --data-dir {root}."
             )
         raise DataError(
             f"The data set {name} is not prepared in {root}; with a network and TensorFlow, prepare it once by "

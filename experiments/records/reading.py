@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from experiments import association
-from experiments.association import Association
-from experiments.lines import decode
 from experiments.options import DENSE, METHODS, InputError
-from experiments.runs import QUANTITIES
-from experiments.trials import Trial
+from experiments.records import rank_association
+from experiments.records.jsonl import decode
+from experiments.records.rank_association import Association
+from experiments.records.runs import QUANTITIES
+from experiments.records.trial import Trial
 
 __all__ = ["CHANGES", "CURVES", "KNOWN", "PREDICTIONS", "Results", "made_of", "read"]
 
@@ -90,7 +90,7 @@ class Results(NamedTuple):
         cells = self.cells.reset_index(drop=True)
         known = "density" if known == "density" else f"{known}_mean"
         groups = [group.index.to_numpy() for _, group in cells.groupby(within)] if within else [cells.index.to_numpy()]
-        return association.of(cells[known].to_numpy(float), cells[f"{outcome}_mean"].to_numpy(float), groups)
+        return rank_association.of(cells[known].to_numpy(float), cells[f"{outcome}_mean"].to_numpy(float), groups)
 
 
 def read(folder: Path) -> Results:

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-from experiments.figures import INK, MUTED, blank, log_axis, style_of, styled
-from experiments.kernels import Cell, Kernels
+from experiments.measure.kernel_pictures import Cell, Kernels
 from experiments.options import DENSE
+from experiments.report.drawing import INK, MUTED, blank, log_axis, style_of, styled
 
 __all__ = [
     "cumulative_shares",
