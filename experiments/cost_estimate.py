@@ -11,24 +11,26 @@ import jax
 import jax.numpy as jnp
 from rich.table import Table
 
-from experiments import sweep
 from experiments.base.seeds import key_of
 from experiments.data.loading import Dataset
 from experiments.networks.layers import Network, State
-from experiments.study import Model, Name, Study, cells_of
+from experiments.records.trial import Name
+from experiments.study import Model, Study
+from experiments.sweep import Group
+from experiments.workbench import LOSS_IMAGES, network_of
 from pathjax.types import Params
 
 __all__ = ["Cost", "cost", "plan"]
 
-_COMPILED = 20
-"""The programs of a network together, in compilations of its gradient; as observed, within a factor of two."""
+_COMPILATIONS = 20
+"""Compiling all programs of a network takes as long as this many compilations of its gradient, within a factor of 2."""
 
-_PRODUCTS = 100
-"""What is measured of a network without its scores, in gradients of as many images as Θ is of; as observed."""
+_GRADIENTS = 100
+"""Measuring a network without scores takes as long as this many of its gradients on the images of Θ."""
 
 
 class Cost(NamedTuple):
-    """Seconds, about: to compile the programs of a network, and to measure and to train it with one mask."""
+    """Estimated seconds to compile the programs of a network, and to measure and to train it with one mask."""
 
     compiling: float
     measuring: float
@@ -36,39 +38,43 @@ class Cost(NamedTuple):
 
 
 def plan(study: Study, datasets: dict[str, Dataset], kept: Collection[Name]) -> Table:
-    """What would run, and about how long it would take on this machine; times in minutes."""
+    """A table of what would run, and about how many minutes it would take on this machine."""
     columns = ("data", "model", "cells", "networks", "kept", "compiling", "measuring", "training", "all")
     table = Table(*columns, title="What would run, and about how many minutes it takes")
-    whole = [0.0] * len(Cost._fields)
+    in_all = [0.0] * len(Cost._fields)
     for name, model in itertools.product(study.data, study.model):
-        cells = tuple(cells_of(study))
-        names = sweep.Group(name, model, cells).names(study.seeds)
+        cells = tuple(study.cells)
+        names = Group(name, model, cells).names(study.seeds)
         left = len(set(names) - set(kept))
         each = cost(study, model, datasets[name]) if left else Cost(0.0, 0.0, 0.0)
         seconds = [each.compiling, left * each.measuring, left * each.training]
-        whole = [total + more for total, more in zip(whole, seconds, strict=True)]
+        in_all = [total + more for total, more in zip(in_all, seconds, strict=True)]
         table.add_row(name, model.name, str(len(cells)), str(len(names)), str(len(names) - left), *_minutes(seconds))
     table.add_section()
-    table.add_row("all", "", "", "", "", *_minutes(whole))
+    table.add_row("all", "", "", "", "", *_minutes(in_all))
     return table
 
 
 def cost(study: Study, model: Model, dataset: Dataset) -> Cost:
-    """What a network of the study takes, from the compilation of its gradient and a few passes, timed."""
-    dataset = sweep.part(study, dataset)
-    network = sweep.network_of(model, dataset.train_images.shape[1:], dataset.classes)
+    """An estimate from timing the compilation of the network's gradient and a few passes."""
+    dataset = dataset.first(study.train_images, study.test_images)
+    network = network_of(model, dataset.train_images.shape[1:], dataset.classes)
     params, state = jax.jit(network.init)(key_of(0, "init"))
-    few = jnp.asarray(dataset.train_images[: study.measure.ntk_images])
+    ntk_images = jnp.asarray(dataset.train_images[: study.measure.ntk_images])
     begin = time.perf_counter()
-    slopes = jax.jit(jax.grad(lambda params, x: jnp.sum(network.apply(params, state, x)))).lower(params, few).compile()
+    gradient_of = (
+        jax.jit(jax.grad(lambda params, x: jnp.sum(network.apply(params, state, x))))
+        .lower(params, ntk_images)
+        .compile()
+    )
     compiled = time.perf_counter() - begin
-    gradient = _seconds(lambda: slopes(params, few))
-    scored = study.measure.score_per_class * dataset.classes / len(few)
+    gradient = _seconds(lambda: gradient_of(params, ntk_images))
+    scored = study.measure.score_per_class * dataset.classes / len(ntk_images)
     count = len(dataset.train_labels)
-    measured = (study.train.epochs + 1) * min(sweep.MEASURED, count) + len(dataset.test_labels)
+    measured = (study.train.epochs + 1) * min(LOSS_IMAGES, count) + len(dataset.test_labels)
     return Cost(
-        _COMPILED * compiled,
-        gradient * (_PRODUCTS + scored * study.measure.rounds),
+        _COMPILATIONS * compiled,
+        gradient * (_GRADIENTS + scored * study.measure.rounds),
         (3 * study.train.epochs * count + measured) * _forward(study, network, dataset, params, state),
     )
 
@@ -81,7 +87,7 @@ def _forward(study: Study, network: Network, dataset: Dataset, params: Params, s
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """Of the second call: the first one compiles."""
+    """Seconds of the second call; the first one compiles."""
     jax.block_until_ready(call())
     begin = time.perf_counter()
     jax.block_until_ready(call())

@@ -1,4 +1,4 @@
-"""Many networks through one compiled program: all side by side, or some at a time where that is quicker or fits."""
+"""One compiled program for many networks: all of them side by side, or a few at a time."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-__all__ = ["in_lanes", "side_by_side"]
+__all__ = ["in_batches", "vmap_networks"]
 
 Result = TypeVar("Result")
 
 
-def side_by_side(function: Callable[..., Result], in_axes: tuple[int | None, ...] | int = 0) -> Callable[..., Result]:
-    """`jax.vmap` over the networks, where there are several; one alone goes without, which is twice as quick on CPUs.
+def vmap_networks(function: Callable[..., Result], in_axes: tuple[int | None, ...] | int = 0) -> Callable[..., Result]:
+    """`jax.vmap` over networks. A single network runs without vmap, which is twice as fast on CPUs.
 
-    `in_axes` is 0 or None for each argument; one at least is 0 and has arrays.
+    `in_axes` is 0 or None for each argument. At least one argument has axis 0 and contains arrays.
 
     >>> import jax.numpy as jnp
-    >>> side_by_side(lambda x, y: x + y, (0, None))(jnp.ones((1, 2)), 1.0).tolist()
+    >>> vmap_networks(lambda x, y: x + y, (0, None))(jnp.ones((1, 2)), 1.0).tolist()
     [[2.0, 2.0]]
     """
 
@@ -28,37 +28,36 @@ def side_by_side(function: Callable[..., Result], in_axes: tuple[int | None, ...
         mapped = [argument for argument, axis in zip(arguments, axes, strict=True) if axis is not None]
         if {len(leaf) for leaf in jax.tree.leaves(mapped)} != {1}:
             return jax.vmap(function, in_axes=axes)(*arguments)
-        alone = [
+        without_axis = [
             argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
             for argument, axis in zip(arguments, axes, strict=True)
         ]
-        return jax.tree.map(lambda leaf: leaf[None], function(*alone))
+        return jax.tree.map(lambda leaf: leaf[None], function(*without_axis))
 
     return run
 
 
-def in_lanes(function: Callable[..., Result], lanes: int | None) -> Callable[..., Result]:
-    """`function`, whose arguments and results carry networks on a leading axis, on `lanes` of them at a time.
+def in_batches(function: Callable[..., Result], size: int | None) -> Callable[..., Result]:
+    """`function` called on at most `size` networks at a time; its arguments and results carry them on the first axis.
 
-    None is all at once. How many share a program changes the numbers of each by rounding alone; with one lane, not at
-    all. XLA runs the convolutions of several networks, and those in loops, many times slower on CPUs: hence one lane
-    there, and a loop in Python.
+    With None it is called once, on all of them. The size changes numbers only by rounding. On CPUs the size is 1 and
+    the loop is in Python, because XLA runs the convolutions of several networks, and those in loops, many times slower.
 
     >>> import jax.numpy as jnp
-    >>> in_lanes(side_by_side(lambda x: x.sum()), 2)(jnp.arange(6.0).reshape(3, 2)).tolist()
+    >>> in_batches(vmap_networks(lambda x: x.sum()), 2)(jnp.arange(6.0).reshape(3, 2)).tolist()
     [1.0, 5.0, 9.0]
     """
 
-    def chunked(*each: Any) -> Result:
-        count = len(jax.tree.leaves(each)[0])
-        if lanes is None or lanes >= count:
-            return function(*each)
-        starts = range(0, count, lanes)
-        parts = [function(*jax.tree.map(lambda leaf, at=at: leaf[at : at + lanes], each)) for at in starts]
-        return jax.tree.map(_joined, *parts)
+    def run(*arguments: Any) -> Result:
+        count = len(jax.tree.leaves(arguments)[0])
+        if size is None or size >= count:
+            return function(*arguments)
+        starts = range(0, count, size)
+        parts = [function(*jax.tree.map(lambda leaf, at=at: leaf[at : at + size], arguments)) for at in starts]
+        return jax.tree.map(_concatenate, *parts)
 
-    return chunked
+    return run
 
 
-def _joined(*leaves: Any) -> Any:
+def _concatenate(*leaves: Any) -> Any:
     return np.concatenate(jax.device_get(leaves))

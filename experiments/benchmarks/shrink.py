@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from experiments.benchmarks import timing
 from experiments.networks import shrink
-from experiments.networks.architectures import NETWORKS
+from experiments.networks.by_name import NETWORKS
 from experiments.networks.layers import Network, bind
 from pathjax import masks, pruning, scores
 

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.base.errors import InputError
+
 if TYPE_CHECKING:
-    import jax
     import tensorflow_datasets as tfds
 
-    from pathjax.types import Key
-
-__all__ = ["DATASETS", "FLIPPED", "DataError", "Dataset", "augmented", "balanced_batch", "load"]
+__all__ = ["DATASETS", "Dataset", "balanced_batch", "load"]
 
 DATASETS = {
     "digits": "1,797 handwritten digits of 8×8 pixels, from scikit-learn; made on first use",
@@ -36,15 +35,8 @@ DATASETS = {
 }
 """The data sets by name, and what each is."""
 
-FLIPPED = ("fashion_mnist", "cifar10", "cifar100", "imagenet_resized", "tiny_imagenet")
-"""The data sets in which a mirror image shows the same."""
-
 _BUILDERS = {"imagenet_resized": "imagenet_resized/32x32"}
 """TFDS' names of builder and config, where they are not the data set's."""
-
-
-class DataError(ValueError):
-    """A data set that cannot be had, said in one sentence with the remedy."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,20 +54,30 @@ class Dataset:
     test_images: np.ndarray
     test_labels: np.ndarray
 
+    def first(self, train: int, test: int) -> Dataset:
+        """The data set of the first `train` training and the first `test` test images; 0 is all."""
+        return dataclasses.replace(
+            self,
+            train_images=self.train_images[: train or None],
+            train_labels=self.train_labels[: train or None],
+            test_images=self.test_images[: test or None],
+            test_labels=self.test_labels[: test or None],
+        )
+
 
 def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
     """The data set `name` of `DATASETS`, standardized.
 
     `data_dir` is TFDS' data directory, by default TFDS' own (`TFDS_DATA_DIR`, or else ~/tensorflow_datasets).
-    Raises DataError where there is no such data set, it is not prepared, or its files are no good.
+    Raises InputError where there is no such data set, it is not prepared, or its files are no good.
     """
     if name not in DATASETS:
-        raise DataError(f"There is no data set {name!r}; there are {', '.join(DATASETS)}.")
+        raise InputError(f"There is no data set {name!r}; there are {', '.join(DATASETS)}.")
     import tensorflow_datasets as tfds
 
     root = Path(data_dir or tfds.core.constants.get_default_data_dir()).expanduser()
     if root.exists() and not root.is_dir():
-        raise DataError(f"The data directory {root} is a file; name a folder.")
+        raise InputError(f"The data directory {root} is a file; name a folder.")
     with _quiet_log():
         folder = _prepared_digits(root) if name == "digits" else _prepared(name, root)
         classes, train, test = _read(folder)
@@ -93,47 +95,22 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
 def balanced_batch(labels: np.ndarray, per_class: int) -> np.ndarray:
     """Indices (classes · per_class,) of the first `per_class` examples of every class, in the order of the classes.
 
-    Raises DataError where a class has fewer examples.
+    Raises InputError where a class has fewer examples.
 
     >>> balanced_batch(np.array([1, 0, 0, 1, 1, 0]), 2).tolist()
     [1, 2, 0, 3]
     """
     if per_class < 1:
-        raise DataError(f"A balanced batch needs at least one example per class, but {per_class} were asked for.")
+        raise InputError(f"A balanced batch needs at least one example per class, but {per_class} were asked for.")
     indices = []
     for label in np.unique(labels):
         examples = np.flatnonzero(labels == label)[:per_class]
         if len(examples) < per_class:
-            raise DataError(
+            raise InputError(
                 f"Class {label} has {len(examples)} examples, but {per_class} of every class were asked for."
             )
         indices.append(examples)
     return np.concatenate(indices)
-
-
-def augmented(key: Key, images: jax.Array, *, flip: bool) -> jax.Array:
-    """Images (n, height, width, channels) cropped at random from padded ones and, with `flip`, every other mirrored.
-
-    The border is an eighth of the side, of zeros: the mean color of standardized images, 4 pixels of 32. Each image
-    draws its own place and side. Source: He et al. (2016), section 4.2.
-    """
-    import jax
-
-    count, height, width, _ = images.shape
-    rows, columns = (round(side / 8 + 1e-9) for side in (height, width))
-    padded = jax.numpy.pad(images, [(0, 0), (rows, rows), (columns, columns), (0, 0)])
-    of_rows, of_columns, of_sides = jax.random.split(key, 3)
-    down = jax.random.randint(of_rows, (count,), 0, 2 * rows + 1)
-    right = jax.random.randint(of_columns, (count,), 0, 2 * columns + 1)
-
-    def cropped(image: jax.Array, top: jax.Array, left: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (top, left, 0), (height, width, image.shape[-1]))
-
-    crops = jax.vmap(cropped)(padded, down, right)
-    if not flip:
-        return crops
-    mirrored = jax.random.bernoulli(of_sides, shape=(count, 1, 1, 1))
-    return jax.numpy.where(mirrored, crops[:, :, ::-1], crops)
 
 
 @contextlib.contextmanager
@@ -164,7 +141,7 @@ def _prepared_digits(root: Path) -> Path:
     except OSError as error:
         # another process may have moved its own copy into place first
         if not folder.exists():
-            raise DataError(f"Cannot write the data set digits in {root}: {error.strerror or error}.") from error
+            raise InputError(f"Cannot write the data set digits in {root}: {error.strerror or error}.") from error
     return folder
 
 
@@ -176,11 +153,11 @@ def _prepared(name: str, root: Path) -> Path:
     versions = [folder for folder in root.glob(f"{builder}/*") if tfds.core.Version.is_valid(folder.name)]
     if not versions:
         if name == "tiny_imagenet":
-            raise DataError(
+            raise InputError(
                 f"The data set {name} is not prepared in {root}; prepare it once from its published folder by "
                 f"python -m experiments.data.tiny_imagenet tiny-imagenet-200 --data-dir {root}."
             )
-        raise DataError(
+        raise InputError(
             f"The data set {name} is not prepared in {root}; with a network and TensorFlow, prepare it once by "
             f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{builder}', data_dir='{root}', "
             "file_format='array_record').download_and_prepare()\"."
@@ -202,18 +179,18 @@ def _read(folder: Path) -> tuple[int, Split, Split]:
         held_out = "test" if "test" in builder.info.splits or "validation" not in builder.info.splits else "validation"
         train, test = _read_split(builder, "train"), _read_split(builder, held_out)
     except NotImplementedError as error:
-        raise DataError(
+        raise InputError(
             f"The data set in {folder} is not stored as array_record, so it cannot be read without TensorFlow; "
             "prepare it again with file_format='array_record'."
         ) from error
     except Exception as error:  # TFDS lets through whatever its parsers raise on files that are no data set
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(
+        raise InputError(
             f"The folder {folder} is not a complete data set ({reason[0].rstrip('.')}); remove it and try again."
         ) from error
     for _, labels in (train, test):
         if labels.min() < 0 or labels.max() >= classes:
-            raise DataError(
+            raise InputError(
                 f"The data set in {folder} has labels from {labels.min()} to {labels.max()}, but {classes} classes; "
                 "remove it and prepare it again."
             )

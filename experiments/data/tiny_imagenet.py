@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments.data.loading import DataError
+from experiments.base.errors import InputError
 
 __all__ = ["TinyImagenet", "main", "prepare"]
 
@@ -86,13 +86,13 @@ def _png(path: Path) -> io.BytesIO:
 
 
 def prepare(source: Path, *, data_dir: Path | None = None) -> None:
-    """Write the data set into TFDS' data directory. Raises DataError where the folder is not as published."""
+    """Write the data set into TFDS' data directory. Raises InputError where the folder is not as published."""
     try:
         tfds.disable_progress_bar()
         TinyImagenet(source=source, data_dir=data_dir, file_format="array_record").download_and_prepare()
     except (OSError, ValueError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"Tiny ImageNet cannot be read from {source}: {lines[0].rstrip('.')}.") from error
+        raise InputError(f"Tiny ImageNet cannot be read from {source}: {lines[0].rstrip('.')}.") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         prepare(options.folder, data_dir=options.data_dir)
-    except DataError as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

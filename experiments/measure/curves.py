@@ -1,4 +1,4 @@
-"""Loss curves on a fixed batch: what gradient descent does, and what Θ and Π said that it would do."""
+"""Loss curves on a fixed batch: those of gradient descent, and those that Θ and Π predict before it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.base.batching import side_by_side
+from experiments.base.batching import vmap_networks
 from pathjax import dynamics, masks, ntk
 from pathjax.types import ApplyFn, Mask, Params
 
-__all__ = ["Curves", "centred_one_hot", "gap", "loss_curves"]
+__all__ = ["Curves", "centered_one_hot", "gap", "loss_curves"]
 
 _RATE = 0.5
-"""Step size, in units of 1 / λ_max: a quarter of where linearized gradient descent diverges."""
+"""Step size in units of 1 / λ_max, a quarter of the one at which linearized gradient descent diverges."""
 
 _FLOOR = 1e-6
-"""Relative losses below this are rounding, in float32, and count as this."""
+"""Relative losses below this are rounding in float32; they are taken as this."""
 
 
 class Curves(NamedTuple):
-    """What gradient descent did and what was predicted of it, the seeds (s) on the leading axis.
+    """Real and predicted losses of gradient descent, the networks (s) on the leading axis.
 
-    Squared losses at steps 0 … T relative to step 0, each (s, T + 1), and how lazy the run was: the relative distance
-    of its outputs at step T to the linearized network's, and the kernel distance of Θ then to Θ before, each (s,).
+    `real`, `linearized`, `data_free` and `low_rank` are squared losses at steps 0 … T relative to step 0, each
+    (s, T + 1). `linearization_error` is the relative distance of the outputs at step T to those of the linearized
+    network, `kernel_distance` that of Θ at step T to Θ at step 0, each (s,).
     """
 
     real: jax.Array
@@ -38,7 +39,7 @@ class Curves(NamedTuple):
     low_rank: jax.Array | None = None
 
 
-def centred_one_hot(labels: jax.Array, classes: int) -> jax.Array:
+def centered_one_hot(labels: jax.Array, classes: int) -> jax.Array:
     """Targets (n, classes) of a regression on labels: one-hot, less the mean over classes."""
     return jax.nn.one_hot(labels, classes, dtype=jnp.float32) - 1.0 / classes
 
@@ -46,10 +47,10 @@ def centred_one_hot(labels: jax.Array, classes: int) -> jax.Array:
 def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: int) -> Callable[..., Curves]:
     """A compiled function (params, mask, kernel, top, nodes, weights, parameters, part=None) -> Curves, seeds leading.
 
-    Full-batch gradient descent on ½ · mean_n ‖f − y‖² at the step size ½ / λ_max(Θ/n), where λ_max(Θ) is `top`, against
-    that of the linearized network of Θ (n, n, o, o), and against the loss that the largest n·o modes of Π leave in the
-    flow. Time runs in units of 1 / λ_max in both, and with no data at hand the residual is spread evenly over the
-    modes.
+    The real curve is that of full-batch gradient descent on ½ · mean_n ‖f − y‖² with the step size ½ / λ_max(Θ/n),
+    where λ_max(Θ) is `top`. `linearized` is that of the linearized network with the kernel Θ (n, n, o, o), `low_rank`
+    that with the kernel `part`. `data_free` is the loss that gradient flow leaves in the largest n·o modes of Π, with
+    time in units of 1 / λ_max(Π); no data is read, so the residual is spread evenly over the modes.
     """
     n, o = targets.shape
     times = jnp.arange(steps + 1, dtype=jnp.float32)
@@ -97,7 +98,7 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
             low_rank=left,
         )
 
-    return jax.jit(side_by_side(curves))
+    return jax.jit(vmap_networks(curves))
 
 
 def gap(predicted: np.ndarray | jax.Array, real: np.ndarray | jax.Array) -> float:

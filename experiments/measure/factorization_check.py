@@ -1,4 +1,4 @@
-"""Θ = J Π Jᵀ on listed paths: the factorization itself, on a network small enough to write every path down."""
+"""Whether Θ = J Π Jᵀ holds on a network that is small enough to list all its paths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIMIT = 100
 def factorization_error() -> float:
     """Relative error of J_v f · Π · (J_v f)ᵀ against the NTK, in float64, on a ReLU network 2-3-2 with biases.
 
-    J_v f and Π come from the list of paths, the NTK from the network alone.
+    J_v f and Π are computed from the list of paths, the NTK from the network without the list.
     """
     draw = np.random.default_rng(0).normal
     shapes = list(zip(_WIDTHS[:-1], _WIDTHS[1:], strict=True))

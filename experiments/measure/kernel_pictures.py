@@ -1,6 +1,6 @@
-"""What the pictures of kernels show of one cell: Π's spectrum, Θ in its eigenbasis, and Θ beside the data Gram.
+"""The numbers of the pictures of kernels of one cell: Θ in the eigenbasis of Π, and Θ beside the data Gram.
 
-Kept beside the results, in `kernels/METHOD-DENSITY.npz`, so that a report is drawn again without computing.
+They are kept in `kernels/DATA-MODEL-METHOD-DENSITY.npz` beside the results, so that a report is drawn from files alone.
 """
 
 from __future__ import annotations
@@ -15,42 +15,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.measure.quantities import BeforeTraining, NtkSpectrum
-from experiments.options import InputError
-from experiments.records import results_folder
+from experiments.base.errors import InputError
+from experiments.base.files import write_atomically
+from experiments.measure.quantities import BeforeTraining, NtkSpectrum, log_above_rounding
 from pathjax import factorization, paths
 from pathjax.types import ApplyFn, Key, Mask, Params
 
-__all__ = ["Cell", "Kernels", "file_of", "load", "log_above_rounding", "log_nodes", "measurer", "save"]
-
-Cell = tuple[str, float]
-"""A method and a density."""
+__all__ = ["KernelPictures", "file_of", "load", "measurer", "save"]
 
 _RANK = 32
-
-_ROUNDINGS = 100
-"""Nodes below this many roundings of the largest are those of a null space."""
+"""Eigenpairs of Π in which Θ is factored, at most."""
 
 
-class Kernels(NamedTuple):
-    """Numbers of one method and density. Eigenvalues are natural logarithms, −∞ for zero.
+class KernelPictures(NamedTuple):
+    """Numbers of one data set, model, method and density, of seed 0. Eigenvalues are natural logarithms, −∞ for zero.
 
     Attributes:
-        log_nodes: (s, samples, order) of the spectral density of Π over the kept weights, for all seeds (s); −∞
-            where they are lost in its rounding.
-        weights: (s, samples, order) of the nodes; each row sums to 1.
-        log_eigenvalues: (r,) the largest of Π; seed 0, as all that follows.
-        shares: (r,) of Tr Θ, carried by each of the modes that belong to them.
+        log_eigenvalues: (r,) the largest of Π.
+        shares: (r,) of Tr Θ, carried by the mode of each.
         log_ntk_eigenvalues: (n·o,) of Θ, descending; −∞ where they are lost in its rounding.
         bounds: (6,) the fields of `factorization.Bounds`, in its order.
-        cosines: (3, n, n) of the examples in Θ, in its part of rank r and in K_v, each summed over outputs and
-            centered: what all examples share, as through the biases, would cover the rest.
+        cosines: (3, n, n) of the examples in Θ, in its part of rank r and in the data Gram K_v, each summed over
+            outputs and centered: what all examples share, as through the biases, would hide the rest.
         alignments: (3,) centered kernel–target alignment of the same three.
         labels: (n,) classes of the examples.
     """
 
-    log_nodes: np.ndarray
-    weights: np.ndarray
     log_eigenvalues: np.ndarray
     shares: np.ndarray
     log_ntk_eigenvalues: np.ndarray
@@ -61,12 +51,12 @@ class Kernels(NamedTuple):
 
     @property
     def slack(self) -> np.ndarray:
-        """Decades by which the bounds of λ_max(Θ) and twice of Tr Θ lie above them (3,)."""
+        """How many decades the bound of λ_max(Θ) and the two of Tr Θ lie above the true numbers (3,)."""
         return np.asarray(factorization.Bounds(*map(jnp.asarray, self.bounds)).slack)
 
 
 class _OnData(NamedTuple):
-    """What one compiled program finds of seed 0."""
+    """What the compiled program computes."""
 
     log_eigenvalues: jax.Array
     shares: jax.Array
@@ -78,51 +68,49 @@ class _OnData(NamedTuple):
 
 def measurer(
     apply: ApplyFn, batch: jax.Array, labels: jax.Array
-) -> Callable[[Params, Mask, Key, BeforeTraining, NtkSpectrum], Kernels]:
-    """A function (params, mask, key, known, spectrum) -> Kernels, compiled at its first call.
+) -> Callable[[Params, Mask, Key, BeforeTraining, NtkSpectrum], KernelPictures]:
+    """A function (params, mask, key, before, spectrum) -> KernelPictures, compiled at its first call.
 
-    `params`, `mask` and `known` carry the seeds on a leading axis; `spectrum` is that of seed 0, and so is the NTK of
-    `batch` in `known` that is factored.
+    `params`, `mask` and `before` carry the seeds on a leading axis, of which the first is measured; `spectrum` is that
+    of its Θ on `batch`.
     """
 
     @jax.jit
     def on_data(params: Params, mask: Mask, key: Key, ntk: jax.Array) -> _OnData:
         rank = min(_RANK, sum(leaf.size for leaf in jax.tree.leaves(params)))
-        found = factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask)
+        factored = factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask)
         sign, log_abs = paths.log_data_gram(apply, params, batch, mask=mask)
         largest = jnp.max(log_abs)
         scale = jnp.where(jnp.isfinite(largest), largest, 0.0)
         gram = sign * jnp.exp(log_abs - scale)
-        three = [_over_outputs(ntk), _over_outputs(factorization.recompose(found)), jnp.sum(gram, axis=2)]
+        kernels = [_over_outputs(ntk), _over_outputs(factorization.recompose(factored)), jnp.sum(gram, axis=2)]
         return _OnData(
-            log_eigenvalues=jnp.log(found.eigenvalues) + found.log_scale,
-            shares=found.shares,
+            log_eigenvalues=jnp.log(factored.eigenvalues) + factored.log_scale,
+            shares=factored.shares,
             log_top_data_gram=jnp.log(jnp.max(jax.lax.map(jnp.linalg.eigvalsh, jnp.moveaxis(gram, 2, 0)))) + scale,
-            log_trace_data_gram=jnp.log(jnp.trace(three[2])) + scale,
-            cosines=jnp.stack([_centered_cosines(kernel) for kernel in three]),
-            alignments=jnp.stack([factorization.kernel_target_alignment(k, labels) for k in three]),
+            log_trace_data_gram=jnp.log(jnp.trace(kernels[2])) + scale,
+            cosines=jnp.stack([_centered_cosines(kernel) for kernel in kernels]),
+            alignments=jnp.stack([factorization.kernel_target_alignment(kernel, labels) for kernel in kernels]),
         )
 
-    def measured(params: Params, mask: Mask, key: Key, known: BeforeTraining, spectrum: NtkSpectrum) -> Kernels:
+    def measured(params: Params, mask: Mask, key: Key, before: BeforeTraining, spectrum: NtkSpectrum) -> KernelPictures:
         params, mask = jax.tree.map(lambda leaf: leaf[0], (params, mask))
-        found = jax.device_get(on_data(params, mask, key, known.ntk[0]))
+        computed = jax.device_get(on_data(params, mask, key, before.ntk[0]))
         bounds = [
             spectrum.log_top_ntk,
             spectrum.log_trace_ntk,
-            known.log_top_path_kernel[0],
-            known.log_trace_path_kernel[0],
-            found.log_top_data_gram,
-            found.log_trace_data_gram,
+            before.log_top_path_kernel[0],
+            before.log_trace_path_kernel[0],
+            computed.log_top_data_gram,
+            computed.log_trace_data_gram,
         ]
-        return Kernels(
-            log_nodes=log_nodes(np.asarray(known.nodes), np.asarray(known.log_top_path_kernel)),
-            weights=np.asarray(known.weights),
-            log_eigenvalues=found.log_eigenvalues,
-            shares=found.shares,
-            log_ntk_eigenvalues=log_above_rounding(spectrum.eigenvalues, known.ntk.dtype),
+        return KernelPictures(
+            log_eigenvalues=computed.log_eigenvalues,
+            shares=computed.shares,
+            log_ntk_eigenvalues=log_above_rounding(spectrum.eigenvalues, before.ntk.dtype),
             bounds=np.array(bounds, np.float32),
-            cosines=found.cosines,
-            alignments=found.alignments,
+            cosines=computed.cosines,
+            alignments=computed.alignments,
             labels=np.asarray(labels),
         )
 
@@ -138,45 +126,31 @@ def _centered_cosines(kernel: jax.Array) -> jax.Array:
     rows = kernel - jnp.mean(kernel, axis=0, keepdims=True)
     centered = rows - jnp.mean(rows, axis=1, keepdims=True)
     squares = jnp.diag(centered)
-    live = squares > jnp.finfo(kernel.dtype).eps * jnp.max(jnp.diag(kernel))
-    inverse = jnp.where(live, 1.0 / jnp.sqrt(jnp.where(live, squares, 1.0)), 0.0)
+    nonzero = squares > jnp.finfo(kernel.dtype).eps * jnp.max(jnp.diag(kernel))
+    inverse = jnp.where(nonzero, 1.0 / jnp.sqrt(jnp.where(nonzero, squares, 1.0)), 0.0)
     return centered * inverse[:, None] * inverse[None, :]
 
 
-def log_nodes(nodes: np.ndarray, log_top: np.ndarray) -> np.ndarray:
-    """Logarithms of nodes (s, samples, order) whose largest is the largest eigenvalue, of known logarithm (s,)."""
-    largest = nodes.max(axis=(1, 2), keepdims=True)
-    relative = nodes / np.where(largest > 0, largest, 1.0)
-    live = relative > _ROUNDINGS * np.finfo(nodes.dtype).eps
-    return np.where(live, np.log(np.where(live, relative, 1.0)) + log_top[:, None, None], -np.inf)
+def file_of(folder: Path, data: str, model: str, method: str, density: float) -> Path:
+    """Where the numbers of a cell are kept."""
+    return folder / "kernels" / f"{data}-{model}-{method}-{density:g}.npz"
 
 
-def log_above_rounding(eigenvalues: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Logarithms of eigenvalues, descending, of a matrix of some type; −∞ where they are lost in its rounding."""
-    live = eigenvalues > eigenvalues[0] * eigenvalues.size * np.finfo(dtype).eps
-    return np.where(live, np.log(np.where(live, eigenvalues, 1.0)), -np.inf).astype(np.float32)
-
-
-def file_of(folder: Path, method: str, density: float) -> Path:
-    """Where the kernels of a cell are kept."""
-    return folder / "kernels" / f"{method}-{density:g}.npz"
-
-
-def save(path: Path, kernels: Kernels) -> None:
+def save(path: Path, pictures: KernelPictures) -> None:
     """Write the file in one step, the same bytes for the same numbers.
 
     Raises InputError where there is no room or no right to write.
     """
     with io.BytesIO() as file:
-        np.savez_compressed(file, allow_pickle=False, **kernels._asdict())
+        np.savez_compressed(file, allow_pickle=False, **pictures._asdict())
         path.parent.mkdir(exist_ok=True)
-        results_folder.write(path, file.getvalue())
+        write_atomically(path, file.getvalue())
 
 
-def load(path: Path) -> Kernels:
-    """The kernels that `save` wrote. Raises InputError where the file is not one of its own."""
+def load(path: Path) -> KernelPictures:
+    """The numbers that `save` wrote. Raises InputError where it did not write the file."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Kernels(**file)
+            return KernelPictures(**file)
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}); remove it, and the same command makes it again.") from error
+        raise InputError(f"{path} cannot be read ({error}); remove it, and the same sweep makes it again.") from error

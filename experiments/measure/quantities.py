@@ -1,4 +1,4 @@
-"""What is known of a masked network before training: sums over paths, the Path Kernel and the NTK."""
+"""What is measured of a masked network before training: sums over paths, the Path Kernel and the NTK."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.base.batching import side_by_side
+from experiments.base.batching import vmap_networks
 from pathjax import ntk, path_kernel, paths
 from pathjax.types import ApplyFn, Key, Mask, Params
 
-__all__ = ["BeforeTraining", "NtkSpectrum", "before_training", "ntk_spectrum"]
+__all__ = [
+    "BeforeTraining",
+    "NtkSpectrum",
+    "before_training",
+    "log_above_rounding",
+    "log_nodes",
+    "ntk_spectrum",
+]
 
 _LANCZOS_ORDER = 40
 _LANCZOS_SAMPLES = 2
 
+_ROUNDINGS = 100
+"""Nodes of the spectral density below this many roundings of the largest belong to the null space."""
+
 
 class BeforeTraining(NamedTuple):
-    """Numbers of one masked network, or of several with the seeds (s) on a leading axis. Logarithms are natural.
+    """Numbers of masked networks, which lie on the leading axis (s). Logarithms are natural.
 
-    `nodes` and `weights` (s, samples, order) are the spectral density of Π, in units of exp(`log_scale`), per kept
-    parameter, biases too; `parameters` (s,) is the number of these. `ntk` is (s, n, m, o, o).
+    `nodes` and `weights` (s, samples, order) are the spectral density of Π over the kept parameters, biases included,
+    in units of the kernel's exp(`log_scale`); `parameters` (s,) is the number of kept parameters. `ntk` is
+    (s, n, m, o, o).
     """
 
     log_path_count: jax.Array
@@ -39,9 +50,9 @@ class BeforeTraining(NamedTuple):
 
 
 class NtkSpectrum(NamedTuple):
-    """Of one NTK (n, m, o, o), as an (n·o, n·o) matrix; natural logarithms.
+    """The spectrum of one NTK (n, m, o, o) as an (n·o, n·o) matrix. Logarithms are natural.
 
-    The condition number is cut off at 1 / (n·o·ε), ε the rounding of the matrix: smaller eigenvalues are noise.
+    The condition number is at most 1 / (n·o·ε), where ε is the rounding of the matrix: smaller eigenvalues are noise.
     """
 
     eigenvalues: np.ndarray
@@ -62,7 +73,7 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
     def measured(params: Params, mask: Mask, key: Key) -> BeforeTraining:
         kernel = path_kernel.path_kernel(apply, params, x_like, mask=mask)
         trace = kernel.trace()
-        top, _ = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.fold_in(key, 0))
+        eigenvalues, *_ = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.fold_in(key, 0))
         density = path_kernel.spectral_density(
             kernel, order=_LANCZOS_ORDER, samples=_LANCZOS_SAMPLES, key=jax.random.fold_in(key, 1)
         )
@@ -71,7 +82,7 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
             log_path_norm_1=paths.log_path_norm(apply, params, x_like, q=1, mask=mask),
             log_path_norm_2=paths.log_path_norm(apply, params, x_like, q=2, mask=mask),
             log_trace_path_kernel=jnp.log(trace) + kernel.log_scale,
-            log_top_path_kernel=jnp.log(top[0]) + kernel.log_scale,
+            log_top_path_kernel=jnp.log(eigenvalues[0]) + kernel.log_scale,
             effective_rank_path_kernel=trace**2 / density.estimate(jnp.square).value,
             nodes=density.nodes,
             weights=density.weights,
@@ -79,7 +90,7 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
             ntk=ntk.empirical(apply, params, batch, mask=mask),
         )
 
-    return jax.jit(side_by_side(measured))
+    return jax.jit(vmap_networks(measured))
 
 
 def ntk_spectrum(kernel: np.ndarray) -> NtkSpectrum:
@@ -97,3 +108,20 @@ def ntk_spectrum(kernel: np.ndarray) -> NtkSpectrum:
         effective_rank_ntk=float(trace**2 / np.sum(matrix**2)),
         log_condition_ntk=float(np.log(top / max(eigenvalues[-1], floor))),
     )
+
+
+def log_nodes(nodes: np.ndarray, log_top: np.ndarray) -> np.ndarray:
+    """Natural logarithms of nodes (s, samples, order), −∞ where they are lost in rounding.
+
+    The largest node of each network is its largest eigenvalue, whose logarithm is `log_top` (s,).
+    """
+    largest = nodes.max(axis=(1, 2), keepdims=True)
+    relative = nodes / np.where(largest > 0, largest, 1.0)
+    above = relative > _ROUNDINGS * np.finfo(nodes.dtype).eps
+    return np.where(above, np.log(np.where(above, relative, 1.0)) + log_top[:, None, None], -np.inf)
+
+
+def log_above_rounding(eigenvalues: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Natural logarithms of descending eigenvalues of a matrix of type `dtype`, −∞ below its rounding."""
+    above = eigenvalues > eigenvalues[0] * eigenvalues.size * np.finfo(dtype).eps
+    return np.where(above, np.log(np.where(above, eigenvalues, 1.0)), -np.inf).astype(np.float32)

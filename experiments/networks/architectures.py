@@ -1,42 +1,21 @@
 """The networks that the study prunes and trains: those of the pruning literature, in Flax, as pure functions.
 
-`models` has the networks with an infinite-width twin; these have batch norm, pools and shortcuts as published. Each is
-built from `steps`, with every width in a table that can be changed.
+They have batch norm, pools and shortcuts as published; `twins` has the networks whose infinite-width limit is known.
+Each is built from `layers`, with every width in a table that can be changed.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
-import jax
-from flax import nnx
-
-from experiments.networks.layers import (
-    IMAGE,
-    OUTPUTS,
-    RESHAPES,
-    Block,
-    Layer,
-    Network,
-    Options,
-    Pad,
-    State,
-    Step,
-    build,
-)
-from experiments.options import InputError, known
-from pathjax.types import Key, Params
+from experiments.networks.layers import IMAGE, OUTPUTS, Block, Layer, Network, Options, Pad, Step, build
 
 __all__ = [
-    "NETWORKS",
+    "ARCHITECTURES",
     "fully_connected",
     "lenet_5",
-    "named",
-    "nnx_fully_connected",
     "resnet",
     "resnet_18",
     "vgg",
@@ -221,7 +200,7 @@ def wide_resnet(
     return build(shape, (*steps, *ends), table | {OUTPUTS: outputs}, widths or {}, Options(**options))
 
 
-NETWORKS: dict[str, Callable[..., Network]] = {
+ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "lenet_300_100": fully_connected,
     "lenet_5": lenet_5,
     "vgg_11": functools.partial(vgg, depth=11),
@@ -233,55 +212,4 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "wrn_16_8": functools.partial(wide_resnet, depth=16, factor=8),
     "wrn_28_10": wide_resnet,
 }
-"""`NETWORKS[name](shape, outputs, widths=..., batch_norm=..., activation=..., init=...)`."""
-
-
-def named(name: str) -> Callable[..., Network]:
-    """What builds the network of a name: one of `NETWORKS`, or "module:function", of a module that can be imported.
-
-    Raises InputError where there is none.
-    """
-    module, colon, function = name.partition(":")
-    if not colon:
-        known("network", name, tuple(NETWORKS))
-        return NETWORKS[name]
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
-        raise InputError(f"The network {name} cannot be found: {str(error).rstrip('.')}.") from error
-    return cast(Callable[..., Network], found)
-
-
-def nnx_fully_connected(
-    shape: tuple[int, ...], outputs: int, *, width: int, batch_norm: bool = True
-) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-    """`init`, `apply` and `train` of `Network`, of a network in Flax NNX: one hidden layer, as an example to copy."""
-
-    def make(rngs: nnx.Rngs) -> nnx.Module:
-        norm: list[Any] = [nnx.BatchNorm(width, rngs=rngs)] if batch_norm else []
-        layers: list[Any] = [nnx.Linear(math.prod(shape), width, rngs=rngs), *norm, nnx.relu]
-        return nnx.Sequential(RESHAPES["flatten"], *layers, nnx.Linear(width, outputs, rngs=rngs))
-
-    def split(module: nnx.Module) -> Any:
-        return nnx.split(module, nnx.Param, ...)
-
-    graph, _, _ = split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-
-    def init(key: Key) -> tuple[Params, State]:
-        _, params, state = split(make(nnx.Rngs(key)))
-        return nnx.to_pure_dict(params), nnx.to_pure_dict(state)
-
-    def merged(params: Params, state: State, *, train: bool) -> Any:
-        module = nnx.merge(graph, nnx.State(params), nnx.State(state))
-        module.set_attributes(use_running_average=not train, raise_if_not_found=False)
-        return module
-
-    def apply(params: Params, state: State, x: jax.Array) -> jax.Array:
-        return cast(jax.Array, merged(params, state, train=False)(x))
-
-    def train(params: Params, state: State, x: jax.Array) -> tuple[jax.Array, State]:
-        module = merged(params, state, train=True)
-        outputs = module(x)
-        return outputs, nnx.to_pure_dict(split(module)[2])
-
-    return init, apply, train
+"""`ARCHITECTURES[name](shape, outputs, widths=..., batch_norm=..., activation=..., init=...)`."""

@@ -1,4 +1,4 @@
-"""Networks described by their steps, over a table of widths: what a Flax module follows and what can be taken apart."""
+"""Networks as lists of layers over a table of widths: Flax runs them, and `shrink` and `twins` read them."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ class Pad(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Two convolutions beside a shortcut: a projection, zeros, or None for the identity."""
+    """One layer or two beside a shortcut, which is a projection, zeros, or None for the identity."""
 
     first: Layer
-    second: Layer
+    second: Layer | None
     shortcut: Layer | Pad | None
 
 
@@ -178,12 +178,14 @@ class _Module(nn.Module):
         read = x
         if first.through is not None:
             read = self._activate(self._norm(x, first.through, train))
-        h = self._layer(self._activate(self._layer(read, first, train)), second, train)
+        branch = self._layer(read, first, train)
+        if second is not None:
+            branch = self._layer(self._activate(branch), second, train)
         if isinstance(shortcut, Layer):
             x = self._layer(read, shortcut, train)
         elif shortcut is not None:
             x = _pad(x, shortcut.places, self.widths[shortcut.writes])
-        return self._activate(x + h) if second.active else x + h
+        return self._activate(x + branch) if (second or first).active else x + branch
 
     def _layer(self, x: jax.Array, layer: Layer, train: bool) -> jax.Array:
         bias = layer.writes == OUTPUTS or not self.options.batch_norm

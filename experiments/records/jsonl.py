@@ -24,23 +24,24 @@ def encode(record: Any) -> str:
     >>> decode(encode(Point(1.5, [-math.inf])), Point)
     Point(x=1.5, near=[-inf])
     """
-    return json.dumps({key: _plain(value) for key, value in vars(record).items()}, allow_nan=False, ensure_ascii=False)
+    plain = {key: _to_json(value) for key, value in vars(record).items()}
+    return json.dumps(plain, allow_nan=False, ensure_ascii=False)
 
 
 def decode(line: str, kind: type[Record]) -> Record:
-    """The record of one line. Raises ValueError where the line is not one that `encode` wrote of this kind."""
-    found = json.loads(line)
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(found, dict) or set(found) != set(fields):
+    """The record of one line. Raises ValueError where `encode` did not write the line for this kind of record."""
+    values = json.loads(line)
+    types = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if not isinstance(values, dict) or set(values) != set(types):
         raise ValueError(f"the line does not hold the fields of a {kind.__name__.lower()}")
-    return kind(**{key: _typed(found[key], str(fields[key])) for key in fields})
+    return kind(**{name: _from_json(values[name], str(types[name])) for name in types})
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, list):
-        return [_plain(entry) for entry in value]
+        return [_to_json(entry) for entry in value]
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: _to_json(entry) for key, entry in value.items()}
     if not isinstance(value, float):
         return value
     if math.isnan(value):
@@ -49,7 +50,7 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.8g}") if math.isfinite(value) else str(value)
 
 
-def _typed(value: Any, kind: str) -> Any:
+def _from_json(value: Any, kind: str) -> Any:
     if kind == "float":
         return _number(value)
     if kind == "list[float]" and isinstance(value, list):

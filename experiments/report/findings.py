@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from experiments.options import DENSE
-from experiments.records.reading import CHANGES, PREDICTIONS, Results
-from experiments.records.runs import QUANTITIES
+from experiments.base.names import DENSE, QUANTITIES
+from experiments.base.wording import counted, enumerated, number, percent, points, share_or_times
+from experiments.measure.widths import WidthSweep
+from experiments.records.study_table import CHANGES, PREDICTIONS, StudyTable
 from experiments.report.figures import shown_curves
-from experiments.report.wording import fold, listed, number, percent, points
-from experiments.widths import Sweep
 
 __all__ = [
     "failures",
@@ -21,12 +20,13 @@ __all__ = [
     "of_change",
     "of_curves",
     "of_gaps",
+    "of_laziness",
     "of_layers",
     "of_path_kernel",
     "of_quantities",
     "of_spectra",
+    "of_training",
     "of_widths",
-    "summary",
 ]
 
 _ABSENT = "It is not in these results."
@@ -37,21 +37,7 @@ _LAZY = 0.1
 _STRATA = ["data", "model", "density"]
 
 
-def summary(study: Results) -> str:
-    """The paragraph that opens the report."""
-    seeds = study.trials["seed"].nunique()
-    methods = [method for method in study.cells["method"].unique() if method != DENSE]
-    counted = (
-        f"{len(study.trials)} networks: {_count(len(study.settings), 'combination')} of data and model, "
-        f"{_count(len(methods), 'pruning method')}, {_count(len(study.densities), 'density', 'densities')}, "
-        f"{_count(seeds, 'seed')}."
-    )
-    return " ".join(
-        part for part in (counted, failures(study), _wins(study), of_gaps(study), _strongest(study)) if part
-    )
-
-
-def failures(study: Results) -> str:
+def failures(study: StudyTable) -> str:
     """How many trials failed, and why most of them; nothing where none did."""
     if not study.failed:
         return ""
@@ -62,7 +48,7 @@ def failures(study: Results) -> str:
     )
 
 
-def of_accuracy(study: Results) -> str:
+def of_accuracy(study: StudyTable) -> str:
     """Which method is best most often, and how far the methods lie apart at the lowest density."""
     parts = []
     for setting, part in study.parts():
@@ -83,7 +69,39 @@ def of_accuracy(study: Results) -> str:
     return _told(f"{_wins(study)} At the lowest density:", parts)
 
 
-def of_curves(study: Results) -> str:
+def of_training(study: StudyTable) -> str:
+    """Which cells reach the loss level, and how fast."""
+    parts = []
+    for setting, part in study.parts():
+        reached = part.cells[np.isfinite(part.cells["steps_to_level_mean"])]
+        words = f"{setting}: {len(reached)} of {counted(len(part.cells), 'cell')} do"
+        if len(reached):
+            first, last = (
+                reached.loc[pick(reached["steps_to_level_mean"])] for pick in (pd.Series.idxmin, pd.Series.idxmax)
+            )
+            words += (
+                f", {_cell(first['method'], first['density'])} first, after {first['steps_to_level_mean']:.0f} steps, "
+                f"and {_cell(last['method'], last['density'])} last, after {last['steps_to_level_mean']:.0f}"
+            )
+        parts.append(f"{words}.")
+    return _told("Which cells reach the loss level with every seed:", parts)
+
+
+def of_laziness(study: StudyTable) -> str:
+    """Where descent was closest to that of the linearized network, and where Θ turned most."""
+    there = study.cells[study.cells["linearization_error_mean"].notna() & study.cells["kernel_distance_mean"].notna()]
+    if there.empty:
+        return "How lazy the descent was is not in these results."
+    closest = there.loc[there["linearization_error_mean"].idxmin()]
+    turned = there.loc[there["kernel_distance_mean"].idxmax()]
+    return (
+        f"{_row(closest)} descends closest to its linearized network, its outputs ending "
+        f"{share_or_times(closest['linearization_error_mean'])} off; Θ turns most for {_row(turned)}, to a kernel "
+        f"distance of {number(turned['kernel_distance_mean'])}."
+    )
+
+
+def of_curves(study: StudyTable) -> str:
     """Which cells are drawn, and how far the loss really falls in them."""
     parts = []
     for setting, part in study.parts():
@@ -93,10 +111,10 @@ def of_curves(study: Results) -> str:
     return _told("The real loss falls, in decades:", parts)
 
 
-def of_gaps(study: Results) -> str:
+def of_gaps(study: StudyTable) -> str:
     """How close each prediction comes to the real curve, and whether it orders the cells as that does."""
-    found = {name: study.cells[f"gap_{name}_mean"].dropna() for name in PREDICTIONS}
-    medians = [f"{number(gap.median())} by {PREDICTIONS[name]}" for name, gap in found.items() if len(gap)]
+    gaps = {name: study.cells[f"gap_{name}_mean"].dropna() for name in PREDICTIONS}
+    medians = [f"{number(gap.median())} by {PREDICTIONS[name]}" for name, gap in gaps.items() if len(gap)]
     if not medians:
         return "No predicted loss curve is in these results."
     both = study.cells[["gap_linearized_mean", "gap_data_free_mean"]].dropna()
@@ -104,24 +122,24 @@ def of_gaps(study: Results) -> str:
     orders = {name: study.association(f"{name}_drop", "real_drop", ["data", "model"]) for name in PREDICTIONS}
     ordered = [f"{order} by {PREDICTIONS[name]}" for name, order in orders.items() if order.groups]
     baseline = study.association("density", "real_drop", ["data", "model"])
-    words = f"The real loss curves are missed by, in the median over cells and in decades, {listed(medians)}"
+    words = f"The real loss curves are missed by, in the median over cells and in decades, {enumerated(medians)}"
     words += f"; Θ is closer than Π in {closer} of {len(both)} cells." if len(both) else "."
     if ordered:
         words += (
-            f" How far the loss falls is ordered among the cells of one data set and model with ρ = {listed(ordered)}; "
-            f"by density alone with {baseline}."
+            " How far the loss falls is ordered among the cells of one data set and model with ρ = "
+            f"{enumerated(ordered)}; by density alone with {baseline}."
         )
     return words
 
 
-def of_path_kernel(study: Results) -> str:
+def of_path_kernel(study: StudyTable) -> str:
     """Between which methods the quantities range at the lowest density, and where no path is left."""
     parts = []
     for setting, part in study.parts():
         ranges = [
-            f"{QUANTITIES[name]} {found}"
+            f"{QUANTITIES[name]} {span}"
             for name in ("log_trace_path_kernel", "effective_rank_path_kernel")
-            if (found := _range(part, f"{name}_mean", lambda value: number(value, ".1f")))
+            if (span := _range(part, f"{name}_mean", lambda value: number(value, ".1f")))
         ]
         parts += [f"{setting} at density {part.densities[-1]:g}: {', '.join(ranges)}."] if ranges else []
     cut = study.cells[np.isneginf(study.cells["log_path_norm_1_mean"])]
@@ -131,43 +149,43 @@ def of_path_kernel(study: Results) -> str:
     return _told(f"{last} Of the pruned networks, at the lowest density:", parts)
 
 
-def of_spectra(study: Results) -> str:
+def of_spectra(study: StudyTable) -> str:
     """How many eigenvalues Θ has above its rounding, and where the median of Π lies."""
     parts = []
     for setting, part in study.parts():
         ranks, medians, words = _by_cell(part, _rank), _by_cell(part, _median), []
         if ranks:
             size = max(map(len, part.trials["log_ntk_eigenvalues"]))
-            found = _of_cells(part, ranks, lambda count: number(count, ".0f"))
-            words.append(f"above rounding are of {size} eigenvalues of Θ {found}")
+            span = _of_cells(part, ranks, lambda count: number(count, ".0f"))
+            words.append(f"above rounding are of {size} eigenvalues of Θ {span}")
         if medians:
-            found = _of_cells(part, medians, lambda exponent: f"10^{number(exponent, '.1f')}")
-            words.append(f"the median eigenvalue of Π above zero is {found}")
+            span = _of_cells(part, medians, lambda exponent: f"10^{number(exponent, '.1f')}")
+            words.append(f"the median eigenvalue of Π above zero is {span}")
         parts += [f"{setting}: {'; '.join(words)}."] if words else []
     return _told("Dense and at the lowest density:", parts)
 
 
-def of_quantities(study: Results) -> str:
+def of_quantities(study: StudyTable) -> str:
     """Which quantity goes most with accuracy over the cells drawn, and how many do clearly."""
-    found = {name: study.association(name, "test_accuracy", []) for name in QUANTITIES}
-    others = {name: one for name, one in found.items() if name != "density" and one.groups}
-    if not others:
+    associations = {name: study.association(name, "test_accuracy", []) for name in QUANTITIES}
+    ranked = {name: one for name, one in associations.items() if name != "density" and one.groups}
+    if not ranked:
         return "There are too few cells to rank them."
-    best = max(others, key=lambda name: abs(others[name].rho))
-    clear = sum(one.clear for one in others.values())
+    best = max(ranked, key=lambda name: abs(ranked[name].rho))
+    clear = sum(one.excludes_zero for one in ranked.values())
     return (
-        f"{QUANTITIES[best]} goes most with accuracy, ρ = {others[best]} over {others[best].cells} cells; "
-        f"{clear} of {len(others)} intervals leave out 0. Density alone has {found['density']}."
+        f"{QUANTITIES[best]} goes most with accuracy, ρ = {ranked[best]} over {ranked[best].cells} cells; "
+        f"{clear} of {len(ranked)} intervals leave out 0. Density alone has {associations['density']}."
     )
 
 
-def of_associations(study: Results) -> str:
+def of_associations(study: StudyTable) -> str:
     """Which quantities go with accuracy, over all cells of a setting and within densities."""
     parts = [f"{setting}: {of_quantities(part)}" for setting, part in study.parts()]
     return _told(f"{_strongest(study)} Over all cells:", parts)
 
 
-def of_layers(study: Results) -> str:
+def of_layers(study: StudyTable) -> str:
     """The most thinned layer and the dead units by method at the lowest density; layers that are emptied."""
     parts = []
     for setting, part in study.parts():
@@ -189,7 +207,7 @@ def of_layers(study: Results) -> str:
     return _told(f"{last} At the lowest density:", parts)
 
 
-def of_change(study: Results) -> str:
+def of_change(study: StudyTable) -> str:
     """How many cells keep their kernels through training, and whether Θ and Π change together."""
     sentences = []
     for name, words in list(CHANGES.items())[:2]:
@@ -201,8 +219,8 @@ def of_change(study: Results) -> str:
         most, least = study.cells.loc[there.idxmax()], study.cells.loc[there.idxmin()]
         sentences.append(
             f"The {words} stays below {percent(_LAZY)} in {int((there < _LAZY).sum())} of {len(there)} cells (lazy). "
-            f"It reaches from {fold(there.min())} ({_row(least)}) to {fold(there.max())} ({_row(most)}), with a "
-            f"median of {fold(there.median())}."
+            f"It reaches from {share_or_times(there.min())} ({_row(least)}) to {share_or_times(there.max())} "
+            f"({_row(most)}), with a median of {share_or_times(there.median())}."
         )
     together = study.association("path_kernel_change", "ntk_change", ["data", "model"])
     if together.groups:
@@ -210,10 +228,10 @@ def of_change(study: Results) -> str:
     return " ".join(sentences)
 
 
-def of_widths(sweeps: Sequence[Sweep]) -> str:
+def of_widths(sweeps: Sequence[WidthSweep]) -> str:
     """The exponents of the width."""
-    slopes = [sweep.slope[0] for sweep in sweeps]
-    off = max(sweeps, key=lambda sweep: abs(sweep.slope[0] + 0.5))
+    slopes = [sweep.slope.mean for sweep in sweeps]
+    off = max(sweeps, key=lambda sweep: abs(sweep.slope.mean + 0.5))
     return (
         f"The distance to the infinite-width limit goes with the width to the power of {number(min(slopes))} to "
         f"{number(max(slopes))} (−1/2 is expected); furthest from it is {off.model} at density {off.density:g}."
@@ -227,7 +245,7 @@ def _told(lead: str, parts: Sequence[str]) -> str:
     return "\n".join([lead, *parts]) if len(parts) > 1 else f"{lead} {parts[0]}"
 
 
-def _wins(study: Results) -> str:
+def _wins(study: StudyTable) -> str:
     """How often the best method is best, and how often its lead is more than the seeds explain."""
     best, leads = [], 0
     for _, group in _pruned(study).groupby(_STRATA, sort=False):
@@ -242,32 +260,32 @@ def _wins(study: Results) -> str:
     if not best:
         return "There are not two methods at one density to compare."
     counts = pd.Series(best).value_counts()
-    names = listed([f"{method} ({count})" for method, count in counts.items()])
-    words = f"Of {_count(len(best), 'comparison')} at one data set, model and density, the most accurate is {names}"
-    if study.trials["seed"].nunique() == 1:
+    names = enumerated([f"{method} ({count})" for method, count in counts.items()])
+    words = f"Of {counted(len(best), 'comparison')} at one data set, model and density, the most accurate is {names}"
+    if study.seeds == 1:
         return f"{words}; with one seed, no lead can be told from luck."
     return f"{words}; {leads} of the leads over the second exceed two standard errors over seeds."
 
 
-def _strongest(study: Results) -> str:
-    found = {name: study.association(name, "test_accuracy", _STRATA) for name in QUANTITIES}
-    found = {name: one for name, one in found.items() if one.groups}
-    if not found:
+def _strongest(study: StudyTable) -> str:
+    associations = {name: study.association(name, "test_accuracy", _STRATA) for name in QUANTITIES}
+    ranked = {name: one for name, one in associations.items() if one.groups}
+    if not ranked:
         return "Too few methods share a density to rank the quantities within one."
-    best = max(found, key=lambda name: abs(found[name].rho))
-    clear = [f"{QUANTITIES[name]} ({number(one.rho)})" for name, one in found.items() if one.clear]
+    best = max(ranked, key=lambda name: abs(ranked[name].rho))
+    clear = [f"{QUANTITIES[name]} ({number(one.rho)})" for name, one in ranked.items() if one.excludes_zero]
     return (
-        f"Among methods at one density, {QUANTITIES[best]} goes most with accuracy, ρ = {found[best]} over "
-        f"{_count(found[best].groups, 'group')} of {found[best].cells} cells; intervals that leave out 0: "
-        f"{listed(clear or ['none'])}."
+        f"Among methods at one density, {QUANTITIES[best]} goes most with accuracy, ρ = {ranked[best]} over "
+        f"{counted(ranked[best].groups, 'group')} of {ranked[best].cells} cells; intervals that leave out 0: "
+        f"{enumerated(clear or ['none'])}."
     )
 
 
-def _range(part: Results, column: str, words: Callable[[float], str]) -> str:
+def _range(part: StudyTable, column: str, words: Callable[[float], str]) -> str:
     """From the least to the most that a method has at the lowest density; nothing where none has a number."""
     if not part.densities:
         return ""
-    there = part.at(part.densities[-1])
+    there = part.pruned_at(part.densities[-1])
     there = there[np.isfinite(there[column])]
     if there.empty:
         return ""
@@ -277,16 +295,16 @@ def _range(part: Results, column: str, words: Callable[[float], str]) -> str:
     return f"from {words(least[column])} ({least['method']}) to {words(most[column])} ({most['method']})"
 
 
-def _by_cell(part: Results, value: Callable[[pd.Series], float]) -> dict[tuple[str, float], float]:
-    found = {}
+def _by_cell(part: StudyTable, value: Callable[[pd.Series], float]) -> dict[tuple[str, float], float]:
+    means = {}
     for (method, density), group in part.trials.groupby(["method", "density"], sort=False):
         values = np.array([value(trial) for _, trial in group.iterrows()])
         if np.isfinite(values).any():
-            found[str(method), float(density)] = float(values[np.isfinite(values)].mean())
-    return found
+            means[str(method), float(density)] = float(values[np.isfinite(values)].mean())
+    return means
 
 
-def _of_cells(part: Results, values: dict[tuple[str, float], float], shown: Callable[[float], str]) -> str:
+def _of_cells(part: StudyTable, values: dict[tuple[str, float], float], shown: Callable[[float], str]) -> str:
     lowest = part.densities[-1] if part.densities else 1.0
     at = {method: value for (method, density), value in values.items() if density == lowest and method != DENSE}
     dense = values.get((DENSE, 1.0))
@@ -296,26 +314,26 @@ def _of_cells(part: Results, values: dict[tuple[str, float], float], shown: Call
         span = f"{shown(at[least])} ({least})"
         span += "" if least == most else f" to {shown(at[most])} ({most})"
         words.append(f"{span} at density {lowest:g}")
-    return listed(words)
+    return enumerated(words)
 
 
 def _rank(trial: pd.Series) -> float:
-    found = np.array(trial["log_ntk_eigenvalues"])
-    return float(np.isfinite(found).sum()) if len(found) else np.nan
+    eigenvalues = np.array(trial["log_ntk_eigenvalues"])
+    return float(np.isfinite(eigenvalues).sum()) if len(eigenvalues) else np.nan
 
 
 def _median(trial: pd.Series) -> float:
     """log₁₀ of the eigenvalue of Π that half of those that are not zero lie above."""
     nodes, weights = np.array(trial["log_path_kernel_nodes"]), np.array(trial["path_kernel_weights"])
-    live = np.isfinite(nodes)
-    if not live.any():
+    above_zero = np.isfinite(nodes)
+    if not above_zero.any():
         return np.nan
-    order = np.argsort(nodes[live])
-    passed = np.cumsum(weights[live][order])
-    return float(nodes[live][order][np.searchsorted(passed, passed[-1] / 2)] / np.log(10))
+    order = np.argsort(nodes[above_zero])
+    cumulated = np.cumsum(weights[above_zero][order])
+    return float(nodes[above_zero][order][np.searchsorted(cumulated, cumulated[-1] / 2)] / np.log(10))
 
 
-def _pruned(study: Results) -> pd.DataFrame:
+def _pruned(study: StudyTable) -> pd.DataFrame:
     return study.cells[study.cells["method"] != DENSE]
 
 
@@ -337,7 +355,3 @@ def _accuracy(row: pd.Series) -> str:
     deviation = row["test_accuracy_std"]
     spread = "" if np.isnan(deviation) else f" ± {100 * deviation:.1f}"
     return f"{100 * row['test_accuracy_mean']:.1f}{spread}%"
-
-
-def _count(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or one + 's'}"

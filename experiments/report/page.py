@@ -1,4 +1,4 @@
-"""What every report is made of: figures with captions, tables, and one HTML file that needs no other."""
+"""The parts of an HTML page that needs no other file: figures with captions, paragraphs, tables."""
 
 from __future__ import annotations
 
@@ -11,13 +11,24 @@ from matplotlib.figure import Figure
 
 from experiments.report import drawing
 
-__all__ = ["Illustration", "document", "drawn", "illustrated", "pairs", "scrolled", "text"]
+__all__ = [
+    "Illustration",
+    "document",
+    "drawn",
+    "illustrated",
+    "note",
+    "pairs",
+    "paragraph",
+    "scrolled",
+    "section",
+    "text",
+]
 
 
 class Illustration(NamedTuple):
-    """A drawn figure with its file name, its title, what it shows and what was found in these results.
+    """A drawn figure with its file name, its title, what it shows, and what these results show in it.
 
-    Lines of `found` after the first become a list.
+    Lines of `finding` after the first become a list.
     """
 
     name: str
@@ -25,7 +36,7 @@ class Illustration(NamedTuple):
     svg: bytes
     title: str
     caption: str
-    found: str
+    finding: str
 
 
 def drawn(figure: Figure) -> tuple[bytes, bytes]:
@@ -41,17 +52,17 @@ def document(title: str, parts: Iterable[str]) -> str:
 def illustrated(number: int, picture: Illustration) -> str:
     """The figure in the page, under its title and over its caption."""
     picture_svg = _inline(picture.svg.decode(), prefix=f"f{number}-", label=picture.title)
-    found, *more = picture.found.split("\n")
+    first, *more = picture.finding.split("\n")
     entries = f"<ul>{''.join(f'<li>{text(line)}</li>' for line in more)}</ul>" if more else ""
     return (
         f'<h2>{text(picture.title)}</h2><figure><div class="scroll">{picture_svg}</div><figcaption>'
         f"<b>Figure {number}.</b> {text(picture.caption)} "
-        f"<em>Found here:</em> {text(found)}{entries}</figcaption></figure>"
+        f"<em>Here:</em> {text(first)}{entries}</figcaption></figure>"
     )
 
 
 def _inline(picture_svg: str, *, prefix: str, label: str) -> str:
-    """An SVG file as a part of a page: names of its own, the page's colours, and nothing that points elsewhere."""
+    """An SVG file as a part of a page: names of its own, the page's colors, and nothing that points elsewhere."""
     picture_svg = picture_svg[picture_svg.index("<svg") :]
     picture_svg = re.sub(r"<metadata>.*?</metadata>", "", picture_svg, flags=re.DOTALL)
     picture_svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", picture_svg)
@@ -62,12 +73,27 @@ def _inline(picture_svg: str, *, prefix: str, label: str) -> str:
     picture_svg = re.sub(r'href="#', f'href="#{prefix}', picture_svg)
     picture_svg = re.sub(r"url\(#", f"url(#{prefix}", picture_svg)
     names = {drawing.INK: "ink", drawing.MUTED: "muted", drawing.GRID: "grid", drawing.PAPER: "paper"}
-    for colour, name in names.items():
-        picture_svg = picture_svg.replace(colour, f"var(--{name})")
+    for color, name in names.items():
+        picture_svg = picture_svg.replace(color, f"var(--{name})")
     width, height = re.findall(r'(?:width|height)="([\d.]+)pt"', picture_svg)[:2]
     picture_svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", picture_svg, count=2)
     size = f'style="min-width:{min(float(width), 620):.0f}px;max-width:{1.4 * float(width):.0f}px"'
     return picture_svg.replace("<svg", f'<svg role="img" aria-label="{text(label)}" {size}', 1)
+
+
+def section(title: str) -> str:
+    """The title of a section."""
+    return f"<h2>{text(title)}</h2>"
+
+
+def paragraph(words: str, kind: str = "") -> str:
+    """A paragraph, of a kind that the style sheet knows: "lead" or "caption"."""
+    return f'<p class="{kind}">{text(words)}</p>' if kind else f"<p>{text(words)}</p>"
+
+
+def note(words: str) -> str:
+    """A paragraph that stands out."""
+    return f'<p class="note">{text(words)}</p>'
 
 
 def scrolled(content: str) -> str:
@@ -104,6 +130,7 @@ body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: 
 h1 { font-size: clamp(1.4rem, 4.5vw, 2rem); line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 .lead { font-size: 1.06rem; max-width: 46rem; }
+.caption { font-size: .9rem; color: var(--muted); margin-top: .5rem; }
 .note { border-left: 3px solid var(--accent); padding-left: .75rem; }
 p, figcaption { max-width: 46rem; }
 figure { margin: 0; }
@@ -119,6 +146,7 @@ tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--muted); font-weight: 600; vertical-align: bottom; white-space: normal; min-width: 4.5rem; }
 tbody th { text-align: left; font-weight: 600; position: sticky; left: 0; background: var(--paper); }
 thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper); }
+.section th { color: var(--muted); padding-top: 1rem; }
 .pairs th, .pairs td { text-align: left; white-space: normal; }
 .pairs th { font-weight: 500; color: var(--muted); width: 45%; }
 </style>

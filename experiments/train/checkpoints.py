@@ -1,4 +1,4 @@
-"""Training kept on the way, by Orbax: a long run that is killed goes on from its last checkpoint."""
+"""Checkpoints of a training, kept by Orbax: a long run that is killed goes on from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -15,61 +15,61 @@ import numpy as np
 
 from experiments.train import distributed
 
-__all__ = ["Checkpoints", "begun"]
+__all__ = ["Checkpoints", "checkpointed"]
 
 
 class Checkpoints:
-    """The last state of one training, in a folder of its own. `load` and `save` take the epochs that are behind.
+    """The last state of one training, in a folder of its own.
 
-    Of several processes, which make the same calls, process 0 alone has the folder.
+    Several processes make the same calls; process 0 alone has the folder.
     """
 
     def __init__(self, manager: Any) -> None:
-        """`manager` is Orbax'; None where process 0 has it."""
+        """`manager` is that of Orbax, or None in a process that does not keep the checkpoints."""
         self._manager = manager
 
     def load(self, like: Any) -> tuple[int, Any]:
-        """Epochs and state to go on from, on the host: 0 and `like` where nothing is kept."""
+        """The finished epochs and the state after them, on the host; 0 and `like` where nothing is kept."""
         import orbax.checkpoint as ocp
 
-        with distributed.in_step():
+        with distributed.failing_together():
             epoch = self._manager.latest_step() if self._manager else None
             state = like = jax.device_get(like)
             if epoch is not None:
                 state = self._manager.restore(epoch, args=ocp.args.StandardRestore(like))
-        epoch, state = distributed.word((epoch or 0, state))
+        epoch, state = distributed.broadcast_from_first((epoch or 0, state))
         return int(epoch), state
 
     def save(self, epoch: int, state: Any) -> None:
-        """Keep a state in place of the one before. It is there whole, or not at all."""
+        """Keep the state after `epoch` epochs in place of the one before. It is kept whole, or not at all."""
         import orbax.checkpoint as ocp
 
-        with distributed.in_step():
+        with distributed.failing_together():
             if self._manager:
                 self._manager.save(epoch, args=ocp.args.StandardSave(jax.device_get(state)))
                 self._manager.wait_until_finished()
 
 
 @contextmanager
-def begun(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
-    """The checkpoints of the training that begins with the arrays in `identity`; removed when it has ended well."""
-    own = folder.absolute() / _digest(identity)
+def checkpointed(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
+    """The checkpoints of the training that begins with the arrays in `identity`; removed when the context ends well."""
+    own_folder = folder.absolute() / _digest(identity)
     with ExitStack() as stack:
-        with distributed.in_step():
-            manager = stack.enter_context(_manager(own)) if distributed.first() else None
+        with distributed.failing_together():
+            manager = stack.enter_context(_manager(own_folder)) if distributed.is_first() else None
         yield Checkpoints(manager)
-    if distributed.first():
-        shutil.rmtree(own, ignore_errors=True)  # what is left of a finished training harms nothing
+    if distributed.is_first():
+        shutil.rmtree(own_folder, ignore_errors=True)  # what cannot be removed of a finished training harms nothing
 
 
-def _manager(own: Path) -> Any:
-    """Orbax' keeper of a folder, in this process alone."""
+def _manager(folder: Path) -> Any:
+    """The Orbax manager of a folder that this process alone uses."""
     import orbax.checkpoint as ocp
 
-    own.mkdir(parents=True, exist_ok=True)  # which Orbax does for all processes only
+    folder.mkdir(parents=True, exist_ok=True)  # Orbax would make it only if all processes called it
     alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
     options = ocp.CheckpointManagerOptions(max_to_keep=1, create=False, multiprocessing_options=alone)
-    return ocp.CheckpointManager(own, options=options)
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def _digest(tree: Any) -> str:

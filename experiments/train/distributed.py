@@ -1,6 +1,7 @@
-"""Several processes that compute one study together: how they find each other, and how they stay in step.
+"""Several processes that compute one study together: how they find each other, and how they fail together.
 
-All make the same calls. Process 0 keeps and says what is found; its word decides where theirs might differ.
+All processes make the same calls in the same order. Process 0 keeps and shows the results; where numbers could differ
+between processes by rounding, those of process 0 count.
 """
 
 from __future__ import annotations
@@ -13,39 +14,41 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from experiments.data.loading import DataError
-from experiments.options import InputError
+from experiments.base.errors import InputError
 
 if TYPE_CHECKING:
     from experiments.data.loading import Dataset
-    from experiments.study import Study
 
-__all__ = ["check_alike", "first", "in_step", "joined", "word"]
+__all__ = ["broadcast_from_first", "check_alike", "failing_together", "is_first", "joined"]
 
 _AUTO = "auto"
 
-_PATIENCE = 1800
-"""Seconds that a process waits for the slowest to come to the same place."""
+_BAD_INPUT, _OTHER_ERROR = "!", "?"
+"""The first letter of a message between processes about an error."""
 
-_LENGTH = 400
-"""Bytes of what a process says to the others."""
+_TIMEOUT = 1800
+"""Seconds that a process waits for the slowest one at a barrier."""
 
-_MEETINGS = itertools.count()
-"""Numbers the places where processes wait for each other, which need a name each."""
+_MESSAGE_BYTES = 400
+"""Length of the messages that processes exchange."""
+
+_BARRIERS = itertools.count()
+"""Numbers the barriers, each of which needs a name of its own."""
 
 Tree = TypeVar("Tree")
 
 
 class _Lost(InputError):
-    """Another process has ended: there is nobody left to stay in step with."""
+    """Another process has ended, so nothing can be exchanged with it."""
 
 
 @contextlib.contextmanager
 def joined(coordinator: str | None, *, processes: int | None, process: int | None) -> Iterator[None]:
-    """What comes first, as one of several processes, `in_step`; by itself where `coordinator` is None.
+    """Join the other processes, then run the context `failing_together`. Without a coordinator, do neither.
 
-    `coordinator` is the address of process 0 with a port that is free there, or "auto" where JAX finds it, and the
-    numbers, itself. Raises InputError where the three make no sense, or the processes do not find each other.
+    `coordinator` is the address of process 0 with a port that is free there, or "auto" where JAX finds the address and
+    the numbers itself. Raises InputError where the three arguments contradict each other, or the processes do not find
+    each other.
     """
     _check(coordinator, processes, process)
     if coordinator is None:
@@ -59,10 +62,10 @@ def joined(coordinator: str | None, *, processes: int | None, process: int | Non
         else:
             jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"The processes do not find each other by --coordinator {coordinator}: {_line(error)}.") from (
-            error
-        )
-    with in_step():
+        raise InputError(
+            f"The processes do not find each other by --coordinator {coordinator}: {_one_line(error)}."
+        ) from (error)
+    with failing_together():
         yield
 
 
@@ -80,19 +83,20 @@ def _check(coordinator: str | None, processes: int | None, process: int | None) 
         raise InputError(f"--process is {process}, but must be from 0 to {processes - 1}, as there are {processes}.")
 
 
-def first() -> bool:
-    """Whether this is process 0, which keeps what is found; the only one is."""
+def is_first() -> bool:
+    """Whether this is process 0, which keeps the results. A process that runs alone is process 0."""
     import jax
 
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def in_step() -> Iterator[None]:
-    """What raises in here in one process raises in all, at the end, so that none waits for one that has given up.
+def failing_together() -> Iterator[None]:
+    """If the context raises in one process, it raises in all at its end, so that none waits for one that has given up.
 
-    Where it is bad input, InputError in the others; else RuntimeError. Between processes nothing may be computed in
-    here but what raises in all of them or none. Raises InputError where a process has ended.
+    An InputError in one process is an InputError in the others; every other error is a RuntimeError there. The context
+    must not compute across processes, except for what raises in all of them or in none. Raises InputError where a
+    process has ended.
     """
     import jax
 
@@ -104,65 +108,65 @@ def in_step() -> Iterator[None]:
         yield
     except _Lost:
         raise
-    except Exception as error:  # whatever it is, the others have to know
+    except Exception as error:  # of any kind: the others have to be told
         own = error
-    bad = isinstance(own, InputError | DataError)
+    kind = _BAD_INPUT if isinstance(own, InputError) else _OTHER_ERROR
     try:
-        said = _said("" if own is None else f"{'!' if bad else '?'}{_line(own)}")
+        messages = _exchanged("" if own is None else f"{kind}{_one_line(own)}")
     except _Lost as lost:
         raise own or lost from None
     if own is not None:
         raise own
-    for number, words in enumerate(said):
-        if words:
-            message = f"Process {number} cannot go on: {words[1:]}."
-            raise InputError(message) if words[0] == "!" else RuntimeError(message)
+    for number, message in enumerate(messages):
+        if message:
+            reason = f"Process {number} cannot go on: {message[1:]}."
+            raise InputError(reason) if message[0] == _BAD_INPUT else RuntimeError(reason)
 
 
-def word(tree: Tree) -> Tree:
-    """A tree of arrays as process 0 has it; the others have one of the same shapes."""
+def broadcast_from_first(tree: Tree) -> Tree:
+    """The tree of arrays of process 0. The other processes give one of the same shapes."""
     import jax
     from jax.experimental import multihost_utils
 
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
-def check_alike(study: Study, datasets: dict[str, Dataset]) -> None:
-    """Raise InputError, in all processes, where these were not given to all alike."""
+def check_alike(config: str, datasets: dict[str, Dataset]) -> None:
+    """Raise InputError in all processes where they were given different configs or data sets."""
     import jax
 
     if jax.process_count() == 1:
         return
-    if len(set(_said(hashlib.sha256(repr(study).encode()).hexdigest()))) > 1:
+    if len(set(_exchanged(hashlib.sha256(config.encode()).hexdigest()))) > 1:
         raise InputError("The processes were given different configs; give all of them the same.")
     for name, dataset in datasets.items():
         digest = hashlib.sha256()
         for part in (dataset.train_images, dataset.train_labels, dataset.test_images, dataset.test_labels):
             digest.update(np.ascontiguousarray(part).data)
-        if len(set(_said(digest.hexdigest()))) > 1:
+        if len(set(_exchanged(digest.hexdigest()))) > 1:
             raise InputError(f"The data set {name} is not the same in all processes; prepare it from the same files.")
 
 
-def _said(words: str) -> list[str]:
-    """What each process says here, in their order."""
+def _exchanged(message: str) -> list[str]:
+    """The messages of all processes, in their order."""
     from jax.experimental import multihost_utils
     from orbax.checkpoint import multihost
 
-    line = np.frombuffer(words.encode()[:_LENGTH].ljust(_LENGTH, b"\0"), np.uint8)
+    encoded = np.frombuffer(message.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0"), np.uint8)
     try:
-        # not between devices, which one that has given up in the middle of a training may leave waiting for ever
-        multihost.get_barrier_sync_fn()(key=f"pathjax_{next(_MEETINGS)}", timeout_ms=1000 * _PATIENCE)
-        lines = multihost_utils.process_allgather(line)
+        # a barrier between processes: one between devices never ends if a process has given up in a training
+        multihost.get_barrier_sync_fn()(key=f"pathjax_{next(_BARRIERS)}", timeout_ms=1000 * _TIMEOUT)
+        lines = multihost_utils.process_allgather(encoded)
     except Exception as error:  # JAX's own, of many kinds
         raise _Lost(
-            f"A process has ended or does not answer ({_line(error)}). What was kept before is safe; start all of them "
-            "again."
+            f"A process has ended or does not answer ({_one_line(error)}). What was kept before is safe; start all "
+            "processes again."
         ) from error
     return [bytes(each).rstrip(b"\0").decode(errors="ignore") for each in lines]
 
 
-def _line(error: Exception) -> str:
-    """An error in one line, without its last point."""
-    words = str(error).strip().splitlines() or [""]
-    said = words[0].rstrip(".")
-    return said if isinstance(error, InputError | DataError) else f"{type(error).__name__}: {said}"
+def _one_line(error: Exception) -> str:
+    """The first line of an error's message without its full stop, after the error's type if it is no InputError."""
+    lines = str(error).strip().splitlines() or [""]
+    first = lines[0].rstrip(".")
+    return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"

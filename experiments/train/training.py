@@ -1,4 +1,4 @@
-"""Training of masked networks: all seeds of a cell, and of many cells, in one compiled program."""
+"""The training of many masked networks in one compiled program."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.base.batching import side_by_side
-from experiments.options import InputError, Recipe
+from experiments.base.batching import vmap_networks
+from experiments.base.errors import InputError
 from experiments.train import distributed
-from experiments.train.checkpoints import begun
+from experiments.train.checkpoints import checkpointed
+from experiments.train.recipe import Recipe
 from pathjax import masks
-from pathjax.types import ApplyFn, Key, Mask, Params
+from pathjax.types import Key, Mask, Params
 
 __all__ = [
     "Trainable",
@@ -27,7 +28,6 @@ __all__ = [
     "all_devices",
     "optimizer",
     "pruned_stay_zero",
-    "stateless",
     "steps_to_level",
     "trainer",
 ]
@@ -36,13 +36,13 @@ _CHUNK = 1000
 """Images that are evaluated at a time."""
 
 _STEPS = {0.5: 0.1, 0.75: 0.1}
-"""Of the step schedule: after which share of all steps the step size is multiplied by what."""
+"""The step schedule: after each of these shares of all steps, the step size is multiplied by the number."""
 
 Images = tuple[jax.Array, jax.Array]
 """Images (n, h, w, c) and their labels (n,)."""
 
 Augment = Callable[[Key, jax.Array], jax.Array]
-"""`augment(key, images)`: other images in their place."""
+"""`augment(key, images)` -> images."""
 
 
 class Trainable(Protocol):
@@ -57,14 +57,11 @@ class Trainable(Protocol):
         """`train(params, state, x)` -> (outputs, state)."""
 
 
-class _Stateless(NamedTuple):
+class _Functions(NamedTuple):
+    """A `Trainable` of two functions."""
+
     apply: Callable[[Params, Any, jax.Array], jax.Array]
     train: Callable[[Params, Any, jax.Array], tuple[jax.Array, Any]]
-
-
-def stateless(apply: ApplyFn) -> Trainable:
-    """A network without state, of `apply(params, x)`; its state is {}."""
-    return _Stateless(lambda params, state, x: apply(params, x), lambda params, state, x: (apply(params, x), state))
 
 
 class Trained(NamedTuple):
@@ -117,20 +114,20 @@ def trainer(
 ) -> Callable[..., Trained]:
     """A function (params, state, mask, keys) -> Trained, whose arguments carry the networks on a leading axis (s).
 
-    Each epoch goes through the train set in an order drawn from the network's key, in whole minibatches; what is left
-    over of it waits for the next epoch. With `augment` each minibatch goes through it. Pruned weights start at zero and
-    stay there. A step of all networks is one program, compiled at the first call and used again for every mask. The
-    train loss is taken over the first `measured` train images, by default all.
+    Each epoch takes the train set in an order drawn from the network's key, in whole minibatches; the images left over
+    at its end are not used in that epoch. `augment` is applied to each minibatch. Pruned weights start at zero and stay
+    zero. One step of all networks is one program, compiled at the first call and used again for every mask. The train
+    loss is the mean over the first `measured` train images, by default all.
 
-    With a `mesh`, of one axis, its devices share every minibatch: weights are everywhere, batch norm takes the
-    statistics of the whole minibatch, and the numbers are those of one device but for rounding. Every process of a mesh
-    over several makes the same calls; the networks and checkpoints of process 0 count.
+    With a `mesh` of one axis, its devices share every minibatch: each has all weights, batch norm takes the statistics
+    of the whole minibatch, and the numbers are those of one device up to rounding. Where the mesh spans several
+    processes, all make the same calls; the networks and checkpoints of process 0 count.
 
-    With precision "bfloat16" the networks are computed in it, from weights, and to losses and updates, in float32.
+    With precision "bfloat16", forward and backward passes are in bfloat16; weights, losses and updates are in float32.
 
-    With a folder for `checkpoints` a training that was cut off goes on from its last one, to the same numbers.
+    With a folder for `checkpoints`, a training that was cut off goes on from its last checkpoint, to the same numbers.
 
-    Raises InputError where the devices do not divide a minibatch.
+    Raises InputError where the number of devices does not divide a minibatch.
     """
     size = min(recipe.batch_size, len(train[1]))
     steps = len(train[1]) // size
@@ -162,15 +159,15 @@ def trainer(
         return optax.apply_updates(params, updates), state, memory
 
     def sums(chunk: Images, params: Params, state: Any) -> tuple[jax.Array, jax.Array]:
-        """Summed cross-entropy, and how many are right; a label of −1 does not count."""
+        """The summed cross-entropy and the number of right answers; a label of −1 does not count."""
         images, labels = chunk
         outputs, known = network.apply(params, state, spread(images)), labels >= 0
         losses = _cross_entropy(outputs, jnp.maximum(labels, 0), 0.0)
         return jnp.sum(jnp.where(known, losses, 0.0)), jnp.sum(jnp.argmax(outputs, axis=1) == labels)
 
-    begin_all = jax.jit(side_by_side(begin))
-    step_all = jax.jit(side_by_side(step, (None, 0, 0, 0, 0)), donate_argnums=1)
-    sums_all = jax.jit(side_by_side(sums, (None, 0, 0)))
+    begin_all = jax.jit(vmap_networks(begin))
+    step_all = jax.jit(vmap_networks(step, (None, 0, 0, 0, 0)), donate_argnums=1)
+    sums_all = jax.jit(vmap_networks(sums, (None, 0, 0)))
     keys_of_epoch = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
     orders_of = jax.jit(jax.vmap(lambda key: jax.random.permutation(key, len(train[1]))))
     whole = everywhere(train)
@@ -183,19 +180,19 @@ def trainer(
 
     def run(params: Params, state: Any, mask: Mask, keys: Key) -> Trained:
         # scores are rounded differently where processes choose their kernels by timing them: masks could differ
-        params, state, mask = everywhere(distributed.word((params, state, mask)))
+        params, state, mask = everywhere(distributed.broadcast_from_first((params, state, mask)))
         keys = everywhere(keys)
         params, memory = begin_all(params, mask)
-        state = jax.tree.map(jnp.copy, state)  # what a step takes, it uses up
+        state = jax.tree.map(jnp.copy, state)  # a step uses up its arguments
         count = len(train[1][:measured])
         losses = np.full((recipe.epochs + 1, len(keys)), np.nan)
         losses[0] = measure(pieces, count, params, state)[0]
         with contextlib.ExitStack() as stack:
-            kept = stack.enter_context(begun(checkpoints, params, mask, keys)) if checkpoints else None
+            kept = stack.enter_context(checkpointed(checkpoints, params, mask, keys)) if checkpoints else None
             networks, start = (params, state, memory), 0
             if kept is not None:
                 start, (networks, losses) = kept.load((networks, losses))
-                networks, losses = everywhere(networks), np.array(losses)  # what is loaded is not to be written to
+                networks, losses = everywhere(networks), np.array(losses)  # loaded arrays are read-only
             for number in range(start, recipe.epochs):
                 keys_now = keys_of_epoch(keys, number)
                 orders = orders_of(keys_now)
@@ -211,7 +208,7 @@ def trainer(
 
 
 def _chunks(images: jax.Array, labels: jax.Array, *, multiple: int) -> list[Images]:
-    """A set in pieces of one size, a `multiple` of images; what fills the last one up has labels of −1."""
+    """Images and labels in pieces of one size, a multiple of `multiple`; the last is filled up with labels of −1."""
     count = len(labels)
     number = math.ceil(count / _CHUNK)
     size = math.ceil(count / number / multiple) * multiple
@@ -240,11 +237,11 @@ def _in_precision(network: Trainable, precision: str) -> Trainable:
         outputs, new = network.train(lower(params), state, lower(x))
         return outputs.astype(jnp.float32), jax.tree.map(lambda old, leaf: leaf.astype(old.dtype), state, new)
 
-    return _Stateless(apply, train)
+    return _Functions(apply, train)
 
 
 def _spreading(mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
-    """What spreads the examples of a batch over the devices."""
+    """A function that spreads the examples of a batch over the devices."""
     if mesh is None:
         return lambda x: x
     rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -252,7 +249,7 @@ def _spreading(mesh: Mesh | None) -> Callable[[jax.Array], jax.Array]:
 
 
 def _everywhere(mesh: Mesh | None) -> Callable[[Any], Any]:
-    """What puts a tree on every device, whole."""
+    """A function that puts the whole tree on every device."""
     if mesh is None:
         return lambda tree: tree
     whole = NamedSharding(mesh, PartitionSpec())

@@ -33,7 +33,7 @@ def own_copy(prepared, tmp_path):
 
 
 def error_of(name, data_dir):
-    with pytest.raises(loading.DataError) as caught:
+    with pytest.raises(InputError) as caught:
         loading.load(name, data_dir=data_dir)
     message = str(caught.value)
     assert "\n" not in message
@@ -354,7 +354,7 @@ def test_balanced_batch_takes_the_first_of_every_class():
     ],
 )
 def test_balanced_batch_refuses(per_class, words):
-    with pytest.raises(loading.DataError, match=words):
+    with pytest.raises(InputError, match=words):
         loading.balanced_batch(np.array([0, 0, 0, 1]), per_class)
 
 

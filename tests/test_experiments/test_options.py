@@ -4,7 +4,9 @@ import pytest
 
 from experiments.measure import pruning
 from experiments.networks import twins
-from experiments.options import METHODS, MODELS, Compare, InputError, validated
+from experiments.base.names import METHODS, TWINS
+from experiments.command_line import Compare, validated
+from experiments.base.errors import InputError
 
 DATASETS = ("digits", "mnist")
 

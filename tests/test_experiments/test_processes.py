@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.options import InputError
+from experiments.base.errors import InputError
 from experiments.train import distributed
 
 
@@ -38,12 +38,12 @@ def test_processes_that_do_not_find_each_other_say_so(kind, monkeypatch):
 
 
 def test_one_process_is_the_first_and_takes_its_own_word():
-    with distributed.joined(None, processes=None, process=None), distributed.in_step():
+    with distributed.joined(None, processes=None, process=None), distributed.failing_together():
         pass
-    with pytest.raises(OSError, match="mine"), distributed.in_step():
+    with pytest.raises(OSError, match="mine"), distributed.failing_together():
         raise OSError("mine")
     tree = {"weights": np.arange(3.0)}
-    assert distributed.first() and distributed.word(tree) is tree
+    assert distributed.is_first() and distributed.broadcast_from_first(tree) is tree
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def said(monkeypatch):
 
 
 def test_what_fails_in_one_process_fails_in_the_others(said):
-    with distributed.in_step():
+    with distributed.failing_together():
         pass
     assert said == ["", ""]
     said[1] = "?MemoryError: no memory"
-    with pytest.raises(RuntimeError, match=r"Process 1 cannot go on: MemoryError: no memory\."), distributed.in_step():
+    with pytest.raises(RuntimeError, match=r"Process 1 cannot go on: MemoryError: no memory\."), distributed.failing_together():
         pass
     said[1] = "!There is no such file"
-    with pytest.raises(InputError, match=r"Process 1 cannot go on: There is no such file\."), distributed.in_step():
+    with pytest.raises(InputError, match=r"Process 1 cannot go on: There is no such file\."), distributed.failing_together():
         pass
 
 
@@ -78,6 +78,6 @@ def test_what_fails_in_one_process_fails_in_the_others(said):
 )
 def test_a_process_says_why_it_failed_and_keeps_its_own_error(error, words, said):
     said[1] = "?other"
-    with pytest.raises(type(error)) as caught, distributed.in_step():
+    with pytest.raises(type(error)) as caught, distributed.failing_together():
         raise error
     assert caught.value is error and said[0] == words

@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from experiments.options import Compare
+from experiments.command_line import Compare
 from experiments.records import summary
 from experiments.report import comparison, comparison_findings, drawing, kernel_figures, kernel_findings, page
 from tests.test_experiments.examples import example, example_kernels

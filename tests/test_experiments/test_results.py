@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from experiments.options import Compare, InputError
+from experiments.command_line import Compare
+from experiments.base.errors import InputError
 from experiments.records import results_folder
 from experiments.records.jsonl import encode
 from tests.test_experiments.examples import example

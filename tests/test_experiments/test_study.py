@@ -3,7 +3,8 @@ import pytest
 from experiments import study
 from experiments.data.loading import DATASETS
 from experiments.networks import architectures
-from experiments.options import METHODS, InputError
+from experiments.base.names import METHODS
+from experiments.base.errors import InputError
 
 PLAIN = """
 data = ["digits"]

@@ -13,7 +13,8 @@ import pytest
 
 from experiments import __main__ as command
 from experiments import widths
-from experiments.options import METHODS, InputError
+from experiments.base.names import METHODS
+from experiments.base.errors import InputError
 from experiments.records import rank_association, reading
 from experiments.records.jsonl import encode
 from experiments.records.trial import Trial

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.base.batching import in_lanes
+from experiments.base.batching import in_batches
 from experiments.networks import architectures
-from experiments.options import Recipe
+from experiments.train.recipe import Recipe
 from experiments.train import training
 from experiments.train.checkpoints import Checkpoints
 from pathjax import masks
@@ -183,7 +183,7 @@ def test_bfloat16_trains_float32_weights_nearly_alike(normed):
 def test_networks_one_by_one_are_those_side_by_side(normed):
     network, params, state, mask, keys, images, labels = normed
     run = training.trainer(network, (images, labels), (images, labels), Recipe(epochs=2, batch_size=32))
-    together, alone = run(params, state, mask, keys), in_lanes(run, 1)(params, state, mask, keys)
+    together, alone = run(params, state, mask, keys), in_batches(run, 1)(params, state, mask, keys)
     np.testing.assert_allclose(alone.train_loss, together.train_loss, rtol=1e-4)
 
 

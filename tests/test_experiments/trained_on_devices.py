@@ -14,7 +14,7 @@ import numpy as np
 
 from experiments.data import loading
 from experiments.networks import architectures
-from experiments.options import Recipe
+from experiments.train.recipe import Recipe
 from experiments.train import training
 
 
