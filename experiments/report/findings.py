@@ -65,7 +65,7 @@ def of_accuracy(study: StudyTable) -> str:
         if len(dense):
             lost = dense.iloc[0] - best["test_accuracy_mean"]
             words += f" and {points(abs(lost))} {'below' if lost >= 0 else 'above'} the dense network"
-        parts.append(f"{setting}: {words} (density {best['density']:g}).")
+        parts.append((setting, f"{words} (density {best['density']:g})."))
     return _told(f"{_wins(study)} At the lowest density:", parts)
 
 
@@ -74,7 +74,7 @@ def of_training(study: StudyTable) -> str:
     parts = []
     for setting, part in study.parts():
         reached = part.cells[np.isfinite(part.cells["steps_to_level_mean"])]
-        words = f"{setting}: {len(reached)} of {counted(len(part.cells), 'cell')} do"
+        words = f"{len(reached)} of {counted(len(part.cells), 'cell')} do"
         if len(reached):
             first, last = (
                 reached.loc[pick(reached["steps_to_level_mean"])] for pick in (pd.Series.idxmin, pd.Series.idxmax)
@@ -83,7 +83,7 @@ def of_training(study: StudyTable) -> str:
                 f", {_cell(first['method'], first['density'])} first, after {first['steps_to_level_mean']:.0f} steps, "
                 f"and {_cell(last['method'], last['density'])} last, after {last['steps_to_level_mean']:.0f}"
             )
-        parts.append(f"{words}.")
+        parts.append((setting, f"{words}."))
     return _told("Which cells reach the loss level with every seed:", parts)
 
 
@@ -107,7 +107,7 @@ def of_curves(study: StudyTable) -> str:
     for setting, part in study.parts():
         cells = part.cells.set_index(["method", "density"])["real_drop_mean"]
         falls = [f"{_cell(*cell)} {number(cells[cell])}" for cell in shown_curves(part)]
-        parts += [f"{setting}: {', '.join(falls)}."] if falls else []
+        parts += [(setting, f"{', '.join(falls)}.")] if falls else []
     return _told("The real loss falls, in decades:", parts)
 
 
@@ -141,7 +141,7 @@ def of_path_kernel(study: StudyTable) -> str:
             for name in ("log_trace_path_kernel", "effective_rank_path_kernel")
             if (span := _range(part, f"{name}_mean", lambda value: number(value, ".1f")))
         ]
-        parts += [f"{setting} at density {part.densities[-1]:g}: {', '.join(ranges)}."] if ranges else []
+        parts += [(setting, f"{', '.join(ranges)} (density {part.densities[-1]:g}).")] if ranges else []
     cut = study.cells[np.isneginf(study.cells["log_path_norm_1_mean"])]
     last = (
         f" No path is left, and no point drawn, for {_cells(cut)}." if len(cut) else " Every network has a path left."
@@ -161,7 +161,7 @@ def of_spectra(study: StudyTable) -> str:
         if medians:
             span = _of_cells(part, medians, lambda exponent: f"10^{number(exponent, '.1f')}")
             words.append(f"the median eigenvalue of Π above zero is {span}")
-        parts += [f"{setting}: {'; '.join(words)}."] if words else []
+        parts += [(setting, f"{'; '.join(words)}.")] if words else []
     return _told("Dense and at the lowest density:", parts)
 
 
@@ -181,7 +181,7 @@ def of_quantities(study: StudyTable) -> str:
 
 def of_associations(study: StudyTable) -> str:
     """Which quantities go with accuracy, over all cells of a setting and within densities."""
-    parts = [f"{setting}: {of_quantities(part)}" for setting, part in study.parts()]
+    parts = [(setting, of_quantities(part)) for setting, part in study.parts()]
     return _told(f"{_strongest(study)} Over all cells:", parts)
 
 
@@ -195,12 +195,10 @@ def of_layers(study: StudyTable) -> str:
         if not least:
             continue
         method = min(least, key=lambda name: least[name].min())
-        words = (
-            f"{setting} at density {part.densities[-1]:g}: {method} thins a layer most, {least[method].idxmin()} to "
-        )
-        words += percent(least[method].min())
+        words = f"{method} thins a layer most, {least[method].idxmin()} to {percent(least[method].min())}"
         dead = _range(part, "dead_units_mean_mean", percent)
-        parts.append(f"{words}; the share of dead units is {dead}." if dead else f"{words}; dead units are not there.")
+        units = f"the share of dead units is {dead}" if dead else "dead units are not in these results"
+        parts.append((setting, f"{words}; {units}."))
     empty = study.trials["layer_density"].map(lambda layers: bool(layers) and min(layers.values()) == 0.0)
     emptied = study.trials[empty].drop_duplicates([*_STRATA, "method"])
     last = f"A layer is emptied in {_cells(emptied)}." if len(emptied) else "No layer is emptied."
@@ -238,11 +236,13 @@ def of_widths(sweeps: Sequence[WidthSweep]) -> str:
     )
 
 
-def _told(lead: str, parts: Sequence[str]) -> str:
-    """What was found in each setting, a line for each where there are several."""
+def _told(lead: str, parts: Sequence[tuple[str, str]]) -> str:
+    """What each setting shows, given by its name and words: a line for each where there are several."""
     if not parts:
         return _ABSENT
-    return "\n".join([lead, *parts]) if len(parts) > 1 else f"{lead} {parts[0]}"
+    if len(parts) == 1:
+        return f"{lead} {parts[0][1]}"
+    return "\n".join([lead, *(f"{setting}: {words}" for setting, words in parts)])
 
 
 def _wins(study: StudyTable) -> str:

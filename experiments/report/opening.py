@@ -26,9 +26,9 @@ def what_was_done(study: StudyTable) -> str:
     methods = [method for method in study.cells["method"].unique() if method != DENSE]
     epochs = max((len(losses) - 1 for losses in study.trials["train_loss"]), default=0)
     return (
-        f"Before training, {models} on {data} was pruned by {counted(len(methods), 'method')} to "
-        f"{counted(len(study.densities), 'density', 'densities')}; then these and the unpruned networks, "
-        f"{len(study.trials)} with {counted(study.seeds, 'seed')} each, were trained for {counted(epochs, 'epoch')}."
+        f"Before training, this study pruned {models} on {data} by {counted(len(methods), 'method')} to "
+        f"{counted(len(study.densities), 'density', 'densities')}; then it trained the pruned and the unpruned "
+        f"networks with {counted(study.seeds, 'seed')}, {len(study.trials)} networks in all, for {counted(epochs, 'epoch')}."
     )
 
 
@@ -42,7 +42,11 @@ def what_came_out(study: StudyTable) -> str:
     lowest = pruned[pruned["density"] == pruned["density"].min()].sort_values("test_accuracy_mean")
     best, worst = lowest.iloc[-1], lowest.iloc[0]
     dense = study.cells[study.cells["method"] == DENSE]
-    before = f"Unpruned it is right in {accuracy_words(dense.iloc[0])} of the test images; " if len(dense) else ""
+    before = (
+        f"Unpruned, {study.settings[0][1]} classifies {accuracy_words(dense.iloc[0])} of the test images right; "
+        if len(dense)
+        else ""
+    )
     apart = f", and {worst['method']} is the least accurate with {accuracy_words(worst)}" if len(lowest) > 1 else ""
     words = (
         f"at the lowest density, {best['density']:g}, {best['method']} is the most accurate method with "
@@ -76,18 +80,18 @@ def _of_curves(study: StudyTable) -> str:
     if ntk.empty or data_free.empty:
         return ""
     return (
-        "the loss curves of gradient descent predicted from the Neural Tangent Kernel miss the real ones by a factor of "
-        f"{factor(ntk.median())} in the median and of at most {factor(ntk.max())}, which is "
-        f"{_verdict(float(np.quantile(ntk, 0.9)))}, and those from the Path Kernel, without data, by a factor of "
-        f"{factor(data_free.median())}, which is {_verdict(float(np.quantile(data_free, 0.9)))}"
+        f"of the loss curves predicted before training, those from the Neural Tangent Kernel are {_verdict(ntk)}, off "
+        f"by a factor of {factor(ntk.median())} in the median and {factor(ntk.max())} at most, and those from the Path "
+        f"Kernel, which reads no data, are {_verdict(data_free)}, off by a factor of {factor(data_free.median())}"
     )
 
 
-def _verdict(decades: float) -> str:
-    """What a prediction is that nine of ten cells miss by less than this."""
-    if decades < 0.2:
+def _verdict(gaps: pd.Series) -> str:
+    """How far predictions are to be trusted, from the decades by which nine of ten of them are off at most."""
+    most = float(np.quantile(gaps, 0.9))
+    if most < 0.2:
         return "close"
-    return "a rough guide" if decades < 0.7 else "not to be trusted as a number"
+    return "a rough guide" if most < 0.7 else "not to be trusted as numbers"
 
 
 def _of_ranks(study: StudyTable) -> str:
@@ -99,8 +103,8 @@ def _of_ranks(study: StudyTable) -> str:
     best = max(ranked, key=lambda name: abs(ranked[name].rho))
     chance = "more than chance would give" if ranked[best].excludes_zero else "which may be chance"
     return (
-        f"among methods at one density, {QUANTITIES[best]} ranks their accuracy best of all quantities known before "
-        f"training (ρ = {correlation(ranked[best].rho)}, {chance})"
+        f"among the quantities known before training, {QUANTITIES[best]} ranks the accuracy of methods at one density "
+        f"best, with ρ = {correlation(ranked[best].rho)}, {chance}"
     )
 
 

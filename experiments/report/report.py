@@ -216,8 +216,8 @@ def _of_kernels(study: StudyTable, folder: Path, foot: str) -> Iterator[Illustra
             f"The kernels between examples{ending}",
             "Cosines between the examples of the batch of Θ less their mean, ordered by class and summed over outputs "
             f"(seed 0): in Θ, in the part of it that the first {modes} modes of Π carry, and in the data Gram K_v, "
-            "which knows the open paths but no weight on them. Red blocks on the diagonal are classes that a kernel holds "
-            "together. Below the dense network: the best and the worst method at the lowest density.",
+            "which knows the open paths but no weight on them. Red blocks on the diagonal are classes that a kernel "
+            "holds together. Below the dense network: the best and the worst method at the lowest density.",
             kernel_findings.of_maps(kernels, mapped),
         )
 

@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments.data import loading
+from experiments.base.errors import InputError
+from experiments.data import augmentation, loading
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +229,7 @@ def test_another_folder_is_not_tiny_imagenet(tmp_path, capsys):
 
 def test_augmented_images_are_windows_of_padded_ones_and_mirror_images_of_these():
     images = jax.random.normal(jax.random.key(0), (200, 8, 16, 2), jnp.float32)
-    found = np.asarray(jax.jit(functools.partial(loading.augmented, flip=True))(jax.random.key(1), images))
+    found = np.asarray(jax.jit(functools.partial(augmentation.augmented, flip=True))(jax.random.key(1), images))
     padded = np.pad(images, [(0, 0), (1, 1), (2, 2), (0, 0)])
     seen = set()
     for image, around in zip(found, padded, strict=True):
@@ -246,7 +247,7 @@ def test_augmented_images_are_windows_of_padded_ones_and_mirror_images_of_these(
 
 def test_augmentation_without_flip_mirrors_nothing_and_follows_its_key():
     images = jnp.broadcast_to(jnp.arange(16.0)[None, None, :, None], (20, 8, 16, 1))
-    first, again, other = (loading.augmented(jax.random.key(seed), images, flip=False) for seed in (0, 0, 1))
+    first, again, other = (augmentation.augmented(jax.random.key(seed), images, flip=False) for seed in (0, 0, 1))
     assert (np.diff(first[:, 4, 2:-2, 0], axis=1) == 1).all()
     assert (first == again).all() and (first != other).any()
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.networks import architectures, layers
-from experiments.networks.architectures import NETWORKS
+from experiments.networks import architectures, layers, nnx_example
+from experiments.networks.architectures import ARCHITECTURES as NETWORKS
 from experiments.networks.layers import bind
 from pathjax import paths
 from tests.tolerances import EXACT
@@ -224,7 +224,7 @@ def test_images_may_have_any_shape(name, shape):
 
 @pytest.mark.parametrize("batch_norm", (False, True))
 def test_a_network_of_nnx_has_the_same_interface(batch_norm):
-    init, apply, train = architectures.nnx_fully_connected(SHAPE, 3, width=5, batch_norm=batch_norm)
+    init, apply, train = nnx_example.nnx_fully_connected(SHAPE, 3, width=5, batch_norm=batch_norm)
     params, state = init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (4, *SHAPE), jnp.float32)
     outputs, new = jax.jit(train)(params, state, x)

@@ -13,9 +13,9 @@ import pytest
 
 from experiments.base.batching import in_batches
 from experiments.networks import architectures
-from experiments.train.recipe import Recipe
 from experiments.train import training
 from experiments.train.checkpoints import Checkpoints
+from experiments.train.recipe import Recipe
 from pathjax import masks
 from tests.test_experiments import trained_on_devices
 
@@ -24,6 +24,11 @@ ROOT = Path(__file__).parents[2]
 
 def apply(params, x):
     return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+
+STATELESS = training._Functions(
+    apply=lambda params, state, x: apply(params, x), train=lambda params, state, x: (apply(params, x), state)
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def trained(problem, *, epochs=8, seeds=slice(None), learning_rate=0.1):
     params, mask = jax.tree.map(lambda leaf: leaf[seeds], (params, mask))
     keys = jax.vmap(jax.random.key)(jnp.arange(5, 7))[seeds]
     recipe = Recipe(learning_rate=learning_rate, batch_size=16, epochs=epochs)
-    run = training.trainer(training.stateless(apply), (images, labels), (images, labels), recipe)
+    run = training.trainer(STATELESS, (images, labels), (images, labels), recipe)
     return run(params, {}, mask, keys), mask
 
 

@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.data import loading
+from experiments.data import augmentation
 from experiments.networks import architectures
-from experiments.train.recipe import Recipe
 from experiments.train import training
+from experiments.train.recipe import Recipe
 
 
 def trained(mesh):
@@ -32,7 +32,7 @@ def trained(mesh):
         (images, labels),
         (images[:21], labels[:21]),
         Recipe(epochs=2, batch_size=16, learning_rate=0.02),
-        augment=functools.partial(loading.augmented, flip=True),
+        augment=functools.partial(augmentation.augmented, flip=True),
         mesh=mesh,
     )
     return run(params, state, mask, keys)

@@ -56,7 +56,7 @@ def said(monkeypatch):
         return heard
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(distributed, "_said", meet)
+    monkeypatch.setattr(distributed, "_exchanged", meet)
     return heard
 
 
@@ -65,10 +65,16 @@ def test_what_fails_in_one_process_fails_in_the_others(said):
         pass
     assert said == ["", ""]
     said[1] = "?MemoryError: no memory"
-    with pytest.raises(RuntimeError, match=r"Process 1 cannot go on: MemoryError: no memory\."), distributed.failing_together():
+    with (
+        pytest.raises(RuntimeError, match=r"Process 1 cannot go on: MemoryError: no memory\."),
+        distributed.failing_together(),
+    ):
         pass
     said[1] = "!There is no such file"
-    with pytest.raises(InputError, match=r"Process 1 cannot go on: There is no such file\."), distributed.failing_together():
+    with (
+        pytest.raises(InputError, match=r"Process 1 cannot go on: There is no such file\."),
+        distributed.failing_together(),
+    ):
         pass
 
 
