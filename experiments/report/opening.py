@@ -28,7 +28,8 @@ def what_was_done(study: StudyTable) -> str:
     return (
         f"Before training, this study pruned {models} on {data} by {counted(len(methods), 'method')} to "
         f"{counted(len(study.densities), 'density', 'densities')}; then it trained the pruned and the unpruned "
-        f"networks with {counted(study.seeds, 'seed')}, {len(study.trials)} networks in all, for {counted(epochs, 'epoch')}."
+        f"networks with {counted(study.seeds, 'seed')}, {len(study.trials)} networks in all, for "
+        f"{counted(epochs, 'epoch')}."
     )
 
 
