@@ -44,11 +44,11 @@ _INITS = ("kaiming", "orthogonal", "delta_orthogonal", "ntk")
 
 
 class Layer(NamedTuple):
-    """One kernel: its name in the parameters, and the units (names in the table of widths) that it reads and writes.
+    """One kernel: its name in the parameters, and the units that it reads and writes, as names in the table of widths.
 
-    `window` is the side of a convolution's window, 0 for a dense layer; `valid` leaves the border out, where other
-    convolutions pad with zeros. `normed`: batch norm follows, `<name>_norm`. `active`: the activation follows, perhaps
-    after a sum. `through` names the batch norm, with activation, through which the layer reads.
+    `window` is the side of a convolution's window, 0 for a dense layer. A convolution pads with zeros, or with `valid`
+    not at all. With `normed`, batch norm follows, under the name `<name>_norm`. With `active`, the activation follows;
+    in a block, after the sum. `through` names the batch norm (an activation follows it) through which the layer reads.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Layer(NamedTuple):
 
 
 class Pad(NamedTuple):
-    """A shortcut without weights: every second pixel, and zeros for the channels that there are not.
+    """A shortcut without weights: every second pixel, and zeros in the channels that are added.
 
     `places` gives for each channel that is written the one that is read, or −1 for zero; None puts those that are read
     in the middle.
@@ -153,7 +153,7 @@ def bind(network: Network, state: State) -> ApplyFn:
 
 
 class _Module(nn.Module):
-    """Follows the steps."""
+    """The Flax module that runs the steps of a network."""
 
     steps: tuple[Step, ...]
     widths: Mapping[str, int]
@@ -248,7 +248,7 @@ def _initializer(options: Options, window: int) -> Callable[..., jax.Array]:
 
 
 def _one_by_one(draw: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The initializer, which under vmap decomposes one matrix at a time: batches can hang jaxlib 0.10 on CPUs."""
+    """The initializer, one matrix at a time under vmap: batched decompositions can hang jaxlib 0.10 on CPUs."""
 
     def drawn(key: Key, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
         return sequential_vmap(lambda key: draw(key, shape, dtype))(key)
@@ -275,7 +275,7 @@ def _scaled(options: Options, params: Params) -> Params:
 def build(
     shape: Sequence[int], steps: tuple[Step, ...], defaults: dict[str, int], widths: Mapping[str, int], options: Options
 ) -> Network:
-    """The network of some steps on images of `shape` (h, w, c), with the default widths but for those given."""
+    """The network of these steps on images of `shape` (h, w, c); `widths` replaces some of the default widths."""
     if unknown := sorted(set(widths) - set(defaults)):
         raise ValueError(f"No units are named {unknown[0]}. `widths` may have {', '.join(defaults)}.")
     chosen = defaults | dict(widths)

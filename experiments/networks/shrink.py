@@ -1,4 +1,4 @@
-"""From a mask a smaller network: units that do nothing are taken out, and the outputs stay."""
+"""A smaller network from a mask: units that do nothing are taken out, and the outputs stay the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathjax.types import Mask, Params
 __all__ = ["EPSILON", "Shrunk", "shrink"]
 
 EPSILON = 1e-5
-"""Of Flax's batch norm."""
+"""The ε of Flax's batch norm."""
 
 
 class Shrunk(NamedTuple):
@@ -32,14 +32,15 @@ class Shrunk(NamedTuple):
 def shrink(network: Network, params: Params, state: Any, mask: Mask) -> Shrunk:
     """The network without the units and channels that do nothing under the mask: the same outputs, in evaluation mode.
 
-    A unit goes where no weight that is left reads it, or where none writes it and what it then puts out is 0, on every
-    image. One that puts out another constant goes where that can be added to the biases, or taken from the running
-    means, of all that read it: not before a convolution that pads with zeros, nor in the sum of a residual stream. A
-    channel of a residual stream goes where all that write to it, or all that read it, allow it. This is repeated until
-    nothing more can go; a name whose units would all go keeps one, unread. A network in the NTK's parameterization
-    comes back in the standard one, its scales multiplied into its weights.
+    A unit is removed if no kept weight reads it, or if no kept weight writes to it and its output is then 0. If its
+    output is another constant, it is removed where that constant can be added to the biases, or subtracted from the
+    running means, of all layers that read it; this is not so before a convolution that pads with zeros, nor in the sum
+    of a residual stream. A channel of a residual stream is removed if all layers that write to it, or all that read it,
+    allow it. This is repeated until nothing more can be removed. Where all units of a name could go, one is kept that
+    nothing reads. A network in the NTK's parameterization comes back in the standard one, its scales multiplied into
+    its weights.
 
-    Reads values, so that it does not go under `jit`. Weights that are pruned inside the smaller network stay zeros.
+    Reads values, so it does not work under `jit`. Weights that are pruned within the smaller network stay zeros.
     """
     weights = _Weights(network, masks.apply_mask(mask, params), state)
     alive = {name: np.ones(width, bool) for name, width in network.widths.items()}
@@ -79,19 +80,19 @@ class _Weights:
         """Batch norm of one value for each unit, with running statistics."""
         if name not in self.statistics:
             return x
-        found, given = self.statistics[name], self.params[name]
-        return (x - found["mean"]) / np.sqrt(found["var"] + EPSILON) * given["scale"] + given["bias"]
+        running, trained = self.statistics[name], self.params[name]
+        return (x - running["mean"]) / np.sqrt(running["var"] + EPSILON) * trained["scale"] + trained["bias"]
 
     def activate(self, x: np.ndarray) -> np.ndarray:
         return np.where(x > 0, x, x * layers.SLOPES[self.network.options.activation])
 
     def constant(self, layer: Layer) -> np.ndarray:
-        """What a layer puts out, before its activation, at units to which no weight leads."""
+        """The output of a layer, before its activation, at units that no kept weight writes to."""
         zeros = np.zeros(self.kernel[layer.name].shape[-1])
         return self.norm(layer.norm if layer.normed else None, self.params[layer.name].get("bias", zeros))
 
     def add(self, layer: Layer, amounts: np.ndarray) -> None:
-        """Add constants to what a layer puts out before its norm."""
+        """Add constants to the output of a layer before its norm."""
         if "bias" in self.params[layer.name]:
             self.params[layer.name]["bias"] += amounts
         else:
@@ -108,14 +109,14 @@ def _places(network: Network, pad: Pad) -> tuple[int, ...]:
 
 
 def _remove(weights: _Weights, alive: dict[str, np.ndarray], name: str) -> bool:
-    """Mark the units of one name that can go now; whether there were any."""
+    """Mark the units of one name that can be removed now; returns whether there were any."""
     go = alive[name] & (~_read(weights, alive, name) | _zero(weights, alive, name))
     alive[name] &= ~go
     return bool(go.any()) | _fold(weights, alive, name)
 
 
 def _read(weights: _Weights, alive: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Units that something reads."""
+    """Units that some kept weight or shortcut reads."""
     read = np.zeros_like(alive[name])
     for layer in weights.readers(name):
         read |= (weights.kernel[layer.name][:, :, alive[layer.writes]] != 0).any(axis=(0, 2))
@@ -132,17 +133,17 @@ def _read(weights: _Weights, alive: dict[str, np.ndarray], name: str) -> np.ndar
 
 
 def _written(weights: _Weights, alive: dict[str, np.ndarray], layer: Layer) -> np.ndarray:
-    """Units to which some weight of a layer leads from units that are alive."""
+    """Units that a layer writes to with a kept weight, from a unit that is alive."""
     kernel = weights.kernel[layer.name]
     return (kernel if layer.reads == IMAGE else kernel[:, alive[layer.reads]]).any(axis=(0, 1))
 
 
 def _zero(weights: _Weights, alive: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """Units that are 0 to all that read them, on every image."""
+    """Units that all layers that read them see as 0, on every image."""
     zero = np.ones_like(alive[name])
     for layer in weights.writers(name):
         constant = weights.constant(layer)
-        # after a sum with zeros too: an activation that is 0 at a constant is 0 there in every block
+        # also after a sum with zeros, because then the activation sees this constant in every block
         zero &= ~_written(weights, alive, layer) & ((weights.activate(constant) if layer.active else constant) == 0)
     for pad in weights.pads:
         if pad.writes == name:
@@ -154,7 +155,7 @@ def _zero(weights: _Weights, alive: dict[str, np.ndarray], name: str) -> np.ndar
 
 
 def _fold(weights: _Weights, alive: dict[str, np.ndarray], name: str) -> bool:
-    """Move constant units of one name into the biases of all that read them; whether there were any."""
+    """Move constant units of one name into the biases of all layers that read them; returns whether there were any."""
     writers, readers = weights.writers(name), weights.readers(name)
     if len(writers) > 1 or any(name in (pad.reads, pad.writes) for pad in weights.pads):
         return False
@@ -197,7 +198,7 @@ def _taken(weights: _Weights, alive: dict[str, np.ndarray]) -> Shrunk:
                 params[norm] = {part: leaf[units[name]] for part, leaf in weights.params[norm].items()}
                 statistics[norm] = {part: leaf[units[name]] for part, leaf in weights.statistics[norm].items()}
     state = {"batch_stats": jax.tree.map(jnp.asarray, statistics)} if statistics else {}
-    # whose weights are not drawn, and are not scaled again
+    # the scales of the NTK's parameterization are in the weights already
     options = dataclasses.replace(network.options, init="kaiming")
     smaller = network.resized({name: len(kept) for name, kept in units.items()}, smaller_steps, options)
     return Shrunk(smaller, jax.tree.map(jnp.asarray, params), state, {n: tuple(u.tolist()) for n, u in units.items()})

@@ -1,4 +1,4 @@
-"""What a job says while it runs: a bar on a terminal, plain short lines elsewhere."""
+"""Progress of a run: a bar on a terminal, one short line for each finished step elsewhere."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Reporter", "reporting"]
 
 
 class Reporter(Protocol):
-    """Where a job reports to."""
+    """What a run reports its progress to."""
 
     def stage(self, words: str, share: float = 0.0) -> None:
-        """Say what is being done now, and which share of this step is behind."""
+        """Say what is being computed now, and which share of this step is finished."""
 
     def advance(self, figures: str) -> None:
         """Say that one step is finished, with its figures."""
@@ -39,7 +39,7 @@ class _Bar:
 
 
 class _Stack:
-    """A bar and what is drawn anew below it."""
+    """A bar, and below it what `below()` returns, drawn again and again."""
 
     def __init__(self, progress: Progress, below: Callable[[], RenderableType]) -> None:
         self._progress, self._below = progress, below
@@ -55,7 +55,7 @@ class _Lines:
         self._done = done
 
     def stage(self, words: str, share: float = 0.0) -> None:
-        pass  # a log wants one line for each finished step, not one for each stage
+        pass  # a log has one line for each finished step, not one for each stage
 
     def advance(self, figures: str) -> None:
         self._done += 1
@@ -66,11 +66,11 @@ class _Lines:
 def reporting(
     console: Console, *, total: int, done: int, below: Callable[[], RenderableType] | None = None
 ) -> Iterator[Reporter]:
-    """A reporter for `total` steps, `done` of which are finished already; on a terminal with `below()` below it."""
+    """A reporter for `total` steps, of which `done` are finished already. A terminal shows `below()` under the bar."""
     if not console.is_terminal:
         yield _Lines(console, total, done)
         return
-    # on a narrow terminal the words give way, never the numbers
+    # on a narrow terminal words are cut short, numbers never
     whole, words = Column(min_width=7, no_wrap=True), Column(ratio=1, no_wrap=True, overflow="ellipsis")
     columns = (
         BarColumn(bar_width=12),
@@ -83,6 +83,6 @@ def reporting(
     )
     progress = Progress(*columns, console=console, speed_estimate_period=3600, expand=True)
     shown = progress if below is None else _Stack(progress, below)
-    # what is below is printed whole in the end: a terminal may be too low for it
+    # what is below the bar is printed again at the end, since the terminal may have too few lines for it
     with Live(shown, console=console, refresh_per_second=4, transient=below is not None):
         yield _Bar(progress, total, done)

@@ -82,7 +82,7 @@ def _ends(part: StudyTable) -> list[float]:
 
 
 def shown_curves(part: StudyTable) -> list[tuple[str, float]]:
-    """Of the cells with curves: dense; of the lowest density, the methods of most, median and least accuracy."""
+    """The dense cell and, at the lowest density with curves, the cells of highest, median and lowest accuracy."""
     there = part.cells[np.isfinite(part.cells["gap_linearized_mean"]) | np.isfinite(part.cells["real_drop_mean"])]
     pruned = there[there["method"] != DENSE]
     ordered = pruned[pruned["density"] == pruned["density"].min()].sort_values("test_accuracy_mean", ascending=False)
@@ -143,7 +143,7 @@ def _curves(axis: Axes, trials: pd.DataFrame) -> None:
         axis.plot(np.where(losses > 0, losses, np.nan), color=color, linestyle=dashed, linewidth=width, label=words)
         if name in ("real", "linearized"):
             low, high = min(low, np.nanmin(losses)), max(high, np.nanmax(losses))
-    # what the others predict may fall out of the picture: the real curve is to be seen
+    # the axis shows the real curve whole; other predictions may leave the picture
     low = max(low, 1e-6)
     axis.set_ylim(low ** (1.3 if low < 0.8 else 3), max(1.01, low**-0.1) * high)
     plain_log_axis(axis)
@@ -151,7 +151,7 @@ def _curves(axis: Axes, trials: pd.DataFrame) -> None:
 
 
 def mean_rows(rows: pd.Series) -> np.ndarray:
-    """Mean over the rows that are there, of what is finite, as far as the shortest goes; NaN where nothing is."""
+    """Mean of the finite numbers over rows, up to the length of the shortest row; NaN where none is finite."""
     there = [row for row in rows if len(row)]
     if not there:
         return np.full(1, np.nan)

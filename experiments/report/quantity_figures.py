@@ -127,10 +127,10 @@ def associations(study: StudyTable, footer: str) -> Figure:
             (-0.17, [], ALL_CELLS, "o", "all cells"),
             (0.17, ["data", "model", "density"], WITHIN_DENSITY, "s", "within a density"),
         ):
-            found = [part.association(name, "test_accuracy", within) for name in QUANTITIES]
-            middle = np.array([one.rho for one in found])
-            reach = np.array([[one.rho - one.low, one.high - one.rho] for one in found]).T
-            places = np.arange(len(found)) + side
+            associations = [part.association(name, "test_accuracy", within) for name in QUANTITIES]
+            middle = np.array([one.rho for one in associations])
+            reach = np.array([[one.rho - one.low, one.high - one.rho] for one in associations]).T
+            places = np.arange(len(associations)) + side
             there = np.isfinite(middle)
             if not there.any():
                 continue
@@ -202,10 +202,10 @@ def _over_density(
 def _ntk_spectrum(axis: Axes, trials: pd.DataFrame) -> None:
     for method, group in groups(trials):
         logs = mean_rows(group["log_ntk_eigenvalues"])
-        live = np.isfinite(logs)
-        if live.any():
-            places = np.arange(1, len(logs) + 1)[live]
-            axis.plot(places, logs[live] / np.log(10), color=style_of(method)[0], label=method, **dashes(method))
+        nonzero = np.isfinite(logs)
+        if nonzero.any():
+            places = np.arange(1, len(logs) + 1)[nonzero]
+            axis.plot(places, logs[nonzero] / np.log(10), color=style_of(method)[0], label=method, **dashes(method))
     log_axis(axis, side="x")
     axis.yaxis.set_major_locator(MaxNLocator(5))
     mark_absent_unless_drawn(axis)
@@ -228,26 +228,28 @@ def _path_kernel_spectrum(axis: Axes, trials: pd.DataFrame) -> None:
 
 def _decades(log_nodes: np.ndarray) -> np.ndarray:
     """Powers of ten from below the least to above the largest of the nodes that are not zero."""
-    found = log_nodes[np.isfinite(log_nodes)] / np.log(10)
-    places = found if len(found) else np.zeros(1)
+    exponents = log_nodes[np.isfinite(log_nodes)] / np.log(10)
+    places = exponents if len(exponents) else np.zeros(1)
     return np.linspace(places.min() - 0.5, places.max() + 0.5, 400)
 
 
 def _shares_per_decade(grid: np.ndarray, log_nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The density at powers of ten of nodes, given by natural logarithms and weights, those that are zero left out."""
-    live = np.isfinite(log_nodes)
-    distance = (grid[:, None] - log_nodes[live][None, :] / np.log(10)) / _WIDTH
+    """Density at the powers of ten in `grid` of nodes with weights; nodes that are zero are left out."""
+    nonzero = np.isfinite(log_nodes)
+    distance = (grid[:, None] - log_nodes[nonzero][None, :] / np.log(10)) / _WIDTH
     bells = np.exp(-0.5 * distance**2) / (_WIDTH * np.sqrt(2 * np.pi))
-    return bells @ weights[live] / weights[live].sum()
+    return bells @ weights[nonzero] / weights[nonzero].sum()
 
 
 def _by_layer(axis: Axes, trials: pd.DataFrame, name: str) -> None:
-    """A table's mean over seeds, its entries numbered in order; a line for each method."""
+    """Mean over seeds of numbers by layer, the layers numbered in order; a line for each method."""
     shown = [(method, group) for method, group in groups(trials) if any(group[name])]
     for place, (method, group) in enumerate(shown):
         mean = pd.DataFrame(group[name].tolist()).mean().to_numpy()
         color, marker = style_of(method)
-        beside = 0.3 * ((place + 0.5) / len(shown) - 0.5)  # methods that agree stay visible
+        beside = 0.3 * (
+            (place + 0.5) / len(shown) - 0.5
+        )  # apart, so that equal numbers stay visible
         numbers = beside + np.arange(1, len(mean) + 1)
         axis.plot(numbers, mean, color=color, marker=marker, markersize=3.5, linewidth=1.1, label=method)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
