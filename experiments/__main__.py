@@ -34,21 +34,21 @@ class Report:
     folder: the same command continues where it stopped.
     """
 
-    dataset: str | None = None
+    dataset: str = "digits"
     """Data set to train on: digits, made here; or mnist, fashion_mnist, cifar10, cifar100, svhn_cropped,
-    imagenet_resized, tiny_imagenet where they are prepared. Left out: digits."""
-    network: str | None = None
-    """Network of three hidden ReLU layers: fc (fully connected); conv (3 × 3 convolutions, flattened at the end) or
-    conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts. Or a network of
-    the literature, as lenet_300_100 or resnet_20. Left out: fc."""
-    density: tuple[float, ...] | None = None
-    """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too. Left out:
-    0.5, 0.1 and 0.02."""
-    method: tuple[str, ...] | None = None
+    imagenet_resized, tiny_imagenet where they are prepared."""
+    network: str = "fc"
+    """Network of three hidden ReLU layers with biases: fc (fully connected); conv (3 × 3 convolutions, flattened at the
+    end) or conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts. Or a
+    network of the literature: lenet_300_100, lenet_5, vgg_11, vgg_16, resnet_20, resnet_32, resnet_56, resnet_18,
+    wrn_16_8, wrn_28_10."""
+    density: tuple[float, ...] = (0.5, 0.1, 0.02)
+    """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
+    method: tuple[str, ...] = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
     """Pruning methods: random, magnitude, snip, grasp, synflow, synflow_l2, synflow_data, synflow_data_l2,
-    path_kernel_trace, px, ntk_sap. Left out: random, magnitude, snip, synflow, synflow_l2 and synflow_data."""
-    seeds: int | None = None
-    """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches. Left out: 3."""
+    path_kernel_trace, px, ntk_sap."""
+    seeds: int = 3
+    """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches."""
     out: Path = Path("runs/report")
     """Folder for results.jsonl, summary.csv, associations.csv, figures/ and report.html."""
     data_dir: Path | None = None
@@ -116,21 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def report_study(options: Report, *, datasets: Sequence[str]) -> Study:
-    """The study of configs/report.toml with what the options say otherwise. Raises InputError as `study.checked`."""
+    """The study of configs/report.toml, with what the options name in place. Raises InputError as `study.checked`."""
     _, study = read("report", datasets=datasets)
-    density = study.density if options.density is None else options.density
-    return checked(
-        dataclasses.replace(
-            study,
-            data=study.data if options.dataset is None else (options.dataset,),
-            model=study.model if options.network is None else (Model(options.network, options.network),),
-            method=study.method if options.method is None else options.method,
-            density=density,
-            seeds=study.seeds if options.seeds is None else options.seeds,
-            measure=dataclasses.replace(study.measure, curve_density=density),
-        ),
-        datasets=datasets,
+    study = dataclasses.replace(
+        study,
+        data=(options.dataset,),
+        model=(Model(options.network, options.network),),
+        method=options.method,
+        density=options.density,
+        seeds=options.seeds,
+        measure=dataclasses.replace(study.measure, curve_density=options.density),
     )
+    return checked(study, datasets=datasets)
 
 
 def _report(options: Report) -> None:

@@ -140,6 +140,9 @@ def checked(study: Study, *, datasets: Sequence[str]) -> Study:
         study,
         method=tuple(sorted(study.method, key=METHODS.index)),
         density=tuple(sorted(study.density, reverse=True)),
+        measure=dataclasses.replace(
+            study.measure, curve_density=tuple(sorted(study.measure.curve_density, reverse=True))
+        ),
     )
 
 

@@ -247,9 +247,7 @@ def _by_layer(axis: Axes, trials: pd.DataFrame, name: str) -> None:
     for place, (method, group) in enumerate(shown):
         mean = pd.DataFrame(group[name].tolist()).mean().to_numpy()
         color, marker = style_of(method)
-        beside = 0.3 * (
-            (place + 0.5) / len(shown) - 0.5
-        )  # apart, so that equal numbers stay visible
+        beside = 0.3 * ((place + 0.5) / len(shown) - 0.5)  # apart, so that equal numbers stay visible
         numbers = beside + np.arange(1, len(mean) + 1)
         axis.plot(numbers, mean, color=color, marker=marker, markersize=3.5, linewidth=1.1, label=method)
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
