@@ -85,11 +85,11 @@ def figure(growths: Sequence[Growth]) -> Figure:
     drawn, (axes,) = blank(10.5, 3.4, timing.machine(), columns=len(growths))
     for axis, growth in zip(axes, growths, strict=True):
         names = (growth.thing, "gradient of the network")
-        for name, times, slope, colour in zip(
+        for name, times, slope, color in zip(
             names, zip(*growth.times, strict=True), growth.slopes, (INK, MUTED), strict=True
         ):
             milliseconds = [1e3 * time for time in times]
-            axis.plot(growth.sizes, milliseconds, color=colour, marker="o", label=f"{name}, slope {slope:.2f}")
+            axis.plot(growth.sizes, milliseconds, color=color, marker="o", label=f"{name}, slope {slope:.2f}")
         for side in ("x", "y"):
             log_axis(axis, side=side)
         axis.set_xticks(growth.sizes)

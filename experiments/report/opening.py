@@ -62,8 +62,8 @@ def _most_accurate(pruned: pd.DataFrame) -> str:
     if not groups:
         return "No two methods share a data set, a model and a density, so none can be called the best."
     best = pd.Series([group.loc[group["test_accuracy_mean"].idxmax(), "method"] for group in groups]).value_counts()
-    names = enumerated([f"{method} {count} times" if count > 1 else f"{method} once" for method, count in best.items()])
-    return f"In {counted(len(groups), 'comparison')} of methods at one density, the most accurate was {names}."
+    names = enumerated([f"{method} ({counted(count, 'time')})" for method, count in best.items()])
+    return f"In {counted(len(groups), 'comparison')} of methods at one density, the most accurate were {names}."
 
 
 def what_to_trust(study: StudyTable) -> str:
