@@ -112,22 +112,24 @@ def of_curves(study: StudyTable) -> str:
 
 
 def of_gaps(study: StudyTable) -> str:
-    """How close each prediction comes to the real curve, and whether it orders the cells as that does."""
+    """How close each prediction comes to the real curve, and how it ranks the cells."""
     gaps = {name: study.cells[f"gap_{name}_mean"].dropna() for name in PREDICTIONS}
-    medians = [f"{number(gap.median())} by {PREDICTIONS[name]}" for name, gap in gaps.items() if len(gap)]
+    medians = [f"{number(gap.median())} from {PREDICTIONS[name]}" for name, gap in gaps.items() if len(gap)]
     if not medians:
         return "No predicted loss curve is in these results."
     both = study.cells[["gap_linearized_mean", "gap_data_free_mean"]].dropna()
     closer = int((both["gap_linearized_mean"] < both["gap_data_free_mean"]).sum())
     orders = {name: study.association(f"{name}_drop", "real_drop", ["data", "model"]) for name in PREDICTIONS}
-    ordered = [f"{order} by {PREDICTIONS[name]}" for name, order in orders.items() if order.groups]
+    ordered = [f"{order} from {PREDICTIONS[name]}" for name, order in orders.items() if order.groups]
     baseline = study.association("density", "real_drop", ["data", "model"])
-    words = f"The real loss curves are missed by, in the median over cells and in decades, {enumerated(medians)}"
-    words += f"; Θ is closer than Π in {closer} of {len(both)} cells." if len(both) else "."
+    words = (
+        f"Predictions miss the real loss curves by this many decades, in the median over cells: {enumerated(medians)}"
+    )
+    words += f". Θ is closer than Π in {closer} of {len(both)} cells." if len(both) else "."
     if ordered:
         words += (
-            " How far the loss falls is ordered among the cells of one data set and model with ρ = "
-            f"{enumerated(ordered)}; by density alone with {baseline}."
+            " How far the loss falls ranks with how far it was predicted to fall, among the cells of one data set and "
+            f"model, by ρ = {enumerated(ordered)}; with density alone, by {baseline}."
         )
     return words
 
@@ -143,9 +145,7 @@ def of_path_kernel(study: StudyTable) -> str:
         ]
         parts += [(setting, f"{', '.join(ranges)} (density {part.densities[-1]:g}).")] if ranges else []
     cut = study.cells[np.isneginf(study.cells["log_path_norm_1_mean"])]
-    last = (
-        f" No path is left, and no point drawn, for {_cells(cut)}." if len(cut) else " Every network has a path left."
-    )
+    last = f"No path is left, and no point drawn, for {_cells(cut)}." if len(cut) else "Every network has a path left."
     return _told(f"{last} Of the pruned networks, at the lowest density:", parts)
 
 
@@ -157,7 +157,7 @@ def of_spectra(study: StudyTable) -> str:
         if ranks:
             size = max(map(len, part.trials["log_ntk_eigenvalues"]))
             span = _of_cells(part, ranks, lambda count: number(count, ".0f"))
-            words.append(f"above rounding are of {size} eigenvalues of Θ {span}")
+            words.append(f"of {size} eigenvalues of Θ, those above rounding are {span}")
         if medians:
             span = _of_cells(part, medians, lambda exponent: f"10^{number(exponent, '.1f')}")
             words.append(f"the median eigenvalue of Π above zero is {span}")
