@@ -12,6 +12,7 @@ from experiments.base.wording import counted, enumerated, number, percent, point
 from experiments.measure.widths import WidthSweep
 from experiments.records.study_table import CHANGES, PREDICTIONS, StudyTable
 from experiments.report.figures import shown_curves
+from experiments.report.opening import accuracy_words
 
 __all__ = [
     "failures",
@@ -58,7 +59,7 @@ def of_accuracy(study: StudyTable) -> str:
         lowest = known[known["density"] == known["density"].min()]
         best, worst = (lowest.loc[pick(lowest["test_accuracy_mean"])] for pick in (pd.Series.idxmax, pd.Series.idxmin))
         dense = part.cells.loc[part.cells["method"] == DENSE, "test_accuracy_mean"]
-        words = f"{best['method']} {_accuracy(best)}"
+        words = f"{best['method']} {accuracy_words(best)}"
         if len(lowest) > 1:
             apart = best["test_accuracy_mean"] - worst["test_accuracy_mean"]
             words += f", {points(apart)} above {worst['method']}"
@@ -349,9 +350,3 @@ def _cells(rows: pd.DataFrame) -> str:
     """The first few cells of a table by name, and how many more there are."""
     names = [_row(row) for _, row in rows.head(3).iterrows()]
     return "; ".join(names) + (f"; and {len(rows) - 3} more" if len(rows) > 3 else "")
-
-
-def _accuracy(row: pd.Series) -> str:
-    deviation = row["test_accuracy_std"]
-    spread = "" if np.isnan(deviation) else f" ± {100 * deviation:.1f}"
-    return f"{100 * row['test_accuracy_mean']:.1f}{spread}%"
