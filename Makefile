@@ -13,8 +13,8 @@ FUZZ_SEED ?= 0
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-report: $(INSTALLED) ## compare prunings on the digits data set and write runs/digits/report.html
-	$(BIN)/python -m experiments compare --dataset digits --model fc --out runs/digits
+report: $(INSTALLED) ## compare prunings on the digits data set and write runs/report/report.html
+	$(BIN)/python -m experiments report
 
 test: lint types ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"

@@ -96,8 +96,8 @@ def density(of: Problem, *, order: int = 20, samples: int = 4) -> str:
         "Σ log(λ + ε) / p": lambda nodes: jnp.log(jnp.maximum(nodes, 0) + epsilon) / states.dimension,
         "Σ λ² / (Σ λ)²": lambda nodes: (nodes / of.kernel.trace()) ** 2,
     }
-    found = [(name, states.estimate(function)) for name, function in estimates.items()]
-    said = "   ".join(f"{name} {value:.4g} ± {error:.1g}" for name, (value, error) in found)
+    values = [(name, states.estimate(function)) for name, function in estimates.items()]
+    said = "   ".join(f"{name} {value:.4g} ± {error:.1g}" for name, (value, error) in values)
     return _line(f"density, {samples} × {order}", seconds, of) + f"   {said}"
 
 
