@@ -18,10 +18,9 @@ from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, Float
 
 from pathjax import masks, ntk
-from pathjax._base.network import check_batch_size, check_inputs, check_outputs, check_params
+from pathjax._base.network import check_batch_size, check_inputs, check_params
 from pathjax._base.programs import compiled
 from pathjax._base.trees import concrete
-from pathjax._interpreter.traced import traced
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
 
 if TYPE_CHECKING:
@@ -120,7 +119,7 @@ def neural_tangent_transfer(
     losses = []
     for step, x in enumerate(itertools.islice(_batches(inputs, batch_size, key), steps), start=1):
         if step == 1:
-            check_outputs(traced(apply, params), params, x, "inputs")
+            ntk.operator(apply, params, x)  # raises where Θ is not defined: outputs not (n, o), or examples mixed
         weights, state, loss = compiled_step(weights, state, mask, params, x, factors, options=options)
         losses.append(loss)
         if step % refresh == 0 and step < steps - refresh:
