@@ -104,7 +104,7 @@ def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     with jax.default_matmul_precision("highest"):
         change = _adjoint(left) @ d_matrix @ _adjoint(right)
         by_row, by_column = row * change, column * change
-        # singular vectors of a complex matrix are determined up to phases, whose derivative JAX puts into U
+        # singular vectors of a complex matrix are determined up to phases; as in JAX, U takes their derivative
         phases = jnp.diag(1j * jnp.diag(change).imag / jnp.where(values == 0, 1, values))
         d_left = left @ (inverse * (by_row + _adjoint(by_row)) + (phases if jnp.iscomplexobj(d_matrix) else 0))
         d_right = (inverse * (by_column + _adjoint(by_column))).T.conj() @ right

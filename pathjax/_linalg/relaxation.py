@@ -6,10 +6,10 @@
     gradient descent    remaining = (I − M)^t v   integral = M⁻¹ (I − (I − M)^t) v
 
 Both are smooth functions of M; in the null space of M, `integral` is t·v. They are computed from eigenvectors, but not
-differentiated through them: the derivative of eigenvectors divides by gaps between eigenvalues, which are zero for
-kernels of several equal outputs. Instead, the derivative of f(M) is, in the eigenbasis, the entrywise product of dM
-with the divided differences f[z_i, z_j] = (f(z_i) − f(z_j)) / (z_i − z_j), which are f'(z_i) for z_i = z_j and are
-computed here without cancellation. Source: Daleckii and Krein (1965).
+differentiated through them: the derivative of eigenvectors divides by gaps between eigenvalues, which are zero if an
+eigenvalue repeats, as in a kernel that is the same for each output. Instead, the derivative of f(M) is, in the
+eigenbasis, the entrywise product of dM with the divided differences f[z_i, z_j] = (f(z_i) − f(z_j)) / (z_i − z_j),
+which are f'(z_i) for z_i = z_j and are computed here without cancellation. Source: Daleckii and Krein (1965).
 
 Shapes: q is the size of M. Eigenvalues are called z.
 """
