@@ -1,13 +1,14 @@
-"""Decompositions of one matrix, which under vmap take one matrix after the other on CPUs.
+"""Eigendecompositions and singular value decompositions that do not deadlock under vmap on CPUs.
 
-On CPUs jaxlib 0.10 decomposes a batch of matrices in threads of XLA's pool, while the thread that asked for it waits.
-If one program makes as many batched calls at one time as the pool has threads, all of them wait and none works: on two
-cores, two predictions under `jax.vmap` never end. A single matrix is decomposed on the thread that asks for it, so this
-cannot happen. Other devices, and later versions, keep their batched solvers.
+On CPUs, jaxlib 0.10 decomposes a batch of matrices on other threads of XLA's pool, while the calling thread waits. If a
+program makes as many batched calls at once as the pool has threads, all threads wait for each other: on two cores, two
+predictions under `jax.vmap` deadlock. A single matrix is decomposed on the calling thread, so cannot deadlock. The
+functions here therefore decompose a batch one matrix at a time on CPUs with that version. Other devices and versions
+use JAX's batched solvers.
 
-The derivatives are those of JAX, in both modes and of any order. They are written out here because functions with a
-batching rule of their own have no derivative in reverse mode. Source: Giles (2008), "Collected Matrix Derivative
-Results for Forward and Reverse Mode Algorithmic Differentiation".
+Derivatives are those of JAX's functions, in forward and reverse mode and of any order. They are written out here
+because functions with `jax.custom_batching.custom_vmap` have no derivative in reverse mode. Source: Giles (2008),
+"Collected Matrix Derivative Results for Forward and Reverse Mode Algorithmic Differentiation".
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from jax.custom_batching import custom_vmap
 __all__ = ["eigh", "eigvalsh", "one_by_one", "rounding_error", "singular_values", "svd"]
 
 _WAITS = importlib.metadata.version("jaxlib").startswith("0.10.")
-"""Whether the thread that calls for a batched decomposition waits for other threads."""
+"""Whether, on CPUs, the calling thread of a batched decomposition waits for other threads."""
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of arrays, which calls LAPACK, with a rule for batches that takes one element after the other.
+    """The same function of arrays, but under vmap it is called on one element of the batch at a time on CPUs.
 
-    It has no derivative in reverse mode.
+    The result has no derivative in reverse mode.
     """
     if not _WAITS:
         return function
@@ -49,25 +50,26 @@ def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
         )
         return results, jax.tree.map(lambda _: True, results)
 
-    # so that eager calls trace and compile once
+    # jit, so that repeated eager calls do not trace and compile again
     return jax.jit(unbatched)
 
 
 def rounding_error(values: Array, size: int) -> Array:
-    """The size up to which an eigenvalue or singular value of a matrix with `size` rows counts as zero.
+    """The threshold size · ε · max(values), up to which an eigenvalue or singular value counts as zero.
 
-    size · ε · the largest of the values (..., r), ε the rounding of their type: so large may rounding make a zero.
+    It is the rounding error of a zero value of a matrix with `size` rows; ε is the machine epsilon of the values
+    (..., r), and the maximum is over r.
     """
     return size * float(jnp.finfo(values.dtype).eps) * jnp.max(values, axis=-1, initial=0)
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors as columns, of a real matrix (n, n) or of its symmetric part."""
+    """Eigenvalues (n,), ascending, and eigenvectors (n, n), as columns, of the symmetric part of a real matrix."""
     return _eigh((matrix + matrix.T) / 2)
 
 
 def eigvalsh(matrix: Array) -> Array:
-    """The eigenvalues alone."""
+    """Eigenvalues (n,), ascending, of the symmetric part of a real matrix (n, n)."""
     return eigh(matrix)[0]
 
 
@@ -89,7 +91,7 @@ def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
 @jax.custom_jvp
 @one_by_one
 def svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """U (m, r), the singular values, descending (r,), and Vᴴ (r, n) of a matrix (m, n), with r = min(m, n)."""
+    """U (m, r), the singular values (r,), descending, and Vᴴ (r, n) of a matrix (m, n), with r = min(m, n)."""
     return tuple(jnp.linalg.svd(matrix, full_matrices=False))
 
 
@@ -102,7 +104,7 @@ def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     with jax.default_matmul_precision("highest"):
         change = _adjoint(left) @ d_matrix @ _adjoint(right)
         by_row, by_column = row * change, column * change
-        # of complex matrices singular vectors change by phases too
+        # singular vectors of a complex matrix are determined up to phases; as in JAX, U takes their derivative
         phases = jnp.diag(1j * jnp.diag(change).imag / jnp.where(values == 0, 1, values))
         d_left = left @ (inverse * (by_row + _adjoint(by_row)) + (phases if jnp.iscomplexobj(d_matrix) else 0))
         d_right = (inverse * (by_column + _adjoint(by_column))).T.conj() @ right
@@ -118,7 +120,7 @@ def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
 @jax.custom_jvp
 @one_by_one
 def singular_values(matrix: Array) -> Array:
-    """The singular values alone."""
+    """The singular values (r,), descending, of a matrix (m, n), with r = min(m, n)."""
     return jnp.linalg.svd(matrix, compute_uv=False)
 
 
@@ -134,6 +136,6 @@ def _adjoint(matrix: Array) -> Array:
 
 
 def _inverse_off_diagonal(gaps: Array) -> Array:
-    """1/g off the diagonal, zero on it, where the gap is zero."""
+    """1/gap off the diagonal; zero on the diagonal, where gaps are zero."""
     identity = jnp.eye(len(gaps), dtype=gaps.dtype)
     return 1 / (gaps + identity) - identity

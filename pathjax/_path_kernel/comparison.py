@@ -1,7 +1,7 @@
-"""How far two Path Kernels are from one another: norms of G and of the maps between two kernels, from random signs.
+"""Relative change, cosine and overlap of two Path Kernels, and the effective rank of one, from products with vectors.
 
-‖Π‖ = ‖G‖, and ⟨Π, Π_0⟩ = ‖C‖² with the map C = (J_θ v)ᵀ (J_θ v)_0 between the weights of the two, both in the
-Frobenius norm.
+In the Frobenius norm ‖Π‖ = ‖G‖ and ⟨Π, Π_0⟩ = ‖C‖², where C = (J_θ v)_0ᵀ (J_θ v) maps the weights of one kernel to
+those of the other. For a random sign vector z, ‖C z‖² is an unbiased estimate of ‖C‖².
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ class Comparison(NamedTuple):
 
 
 class _Samples(NamedTuple):
-    """Unbiased samples (s, t) of t numbers; one exact row where `is_exact`."""
+    """Unbiased estimates of t numbers, one row per sample, `values` (samples, t); one row if they are exact."""
 
     values: Any
     is_exact: bool
 
 
 def effective_rank(kernel: PathKernel, key: Key, samples: int) -> Estimate:
-    """(Tr G)² / ‖G‖²."""
+    """(Tr G)² / ‖G‖², with a standard error to first order."""
     return _product_of_means(_squared_norms([(kernel, kernel)], key, samples), [-1.0])
 
 
 def compare(initial: PathKernel, kernel: PathKernel, key: Key, samples: int) -> Comparison:
-    """Change and cosine from the same random signs."""
+    """The relative change and the cosine, both from the same random sign vectors."""
     norms = _squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
     return Comparison(_relative_change(norms, kernel, initial), _cosine(norms, kernel, initial))
 
 
 def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Any:
-    """The mean squared cosine of the principal angles between the spaces of eigenvectors, on the paths."""
+    """The mean squared cosine of the principal angles between the eigenspaces of Π on the paths."""
     images = lax.map(twin.linear(left, right), right_pairs.eigenvectors)
     products = jax.vmap(lambda vector: jax.vmap(lambda image: dot(vector, image))(images))(left_pairs.eigenvectors)
     roots = [inverse_roots(pairs.eigenvalues) for pairs in (left_pairs, right_pairs)]
@@ -65,7 +65,10 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
 
 
 def _squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
-    """Samples of the squared norms of the maps of `cross` between pairs of kernels, in units of both sides' traces."""
+    """‖C‖² of the map C = `twin.cross(left, right)` for each pair (left, right), one column per pair.
+
+    In units of Tr G_left · Tr G_right, so that squares neither overflow nor underflow.
+    """
     units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
     if all(twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
         matrices = [unit * twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
@@ -83,7 +86,7 @@ def _squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
 
 
 def _product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
-    """Π_t mean_t^power_t, with its standard error to first order."""
+    """The product over columns t of mean_t^power_t, with its standard error to first order."""
     means = jnp.mean(samples.values, axis=0)
     exponents = jnp.asarray(powers, means.dtype)
     value = jnp.prod(means**exponents)
@@ -93,12 +96,12 @@ def _product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
 
 
 def _relative_change(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
-    """‖Π − Π_0‖ / ‖Π_0‖ from `_squared_norms` of G, of the map between both and of G_0; its error to first order."""
-    traces = kernel.trace() / initial.trace()
-    ratio = traces * jnp.exp2(kernel.exponent - initial.exponent).astype(traces.dtype)
-    size = jnp.maximum(ratio, 1)  # the square of a large ratio may leave the format
-    between = ratio / size / size * twin.cross_factor(kernel, initial, ratio.dtype) ** 2
-    scaled = samples.values * jnp.stack([(ratio / size) ** 2, between, 1 / size / size])[None]
+    """‖Π − Π_0‖ / ‖Π_0‖ = √(‖G‖² − 2 ‖C‖² + ‖G_0‖²) / ‖G_0‖ from `_squared_norms` of G, C and G_0, in this order."""
+    scaled_ratio = kernel.trace() / initial.trace()
+    ratio = scaled_ratio * jnp.exp2(kernel.exponent - initial.exponent).astype(scaled_ratio.dtype)
+    size = jnp.maximum(ratio, 1)  # divided out below, since the square of a large ratio of traces may overflow
+    cross_unit = ratio / size / size * twin.cross_factor(kernel, initial, ratio.dtype) ** 2
+    scaled = samples.values * jnp.stack([(ratio / size) ** 2, cross_unit, 1 / size / size])[None]
     initial_norm = jnp.mean(samples.values[:, 2])
     means = jnp.mean(scaled, axis=0)
     signs = jnp.array([1.0, -2.0, 1.0], means.dtype)
@@ -106,13 +109,14 @@ def _relative_change(samples: _Samples, kernel: PathKernel, initial: PathKernel)
     change = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
     if samples.is_exact:
         return estimates.exact(size * change)
+    # first order: the error of a quotient of means, then d√s = ds / (2√s)
     errors = (scaled @ signs - square * samples.values[:, 2]) / initial_norm
-    halved = estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
-    return Estimate(size * change, size * jnp.where(change == 0, 0, halved))
+    standard_error = estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
+    return Estimate(size * change, size * jnp.where(change == 0, 0, standard_error))
 
 
 def _cosine(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
-    """⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖) from the same samples."""
+    """⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖) = ‖C‖² / (‖G‖ ‖G_0‖) from `_squared_norms` of G, C and G_0, in this order."""
     value, standard_error = _product_of_means(samples, [-0.5, 1.0, -0.5])
     factor = twin.cross_factor(kernel, initial, value.dtype) ** 2
     return Estimate(factor * value, factor * standard_error)

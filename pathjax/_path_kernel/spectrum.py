@@ -1,4 +1,4 @@
-"""What is computed of the spectrum of G: all of it where G is small, its largest pairs and its ends where it is not."""
+"""The spectrum of G, the twin of the Path Kernel: in full if G is small, else its largest pairs and its two ends."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ __all__ = ["PROBLEM", "Ends", "Spectrum", "decompose", "ends", "inverse_roots", 
 
 
 class Spectrum(NamedTuple):
-    """All eigenvalues of G on the kept weights, descending.
+    """All eigenpairs of G on q weights, by descending eigenvalue.
+
+    The q weights are the kept ones or, if the mask is traced and their number therefore unknown, all of the kernel's.
 
     Attributes:
-        eigenvalues: (q,) of q weights, those that may be kept.
+        eigenvalues: (q,).
         eigenvectors: (q, q), as columns.
-        exists: (q,) False for each weight that a traced mask has pruned: eigenvalue and vector are zero, at the end.
-        matrix: (q, q), G on these weights.
-        positions: (q,) of these weights among all the parameters, raveled.
+        exists: (q,) False for the last pairs, one for each weight that a traced mask prunes; these are set to zero.
+        matrix: (q, q) the matrix G on these weights.
+        positions: (q,) indices of these weights among all parameters, raveled.
     """
 
     eigenvalues: Any
@@ -40,46 +42,51 @@ class Spectrum(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The smallest nonzero eigenvalue of G, NaN where it is not resolved, and the largest."""
+    """The smallest nonzero eigenvalue of G, NaN if it is not resolved, and the largest eigenvalue."""
 
     smallest: Any
     largest: Any
 
 
 def is_nonzero(eigenvalues: Any) -> Any:
-    """Which eigenvalues of G, the largest among them, are not zero: those above 512 ε of it, ε the type's rounding.
+    """Which eigenvalues of G count as nonzero: those above 512 ε λ_max, with machine epsilon ε.
 
-    This is the one meaning of zero for the spectrum of G. It is what rounding may make of an eigenvalue of zero where
-    512 weights, the most that are decomposed in full, are kept. To take such a number for an eigenvalue would give a
-    smallest eigenvalue and eigenvectors on the paths that are rounding; to take a true eigenvalue so small for zero
-    loses at most 512 ε λ_max(Π) λ_max(K_v) of Θ with each.
+    `eigenvalues` must include λ_max, the largest of G. All functions of G's spectrum use this threshold, which is the
+    rounding error of a zero eigenvalue where 512 weights are kept, the most for which G is decomposed in full. With a
+    lower threshold, rounding errors could pass as the smallest eigenvalue and as eigenvectors on the paths. Each true
+    eigenvalue that counts as zero removes at most 512 ε λ_max(Π) λ_max(K_v) from Θ.
     """
     return eigenvalues > rounding_error(eigenvalues, DENSE)
 
 
 def inverse_roots(eigenvalues: Any) -> Any:
-    """λ^(−1/2) of the largest eigenvalues of G, and zero for those that are zero."""
+    """λ^(−1/2) of the largest eigenvalues of G; zero for those that count as zero."""
     nonzero = is_nonzero(eigenvalues)
     return jnp.where(nonzero, jnp.where(nonzero, eigenvalues, 1) ** -0.5, 0)
 
 
 def decompose(kernel: PathKernel) -> Spectrum:
-    """All of the spectrum, by G on the kept weights in full."""
+    """All eigenpairs of G on the kept weights, from the matrix formed in full."""
     positions = twin.positions(kernel)
     matrix = twin.matrix(kernel, kernel)
     is_kept = jnp.ones(len(positions), bool)
     if kernel.mask is not None:
         is_kept = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
-    # pruned weights go to the end of the spectrum, below zero
-    below = 1 + jnp.trace(matrix)
-    values, vectors = eigh(matrix - jnp.diag(jnp.where(is_kept, 0, below)))
-    values, vectors = values[::-1], vectors[:, ::-1]
-    exists = values > -below / 2
-    return Spectrum(jnp.where(exists, values, 0), jnp.where(exists[None, :], vectors, 0), exists, matrix, positions)
+    # A pruned weight gets a negative eigenvalue, which sorts it behind all others and tells it from a zero of G.
+    shift = 1 + jnp.trace(matrix)
+    eigenvalues, vectors = eigh(matrix - jnp.diag(jnp.where(is_kept, 0, shift)))
+    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+    exists = eigenvalues > -shift / 2
+    return Spectrum(
+        jnp.where(exists, eigenvalues, 0), jnp.where(exists[None, :], vectors, 0), exists, matrix, positions
+    )
 
 
 def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> Ends:
-    """Both ends of the spectrum, by `order` Lanczos steps from each of two random starts where G is large."""
+    """The smallest nonzero and the largest eigenvalue of G.
+
+    Exact for up to 512 kept weights; otherwise by `order` Lanczos steps from each of two random starts.
+    """
     if twin.count(kernel) <= DENSE:
         eigenvalues = decompose(kernel).eigenvalues
         smallest = jnp.min(jnp.where(is_nonzero(eigenvalues), eigenvalues, jnp.inf))
@@ -87,21 +94,21 @@ def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> Ends:
     product = _product(kernel)
     steps = min(order, twin.count(kernel))
 
-    def from_start(start_key: Key) -> Ends:
-        # a start G z has no part in the null space
+    def ends_from_random_start(start_key: Key) -> Ends:
+        # G z is orthogonal to the null space, so that no Ritz value of the space is that of a null vector
         space = krylov(product, product(twin.random_signs(kernel, start_key)), steps, to_the_end=True)
         return Ends(_smallest(space, tolerance), eigvalsh(space.matrix)[-1])
 
-    both = lax.map(from_start, jax.random.split(key, 2))
-    smallest = jnp.min(both.smallest)
-    agree = jnp.abs(both.smallest[0] - both.smallest[1]) <= tolerance * smallest
-    return Ends(jnp.where(agree, smallest, jnp.nan), jnp.max(both.largest))
+    runs = lax.map(ends_from_random_start, jax.random.split(key, 2))
+    smallest = jnp.min(runs.smallest)
+    agree = jnp.abs(runs.smallest[0] - runs.smallest[1]) <= tolerance * smallest
+    return Ends(jnp.where(agree, smallest, jnp.nan), jnp.max(runs.largest))
 
 
 def _smallest(space: Krylov, tolerance: Real) -> Any:
-    """The smallest nonzero Ritz value, NaN unless its residual is within the tolerance of itself."""
-    values, vectors = eigh(space.matrix)
-    candidates = jnp.where(is_nonzero(values), values, jnp.inf)
+    """The smallest nonzero Ritz value; NaN if its residual is above `tolerance` times the value."""
+    ritz_values, vectors = eigh(space.matrix)
+    candidates = jnp.where(is_nonzero(ritz_values), ritz_values, jnp.inf)
     index = jnp.argmin(candidates)
     residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, index])
     return jnp.where(residual <= tolerance * candidates[index], candidates[index], jnp.nan)
@@ -110,18 +117,20 @@ def _smallest(space: Krylov, tolerance: Real) -> Any:
 # The search for the largest eigenpairs
 
 
-def _decomposed(kernel: PathKernel, rank: int) -> Eigenpairs:
+def _exact_pairs(kernel: PathKernel, rank: int) -> Eigenpairs:
     spectrum = decompose(kernel)
-    values, columns = spectrum.eigenvalues[:rank], spectrum.eigenvectors[:, :rank]
+    eigenvalues, columns = spectrum.eigenvalues[:rank], spectrum.eigenvectors[:, :rank]
     trees = twin.trees_at(kernel, spectrum.positions, columns.T)
-    return Eigenpairs(values, trees, measured(spectrum.matrix, values, columns))
+    return Eigenpairs(eigenvalues, trees, measured(spectrum.matrix, eigenvalues, columns))
 
 
 def _product(kernel: PathKernel) -> Callable[[Any], Any]:
+    """w ↦ G w on vectors (p,)."""
     return twin.flat(kernel, twin.linear(kernel, kernel))
 
 
 def _quotient(kernel: PathKernel) -> Callable[[Any], Any]:
+    """w ↦ wᵀ G w on vectors (p,)."""
     _, unravel = ravel(kernel.params)
     product = twin.cross(kernel, kernel)
 
@@ -132,17 +141,18 @@ def _quotient(kernel: PathKernel) -> Callable[[Any], Any]:
     return quotient
 
 
-def _trees(kernel: PathKernel, vectors: Any) -> Params:
+def _stacked_trees(kernel: PathKernel, vectors: Any) -> Params:
+    """Vectors (r, p) as one tree with leaves (r, ...)."""
     return jax.vmap(ravel(kernel.params)[1])(vectors)
 
 
 PROBLEM = Problem(
     name="the Path Kernel",
     rows="kept weights",
-    decompose=_decomposed,
+    decompose=_exact_pairs,
     product=_product,
     quotient=_quotient,
     random_signs=twin.random_signs,
-    unravel=_trees,
+    unravel=_stacked_trees,
 )
-"""The search for the largest eigenpairs of G, with eigenvectors as stacked trees like the parameters."""
+"""What `eigenpairs.find` needs to search the largest eigenpairs of G; eigenvectors are stacked trees like `params`."""
