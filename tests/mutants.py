@@ -361,8 +361,8 @@ MUTANTS = [
     Mutant("networks of other weights are one", INTERPRETER + "traced.py",
            "return self.apply, self.structure,", "return self.apply,",
            "tests/test_ntk/test_traced.py -k 'function_of_any'"),
-    Mutant("windows overlap by one", INTERPRETER + "windows.py", "(seen.shape[own] - (size - 1) * dilation - 1)",
-           "(seen.shape[own] - (size - 1) * dilation)", "tests/test_paths/test_convolutions.py -k equal_to_jax"),
+    Mutant("windows overlap by one", INTERPRETER + "windows.py", "(entries.shape[along] - (size - 1) * dilation - 1)",
+           "(entries.shape[along] - (size - 1) * dilation)", "tests/test_paths/test_convolutions.py -k equal_to_jax"),
 ]  # fmt: skip
 
 
