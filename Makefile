@@ -49,6 +49,10 @@ clean: ## remove the environment and the caches, never the results under runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): requirements.txt
+	@if [ -L .venv ]; then \
+	    echo ".venv is a link, and installing would empty what it points to. Remove the link, or run pip there yourself." >&2; \
+	    exit 1; \
+	fi
 	@for python in $(PYTHON); do \
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 	    echo "Installing requirements.txt into .venv with $$("$$python" --version); this takes some minutes, once."; \

@@ -1,7 +1,7 @@
 """The Neural Tangent Kernel Θ = J_θ f (J_θ f)ᵀ: of a finite network, of infinite width, and what its spectrum says.
 
 A finite kernel has shape (n, m, o, o): examples of the first batch, of the second, and twice the outputs. Its sum over
-equal outputs is (n, m), its part of each example with one other alone (n, o, o). At infinite width the outputs are
+equal outputs is (n, m), that of pairs of one example each (n, o, o). At infinite width the outputs are
 independent and alike, so the kernel is (n, m) and stands for Θ_∞ ⊗ I.
 """
 
@@ -62,8 +62,8 @@ def empirical(
     """Neural Tangent Kernel of a finite network, Θ_(ij)(ab) = Σ_k ∂f_a(x1_i)/∂θ_k · ∂f_b(x2_j)/∂θ_k.
 
     `x2=None` stands for `x1`. With a mask, θ is masked and the sum runs over the kept weights alone.
-    `empirical_trace` gives the sum over equal outputs, (n, m), and `empirical_diagonal` each example with one other
-    alone, (n, o, o), for less time and memory.
+    `empirical_trace` gives the sum over equal outputs, (n, m), and `empirical_diagonal` each example paired with one
+    example, (n, o, o), for less time and memory.
 
     "layerwise" takes one backward pass per example and output, and multiplies, layer by layer, the activations and the
     cotangents that meet at its weights. The Jacobian of a single layer is formed only where that costs less, and always
@@ -157,10 +157,9 @@ def empirical_diagonal(
 ) -> Float[Array, "n o o"]:
     """Neural Tangent Kernel of each example of `x1` with the one in its place in `x2`, Θ_(ii)(ab).
 
-    The diagonal of `empirical` over examples, at the cost of n pairs of examples in place of n²; without `x2`, that of
-    each example with itself. Arguments, the passes
-    through the network, what is assumed and the errors are those of `empirical`; besides, ValueError where the two
-    batches have different numbers of examples.
+    The diagonal of `empirical` over examples, at the cost of n pairs of examples in place of n²; without `x2`, each
+    example is paired with itself. Arguments, the passes through the network, what is assumed and the errors are those
+    of `empirical`; besides, ValueError where the two batches have different numbers of examples.
 
     Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel".
 

@@ -49,8 +49,8 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
 
     The real curve is that of full-batch gradient descent on ½ · mean_n ‖f − y‖² with the step size ½ / λ_max(Θ/n),
     where λ_max(Θ) is `top`. `linearized` is that of the linearized network with the kernel Θ (n, n, o, o), `low_rank`
-    that with the kernel `part`. `data_free` is the loss that gradient flow leaves in the largest n·o modes of Π, with
-    time in units of 1 / λ_max(Π); no data is read, so the residual is spread evenly over the modes.
+    that with the kernel `part`. `data_free` predicts the loss from the n·o largest eigenvalues of Π alone, as if
+    the residual were equally large in all modes, with time in units of 1 / λ_max(Π).
     """
     n, o = targets.shape
     times = jnp.arange(steps + 1, dtype=jnp.float32)

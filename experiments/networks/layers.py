@@ -70,8 +70,8 @@ class Layer(NamedTuple):
 class Pad(NamedTuple):
     """A shortcut without weights: every second pixel, and zeros in the channels that are added.
 
-    `places` gives for each channel that is written the one that is read, or −1 for zero; None puts those that are read
-    in the middle.
+    `places[c]` is the input channel that is copied to output channel c, −1 for zeros. None puts the input channels in
+    the middle.
     """
 
     reads: str

@@ -75,7 +75,7 @@ def of_training(study: StudyTable) -> str:
     parts = []
     for setting, part in study.parts():
         reached = part.cells[np.isfinite(part.cells["steps_to_level_mean"])]
-        words = f"{len(reached)} of {counted(len(part.cells), 'cell')} do"
+        words = f"{len(reached)} of {counted(len(part.cells), 'cell')}"
         if len(reached):
             first, last = (
                 reached.loc[pick(reached["steps_to_level_mean"])] for pick in (pd.Series.idxmin, pd.Series.idxmax)
@@ -85,7 +85,7 @@ def of_training(study: StudyTable) -> str:
                 f"and {_cell(last['method'], last['density'])} last, after {last['steps_to_level_mean']:.0f}"
             )
         parts.append((setting, f"{words}."))
-    return _told("Which cells reach the loss level with every seed:", parts)
+    return _told("Cells that reach the loss level with every seed:", parts)
 
 
 def of_laziness(study: StudyTable) -> str:

@@ -71,8 +71,7 @@ def what_to_trust(study: StudyTable) -> str:
     parts = [part for part in (_of_curves(study), _of_ranks(study)) if part]
     if not parts:
         return "These results do not say how far the predictions made before training are to be trusted."
-    words = "; ".join(parts)
-    return f"{words[0].upper()}{words[1:]}."
+    return f"Of the predictions made before training, {'; '.join(parts)}."
 
 
 def _of_curves(study: StudyTable) -> str:
@@ -81,9 +80,9 @@ def _of_curves(study: StudyTable) -> str:
     if ntk.empty or data_free.empty:
         return ""
     return (
-        f"of the loss curves predicted before training, those from the Neural Tangent Kernel are {_verdict(ntk)}, off "
-        f"by a factor of {factor(ntk.median())} in the median and {factor(ntk.max())} at most, and those from the Path "
-        f"Kernel, which reads no data, are {_verdict(data_free)}, off by a factor of {factor(data_free.median())}"
+        f"the loss curves from the Neural Tangent Kernel are {_verdict(ntk)}, off by a factor of {factor(ntk.median())} in "
+        f"the median and {factor(ntk.max())} at most, and those from the Path Kernel, which reads no data, are "
+        f"{_verdict(data_free)}, off by a factor of {factor(data_free.median())}"
     )
 
 
@@ -96,16 +95,17 @@ def _verdict(gaps: pd.Series) -> str:
 
 
 def _of_ranks(study: StudyTable) -> str:
-    """Which quantity ranks methods at one density best, and whether that could be chance."""
+    """Which quantity ranks methods at one density best, with its interval."""
     associations = {name: study.association(name, "test_accuracy", _STRATA) for name in QUANTITIES}
     ranked = {name: one for name, one in associations.items() if one.groups}
     if not ranked:
         return ""
     best = max(ranked, key=lambda name: abs(ranked[name].rho))
-    chance = "more than chance would give" if ranked[best].excludes_zero else "which may be chance"
+    one = ranked[best]
     return (
-        f"among the quantities known before training, {QUANTITIES[best]} ranks the accuracy of methods at one density "
-        f"best, with ρ = {correlation(ranked[best].rho)}, {chance}"
+        f"of {counted(len(ranked), 'quantity', 'quantities')}, {QUANTITIES[best]} ranks the accuracies at one density "
+        f"best, with Spearman's ρ = {correlation(one.rho)} (95% interval {correlation(one.low)} to "
+        f"{correlation(one.high)}; the best of several owes a part of its lead to luck)"
     )
 
 

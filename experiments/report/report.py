@@ -264,7 +264,10 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
     parts += [
         section("Test accuracy"),
         tables.accuracies(study),
-        paragraph("Mean ± standard deviation over seeds. Bold: the best pruned network of a density.", "caption"),
+        paragraph(
+            "Mean ± standard deviation over seeds. Bold: the largest mean of a density, which need not be more than luck.",
+            "caption",
+        ),
     ]
     pictures = [picture for picture in shown if isinstance(picture, Illustration)]
     parts += [illustrated(number, picture) for number, picture in enumerate(pictures, start=1)]

@@ -1,4 +1,4 @@
-"""The Neural Tangent Kernel of finite networks, and the door to neural-tangents. Read in this order.
+"""The Neural Tangent Kernel of finite networks, and the way to neural-tangents on current JAX. Read in this order.
 
 `uses`: where a network uses its parameters, and the activations and cotangents there. `contractions`: the part of one
 layer in the kernel, in the cheapest way. `blocks`: a kernel in blocks of examples, spread over devices. `layerwise`:

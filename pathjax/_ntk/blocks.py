@@ -180,7 +180,7 @@ def _row_of_blocks(blocks: Blocks, own: Any, everyone: Any, axes: Sequence[str],
         computed = blocks.rectangular(own, chunks[(device + step) % count])
         receivers = [(sender, (sender + step) % count) for sender in range(count)]
         received = mirror(lax.ppermute(computed, axes, receivers), 0)
-        # half way round both devices have computed the block: both take that of the one with the lower number
+        # at half the ring two devices have computed the same block: both use the copy of the lower-numbered one
         row[step] = jnp.where(device < step, computed, received) if 2 * step == count else computed
         if 2 * step != count:
             row[-step] = received

@@ -167,9 +167,9 @@ def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
 def norm_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
     """The Frobenius norm ‖Θ‖, the root of the mean of ‖Θ z‖² over random signs z, with its standard error.
 
-    `samples` products, one at a time. ‖Θ z‖² is unbiased for the square; the standard error is that of the root to
-    first order, and the root is low by about its square over twice the norm. Where ‖Θ‖ is estimated to be zero, so is
-    its error.
+    `samples` products, one at a time. ‖Θ z‖² is unbiased for the square; the standard error is of
+    first order, and the estimate is biased low by about (standard error)² / (2 ‖Θ‖). Where ‖Θ‖ is estimated to be zero,
+    so is its error.
 
     Raises ValueError where `samples` is below 1.
     Source: Hutchinson (1989), for Θ².

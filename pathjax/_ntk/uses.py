@@ -130,7 +130,7 @@ class Uses:
         return Arrays(activations, cotangents)
 
     def _of_example(self, example: Any) -> Arrays:
-        # the cotangent at a result is the derivative by a zero that is added to it
+        # add a zero to each result: the derivative by that zero is the cotangent there
         shifts = {
             step: [jnp.zeros(use.equation.outputs[i].shape, use.equation.outputs[i].dtype) for i in use.results]
             for step, use in self.by_step.items()

@@ -201,7 +201,7 @@ def _keep_largest_ordinals(ordinals: list[Array], kept: Array) -> Ranking:
     integer = ordinals[0].dtype
     lowest = np.iinfo(integer).min
     infinity = np.array(np.inf, f"float{integer.itemsize * 8}").view(integer).item()
-    # ordinals of −∞ and of NaN with a sign bit are below 1 − infinity, those of ∞ and other NaN at least infinity
+    # NaN and ±∞ lie outside of the finite ordinals: −∞ and NaN with a sign bit below, ∞ and other NaN above
     available, finite_or_large, large = _counts(ordinals, [lowest + 1, 1 - infinity, infinity])
     finite = (available == finite_or_large) & (large == 0)
     # Under jit nothing can be raised, and a mask ranked by NaN would go unnoticed: keep nothing, which is noticed.
