@@ -96,13 +96,13 @@ def test_that_of_listed_path_kernels_is_that_of_the_operators():
 def test_measures_can_be_jitted_vmapped_and_differentiated_where_nothing_changed(measure):
     kernels = jnp.stack([jnp.eye(3), jnp.ones((3, 3))])
     np.testing.assert_allclose(jax.jit(jax.vmap(measure))(kernels, kernels), 0, atol=1e-15)
-    assert jnp.isfinite(jax.grad(measure, argnums=1)(kernels[0], kernels[0])).all()
+    np.testing.assert_array_equal(jax.grad(measure, argnums=1)(kernels[0], kernels[0]), 0)
 
 
 def test_the_error_can_be_jitted_and_differentiated_at_zero():
     curve = jnp.stack([jnp.zeros((3, 2)), jnp.ones((3, 2))])
     np.testing.assert_array_equal(jax.jit(dynamics.linearization_error)(curve, curve), [0, 0])
-    assert jnp.isfinite(jax.grad(lambda c: dynamics.linearization_error(c, curve).sum())(curve)).all()
+    np.testing.assert_array_equal(jax.grad(lambda c: dynamics.linearization_error(c, curve).sum())(curve), 0)
     assert dynamics.linearization_error(curve + 1, curve)[0] == jnp.inf
 
 

@@ -218,9 +218,12 @@ def test_zeros_in_leaves_that_prunable_chooses_are_pruned() -> None:
 
 
 def test_ntk_sap_draws_inputs_like_integers_too() -> None:
-    like = jax.ShapeDtypeStruct((4, 3), jnp.uint8)
-    found = scores.ntk_sap(apply, PARAMS, like, init=initial, key=jax.random.key(0))
-    assert np.isfinite(found["first"]).all()
+    found, expected = (
+        scores.ntk_sap(apply, PARAMS, jax.ShapeDtypeStruct((4, 3), dtype), init=initial, key=jax.random.key(0))
+        for dtype in (jnp.uint8, jnp.float32)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert all(bool(jnp.any(leaf > 0)) for leaf in jax.tree.leaves(found))
 
 
 def test_bad_arguments_are_refused_with_the_remedy() -> None:
