@@ -77,8 +77,8 @@ def _upper_bounds(test: ast.expr) -> list[ast.expr]:
 
 def _number(node: ast.AST) -> float:
     """The number that a node of a program is, 0 where it is none."""
-    is_number = isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value is not True
-    return float(node.value) if is_number and isinstance(node, ast.Constant) else 0.0
+    value = node.value if isinstance(node, ast.Constant) else None
+    return float(value) if isinstance(value, int | float) and value is not True else 0.0
 
 
 # Their tests follow the same rule once they import their tolerances too.

@@ -44,7 +44,7 @@ def test_eigenvalues_sum_to_the_trace():
 def test_condition_number_is_that_of_the_jacobian_squared():
     left = jacobian(3, 2, 9)
     np.testing.assert_allclose(
-        ntk.condition_number(kernel_of(left)), np.linalg.cond(left.reshape(6, 9)) ** 2, rtol=1e-9
+        ntk.condition_number(kernel_of(left)), np.linalg.cond(left.reshape(6, 9)) ** 2, rtol=EXACT
     )
 
 
@@ -102,10 +102,10 @@ def test_kernels_can_be_vmapped_jitted_and_differentiated(name):
     rows = [np.asarray(jacobian(3, 2, 9, seed)).reshape(6, 9) for seed in range(3)]
     kernels = jnp.stack([kernel_of(jacobian(3, 2, 9, seed)) for seed in range(3)])
     for one, row in zip(jax.jit(jax.vmap(measure))(kernels), rows, strict=True):
-        np.testing.assert_allclose(one, expected(row @ row.T), rtol=1e-9)
+        np.testing.assert_allclose(one, expected(row @ row.T), rtol=EXACT)
     found = jax.grad(lambda kernel: measure(kernel).sum())(kernels[0]).transpose(0, 2, 1, 3).reshape(6, 6)
     exact = slope(rows[0] @ rows[0].T)
-    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-9 * np.abs(exact).max())
+    np.testing.assert_allclose(found, exact, rtol=0, atol=EXACT * np.abs(exact).max())
 
 
 def test_gradient_of_the_condition_number_is_zero_on_a_singular_kernel():

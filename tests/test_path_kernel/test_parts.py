@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from pathjax import path_kernel
 
 from .. import networks, oracles
-from ..tolerances import EXACT, SINGLE
+from ..tolerances import EXACT, SINGLE_ROUNDING
 
 NETWORK = networks.build("linen_mlp")
 
@@ -133,7 +133,7 @@ def test_weights_that_are_not_finite_are_refused_unless_pruned(value: float, dty
     kernel = path_kernel.path_kernel(NETWORK.apply, params, NETWORK.x, mask=mask)
     kept = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(mask)])
     exact = np.trace(oracles.twin(networks.listed("linen_mlp"), NETWORK.theta, kept))
-    tolerance = EXACT if dtype == jnp.float64 else SINGLE
+    tolerance = EXACT if dtype == jnp.float64 else SINGLE_ROUNDING
     np.testing.assert_allclose(kernel.trace() * jnp.exp(kernel.log_scale), exact, rtol=tolerance)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from pathjax import enumeration, path_kernel, paths
 
-from ..tolerances import EXACT, SINGLE
+from ..tolerances import EXACT, SINGLE, SINGLE_ROUNDING
 
 
 def mlp(params: Any, x: Any) -> Any:
@@ -36,7 +36,7 @@ def test_broken_weights_give_nan_or_infinity_and_not_minus_infinity() -> None:
 def test_half_precision_is_widened_before_powers(value: float, q: float) -> None:
     half = jnp.full((4, 3), value, jnp.float16)
     norm = paths.log_path_norm(lambda p, x: x @ p, half, jnp.ones((1, 4), jnp.float16), q=q)
-    np.testing.assert_allclose(norm, np.log(12.0) + q * np.log(float(half[0, 0])), rtol=1e-6)
+    np.testing.assert_allclose(norm, np.log(12.0) + q * np.log(float(half[0, 0])), rtol=SINGLE_ROUNDING)
 
 
 @pytest.mark.parametrize(
@@ -135,10 +135,10 @@ def test_double_precision_inputs_of_numpy_are_read_where_jax_is_in_single_precis
     with jax.enable_x64(False), warnings.catch_warnings():
         warnings.simplefilter("error")
         norm = paths.log_path_norm(mlp, weights(1.0, jnp.float32), np.ones((5, 3)))
-    np.testing.assert_allclose(norm, np.log(24.0), rtol=1e-6)
+    np.testing.assert_allclose(norm, np.log(24.0), rtol=SINGLE_ROUNDING)
 
 
 def test_low_precision_weights_have_logarithms_of_full_precision() -> None:
     norm = paths.log_path_norm(mlp, weights(1.0, jnp.bfloat16), jnp.ones((1, 3), jnp.bfloat16))
     assert norm.dtype == jnp.float32
-    np.testing.assert_allclose(norm, np.log(24.0), rtol=1e-6)
+    np.testing.assert_allclose(norm, np.log(24.0), rtol=SINGLE_ROUNDING)
