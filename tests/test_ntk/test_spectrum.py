@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,18 +79,11 @@ def test_correlated_outputs_add_to_the_distance():
     np.testing.assert_allclose(ntk.relative_distance(finite, infinite), 1.0, rtol=EXACT)
 
 
-# Of a matrix in NumPy: each measure, and its derivative by the entries of the matrix (first-order perturbation theory).
-MEASURES = {
-    "spectrum": (
-        lambda matrix: np.linalg.eigvalsh(matrix)[::-1],
-        lambda matrix: np.eye(len(matrix)),  # the eigenvalues sum to the trace
-    ),
-    "condition_number": (
-        lambda matrix: np.linalg.cond(matrix),
-        lambda matrix: slope_of_condition(*np.linalg.eigh(matrix)),
-    ),
-    "as_matrix": (lambda matrix: matrix, np.ones_like),
-}
+class Measure(NamedTuple):
+    """A measure of a matrix in NumPy, and its derivative by the matrix's entries (first-order perturbation theory)."""
+
+    value: Callable[[np.ndarray], Any]
+    slope: Callable[[np.ndarray], np.ndarray]
 
 
 def slope_of_condition(values, vectors):
@@ -96,15 +91,22 @@ def slope_of_condition(values, vectors):
     return most / values[0] - values[-1] / values[0] ** 2 * least
 
 
+MEASURES = {
+    "spectrum": Measure(lambda matrix: np.linalg.eigvalsh(matrix)[::-1], lambda matrix: np.eye(len(matrix))),
+    "condition_number": Measure(np.linalg.cond, lambda matrix: slope_of_condition(*np.linalg.eigh(matrix))),
+    "as_matrix": Measure(lambda matrix: matrix, np.ones_like),
+}
+
+
 @pytest.mark.parametrize("name", MEASURES)
 def test_kernels_can_be_vmapped_jitted_and_differentiated(name):
-    measure, (expected, slope) = getattr(ntk, name), MEASURES[name]
+    measure, expected = getattr(ntk, name), MEASURES[name]
     rows = [np.asarray(jacobian(3, 2, 9, seed)).reshape(6, 9) for seed in range(3)]
     kernels = jnp.stack([kernel_of(jacobian(3, 2, 9, seed)) for seed in range(3)])
     for one, row in zip(jax.jit(jax.vmap(measure))(kernels), rows, strict=True):
-        np.testing.assert_allclose(one, expected(row @ row.T), rtol=EXACT)
+        np.testing.assert_allclose(one, expected.value(row @ row.T), rtol=EXACT)
     found = jax.grad(lambda kernel: measure(kernel).sum())(kernels[0]).transpose(0, 2, 1, 3).reshape(6, 6)
-    exact = slope(rows[0] @ rows[0].T)
+    exact = expected.slope(rows[0] @ rows[0].T)
     np.testing.assert_allclose(found, exact, rtol=0, atol=EXACT * np.abs(exact).max())
 
 
