@@ -19,15 +19,13 @@ from pathjax._ntk import layerwise
 from pathjax._ntk.contractions import Form, Matrices, _of_masked_products, _of_products, _of_rows
 
 from ..networks import build, covering
+from ..tolerances import SUMS
 
 unchecked = inspect.unwrap(ntk.empirical)
 empirical, empirical_trace, empirical_diagonal = (
     jax.jit(function, static_argnums=0, static_argnames="batch_size")
     for function in (ntk.empirical, ntk.empirical_trace, ntk.empirical_diagonal)
 )
-
-CLOSE = 1e-11
-"""Two float64 computations of a kernel, relative to its largest entry."""
 
 
 def jacobian(apply, params, x, mask=None):
@@ -48,7 +46,7 @@ def random_mask(params, density=0.4):
     return jax.tree.map(lambda leaf: rng.random(leaf.shape) < density, params)
 
 
-def assert_close(actual, expected, tolerance=CLOSE):
+def assert_close(actual, expected, tolerance=SUMS):
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(initial=0), 1e-300))
 
@@ -288,7 +286,7 @@ def test_chunks_can_be_vmapped_and_differentiated():
         jax.jit(jax.vmap(jax.grad(lambda params, c=batch_size: trace(params, c))))(both) for batch_size in (None, 2)
     ]
     for whole, chunked in zip(*map(jax.tree.leaves, slopes), strict=True):
-        assert_close(chunked, whole, 1e-10)
+        assert_close(chunked, whole)
 
 
 def test_what_is_pruned_is_not_formed():
