@@ -265,7 +265,7 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
         section("Test accuracy"),
         tables.accuracies(study),
         paragraph(
-            "Mean ± standard deviation over seeds. Bold: the largest mean of a density, which need not be more than luck.",
+            "Mean ± standard deviation over seeds. Bold: the largest mean of a density, which may be luck.",
             "caption",
         ),
     ]

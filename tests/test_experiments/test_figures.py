@@ -352,8 +352,8 @@ def test_the_page_opens_with_three_sentences_from_the_results():
     )
     assert opening.what_to_trust(study) == (
         "Of the predictions made before training, the loss curves from the Neural Tangent Kernel are close, off by a "
-        "factor of 1.1 in the median and 1.1 at most, and those from the Path Kernel, which reads no data, are not to be "
-        "trusted as numbers, off by a factor of 5,000."
+        "factor of 1.1 in the median and 1.1 at most, and those from the Path Kernel, which reads no data, are not to "
+        "be trusted as numbers, off by a factor of 5,000."
     )
     page = report.page(study, [], 1e-16)
     assert page.index('class="lead"') < page.index("<table") < page.index("All numbers")
