@@ -80,9 +80,9 @@ def _of_curves(study: StudyTable) -> str:
     if ntk.empty or data_free.empty:
         return ""
     return (
-        f"the loss curves from the Neural Tangent Kernel are {_verdict(ntk)}, off by a factor of {factor(ntk.median())} "
-        f"in the median and {factor(ntk.max())} at most, and those from the Path Kernel, which reads no data, are "
-        f"{_verdict(data_free)}, off by a factor of {factor(data_free.median())}"
+        f"the loss curves from the Neural Tangent Kernel are {_verdict(ntk)}, off by a factor of "
+        f"{factor(ntk.median())} in the median and {factor(ntk.max())} at most, and those from the Path Kernel, which "
+        f"reads no data, are {_verdict(data_free)}, off by a factor of {factor(data_free.median())}"
     )
 
 
