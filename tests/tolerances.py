@@ -13,7 +13,7 @@ CONVERGED = 1e-8
 """Eigenpairs that a search in float64 finds, against those of the matrix in full."""
 
 HALF_THE_DIGITS = 1e-7
-"""Float64 results that lose half of the digits: the arc cosine of a correlation near 1, and the vectors of a search that
+"""Float64 results that lose half of the digits: the arc cosine of a correlation near 1, and vectors of a search that
 stops once the eigenvalues, whose errors are the squares of those of the vectors, have all their digits."""
 
 DIFFERENCES = 1e-7
