@@ -42,7 +42,7 @@ def parameters(*widths: int) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Listed:
-    """The paths of an `mlp` over kept weights, listed in NumPy: the oracle's neurons, the mask (p,), ∂v/∂θ (k, p)."""
+    """The paths of an `mlp` over kept weights, listed in NumPy: which weights are kept (p,), and ∂v/∂θ (k, p)."""
 
     kept: np.ndarray
     jacobian: np.ndarray
