@@ -21,8 +21,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 # process that has imported NumPy already does not read it.)
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# Traces and programs are millions of Python objects: look for garbage among them less often than Python does by itself.
-gc.set_threshold(50_000, 20, 20)
+# Traces and programs are millions of Python objects: look for garbage among them when memory grows, not all the time.
+gc.disable()
 
 import jax  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -38,7 +38,7 @@ PUBLIC_MODULES = sorted(
 install_import_hook(PUBLIC_MODULES, "beartype.beartype")
 
 # JAX keeps every program that it has compiled. They are dropped after a test that leaves this much memory in use.
-MEMORY_LIMIT = 1_300_000_000  # bytes
+MEMORY_LIMIT = 1_500_000_000  # bytes
 
 
 # The files that take longest, the longest first: a process begins with them, so that none is left over at the end.
@@ -65,7 +65,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Drop all compiled programs between two tests where the process has grown large."""
-    if _memory_in_use() > MEMORY_LIMIT:
+    if _memory_in_use() <= MEMORY_LIMIT:
+        return
+    gc.collect()
+    _return_free_memory()
+    if _memory_in_use() > 0.8 * MEMORY_LIMIT:
         jax.clear_caches()
         gc.collect()
         _return_free_memory()

@@ -17,7 +17,6 @@ from pathjax._linalg import relaxation
 from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door
 from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
-from pathjax.types import AnyArray
 
 __all__ = [
     "critical_learning_rate",
@@ -116,7 +115,7 @@ def linearized_loss(
 def linearized_cross_entropy(
     ntk: Float[Array, "n n o o"],
     outputs: Float[Array, "n o"],
-    labels: Int[AnyArray, " n"],
+    labels: Int[Array | np.ndarray, " n"],
     times: Num[Array, " t"],
     *,
     learning_rate: ArrayLike,
@@ -347,7 +346,7 @@ def _check_test(ntk: Array, test_ntk: Array | None, test_outputs: Array | None) 
         )
 
 
-def _check_labels(labels: AnyArray, outputs: Array) -> None:
+def _check_labels(labels: Array | np.ndarray, outputs: Array) -> None:
     n, o = outputs.shape
     if labels.shape != (n,):
         raise ValueError(

@@ -389,7 +389,7 @@ def px(
     state: Any = None,
     prunable: Prunable | None = None,
     mask: Mask | None = None,
-    chunk: int = 64,
+    batch_size: int = 64,
 ) -> Scores:
     """PX: the share u ⊙ ∂ log R/∂u of R = Σ_n Σ_o K_v(x_n, x_n)_o · R₂,o(u), u = θ², with K_v held fixed.
 
@@ -399,11 +399,11 @@ def px(
     1 over any cut and are invariant under rescaling of neurons. Paths through pruned weights (see `mask` above) are
     left out of K_v too.
 
-    Cost: one forward pass with slopes per example, `chunk` examples at a time, which bounds the memory; then one
+    Cost: one forward pass with slopes per example, `batch_size` examples at a time, which bounds the memory; then one
     forward and one backward pass. Both sums carry a separate exponent, so that no depth overflows.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError where there is no example or
-    `chunk` is below 1.
+    `batch_size` is below 1.
     Source: Iurada, Ciccone, Tommasi, "Finding lottery tickets in vision models via data-driven spectral foresight
     pruning", 2024. Their code updates batch norm while scoring, does not square weights of some names, and
     takes all entries of max pooling windows; the method as published does not, and neither does this. They prune in 100
@@ -417,10 +417,10 @@ def px(
     >>> [round(float(number), 4) for number in score["first"][0]]  # 1² + 2² through it, 1² through the other one
     [0.8333, 0.1667]
     """
-    if chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1, the number of examples at a time, but is {chunk}.")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, the number of examples at a time, but is {batch_size}.")
     network, keep = traced(bound(apply, state), params), _kept_mask(params, mask, prunable)
-    gram = log_gram_of_outputs(network, params, keep, inputs, chunk)
+    gram = log_gram_of_outputs(network, params, keep, inputs, batch_size)
     # only the ratios of the weights of the outputs matter: divide by the largest, so that exp does not overflow
     largest = jnp.max(gram.log_sums)
     output_weights = jnp.exp(gram.log_sums - jnp.where(jnp.isfinite(largest), largest, 0.0))

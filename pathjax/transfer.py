@@ -21,6 +21,7 @@ from pathjax import masks, ntk
 from pathjax._base.network import check_batch_size, check_inputs, check_params
 from pathjax._base.programs import compiled
 from pathjax._base.trees import concrete
+from pathjax._interpreter.traced import traced
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
 
 if TYPE_CHECKING:
@@ -152,8 +153,8 @@ def _step(
     options: _Options,
 ) -> tuple[Params, Any, Array]:
     """The weights and optimizer state after one step, and the loss before it; `factors` is (λ, λ₂/ρ)."""
-    masked = masks.apply_mask(mask, weights)
-    loss, slopes = jax.value_and_grad(_loss, argnums=1)(apply, masked, mask, teacher, x, factors, options)
+    masked, network = masks.apply_mask(mask, weights), traced(apply, weights)
+    loss, slopes = jax.value_and_grad(_loss, argnums=1)(network, masked, mask, teacher, x, factors, options)
     optimizer = options.optimizer if options.straight_through else masks.freeze(options.optimizer, mask)
     updates, state = optimizer.update(slopes, state, weights)
     return jax.tree.map(lambda leaf, update: leaf + update, weights, updates), state, loss

@@ -10,6 +10,7 @@ of axes only. Derivatives of convolutions have other orders, which XLA changes o
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -75,7 +76,7 @@ def _patches(images: Array, window: tuple[int, ...], convolution: Convolution) -
     ones = (1,) * images.ndim
     strides, padding = (1, *convolution.window_strides, 1), [(0, 0), *convolution.padding, (0, 0)]
     entries = entries_of_windows(images, Windows((1, *window, 1), strides, padding, ones, ones), axis=-2)
-    return entries.reshape(*entries.shape[:-2], -1)
+    return entries.reshape(*entries.shape[:-2], math.prod(entries.shape[-2:]))
 
 
 def channels_last(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -199,7 +199,12 @@ def trace(apply: ApplyFn, params_like: Params, x_like: jax.ShapeDtypeStruct) -> 
 
     Raises ValueError unless the result is one array of shape (n, o).
     """
-    closed, result = jax.make_jaxpr(apply, return_shape=True)(params_like, x_like)
+
+    def fresh(params: Params, x: Any) -> Any:
+        # a new function each time: JAX would hand out an old trace of `apply` itself, which may read what has changed
+        return apply(params, x)
+
+    closed, result = jax.make_jaxpr(fresh, return_shape=True)(params_like, x_like)
     shape = tuple(getattr(result, "shape", ()))
     if len(shape) != 2 or shape[0] != x_like.shape[0]:
         shapes = [str(tuple(leaf.shape)) for leaf in jax.tree.leaves(result)]

@@ -136,6 +136,10 @@ class Walk:
         if results is None:
             raise TypeError(f"The path rule of `{equation.name}` returned nothing; return results, or GATE.")
         given = [GATE for _ in equation.outputs] if isinstance(results, GateMarker) else results
+        if len(given) != len(equation.outputs):
+            raise TypeError(
+                f"The path rule of `{equation.name}` returned {len(given)} results for {len(equation.outputs)} outputs."
+            )
         if not any(isinstance(result, Lift | GateMarker) for result in given):
             # rules that walk a program inside the equation return complete values, real ones included
             return cast("list[Value]", list(given))

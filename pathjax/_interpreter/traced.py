@@ -33,7 +33,7 @@ class TracedNetwork:
         leaves, structure = jax.tree.flatten(params)
         self.apply = apply
         self.structure: Any = structure
-        self.leaf_types = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        self.leaf_types = tuple(map(_type_of, leaves))
         self._programs: dict[Hashable, Program] = {}  # by the types of the arguments and the precision of products
         self._outputs: dict[Hashable, jax.ShapeDtypeStruct] = {}  # by the types of the arguments
         self._mixtures: dict[Hashable, list[Refusal]] = {}  # by the program
@@ -77,8 +77,10 @@ class TracedNetwork:
         types, precision = self._key(x, params), jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
         if (types, precision) not in self._programs:
             check_batch(x)
-            like = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-            program = trace(self.apply, self.params_like if params is None else params, like)
+            batch = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+            # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
+            params_like = self.params_like if params is None else jax.tree.map(_type_of, params)
+            program = trace(self.apply, params_like, batch)
             self._programs[types, precision], self._outputs[types] = program, program.output
         return self._programs[types, precision]
 
@@ -131,6 +133,10 @@ def traced(apply: ApplyFn, params: Params) -> TracedNetwork:
     if isinstance(apply, TracedNetwork) and apply.takes(params):
         return apply
     return TracedNetwork(apply, params)
+
+
+def _type_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def _types(params: Params, x: Any) -> Hashable:

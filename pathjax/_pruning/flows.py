@@ -83,8 +83,8 @@ class OutputGram(NamedTuple):
     ones: Array
 
 
-def log_gram_of_outputs(network: TracedNetwork, params: Params, kept: Mask, inputs: Any, chunk: int) -> OutputGram:
-    """log Σ_n K_v(x_n, x_n)_o over the examples of all batches, `chunk` of them computed at a time."""
+def log_gram_of_outputs(network: TracedNetwork, params: Params, kept: Mask, inputs: Any, batch_size: int) -> OutputGram:
+    """log Σ_n K_v(x_n, x_n)_o over the examples of all batches, `batch_size` of them computed at a time."""
     ones, real = (lift_weights(params, function, kept) for function in (jnp.ones_like, lambda leaf: leaf))
 
     @jax.jit
@@ -94,7 +94,7 @@ def log_gram_of_outputs(network: TracedNetwork, params: Params, kept: Mask, inpu
         def of_example(x: Array) -> Array:
             return pair_sum(program, ones, real, x, x).log_abs()
 
-        return jax.nn.logsumexp(lax.map(of_example, batch, batch_size=min(chunk, len(batch))), axis=0)
+        return jax.nn.logsumexp(lax.map(of_example, batch, batch_size=min(batch_size, len(batch))), axis=0)
 
     total, example = jnp.asarray(-jnp.inf), jnp.zeros(())
     for batch in _input_batches(inputs):

@@ -289,16 +289,16 @@ def _sampled(ordinals: list[Array], rank: Array, size: int) -> Array:
     deviation = jnp.sqrt(share * (1 - share) * len(sample)) + 1
     places = jnp.stack([expected_index + spread * deviation for spread in _SPREAD]).astype(jnp.int32)
     thresholds = sample[jnp.clip(places, 0, len(sample) - 1)]
-    # the next integer too: the bracket closes at once around a ordinal that many weights share
+    # the next integer too: the bracket closes at once around an ordinal that many weights share
     return jnp.concatenate([thresholds, thresholds + 1])
 
 
 def _guesses(bracket: _Bracket, rank: Array) -> Array:
     """Thresholds inside a bracket, most of them near the `rank`-th largest ordinal if these are spread evenly."""
     width = _width(bracket)
-    key_count = (bracket.at_least - bracket.above).astype(jnp.float32)
-    place = (bracket.at_least - rank) / key_count
-    deviation = jnp.sqrt(place * (1 - place) / key_count) + 0.25 / key_count
+    ordinal_count = (bracket.at_least - bracket.above).astype(jnp.float32)
+    place = (bracket.at_least - rank) / ordinal_count
+    deviation = jnp.sqrt(place * (1 - place) / ordinal_count) + 0.25 / ordinal_count
     shares = jnp.stack([place + spread * deviation for spread in _SPREAD] + [jnp.asarray(share) for share in _GUARDS])
     steps = (jnp.clip(shares, 0, 1).astype(jnp.float32) * width.astype(jnp.float32)).astype(width.dtype)
     return bracket.low + jnp.clip(steps, 1, width - 1).astype(bracket.low.dtype)

@@ -236,8 +236,8 @@ def test_bad_arguments_are_refused_with_the_remedy() -> None:
         scores.grasp(apply, PARAMS, [(X, Y + 1)])
     with pytest.raises(ValueError, match="`inputs` has no examples"):
         scores.px(apply, PARAMS, [X[:0]])
-    with pytest.raises(ValueError, match="`chunk` must be at least 1"):
-        scores.px(apply, PARAMS, X, chunk=0)
+    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+        scores.px(apply, PARAMS, X, batch_size=0)
     with pytest.raises(ValueError, match="`epsilon` must be positive"):
         scores.ntk_sap(apply, PARAMS, X, init=initial, key=jax.random.key(0), epsilon=0.0)
     with pytest.raises(ValueError, match="`repeats` must be 1 or more"):

@@ -111,7 +111,7 @@ def test_px_weighs_the_paths_to_an_output_by_the_data_that_reach_it(name: str) -
     masses = case.values**2 * reached[[path.output for path in case.paths]]
     found = scores.px(case.network.apply, case.network.params, case.x)
     assert_equal(found, case.uses.T @ masses / masses.sum())
-    split = scores.px(case.network.apply, case.network.params, iter([case.x[:1], case.x[1:]]), chunk=1)
+    split = scores.px(case.network.apply, case.network.params, iter([case.x[:1], case.x[1:]]), batch_size=1)
     assert_equal(split, case.uses.T @ masses / masses.sum())
 
 
