@@ -17,7 +17,7 @@ report: $(INSTALLED) ## compare prunings on the digits data set and write runs/d
 	$(BIN)/python -m experiments compare --dataset digits --model fc --out runs/digits
 
 test: lint types ## lint, types, tests and doctests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not long"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
 
 long: $(INSTALLED) ## the tests that `make test` leaves out: very deep networks, and all networks where it takes a few; minutes
 	$(BIN)/python -m pytest -q -m long tests

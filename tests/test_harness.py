@@ -1,0 +1,75 @@
+"""How the tests are run, held to what `conftest.py` and `tolerances.py` say of it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def plugin_with(config: pytest.Config, name: str) -> Any:
+    """The `conftest.py` that defines a name."""
+    return next(plugin for plugin in config.pluginmanager.get_plugins() if hasattr(plugin, name))
+
+
+def test_files_that_go_first_exist(pytestconfig: pytest.Config) -> None:
+    first = plugin_with(pytestconfig, "LONGEST_FIRST").LONGEST_FIRST
+    assert [name for name in first if not (TESTS.parent / name).exists()] == []
+
+
+def test_every_public_module_and_no_private_one_has_its_calls_checked(pytestconfig: pytest.Config) -> None:
+    checked = plugin_with(pytestconfig, "PUBLIC_MODULES").PUBLIC_MODULES
+    assert "pathjax.paths" in checked and "pathjax.ntk" in checked
+    assert not any(part.startswith("_") for name in checked for part in name.split("."))
+
+
+# Tolerances
+
+KEYWORDS = {"rtol", "atol", "rel", "abs"}
+
+
+def literal_tolerances(source: str) -> list[str]:
+    """The tolerances of a test file that are numbers in place of names from `tolerances.py`.
+
+    In the arguments `rtol`, `atol`, `rel` and `abs`: a number other than 0, a number below 1/100 inside an expression
+    (unless it is below 1e-100, which only keeps a scale from being zero), or a name that the file itself sets to one.
+    """
+    tree = ast.parse(source)
+    arguments = [keyword.value for keyword in ast.walk(tree) if isinstance(keyword, ast.keyword) and keyword.arg in KEYWORDS]
+    used = {node.id for argument in arguments for node in ast.walk(argument) if isinstance(node, ast.Name)}
+    own = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and any(isinstance(name, ast.Name) and name.id in used for name in node.targets)
+    ]
+    bare = [each for each in [*arguments, *own] if _number(each)]
+    inside = [node for each in arguments for node in ast.walk(each) if 1e-100 < _number(node) < 1e-2]
+    return sorted({f"line {node.lineno}: {ast.unparse(node)}" for node in [*bare, *inside]})
+
+
+def _number(node: ast.AST) -> float:
+    """The number that a node of a program is, 0 where it is none."""
+    is_number = isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value is not True
+    return float(node.value) if is_number else 0.0
+
+
+# Their tests follow the same rule once they import their tolerances too.
+EXEMPT = "test_experiments"
+
+
+@pytest.mark.parametrize("file", sorted(TESTS.glob("**/*.py")), ids=lambda file: str(file.relative_to(TESTS)))
+def test_tolerances_have_names(file: Path) -> None:
+    if EXEMPT in file.parts:
+        pytest.skip("the tests of the experiments name their tolerances themselves for now")
+    assert literal_tolerances(file.read_text()) == []
+
+
+def test_a_literal_tolerance_is_seen() -> None:
+    assert literal_tolerances("assert_allclose(a, b, rtol=1e-9)") == ["line 1: 1e-09"]
+    assert literal_tolerances("assert_allclose(a, b, atol=1e-9 * size)") == ["line 1: 1e-09"]
+    assert literal_tolerances("CLOSE = 1e-9\nassert_allclose(a, b, rtol=CLOSE)") == ["line 1: 1e-09"]
+    assert literal_tolerances("assert_allclose(a, b, rtol=0, atol=4 * EXACT * max(1e-300, size))") == []
