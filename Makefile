@@ -13,8 +13,8 @@ FUZZ_SEED ?= 0
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
-report: $(INSTALLED) ## compare prunings on the digits data set and write runs/digits/report.html
-	$(BIN)/python -m experiments compare --dataset digits --model fc --out runs/digits
+report: $(INSTALLED) ## compare prunings on the digits data set and write runs/report/report.html
+	$(BIN)/python -m experiments report
 
 test: lint types ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
@@ -49,6 +49,10 @@ clean: ## remove the environment and the caches, never the results under runs/
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): requirements.txt
+	@if [ -L .venv ]; then \
+	    echo ".venv is a link, and installing would empty what it points to. Remove the link, or run pip there yourself." >&2; \
+	    exit 1; \
+	fi
 	@for python in $(PYTHON); do \
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 	    echo "Installing requirements.txt into .venv with $$("$$python" --version); this takes some minutes, once."; \

@@ -1,1 +1,6 @@
-"""The experiments: data, networks, training, sweeps, figures and the command line."""
+"""The experiments of pathjax: prunings compared before and after training.
+
+Read `study` (what a study compares), `workbench` (what is measured of one network), `sweep` (the loop that runs a
+study) and `__main__` (the commands). `cost_estimate` says how long a study would take, `widths` compares finite widths
+with infinite width. Below them lie the packages `base`, `data`, `networks`, `measure`, `train`, `records`, `report`.
+"""

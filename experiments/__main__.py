@@ -1,11 +1,11 @@
-"""The command line: `python -m experiments compare --help`.
+"""The command line: `python -m experiments report --help`.
 
-What a user can get wrong is looked at before anything heavy is imported, and ends in one sentence and exit status 2.
+A user's mistakes are looked for before anything heavy is imported, and end in one sentence and exit status 2.
 """
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import os
 import signal
 import sys
@@ -13,110 +13,198 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from tyro.conf import Positional
+
+from experiments.base.errors import InputError
+from experiments.study import Model, Study, checked, read
+
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
-    from experiments.options import Compare, Figures, Sweep
-    from experiments.results import Folder
-    from experiments.runs import Run
+    from experiments.data.loading import Dataset
 
-__all__ = ["main"]
+__all__ = ["Figures", "Report", "Sweep", "main", "report_study"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Compare prunings of one network on one data set, before and after training, and write a report.
+
+    Everything that is not an option stands in configs/report.toml. Every finished network is kept in the output
+    folder: the same command continues where it stopped.
+    """
+
+    dataset: str = "digits"
+    """Data set to train on: digits, made here; or mnist, fashion_mnist, cifar10, cifar100, svhn_cropped,
+    imagenet_resized, tiny_imagenet where they are prepared."""
+    network: str = "fc"
+    """Network of three hidden ReLU layers with biases: fc (fully connected); conv (3 × 3 convolutions, flattened at the
+    end) or conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts. Or a
+    network of the literature: lenet_300_100, lenet_5, vgg_11, vgg_16, resnet_20, resnet_32, resnet_56, resnet_18,
+    wrn_16_8, wrn_28_10."""
+    density: tuple[float, ...] = (0.5, 0.1, 0.02)
+    """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
+    method: tuple[str, ...] = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
+    """Pruning methods: random, magnitude, snip, grasp, synflow, synflow_l2, synflow_data, synflow_data_l2,
+    path_kernel_trace, px, ntk_sap."""
+    seeds: int = 3
+    """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches."""
+    out: Path = Path("runs/report")
+    """Folder for results.jsonl, summary.csv, associations.csv, figures/ and report.html."""
+    data_dir: Path | None = None
+    """Folder of prepared data sets; left out, the place where TFDS keeps them."""
+    repair: bool = False
+    """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their networks again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """Draw the figures and the report of a study, finished or not, from the results in its folder."""
+
+    folder: Positional[Path]
+    """Folder that `sweep` writes to; the figures go to its figures/, the page is its report.html."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Run a study: prune, measure and train all networks that a config names.
+
+    Every finished network is kept in the output folder: the same command continues where it stopped.
+    """
+
+    config: Positional[str]
+    """A TOML file, or the name of a ready one: report, digits, fashion-quick, cifar10-quick, paper."""
+    out: Path | None = None
+    """Folder for results.jsonl; left out, runs/ and the config's name."""
+    data_dir: Path | None = None
+    """Folder of prepared data sets; left out, the place where TFDS keeps them."""
+    list: bool = False
+    """Say what would run and about how long it would take, and stop."""
+    repair: bool = False
+    """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their networks again."""
+    coordinator: str | None = None
+    """For several processes that train together, each started with the same command: HOST:PORT of process 0, the port
+    free; or auto, where JAX finds the processes itself: Slurm, Open MPI, TPU pods. Process 0 writes and shows the
+    results; only it needs the output folder."""
+    processes: int | None = None
+    """With HOST:PORT: how many processes there are."""
+    process: int | None = None
+    """With HOST:PORT: which of them this is, from 0."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status."""
     import tyro
 
-    from experiments import data
-    from experiments.options import Compare, Figures, InputError, Sweep
-
     options = tyro.extras.subcommand_cli_from_dict(
-        {"compare": Compare, "sweep": Sweep, "figures": Figures},
+        {"report": Report, "sweep": Sweep, "figures": Figures},
         prog="python -m experiments",
         description="The experiments of pathjax.",
         args=arguments,
     )
     try:
-        if isinstance(options, Sweep):
-            sweep(options)
-        elif isinstance(options, Figures):
-            draw(options)
+        if isinstance(options, Report):
+            _report(options)
+        elif isinstance(options, Sweep):
+            _sweep(options)
         else:
-            compare(options)
-    except (InputError, data.DataError) as error:
+            _draw(options.folder)
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def compare(options: Compare) -> None:
-    """The main job: compute the missing runs, then write the summary, the figures and the report."""
-    from experiments import data
-    from experiments.options import validated
-
-    options = validated(options, datasets=tuple(data.DATASETS))
-    dataset = data.load(options.dataset, data_dir=options.data_dir)
-    data.balanced_batch(dataset.train_labels, options.ntk_per_class)
-
-    from experiments import progress, results
-
-    console = _console()
-    with results.claimed(results.comparison(options)) as folder:
-        from experiments import compare as job
-
-        cells, missing = job.cells_of(options), job.missing_cells(options, folder)
-        with progress.reporting(console, total=len(cells) + 1, done=len(cells) - len(missing)) as reporter:
-            job.compute(options, dataset, folder, reporter)
-            reporter.stage("report")
-            conclusion = _write_report(folder, cells)
-            reporter.advance("report")
-        console.print(*conclusion, sep="\n", soft_wrap=True)
+def report_study(options: Report, *, datasets: Sequence[str]) -> Study:
+    """The study of configs/report.toml, with what the options name in place. Raises InputError as `study.checked`."""
+    _, study = read("report", datasets=datasets)
+    study = dataclasses.replace(
+        study,
+        data=(options.dataset,),
+        model=(Model(options.network, options.network),),
+        method=options.method,
+        density=options.density,
+        seeds=options.seeds,
+        measure=dataclasses.replace(study.measure, curve_density=options.density),
+    )
+    return checked(study, datasets=datasets)
 
 
-def draw(options: Figures) -> None:
-    """Draw the figures and the report of a study."""
-    from experiments import study_report, study_results
+def _report(options: Report) -> None:
+    from experiments.data.loading import DATASETS, load
 
-    for line in study_report.write(study_results.read(options.folder), options.folder):
-        print(line)
+    study = report_study(options, datasets=tuple(DATASETS))
+    datasets = {name: load(name, data_dir=options.data_dir) for name in study.data}
+    _run(study, datasets, options.out, repair=options.repair, console=_console())
+    _draw(options.out)
 
 
-def sweep(options: Sweep) -> None:
-    """A study: compute what is missing of it, or say what that is."""
-    from experiments import data, processes, study
+def _sweep(options: Sweep) -> None:
+    """Compute what is missing of a study, or say what that is."""
+    from experiments.data.loading import DATASETS, load
+    from experiments.train import distributed
 
-    with processes.joined(options.coordinator, processes=options.processes, process=options.process):
-        name, wanted = study.read(options.config, datasets=tuple(data.DATASETS))
-        datasets = {each: data.load(each, data_dir=options.data_dir) for each in wanted.data}
-
-    from experiments import progress, results
-    from experiments import sweep as job
-
-    processes.check_alike(wanted, datasets)
-    console = _console(quiet=not processes.first())
-    claim = job.claim(wanted, options.out or Path("runs") / name, repair=options.repair)
-    with processes.in_step():
-        for each, model in itertools.product(datasets.values(), wanted.model):
-            job.network_of(model, each.train_images.shape[1:], each.classes)
-        already = results.kept(claim) if options.list and processes.first() else set()
+    with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
+        name, study = read(options.config, datasets=tuple(DATASETS))
+        datasets = {each: load(each, data_dir=options.data_dir) for each in study.data}
+    distributed.check_alike(repr(study), datasets)
+    console = _console(quiet=not distributed.is_first())
+    out = options.out or Path("runs") / name
     if options.list:
-        from experiments import plans
+        _list(study, datasets, out, console)
+    else:
+        _run(study, datasets, out, repair=options.repair, console=console)
+        console.print(f"Results: {out / 'results.jsonl'}", soft_wrap=True)
 
-        console.print(plans.plan(wanted, datasets, already))
-        return
-    with job.held(claim) as folder:
-        kept = {trial.name[:4] for trial in folder.runs()}
-        total = len(wanted.data) * len(wanted.model) * len(study.cells_of(wanted))
-        with progress.reporting(
-            console, total=total, done=len(kept), below=lambda: job.best(folder.runs())
-        ) as reporter:
-            job.run(wanted, folder, reporter, datasets)
-        console.print(job.best(folder.runs()))
-        failed = [trial for trial in folder.runs() if trial.reason]
+
+def _list(study: Study, datasets: dict[str, Dataset], out: Path, console: Console) -> None:
+    """Say what would run, without making the output folder."""
+    from experiments import cost_estimate, sweep
+    from experiments.records.results_folder import kept_names
+    from experiments.train import distributed
+
+    with distributed.failing_together():
+        _check_networks(study, datasets)
+        kept = kept_names(sweep.claim(study, out, repair=False)) if distributed.is_first() else set()
+    console.print(cost_estimate.plan(study, datasets, kept))
+
+
+def _run(study: Study, datasets: dict[str, Dataset], out: Path, *, repair: bool, console: Console) -> None:
+    """Compute what the output folder lacks of the study."""
+    from experiments import sweep
+    from experiments.records import progress
+    from experiments.train import distributed
+
+    claim = sweep.claim(study, out, repair=repair)
+    with distributed.failing_together():
+        _check_networks(study, datasets)
+    with sweep.held(claim) as folder:
+        total = len(study.data) * len(study.model) * len(study.cells)
+        done = total - sum(len(cells) for cells in sweep.missing_cells(study, folder).values())
+        with progress.reporting(console, total=total, done=done, below=lambda: sweep.best(folder.trials())) as reporter:
+            sweep.run(study, folder, reporter, datasets)
+        console.print(sweep.best(folder.trials()))
+        failed = [trial for trial in folder.trials() if trial.reason]
         if failed:
             console.print(f"{len(failed)} failed; the first: {failed[0].title}: {failed[0].reason}", soft_wrap=True)
-        console.print(f"Results: {folder.path / 'results.jsonl'}", soft_wrap=True)
+
+
+def _check_networks(study: Study, datasets: dict[str, Dataset]) -> None:
+    """Raise InputError where a network of the study cannot be built, before anything is computed."""
+    from experiments.workbench import network_of
+
+    for dataset in datasets.values():
+        for model in study.model:
+            network_of(model, dataset.train_images.shape[1:], dataset.classes)
+
+
+def _draw(folder: Path) -> None:
+    """Draw the figures and the report of a study, and say where they are."""
+    from experiments.records import study_table
+    from experiments.report import report
+
+    for line in report.write(study_table.read(folder), folder):
+        print(line)
 
 
 def _console(*, quiet: bool = False) -> Console:
@@ -128,35 +216,11 @@ def _console(*, quiet: bool = False) -> Console:
     return console if console.is_terminal else Console(width=120)  # a file has no width of its own
 
 
-def _write_report(folder: Folder[Run], cells: Sequence[tuple[str, float]]) -> list[Table | str]:
-    """Summary, figures and report, from what is kept of the finished runs; gives what the console shows at the end."""
-    from experiments import kernels, listed, report, results, summary
-
-    runs = summary.by_run(folder.runs(), folder.config)
-    table = summary.cells(runs)
-    ranks = summary.rankings(table)
-    error = listed.factorization_error()
-    kept = {cell: kernels.load(kernels.file_of(folder.path, *cell)) for cell in cells}
-    shown = report.illustrations(runs, table, ranks, kept, folder.config)
-    (folder.path / "figures").mkdir(exist_ok=True)
-    for picture in shown:
-        results.write(folder.path / "figures" / f"{picture.name}.png", picture.png)
-        results.write(folder.path / "figures" / f"{picture.name}.svg", picture.svg)
-    results.write(folder.path / "summary.csv", table.to_csv(index=False, na_rep="nan"))
-    results.write(folder.path / "rankings.csv", summary.rankings_table(ranks).to_csv(index=False, na_rep="nan"))
-    results.write(folder.path / "report.html", report.page(table, ranks, shown, folder.config, error))
-    return [
-        report.console_table(table),
-        f"Θ = J Π Jᵀ on listed paths: relative error {error:.1e}, in float64",
-        f"Report: {folder.path / 'report.html'}",
-    ]
-
-
 def _interrupted(*_: Any) -> NoReturn:
-    """End at once, as a kill would: an exception might be swallowed by JAX's callbacks, or meet its threads at work."""
+    """End at once, as a kill would: JAX's callbacks could swallow an exception, or its threads be cut off by it."""
     if sys.stdout.isatty():
         os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the progress bar had hidden
-    os.write(2, b"Interrupted; every finished run is kept. The same command continues.\n")
+    os.write(2, b"Interrupted; every finished network is kept. The same command continues.\n")
     os._exit(130)
 
 

@@ -1,8 +1,8 @@
-"""What a mask leaves of a network: the weights that still lie on a path, and the layers that no longer do.
+"""Which weights and layers of a pruned network still lie on a path from an input to an output.
 
-A kept weight is dead where its unit has no live input or no live output: no path from an input to an output goes
-through it, and it says nothing and learns nothing. The share of weights on paths, the effective density, can be far
-below the density of the mask.
+A kept weight is dead if no path from an input to an output goes through it: it neither changes the outputs nor gets a
+gradient. The effective density is the share of the weights that are kept and not dead; it can be far below the density
+of the mask. `effective_mask` takes dead weights out of a mask; `connectivity` counts what is left, layer by layer.
 
 Source: Vysogorets, Kempe, "Connectivity matters: neural network pruning through the lens of effective sparsity", 2023.
 """
@@ -32,16 +32,16 @@ __all__ = ["Connectivity", "LayerConnectivity", "connectivity", "effective_mask"
 
 
 class LayerConnectivity(NamedTuple):
-    """What is left of one prunable leaf.
+    """What a mask leaves of one prunable leaf. All fields but `path` are counts.
 
     Attributes:
-        path: its key path.
-        size: the weights there are.
-        kept: those that the mask keeps.
-        live: those of them that lie on a path from an input to an output.
-        units: the units, or channels, that it feeds: the length of its last axis, as of kernels in Flax; those of
-            transposed kernels, and of kernels stacked for a scan, are not told apart so.
-        live_units: those of them that a live weight feeds.
+        path: the key path of the leaf.
+        size: its weights.
+        kept: its weights that the mask keeps.
+        live: its kept weights that lie on a path from an input to an output.
+        units: its output units or channels, taken to be its last axis, as in Flax kernels. Wrong for transposed
+            kernels and for kernels stacked for a scan.
+        live_units: its output units with at least one live weight.
     """
 
     path: str
@@ -53,16 +53,17 @@ class LayerConnectivity(NamedTuple):
 
 
 class Connectivity(NamedTuple):
-    """What is left of a network.
+    """What a mask leaves of a network.
 
     Attributes:
-        layers: of each prunable leaf, in the order of the tree.
-        log_paths: logarithm of the number of paths from inputs to outputs; −∞ where the network is cut through.
-        density: the kept share of the prunable weights.
-        effective_density: the share that is kept and lies on a path.
-        collapsed: the key paths of the leaves that no path goes through any more.
-        dead_shortcuts: those of them that were shortcuts, as the projections of residual networks are: every shortest
-            path goes through them, and longer ones go around. Of branches of one length none is a shortcut.
+        layers: one entry for each prunable leaf, in the order of the tree.
+        log_paths: natural logarithm of the number of paths from inputs to outputs; −∞ where none is left.
+        density: the share of the prunable weights that are kept.
+        effective_density: the share of the prunable weights that are kept and lie on a path from an input to an output.
+        collapsed: key paths of the leaves without a live weight.
+        dead_shortcuts: key paths of the collapsed leaves that were shortcuts, such as the projections of residual
+            networks. A leaf is a shortcut if every shortest path of the dense network goes through it and some longer
+            path does not; where parallel branches are equally long, none is a shortcut.
     """
 
     layers: tuple[LayerConnectivity, ...]
@@ -74,12 +75,12 @@ class Connectivity(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """The prunable weights that are kept and lie on a path."""
+        """The number of prunable weights that are kept and lie on a path from an input to an output."""
         return sum(layer.live for layer in self.layers)
 
     @property
     def units(self) -> int:
-        """The units that a live weight feeds, over all prunable leaves."""
+        """The number of output units with at least one live weight, summed over the prunable leaves."""
         return sum(layer.live_units for layer in self.layers)
 
 
@@ -93,16 +94,16 @@ def effective_mask(
     biases: bool = False,
     prunable: Prunable = masks.is_kernel,
 ) -> Mask:
-    """The mask without its dead weights: those on no path from an input to an output.
+    """The mask without its dead weights: the kept weights that lie on a path from an input to an output.
 
-    A network's outputs do not change with them, unless a bias reaches an output through weights that no input reaches:
-    with `biases` such paths count too. Only which weights are kept is read, not their values; a constant 0 in the
-    network ends a path. Leaves that are not prunable are True throughout; with `prunable=lambda key_path, leaf: True`
-    the biases and scales of dead units are taken out too. Idempotent. After every operation it is said whether
-    anything is there, in place of how much, so that no depth is too much for the format.
+    Removing dead weights leaves the outputs as they are, with one exception: weights that carry a bias to an output
+    and that no input reaches. Pass `biases=True` to keep those too. Only the mask is read, not the values of the
+    weights; a constant 0 in the network ends a path. Leaves that `prunable` does not choose are True throughout; with
+    `prunable=lambda key_path, leaf: True` the biases and scales of dead units are removed too. Idempotent. The passes
+    replace every result by whether it is positive, so that no depth overflows.
 
-    Three forward and backward passes, one with `biases`; loops are unrolled. With `state`, the network is
-    `apply(params, state, x)`. Goes through jit and vmap.
+    Cost: three forward and backward passes, or one with `biases`; loops (`scan`) are unrolled. With `state`, the
+    network is `apply(params, state, x)`. Works under `jit` and `vmap`.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
@@ -121,11 +122,11 @@ def effective_mask(
     network = traced(bound(apply, state), params)
     dense = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
     kept = dense if mask is None else mask
-    through = functools.partial(_on_paths, network, x_like)
-    live = through(kept, constants=True) if biases else _live_from_inputs(through, kept, dense)
+    on_paths = functools.partial(_on_paths, network, x_like)
+    live = on_paths(kept, constants=True) if biases else _live_from_inputs(on_paths, kept, dense)
     leaves = [prunable(path, leaf) for path, leaf in tree_flatten_with_path(params)[0]]
-    chosen = jax.tree.unflatten(jax.tree.structure(params), leaves)
-    return jax.tree.map(lambda choose, found: found | (not choose), chosen, live)
+    is_prunable = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    return jax.tree.map(lambda may_prune, alive: alive | (not may_prune), is_prunable, live)
 
 
 def connectivity(
@@ -137,10 +138,10 @@ def connectivity(
     state: Any = None,
     prunable: Prunable = masks.is_kernel,
 ) -> Connectivity:
-    """What a mask leaves of a network: paths, live weights and units, collapsed layers and dead shortcuts.
+    """Counts of what a mask leaves of a network: paths, live weights and units, collapsed layers and dead shortcuts.
 
-    Paths are those from inputs; paths that start at biases alone do not keep a layer alive. Reads the values of the
-    mask, so that it does not go under `jit`. Costs and errors as of `effective_mask`.
+    Only paths that start at an input count: a layer reached by biases alone is collapsed. The values of the mask are
+    read, so this does not work under `jit`. Cost and errors are those of `effective_mask`, plus one forward pass.
 
     >>> import jax.numpy as jnp
     >>> def apply(params, x):  # a block of two layers beside a shortcut with weights of its own
@@ -148,10 +149,10 @@ def connectivity(
     >>> params = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 4)), "shortcut": jnp.ones((2, 4))}
     >>> mask = {name: jnp.full(leaf.shape, name != "shortcut") for name, leaf in params.items()}
     >>> mask["first"] = mask["first"].at[:, 0].set(False)
-    >>> found = connectivity(apply, params, jnp.zeros((5, 2)), mask=mask)
-    >>> found.layers[1]
+    >>> left = connectivity(apply, params, jnp.zeros((5, 2)), mask=mask)
+    >>> left.layers[1]
     LayerConnectivity(path="['second']", size=12, kept=12, live=8, units=4, live_units=4)
-    >>> found.parameters, found.units, round(2.71828**found.log_paths), found.dead_shortcuts
+    >>> left.parameters, left.units, round(2.71828**left.log_paths), left.dead_shortcuts
     (12, 6, 16, ("['shortcut']",))
     """
     network = traced(bound(apply, state), params)
@@ -180,36 +181,37 @@ def connectivity(
 
 def _layer(path: str, kept: np.ndarray, live: np.ndarray) -> LayerConnectivity:
     units = kept.shape[-1] if kept.ndim else 1
-    fed = live.reshape(-1, units).any(axis=0)
-    return LayerConnectivity(path, kept.size, int(kept.sum()), int(live.sum()), units, int(fed.sum()))
+    unit_is_live = live.reshape(-1, units).any(axis=0)
+    return LayerConnectivity(path, kept.size, int(kept.sum()), int(live.sum()), units, int(unit_is_live.sum()))
 
 
 def _on_paths(network: TracedNetwork, x_like: XLike, kept: Mask, *, constants: bool) -> Mask:
-    """The kept weights on a path from an input or, with `constants`, from any source."""
+    """Which kept weights lie on a path from an input or, with `constants`, from an input or a bias."""
     example = one_example(x_like)
     program = network.path_program(example)
 
-    def reached(shares: Params) -> Array:
-        weights = [Reached(jnp.zeros_like(leaf), leaf) for leaf in jax.tree.leaves(shares)]
+    def live_outputs(kept: Params) -> Array:
+        weights = [Reached(jnp.zeros_like(leaf), leaf) for leaf in jax.tree.leaves(kept)]
         source = jnp.ones(example.shape, jnp.float32)
-        output, _ = interpret(program, Reach(), weights, Reached(source, jnp.zeros_like(source)))
+        output = interpret(program, Reach(), weights, Reached(source, jnp.zeros_like(source)))
         return jnp.sum(output.inputs) + (jnp.sum(output.constants) if constants else 0.0)
 
-    slopes = jax.grad(reached)(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), kept))
+    slopes = jax.grad(live_outputs)(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), kept))
     return jax.tree.map(lambda keep, slope: keep & (slope > 0), kept, slopes)
 
 
-def _live_from_inputs(through: Callable[..., Mask], kept: Mask, dense: Mask) -> Mask:
-    """The kept weights on a path from an input, and the biases of units that are on one."""
-    live = through(kept, constants=False)
-    # a bias is never after an input on a path: it lives where a path from it goes on through live weights
-    is_bias = jax.tree.map(jnp.logical_not, through(dense, constants=False))
-    sources = jax.tree.map(lambda alive, bias, keep: alive | (bias & keep), live, is_bias, kept)
-    return through(sources, constants=True)
+def _live_from_inputs(on_paths: Callable[..., Mask], kept: Mask, dense: Mask) -> Mask:
+    """The kept weights on a path from an input, and the kept biases of units on such a path."""
+    live = on_paths(kept, constants=False)
+    # No path leads from an input through a bias: even the dense network has none. A bias is live if a path leads from
+    # it through live weights to an output.
+    is_bias = jax.tree.map(jnp.logical_not, on_paths(dense, constants=False))
+    live_or_bias = jax.tree.map(lambda alive, bias, keep: alive | (bias & keep), live, is_bias, kept)
+    return on_paths(live_or_bias, constants=True)
 
 
 def _log_paths(network: TracedNetwork, params: Params, x_like: XLike, kept: Mask) -> Array:
-    """Logarithm of the number of paths from inputs, those from biases left out."""
+    """Logarithm of the number of kept paths that start at an input."""
     weights, example = lift_weights(params, jnp.ones_like, kept), ones_like_example(x_like)
     program = network.path_program(example)
 
@@ -217,15 +219,15 @@ def _log_paths(network: TracedNetwork, params: Params, x_like: XLike, kept: Mask
         sums = lift(program, weights, x, phi=absolute_power(0))
         return jnp.sum(sums.array), sums.exponent
 
-    # linear in the inputs, so that the derivative along them is the part of the sum that starts there
+    # the count is affine in the inputs: its derivative along them leaves out the constant part, the paths from biases
     _, paths, exponent = jax.jvp(count, (example,), (example,), has_aux=True)
     return Scaled(paths, exponent).log_abs()
 
 
 def _shortcuts(network: TracedNetwork, x_like: XLike) -> frozenset[int]:
-    """Positions of the leaves on all shortest paths, which longer ones go around."""
+    """Indices of the leaves that lie on every shortest path, but not on every path."""
     program = network.path_program(one_example(x_like))
     leaves = range(len(network.leaf_types))
     weights = [Branch(False, 1, frozenset([index]), frozenset([index])) for index in leaves]
-    output, _ = interpret(program, Branches(), weights, Branch(True, 0, frozenset(), frozenset()))
+    output = interpret(program, Branches(), weights, Branch(True, 0, frozenset(), frozenset()))
     return output.shortest - output.every

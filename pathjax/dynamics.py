@@ -1,7 +1,7 @@
-"""What a kernel predicts of training by gradient descent, and how far a real training run was from that.
+"""Predicts training by gradient descent from a kernel, and measures how far a real training run was from that.
 
-Times count steps: training for time t at learning rate η is a gradient flow of length η·t. The loss is a sum over
-examples, ½ Σ_i ‖f(x_i) − y_i‖² or the cross-entropy. For the mean over n examples, pass `learning_rate / n`.
+Times are in steps of gradient descent: time t at learning rate η is gradient flow for a time of η·t. Losses are sums
+over examples, ½ Σ_i ‖f(x_i) − y_i‖² or the cross-entropy. For the mean over n examples, pass `learning_rate / n`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathjax._base.trees import concrete, wide
 from pathjax._linalg import relaxation
 from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door
+from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
 from pathjax.types import AnyArray
 
 __all__ = [
@@ -42,22 +43,25 @@ def linearized(
     test_ntk: Float[Array, "m n o o"] | None = None,
     test_outputs: Float[Array, "m o"] | None = None,
 ) -> Float[Array, "t _ o"]:
-    """Outputs over time of the network linearized at its initial weights, under the squared loss.
+    """Outputs over time of the network linearized at its initial weights and trained on the squared loss.
 
-    On the training examples f_t = y + e^(−ηΘt) (f_0 − y), (t, n, o). `ntk` is Θ at initialization, `outputs` f_0 and
-    `targets` y, all on these. With `test_ntk` Θ(x', X) and `test_outputs` f_0(x') the outputs on those points in their
-    place, f_t(x') = f_0(x') − Θ(x', X) Θ⁻¹ (I − e^(−ηΘt)) (f_0 − y), (t, m, o); nothing is divided by an eigenvalue of
-    zero. `flow=False` stands for gradient descent: (I − ηΘ)^t for e^(−ηΘt), and whole numbers of steps for the times,
-    with respect to which it has no derivative. Above `critical_learning_rate` it diverges, as training would.
+    On the training examples, f_t = y + e^(−ηΘt) (f_0 − y), of shape (t, n, o): `ntk` is Θ at initialization, `outputs`
+    is f_0 and `targets` is y. Given `test_ntk`, Θ(x', X), and `test_outputs`, f_0(x'), the result is instead the
+    outputs on the test points, f_t(x') = f_0(x') − Θ(x', X) Θ⁻¹ (I − e^(−ηΘt)) (f_0 − y), of shape (t, m, o). Θ may be
+    singular: in its null space Θ⁻¹ (I − e^(−ηΘt)) is ηt at finite times, and taken as zero at infinite ones.
 
-    Loss ½ Σ ‖f − y‖² over examples; for the mean over n examples, pass `learning_rate / n`. Exact at any time, an
-    infinite one too, by the eigenvectors of Θ: (n·o)³ operations once, and t·(n·o)² for the times. Eigenvalues that
-    rounding has left below zero count as zero, and at infinite time all up to n·o·ε·λ_max. Where Θ is singular, test
-    outputs at finite times carry its rounding, times η·t. A gradient with respect to `ntk` takes t·(n·o)² memory; it
-    holds for repeated eigenvalues too.
+    By default this is gradient flow. `flow=False` predicts gradient descent: (I − ηΘ)^t replaces e^(−ηΘt), times must
+    be whole numbers of steps, and derivatives with respect to them are zero. Above `critical_learning_rate` the
+    prediction diverges, as training would.
 
-    Raises ValueError where shapes disagree, where only one of `test_ntk` and `test_outputs` came, and, where their
-    values are known, for steps that are not whole.
+    The loss is the sum ½ Σ ‖f − y‖² over examples; for the mean over n examples, pass `learning_rate / n`. The result
+    is exact at any time, infinity included. Cost: (n·o)³ operations for the eigenvectors of Θ, and t·(n·o)² for the
+    times. Negative eigenvalues count as zero; at infinite times so do those up to n·o·ε·λ_max, with machine epsilon ε.
+    Where Θ is singular, test outputs at finite times contain rounding errors in proportion to η·t. A gradient with
+    respect to `ntk` stores t·(n·o)² numbers; it is correct for repeated eigenvalues too.
+
+    Raises ValueError if shapes disagree, if only one of `test_ntk` and `test_outputs` is given, and, unless traced, if
+    steps are not whole numbers.
 
     Source: Lee et al. (2019), "Wide neural networks of any depth evolve as linear models under gradient descent",
     section 2.2.
@@ -77,11 +81,11 @@ def linearized(
     _check_test(ntk, test_ntk, test_outputs)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
     if test_ntk is None or test_outputs is None:
-        left = relaxation.left(matrix, residual, times, flow=flow)
-        return targets[None] + left.reshape(len(times), *targets.shape)
-    moved = relaxation.moved(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
-    rates = jnp.asarray(learning_rate, moved.dtype) * test_ntk
-    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, moved, precision=jax.lax.Precision.HIGHEST)
+        remaining = relaxation.remaining(matrix, residual, times, flow=flow)
+        return targets[None] + remaining.reshape(len(times), *targets.shape)
+    integral = relaxation.integral(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
+    rates = jnp.asarray(learning_rate, integral.dtype) * test_ntk
+    return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, integral, precision=jax.lax.Precision.HIGHEST)
 
 
 def linearized_loss(
@@ -93,10 +97,11 @@ def linearized_loss(
     learning_rate: ArrayLike,
     flow: bool = True,
 ) -> Float[Array, " t"]:
-    """Training loss over time of the linearized network, ½ Σ ‖f_t − y‖², as `linearized` predicts the outputs.
+    """Training loss over time of the linearized network, ½ Σ ‖f_t − y‖², with the f_t of `linearized`.
 
-    Losses far below the first keep their digits. Of a part of Θ, such as `factorization.recompose` gives of its first
-    modes, it is the loss if nothing but that part trained. Cost, derivatives and errors as of `linearized`.
+    Computed from the residuals f_t − y, so that losses far below the initial one keep their relative precision. For a
+    part of Θ, such as the first modes that `factorization.recompose` sums, it is the loss if that part alone trained.
+    Cost, derivatives and errors are those of `linearized`.
 
     >>> ntk = jnp.einsum("ij,ab->ijab", jnp.diag(jnp.array([1.0, 1.0, 0.0])), jnp.eye(2))
     >>> times = jnp.array([0.0, 1.0, jnp.inf])
@@ -105,7 +110,7 @@ def linearized_loss(
     """
     _check_training(ntk, outputs, targets, times)
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
-    return 0.5 * jnp.sum(relaxation.left(matrix, residual, times, flow=flow) ** 2, axis=1)
+    return 0.5 * jnp.sum(relaxation.remaining(matrix, residual, times, flow=flow) ** 2, axis=1)
 
 
 def linearized_cross_entropy(
@@ -120,15 +125,16 @@ def linearized_cross_entropy(
 ) -> Float[Array, "t _ o"]:
     """Outputs over time of the linearized network under gradient flow on the cross-entropy, summed over examples.
 
-    Solves df_t/dt = −ηΘ (softmax(f_t) − y) with y one-hot, (t, n, o), or with `test_ntk` Θ(x', X) and `test_outputs`
-    the outputs on those points, (t, m, o). Unlike the squared loss it has no closed form: an adaptive Runge–Kutta
-    method, with errors of about 1e-7 in float64 and of float32's rounding there; some products with Θ for each step of
-    it. The times ascend from 0 or later, and are finite: on data that the linearized network separates the outputs grow
-    for ever. Needs neural-tangents, which integrates.
+    Solves df_t/dt = −ηΘ (softmax(f_t) − y) for one-hot y on the training examples, of shape (t, n, o). Given
+    `test_ntk`, Θ(x', X), and `test_outputs`, f_0(x'), the result is instead the outputs on the test points, of shape
+    (t, m, o). There is no closed form as for the squared loss: neural-tangents integrates by an adaptive Runge–Kutta
+    method, with errors of about 1e-7 in float64 and of rounding in float32. Cost: a few products with Θ for each
+    integration step. `times` ascend from 0 or later and are finite, since outputs grow without bound on data that the
+    linearized network separates.
 
-    Raises ValueError where shapes disagree, where only one of `test_ntk` and `test_outputs` came, and, where their
-    values are known, for labels outside 0 … o − 1 and times that do not ascend from 0; ModuleNotFoundError without
-    neural-tangents.
+    Raises ValueError if shapes disagree, if only one of `test_ntk` and `test_outputs` is given, and, unless traced, if
+    labels are not in 0 … o − 1 or times do not ascend from 0 or later; ModuleNotFoundError if neural-tangents is not
+    installed.
 
     Source: Lee et al. (2019), section 2.2, equations 6 and 7; Novak et al. (2020), "Neural Tangents".
 
@@ -163,10 +169,10 @@ def linearized_cross_entropy(
 def kernel_change(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -> Float[Array, ""]:
     """Relative change of a kernel over training, ‖K − K_0‖ / ‖K_0‖ in the Frobenius norm: 0 for lazy training.
 
-    Of the Neural Tangent Kernel on fixed examples, traced or not, or of listed paths' Path Kernel; of Path Kernels too
-    large to list it is `path_kernel.relative_change`.
+    For kernels given as arrays of any one shape: the Neural Tangent Kernel on fixed examples, or the Path Kernel of
+    listed paths. For Path Kernels too large to list, use `path_kernel.relative_change`.
 
-    Raises ValueError where the shapes differ.
+    Raises ValueError if the shapes differ.
 
     Source: Chizat, Oyallon, Bach (2019), "On lazy training in differentiable programming", section 1.2.
 
@@ -178,12 +184,12 @@ def kernel_change(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -
 
 
 def kernel_distance(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -> Float[Array, ""]:
-    """Kernel distance 1 − ⟨K, K_0⟩ / (‖K‖ ‖K_0‖) in the Frobenius product: 0 where only the scale has changed.
+    """Kernel distance 1 − ⟨K, K_0⟩ / (‖K‖ ‖K_0‖) in the Frobenius product: 0 if only the scale has changed.
 
-    In [0, 1] for positive semi-definite kernels, NaN where one is zero. Of Path Kernels too large to list it is `1 -
-    path_kernel.cosine(…)`.
+    In [0, 1] for positive semi-definite kernels; NaN if a kernel is zero. For Path Kernels too large to list, use
+    `1 - path_kernel.cosine(…).value`.
 
-    Raises ValueError where the shapes differ.
+    Raises ValueError if the shapes differ.
 
     Source: Fort et al. (2020), "Deep learning versus kernel learning", section 3.
 
@@ -193,18 +199,19 @@ def kernel_distance(initial: Float[Array, " ..."], kernel: Float[Array, " ..."])
     Array(0.4, dtype=float64)
     """
     _check_alike(initial, kernel)
-    directions = [each / _norm(each) for each in (initial, kernel)]
-    # ½ ‖a − b‖² of unit vectors: 1 − ⟨a, b⟩ would lose the small distances
+    directions = [array / _norm(array) for array in (initial, kernel)]
+    # ½ ‖a − b‖² of unit vectors a and b, since rounding in 1 − ⟨a, b⟩ would swamp small distances
     return 0.5 * jnp.sum((directions[0] - directions[1]) ** 2)
 
 
 def linearization_error(outputs: Float[Array, "t n o"], predicted: Float[Array, "t n o"]) -> Float[Array, " t"]:
-    """Distance of the outputs of a real training run to those of the linearized network at each time, relative.
+    """Relative distance, at each time, from the linearized network's outputs to those of a real training run.
 
-    ‖f_t − f_t^lin‖ / ‖f_t^lin‖ in the Frobenius norm over examples and outputs: 0 for lazy training. `predicted` is
-    what `linearized` gives at the same times. 0 where both are zero.
+    ‖f_t − f_t^lin‖ / ‖f_t^lin‖ in the Frobenius norm over examples and outputs: 0 for lazy training, and 0 if both
+    outputs are zero. `outputs` are f_t, recorded in training; `predicted` are f_t^lin, from `linearized` at the same
+    times.
 
-    Raises ValueError where the shapes differ.
+    Raises ValueError if the shapes differ.
 
     Source: Lee et al. (2019), section 3.
 
@@ -223,15 +230,14 @@ def data_free_loss(
     *,
     learning_rate: ArrayLike,
 ) -> Float[Array, " t"]:
-    """Share of the initial squared loss that is left at each time, Σ_i w_i e^(−2ηλ_i t).
+    """Share of the initial squared loss that remains at each time, Σ_i w_i e^(−2ηλ_i t).
 
-    With the Path Kernel's eigenvalues λ in place of the Neural Tangent Kernel's, this predicts training from
-    architecture and initialization alone; it is exact where the data are whitened as paths see them, (J_v f)ᵀ J_v f =
-    I. w_i is the share of the squared initial residual in mode i: with no data at hand, 1/r each. Eigenvalues below
-    zero count as zero. Cost: t·r.
+    With the Path Kernel's eigenvalues λ_i in place of the Neural Tangent Kernel's, this predicts training from
+    architecture and initialization alone. The prediction is exact if path activations on the data are orthonormal,
+    (J_v f)ᵀ J_v f = I. The weight w_i is the share of the squared initial residual in mode i; without data, take 1/r
+    for each. Negative eigenvalues count as zero. Cost: t·r operations.
 
-    Raises ValueError where shapes disagree, and, where their values are known, for weights that are negative or do
-    not sum to 1.
+    Raises ValueError if shapes disagree, and, unless traced, if weights are negative or do not sum to 1.
 
     Source: Gebhart, Saxena, Schrater (2021).
 
@@ -243,36 +249,35 @@ def data_free_loss(
         _check_vector(vector, name)
     if eigenvalues.shape != weights.shape:
         raise ValueError(
-            f"There are {len(eigenvalues)} eigenvalues and {len(weights)} weights, but each eigenvalue has one weight. "
-            "To spread the residual evenly, pass `jnp.full_like(eigenvalues, 1 / len(eigenvalues))`."
+            f"There are {len(eigenvalues)} eigenvalues and {len(weights)} weights, but each eigenvalue needs one "
+            "weight. For equal weights, pass `jnp.full_like(eigenvalues, 1 / len(eigenvalues))`."
         )
     _check_shares(weights)
-    flow = learning_rate * times
-    return jnp.exp(-2 * flow[:, None] * jnp.maximum(eigenvalues, 0.0)[None, :]) @ weights
+    flow_times = learning_rate * times
+    return jnp.exp(-2 * flow_times[:, None] * jnp.maximum(eigenvalues, 0.0)[None, :]) @ weights
 
 
 def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
     """Learning rate above which gradient descent on the linearized network diverges, 2 / λ_max.
 
-    For the loss ½ Σ ‖f − y‖² over examples; for the mean over n examples it is n times that. Infinite for a kernel of
-    zeros. Cost: (n·o)³ operations.
+    For the loss ½ Σ ‖f − y‖², summed over examples; for the mean over n examples, the critical rate is n times this
+    one. Infinite for a kernel of zeros. Cost: (n·o)³ operations.
 
-    Raises ValueError unless the kernel is that of one batch with itself, (n, n, o, o).
+    Raises ValueError unless the kernel is of one batch with itself, (n, n, o, o).
 
     >>> critical_learning_rate(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([1.0, 4.0]))))
     Array(0.5, dtype=float64)
     """
-    _check_kernel(ntk)
-    return 2 / eigvalsh(_matrix(ntk))[-1]
+    return 2 / eigvalsh(wide(square_matrix(ntk)))[-1]
 
 
 def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: ArrayLike) -> Float[Array, ""]:
-    """First of the recorded times at which a loss curve is at or below a level; infinite where it never is.
+    """First of the recorded times at which a loss is at or below a level; infinity if it never is.
 
-    Nothing is interpolated, so the answer is late by up to one recording interval, and a curve that rises again
-    counts from its first visit. `times` ascend. A loss of NaN is at no level.
+    Nothing is interpolated, so the result is late by up to one recording interval. A later rise of the loss does not
+    matter. `times` ascend. A loss of NaN never counts as at or below the level.
 
-    Raises ValueError where shapes disagree, and, where their values are known, for times that do not ascend.
+    Raises ValueError if shapes disagree, and, unless traced, if times do not ascend.
 
     >>> time_to_loss(jnp.array([0.0, 10.0, 20.0]), jnp.array([1.0, 0.4, 0.3]), 0.5)
     Array(10., dtype=float64)
@@ -280,53 +285,45 @@ def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: Arr
     for name, vector in (("times", times), ("losses", losses)):
         _check_vector(vector, name)
     if times.shape != losses.shape:
-        raise ValueError(f"There are {len(times)} times and {len(losses)} losses, but each loss has one time.")
+        raise ValueError(
+            f"There are {len(times)} times and {len(losses)} losses, but each loss needs the time at which it was "
+            "recorded. Pass arrays of one length."
+        )
     values = concrete(times)
     if values is not None and (np.diff(values) <= 0).any():
-        raise ValueError("`times` must ascend, or the first visit to a level is not defined. Sort both by time.")
+        raise ValueError("`times` must ascend, but do not. Sort times and losses by time.")
     return jnp.min(jnp.where(losses <= level, times, jnp.inf), initial=jnp.inf)
 
 
 def _rates(
     ntk: Array, residual: Array, times: Array, learning_rate: ArrayLike, flow: bool
 ) -> tuple[Array, Array, Array]:
-    """η Θ as a matrix, the residual as a vector, and the times, all of one dtype."""
+    """η Θ as a matrix (n·o, n·o), the residual as a vector (n·o,), and the times, all of one dtype."""
     if not flow:
         _check_whole(times)
     dtype = jnp.result_type(ntk, residual, jnp.float32)
-    matrix = jnp.asarray(learning_rate, dtype) * _matrix(ntk).astype(dtype)
+    matrix = jnp.asarray(learning_rate, dtype) * _symmetric(ntk).astype(dtype)
     return matrix, residual.astype(dtype).reshape(-1), times.astype(dtype)
 
 
-def _matrix(ntk: Array) -> Array:
-    """The kernel as a symmetric matrix (n·o, n·o), ordered by example, then by output."""
-    n, _, o, _ = ntk.shape
-    matrix = jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
-    matrix = wide(matrix)
+def _symmetric(ntk: Array) -> Array:
+    """The symmetric part of the kernel as a matrix (n·o, n·o)."""
+    matrix = wide(as_matrix(ntk))
     return (matrix + matrix.T) / 2
 
 
 def _norm(array: Array) -> Array:
-    """The Frobenius norm, whose derivative is zero where it vanishes."""
+    """The Frobenius norm, with a derivative of zero (not NaN) at an array of zeros."""
     total = jnp.sum(array**2)
     return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.where(total == 0, 1.0, total)))
 
 
-def _check_kernel(ntk: Array) -> None:
-    if ntk.ndim != 4 or ntk.shape[0] != ntk.shape[1] or ntk.shape[2] != ntk.shape[3]:
-        raise ValueError(
-            f"Training is predicted from the kernel of the training examples with themselves, (n, n, o, o), but "
-            f"{ntk.shape} came. Leave out `x2` when computing it; of an infinite-width kernel Θ (n, n), pass "
-            "`jnp.einsum('ij,ab->ijab', Θ, jnp.eye(o))`."
-        )
-
-
 def _check_training(ntk: Array, outputs: Array, targets: Array, times: Array) -> None:
-    _check_kernel(ntk)
+    check_square(ntk)
     expected = (ntk.shape[0], ntk.shape[2])
     if outputs.shape != expected or targets.shape != expected:
         raise ValueError(
-            f"A kernel of shape {ntk.shape} goes with outputs and targets of shape {expected}, but outputs have "
+            f"A kernel of shape {ntk.shape} needs outputs and targets of shape {expected}, but outputs have "
             f"{outputs.shape} and targets {targets.shape}. Compute all of them on the same examples."
         )
     _check_vector(times, "times")
@@ -337,15 +334,16 @@ def _check_test(ntk: Array, test_ntk: Array | None, test_outputs: Array | None) 
         return
     if test_ntk is None or test_outputs is None:
         raise ValueError(
-            "Outputs on test points need both `test_ntk`, the kernel of these with the training examples, and "
-            f"`test_outputs`, but `{'test_ntk' if test_ntk is None else 'test_outputs'}` is missing. Pass both."
+            "Outputs on test points need both `test_ntk`, the kernel of test points with training examples, and "
+            "`test_outputs`, the initial outputs on test points, but "
+            f"`{'test_ntk' if test_ntk is None else 'test_outputs'}` is missing. Pass both, or neither."
         )
     n, _, o, _ = ntk.shape
     if test_ntk.shape != (len(test_outputs), n, o, o) or test_outputs.shape[1:] != (o,):
         raise ValueError(
-            f"With a kernel of shape {ntk.shape}, `test_ntk` has shape (m, {n}, {o}, {o}) and `test_outputs` (m, {o}), "
-            f"but {test_ntk.shape} and {test_outputs.shape} came. Compute `test_ntk` with the test points first: "
-            "`ntk.empirical(apply, params, x_test, x_train)`."
+            f"With a kernel of shape {ntk.shape}, `test_ntk` must have shape (m, {n}, {o}, {o}) and `test_outputs` "
+            f"(m, {o}), but {test_ntk.shape} and {test_outputs.shape} came. Test points are the first argument of the "
+            "kernel: `ntk.empirical(apply, params, x_test, x_train)`."
         )
 
 
@@ -353,12 +351,13 @@ def _check_labels(labels: AnyArray, outputs: Array) -> None:
     n, o = outputs.shape
     if labels.shape != (n,):
         raise ValueError(
-            f"There are {n} training examples, but `labels` have shape {labels.shape}. Pass one integer for each."
+            f"There are {n} training examples, but `labels` have shape {labels.shape}. Pass one integer per example."
         )
     values = concrete(labels)
     if values is not None and n and (values.min() < 0 or values.max() >= o):
         raise ValueError(
-            f"Labels number the {o} outputs from 0 to {o - 1}, but they reach from {values.min()} to {values.max()}."
+            f"Labels number the {o} outputs from 0 to {o - 1}, but they reach from {values.min()} to {values.max()}. "
+            "Renumber the classes from 0, or widen the network's output."
         )
 
 
@@ -367,28 +366,33 @@ def _check_integrable(times: Array) -> None:
     if values is None or not len(values):
         return
     if values[0] < 0 or not np.isfinite(values).all() or (np.diff(values) <= 0).any():
-        raise ValueError("`times` must be finite and ascend from 0 or later, or they cannot be integrated through.")
+        raise ValueError(
+            "`times` must be finite and ascend from 0 or later, since the outputs are integrated from one time to the "
+            "next. Sort the times, and leave out infinite ones."
+        )
 
 
 def _check_whole(times: Array) -> None:
     values = concrete(times)
     if values is not None and (values != np.round(values)).any():
         raise ValueError(
-            "`times` of gradient descent are steps, but some are not whole. Round them, or take `flow=True`."
+            "`times` of gradient descent are steps, but some are not whole numbers. Round them, or pass `flow=True`."
         )
 
 
 def _check_alike(first: Array, second: Array) -> None:
     if first.shape != second.shape:
         raise ValueError(
-            f"Shapes {first.shape} and {second.shape} cannot be compared entry by entry. Compute both on the same "
-            "examples, at the same times."
+            f"Shapes {first.shape} and {second.shape} cannot be compared entry by entry. Compute both arrays on the "
+            "same examples, and at the same times."
         )
 
 
 def _check_vector(vector: Array, name: str) -> None:
     if vector.ndim != 1:
-        raise ValueError(f"`{name}` must have one axis, but has shape {vector.shape}. Use `jax.vmap` for several.")
+        raise ValueError(
+            f"`{name}` must have one axis, but has shape {vector.shape}. Use `jax.vmap` over any further axes."
+        )
 
 
 def _check_shares(weights: Array) -> None:
@@ -396,7 +400,9 @@ def _check_shares(weights: Array) -> None:
     if values is None:
         return
     if (values < 0).any():
-        raise ValueError(f"`weights` are shares of the loss, but the smallest is {values.min():.3g}. Pass shares >= 0.")
+        raise ValueError(
+            f"`weights` are shares of the loss, but the smallest is {values.min():.3g}. Pass shares of at least 0."
+        )
     total = values.sum(dtype=np.float64)
     if not abs(total - 1) <= np.sqrt(np.finfo(values.dtype).eps):
         raise ValueError(

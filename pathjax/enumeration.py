@@ -1,7 +1,8 @@
-"""Sums over paths by listing them: exact, for networks small enough to list.
+"""All paths of a small network listed one by one, and the exact matrices of the factorization from that list.
 
-`enumerate_paths` walks the same equations as `paths` does, at the level of single neurons, and gives every path as
-rows of arrays; what is computed from the list is jit-compiled and vmapped over paths.
+`enumerate_paths` follows the network's operations neuron by neuron and gives a `Paths` with one row per path. From it,
+`path_values`, `path_jacobian`, `path_kernel` and `path_activations` compute v, J_θ v, Π and J_v f; all are jit-compiled
+and vmapped over paths. Time and memory grow with the number of paths; `pathjax.paths` sums over paths of any number.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class Paths:
     """All paths of a network, one row each.
 
     Attributes:
-        factors: (k, depth) the path's weights, as positions among the raveled parameters; −1 pads.
+        factors: (k, depth) the path's weights, as indices into the raveled parameters, padded with −1.
         coefficients: (k,) the product of the constants on the path.
-        gates: (k, gates) the gates on the path, as positions among all gates in the order of the network; −1 pads.
-        sources: (k,) the input coordinate where it starts, raveled; −1 for the constant 1 of a bias.
-        outputs: (k,) the output where it ends.
+        gates: (k, gates) the path's gates, as indices into all gates in the order of computation, padded with −1.
+        sources: (k,) the index of the raveled input at which the path starts; −1 if it starts at a bias.
+        outputs: (k,) the output at which the path ends.
         parameters: number of parameters p.
         inputs: number of input coordinates.
         width: number of outputs o.
@@ -66,15 +67,14 @@ class Paths:
 
 
 def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int) -> Paths:
-    """All paths of the network, as arrays with one row per path.
+    """All paths of the network, as arrays with one row per path, ordered by output.
 
-    Paths with a constant zero on them do not count; paths over weights that happen to be zero do. Paths are ordered
-    by output. Reads the network's structure and its constants, not the values of the parameters; cannot be
-    jit-compiled itself. Takes time and memory in proportion to the number of paths, about 50 bytes each for three
-    hidden layers.
+    A path through a weight that happens to be 0 is listed, a path through a constant 0 is not. The structure of the
+    network and its constants are read, the values of `params` and `x_like` are not. Time and memory are proportional to
+    the number of paths times their length. Not for use under `jit`.
 
-    Raises ValueError past `limit`, with the number of paths, and UnsupportedPrimitive where a layer is not
-    piecewise linear.
+    Raises ValueError where there are more than `limit` paths, with their number, and UnsupportedPrimitive where a layer
+    is not piecewise linear.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -93,13 +93,13 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
             "bytes), or use the sums of `pathjax.paths`, which do not list paths."
         )
     output = list_paths(program)
-    ends = np.repeat(np.flatnonzero(output.entries), output.table.lengths)
+    outputs = np.repeat(np.flatnonzero(output.entries), output.table.lengths)
     return Paths(
         factors=jnp.asarray(trimmed(output.table.factors)),
         coefficients=jnp.asarray(output.table.coefficients),
         gates=jnp.asarray(trimmed(output.table.gates)),
         sources=jnp.asarray(output.table.sources),
-        outputs=jnp.asarray(ends.astype(np.int32)),
+        outputs=jnp.asarray(outputs.astype(np.int32)),
         parameters=sum(math.prod(shape) for shape in program.parameter_shapes),
         inputs=math.prod(example.shape),
         width=output.entries.size,
@@ -107,11 +107,11 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
 
 
 def _count(program: Program) -> int:
-    """The number of paths: exact below 2^53, to 16 digits above."""
+    """The number of paths: exact below 2^53, correct to 16 digits above."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
         weights = [Scaled(jnp.ones(shape, jnp.float64), 0.0) for shape in program.parameter_shapes]
         ones = Scaled(jnp.ones(program.input_shape, jnp.float64), 0.0)
-        output, _ = interpret(program, Lifting(absolute_power(0)), weights, ones)
+        output = interpret(program, Lifting(absolute_power(0)), weights, ones)
         if not jnp.any(output.array):
             return 0
         numerator, denominator = float(jnp.sum(output.array)).as_integer_ratio()
@@ -122,7 +122,9 @@ def _count(program: Program) -> int:
 def path_values(paths: Paths, params: Params) -> Float[Array, " k"]:
     """v_p(θ), the product of the constants and weights on each path.
 
-    Vmapped over paths; k · depth multiplications. `params` may be any parameters of the tree that was listed.
+    `params` may have other values than when the paths were listed. Cost: k · depth multiplications.
+
+    Raises ValueError where `params` has another number of entries than the network that was listed.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -141,10 +143,12 @@ def path_values(paths: Paths, params: Params) -> Float[Array, " k"]:
 
 @jax.jit
 def path_jacobian(paths: Paths, params: Params) -> Float[Array, "k p"]:
-    """J_θ v: the derivative of each path's value in each raveled parameter.
+    """J_θ v, the derivative ∂v_p/∂θ_i of each path value by each raveled parameter.
 
-    The product of the path's other weights, so that a weight of zero is no special case; a weight met several times
-    counts once for each. The result takes k · p numbers.
+    Computed as the product of the path's constants and its other weights, which is also right for weights of 0; for a
+    weight that the path uses several times, the sum over these uses. The result is dense: k · p numbers.
+
+    Raises ValueError where `params` has another number of entries than the network that was listed.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -157,9 +161,9 @@ def path_jacobian(paths: Paths, params: Params) -> Float[Array, "k p"]:
     weights = _padded(paths, params)
 
     def row(factors: Any, coefficient: Any) -> Any:
-        met = weights[factors]
-        before = jnp.cumprod(jnp.concatenate([jnp.ones(1, met.dtype), met[:-1]]))
-        after = jnp.cumprod(jnp.concatenate([met[1:], jnp.ones(1, met.dtype)])[::-1])[::-1]
+        on_path = weights[factors]
+        before = jnp.cumprod(jnp.concatenate([jnp.ones(1, on_path.dtype), on_path[:-1]]))
+        after = jnp.cumprod(jnp.concatenate([on_path[1:], jnp.ones(1, on_path.dtype)])[::-1])[::-1]
         return jnp.zeros_like(weights).at[factors].add(coefficient * before * after)[:-1]
 
     return jax.vmap(row)(paths.factors, paths.coefficients.astype(weights.dtype))
@@ -168,7 +172,11 @@ def path_jacobian(paths: Paths, params: Params) -> Float[Array, "k p"]:
 def path_kernel(paths: Paths, params: Params) -> Float[Array, "k k"]:
     """The Path Kernel Π = J_θ v (J_θ v)ᵀ.
 
-    Source: Gebhart et al. (2021), section 3. The result takes k² numbers.
+    The result is dense: k² numbers, from a Jacobian of k · p numbers. `pathjax.path_kernel` applies Π's p × p twin to
+    vectors without forming a matrix.
+
+    Raises ValueError where `params` has another number of entries than the network that was listed.
+    Source: Gebhart et al. (2021), section 3.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -185,13 +193,13 @@ def path_kernel(paths: Paths, params: Params) -> Float[Array, "k k"]:
 def path_activations(
     paths: Paths, apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."]
 ) -> Float[Array, "n o k"]:
-    """J_v f: a_p(x) · x_s(p) at the output where path p ends, zero at the others.
+    """J_v f: a_p(x) · x_s(p) at the output where path p ends, 0 at the other outputs.
 
-    a_p is the product of the slopes of the gates on the path, which the network's own forward pass gives. Together
-    with `path_jacobian` it factors the Jacobian of the network, J_θ f = J_v f · J_θ v. The result takes n · o · k
+    a_p(x) is the product of the slopes of the gates on path p, read from one forward pass of the network. With
+    `path_jacobian` it factors the Jacobian of the network, J_θ f = J_v f · J_θ v. The result is dense: n · o · k
     numbers.
 
-    Raises ValueError where `apply` on `x` is not the network that was listed.
+    Raises ValueError where the examples of `x` have another number of coordinates than the network that was listed.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -204,8 +212,8 @@ def path_activations(
     """
     if math.prod(x.shape[1:]) != paths.inputs:
         raise ValueError(
-            f"`x` has {math.prod(x.shape[1:])} coordinates per example, but the listed network reads {paths.inputs}. "
-            "List the paths of this network with this input shape."
+            f"`x` has {math.prod(x.shape[1:])} coordinates per example, but the paths were listed for {paths.inputs}. "
+            "List the paths again with this shape of input."
         )
     x = jnp.asarray(x)
     program = traced(apply, params).program(one_example(x))
@@ -215,25 +223,26 @@ def path_activations(
 
 @jax.jit
 def _activations(paths: Paths, slopes: Any, x: Any) -> Any:
-    with_open = jnp.concatenate([slopes, jnp.ones((len(x), 1), x.dtype)], axis=1)
-    with_bias = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
+    # a 1 at the end, which index −1 reads: for the padding of gates, and for paths that start at a bias
+    padded_slopes = jnp.concatenate([slopes, jnp.ones((len(x), 1), x.dtype)], axis=1)
+    padded_inputs = jnp.concatenate([x, jnp.ones((len(x), 1), x.dtype)], axis=1)
 
-    def along(gates: Any, source: Any, output: Any) -> Any:
-        activation = jnp.prod(with_open[:, gates], axis=1) * with_bias[:, source]
+    def of_path(gates: Any, source: Any, output: Any) -> Any:
+        activation = jnp.prod(padded_slopes[:, gates], axis=1) * padded_inputs[:, source]
         return activation[:, None] * (jnp.arange(paths.width) == output)[None, :]
 
-    return jax.vmap(along, out_axes=-1)(paths.gates, paths.sources, paths.outputs)
+    return jax.vmap(of_path, out_axes=-1)(paths.gates, paths.sources, paths.outputs)
 
 
 def _slopes(program: Program, params: Params, x: Any) -> Any:
-    """The slopes of all gates at one example, in the order of the listing."""
+    """The slopes of all gates at one example, in the order that `Paths.gates` counts them."""
     recorder, leaves = Recorder(), jax.tree.leaves(params)
     interpret(program, recorder, [None for _ in leaves], None, points=[(leaves, x)])
     return jnp.concatenate([jnp.zeros(0, x.dtype), *(slope.ravel().astype(x.dtype) for slope in recorder.slopes)])
 
 
 def _padded(paths: Paths, params: Params) -> Any:
-    """The raveled parameters, and a 1 at the end where padding reads it."""
+    """The raveled parameters with a 1 at the end, which the padding index −1 reads."""
     theta, _ = ravel(params)
     if theta.size != paths.parameters:
         raise ValueError(

@@ -1,12 +1,13 @@
-"""Θ = J_v f · Π · (J_v f)ᵀ without listing paths: the Neural Tangent Kernel in the eigenbasis of the Path Kernel.
+"""The Neural Tangent Kernel in the eigenbasis of the Path Kernel, Θ = J_v f · Π · (J_v f)ᵀ, without listing paths.
 
-With G V = V Λ for Π's twin G = (J_θ v)ᵀ(J_θ v), the columns of B = J_θ f · V Λ^(−1/2) are J_v f times Π's eigenvectors,
-and
+G = (J_θ v)ᵀ(J_θ v) has the nonzero eigenvalues of the Path Kernel Π = J_θ v (J_θ v)ᵀ. With its eigenvectors V, G V =
+V Λ, the columns b_i of J_θ f · V Λ^(−1/2) are J_v f times Π's eigenvectors, and
 
     Θ = Σ_i λ_i b_i b_iᵀ
 
-λ_i is the architecture and its weights, b_i adds the data. Cut off at r terms, what is missing is positive
-semi-definite, and its trace is known. Source: Gebhart et al. (2021), section 3, for the factorization.
+The eigenvalues λ_i depend on the architecture and its weights alone; the data enter through the b_i. The remainder of a
+sum over the first r terms is positive semi-definite, and its trace is known. Source: Gebhart et al. (2021), section 3,
+for Θ = J_v f · Π · (J_v f)ᵀ.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from pathjax._base.network import check_outputs, kept_weights
 from pathjax._base.trees import check_mask
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.lifting import check_finite
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax._linalg.lapack import eigh, eigvalsh, svd
+from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error, svd
+from pathjax._ntk.matrix import square_matrix
+from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero
 from pathjax._path_kernel.twin import restricted
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params
@@ -41,26 +45,23 @@ __all__ = [
     "recompose",
 ]
 
-# Eigenvalues below this many roundings of the largest are those of G's null space.
-_ROUNDINGS = 8
-
 
 class Factorization(NamedTuple):
-    """The r leading terms of Θ = Σ_i λ_i b_i b_iᵀ on one batch.
+    """The r leading terms of Θ = Σ_i λ_i b_i b_iᵀ on one batch of n examples and o outputs.
 
-    Eigenvalues and modes carry a scale, so that depth does not matter: the true λ_i is exp(`log_scale`) times
-    `eigenvalues`, the true b_i is exp(−`log_scale` / 2) times `data_modes`. In λ_i b_i b_iᵀ the two cancel, so that the
-    terms of Θ are those of the fields as they stand. All properties work on batched fields, as `jax.vmap` gives them.
+    Eigenvalues and modes are scaled to stay finite at any depth: the true λ_i is exp(`log_scale`) times `eigenvalues`,
+    the true b_i is exp(−`log_scale` / 2) times `data_modes`. The scale cancels in λ_i b_i b_iᵀ, so each term of Θ can
+    be computed from the fields as they are. Fields may have leading batch axes from `jax.vmap`.
 
     Attributes:
-        eigenvalues: (r,) of Π, descending; zero where G has none left.
-        data_modes: (n, o, r) the b_i, zero where the eigenvalue is; each is determined up to its sign.
+        eigenvalues: (r,) the λ_i of Π, descending; zero beyond the rank of G.
+        data_modes: (n, o, r) the b_i, each determined up to its sign; zero where the eigenvalue is zero.
         log_scale: () natural logarithm of the scale.
-        trace: () Tr Θ of the whole kernel.
-        layer_traces: a tree like `params`, for each leaf ℓ () the trace of its part in Θ = Σ_ℓ Θ_ℓ.
-        layer_shares: a tree like `params`, for each leaf (r,) its share of the mode: the squared length of its part of
-            G's unit eigenvector. Over the leaves they sum to 1, or to 0 for a mode that is zero, and over all modes
-            λ_i times the share of a leaf sums to the trace of its part of Π.
+        trace: () Tr Θ, of all terms.
+        layer_traces: a tree like `params` with Tr Θ_ℓ, (), at each leaf ℓ, where Θ = Σ_ℓ Θ_ℓ.
+        layer_shares: a tree like `params` with the share of each mode, (r,), at each leaf: the squared norm of the
+            leaf's entries in the unit eigenvector of G. The shares of a mode sum to 1 over the leaves, or to 0 if its
+            eigenvalue is zero. Over all modes, Σ_i λ_i times a leaf's share is the trace of its part of Π.
     """
 
     eigenvalues: Float[Array, " r"]
@@ -72,35 +73,42 @@ class Factorization(NamedTuple):
 
     @property
     def mode_traces(self) -> Float[Array, "... r"]:
-        """λ_i ‖b_i‖², the trace of each term."""
+        """λ_i ‖b_i‖², the trace of each term of Θ."""
         return self.eigenvalues * jnp.sum(jnp.square(self.data_modes), axis=(-3, -2))
 
     @property
     def shares(self) -> Float[Array, "... r"]:
-        """The share of Tr Θ that each term carries, in [0, 1]; zero where Θ is."""
-        live = self.trace[..., None] > 0
-        return jnp.where(live, self.mode_traces / jnp.where(live, self.trace[..., None], 1.0), 0.0)
+        """λ_i ‖b_i‖² / Tr Θ, the share of each term in the trace, in [0, 1]; zero if Tr Θ is zero."""
+        positive = self.trace[..., None] > 0
+        return jnp.where(positive, self.mode_traces / jnp.where(positive, self.trace[..., None], 1.0), 0.0)
 
     @property
     def cumulative(self) -> Float[Array, "... r"]:
-        """The share of Tr Θ that the first 1, 2, … r terms carry."""
+        """The share of the first 1, 2, … r terms in Tr Θ."""
         return jnp.cumsum(self.shares, axis=-1)
 
     @property
     def remainder(self) -> Float[Array, ...]:
-        """Tr(Θ − Θ_r) = Tr Θ − Σ_i λ_i ‖b_i‖², what truncation left; not negative but for rounding of Tr Θ."""
+        """Tr(Θ − Θ_r) = Tr Θ − Σ_i λ_i ‖b_i‖², the trace of the omitted terms; nonnegative up to rounding of Tr Θ."""
         return self.trace - jnp.sum(self.mode_traces, axis=-1)
+
+    def __repr__(self) -> str:
+        """The sizes of the fields, such as `Factorization(n=20, o=10, r=50, leaves=6)`; batch axes come first."""
+        *batch, n, o, r = np.shape(self.data_modes)
+        batched = f"batch={tuple(batch)}, " if batch else ""
+        leaves = len(jax.tree.leaves(self.layer_traces))
+        return f"Factorization({batched}n={n:,}, o={o:,}, r={r:,}, leaves={leaves:,})"
 
 
 class Alignment(NamedTuple):
-    """How the largest eigenvectors e_j of Θ lie to the data modes b_i of its factorization.
+    """How the k largest eigenvectors e_j of Θ align with the r data modes b_i of its factorization.
 
     Attributes:
-        eigenvalues: (k,) the largest of Θ, descending.
-        shares: (k, r) λ_i (b_i · e_j)² / ν_j, the share of Θ's eigenvalue ν_j that mode i carries; over all modes they
-            sum to 1, over the first r to less. Zero where ν_j is zero.
-        overlap: (k,) the squared length of e_j within the span of the modes, 1 where it lies in it. Its mean is that of
-            the squared cosines of the principal angles between the two subspaces, for k ≤ r.
+        eigenvalues: (k,) the largest eigenvalues ν_j of Θ, descending.
+        shares: (k, r) λ_i (b_i · e_j)² / ν_j, the share of mode i in ν_j. For each j they sum to 1 over all modes, and
+            to at most 1 over the first r. Zero where ν_j is zero.
+        overlap: (k,) the squared norm of e_j's projection onto the span of the modes: 1 for e_j in the span. For k ≤ r,
+            its mean over j is the mean squared cosine of the principal angles between the two subspaces.
     """
 
     eigenvalues: Float[Array, " k"]
@@ -109,9 +117,18 @@ class Alignment(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """The largest eigenvalues and the traces of Θ, Π and K_v, as natural logarithms, and how tightly they bound Θ's.
+    """Bounds on Θ by the Path Kernel Π and the data Gram K_v: natural logarithms of both sides.
 
-    λ_max(Θ) ≤ λ_max(Π) · λ_max(K_v), Tr Θ ≤ λ_max(K_v) · Tr Π and Tr Θ ≤ λ_max(Π) · Tr K_v.
+    The bounds are λ_max(Θ) ≤ λ_max(Π) · λ_max(K_v), Tr Θ ≤ λ_max(K_v) · Tr Π and Tr Θ ≤ λ_max(Π) · Tr K_v, in this
+    order. Fields may have leading batch axes from `jax.vmap`.
+
+    Attributes:
+        log_top_ntk: () log λ_max(Θ).
+        log_trace_ntk: () log Tr Θ.
+        log_top_path_kernel: () log λ_max(Π).
+        log_trace_path_kernel: () log Tr Π.
+        log_top_data_gram: () log λ_max(K_v).
+        log_trace_data_gram: () log Tr K_v.
     """
 
     log_top_ntk: Float[Array, ""]
@@ -123,7 +140,7 @@ class Bounds(NamedTuple):
 
     @property
     def log_bounds(self) -> Float[Array, "... 3"]:
-        """Logarithms of the three right-hand sides, in the order above."""
+        """Natural logarithms of λ_max(Π) · λ_max(K_v), λ_max(K_v) · Tr Π and λ_max(Π) · Tr K_v."""
         products = [
             self.log_top_path_kernel + self.log_top_data_gram,
             self.log_trace_path_kernel + self.log_top_data_gram,
@@ -133,7 +150,7 @@ class Bounds(NamedTuple):
 
     @property
     def slack(self) -> Float[Array, "... 3"]:
-        """By how many decades each bound lies above what it bounds: 0 where it is reached, ∞ above a kernel of 0."""
+        """log₁₀ of the ratio of each bound to the quantity that it bounds: 0 if equal, ∞ if Θ alone is zero."""
         bounded = jnp.stack([self.log_top_ntk, self.log_trace_ntk, self.log_trace_ntk], axis=-1)
         both_zero = (bounded == -jnp.inf) & (self.log_bounds == -jnp.inf)
         return jnp.where(both_zero, 0.0, (self.log_bounds - bounded) / np.log(10.0))
@@ -149,33 +166,33 @@ def factorize(
     mask: Mask | None = None,
     chunk: int = 32,
 ) -> Factorization:
-    """The NTK of a batch in the eigenbasis of the Path Kernel, Θ = Σ_i λ_i b_i b_iᵀ, up to the largest `rank` terms.
+    """The `rank` leading terms of the NTK of a batch in the eigenbasis of the Path Kernel, Θ = Σ_i λ_i b_i b_iᵀ.
 
-    `path_kernel.top_eigenpairs` gives λ_i and the eigenvectors; b_i takes one Jacobian-vector product over the data,
-    Tr Θ = ‖J_θ f‖² one gradient for each example and output. With a mask, everything is that of the masked network and
-    its kept weights. What G's null space holds (rescaling symmetries, dead weights) is in that of J_θ f too: there
-    eigenvalue and mode are zero and nothing of Θ is lost. Eigenvalues below 8 ε λ_max, ε the rounding of the type,
-    count as zero with them: at most 8 ε λ_max(Π) λ_max(K_v) is lost with each.
+    `path_kernel.top_eigenpairs` gives λ_i and the eigenvectors of G. Each b_i takes one Jacobian-vector product over
+    the data, and Tr Θ = ‖J_θ f‖² one gradient for each example and output. With a mask, Θ is that of the masked network
+    and derivatives are by its kept weights. Terms with λ_i = 0 (rescaling symmetries, weights on no path) are zero in
+    Θ. Eigenvalues up to 512 ε λ_max, with machine epsilon ε, count as zero too; each such term of Θ, at most
+    512 ε λ_max(Π) λ_max(K_v), is omitted.
 
-    Examples go one at a time, with `chunk` of their modes or outputs at once. In memory are rank · p numbers of
-    eigenvectors, what `top_eigenpairs` needs to find them, the gradients of `chunk` outputs and the activations of
-    `chunk` forward passes of one example. Θ itself is never formed. For Θ between two batches factorize them as one.
+    Memory: rank · p numbers for the eigenvectors, what `top_eigenpairs` needs to find them, and the gradients and
+    activations of `chunk` passes of one example. Examples are processed one at a time, and `chunk` modes or outputs of
+    one example at once. Θ is never formed. To factorize Θ between two batches, concatenate them.
 
-    Goes through jit and vmap, which see no values and therefore no bad ones, and through grad. Eigenvalues and traces
-    have derivatives at any size, modes and what is made of them up to 512 kept weights, and NaN above. They have none
-    where eigenvalues of G coincide, and may then be NaN, also for eigenvalues of exactly zero beyond the rank, as
-    weights on no path have them.
+    Works under jit and vmap, where values cannot be checked, and under grad. Derivatives of eigenvalues and traces
+    exist at any size; those of modes, and of functions of modes, are NaN above 512 kept weights. Derivatives do not
+    exist where eigenvalues of G coincide, and may then be NaN. This includes eigenvalues that are exactly zero and
+    beyond `rank`, as weights on no path have them.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, TypeError for a mask that is not boolean, and
-    ValueError for a rank above the number of kept weights, a mask of another tree or one that keeps nothing, for
-    weights or inputs that are not finite, inputs that are not floating point, and for an `apply` whose output is not
-    (n, o).
+    Raises UnsupportedPrimitive if a layer is not piecewise linear; TypeError if the mask is not boolean; ValueError if
+    `rank` is above the number of kept weights, if `chunk` is below 1, if the mask does not fit `params` or keeps no
+    weight, if weights or inputs are not finite, if inputs are not floating-point, or if `apply` does not return (n, o).
+    Source: Gebhart et al. (2021), section 3.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
     >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 2))}
-    >>> found = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
-    >>> found.data_modes.shape, round(float(found.trace), 4), round(float(found.cumulative[-1]), 4)
+    >>> terms = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
+    >>> terms.data_modes.shape, round(float(terms.trace), 4), round(float(terms.cumulative[-1]), 4)
     ((4, 2, 12), 48.0, 1.0)
     """
     x = jnp.asarray(x)
@@ -183,32 +200,30 @@ def factorize(
     network = traced(apply, params)
     _check_network(network, params, x, mask)
     kernel = path_kernel(network, params, x, mask=mask)
-    eigenvalues, vectors = top_eigenpairs(kernel, rank, key=key)
-    floor = _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * eigenvalues[0]
-    live = eigenvalues > floor
-    inverse_roots = jnp.where(live, lax.rsqrt(jnp.where(live, eigenvalues, 1.0)), 0.0)
-    products = _products(kernel, x, vectors, chunk)
+    pairs = top_eigenpairs(kernel, rank, key=key)
+    nonzero = is_nonzero(pairs.eigenvalues)
+    products = _products(kernel, x, pairs.eigenvectors, chunk)
     traces = _layer_traces(kernel, x, chunk)
     return Factorization(
-        eigenvalues=jnp.where(live, eigenvalues, 0.0),
-        data_modes=products * inverse_roots[None, None, :].astype(products.dtype),
+        eigenvalues=jnp.where(nonzero, pairs.eigenvalues, 0.0),
+        data_modes=products * inverse_roots(pairs.eigenvalues)[None, None, :].astype(products.dtype),
         log_scale=_log_scale(kernel),
         trace=sum(jax.tree.leaves(traces), start=jnp.zeros((), products.dtype)),
         layer_traces=traces,
-        layer_shares=jax.tree.map(lambda leaf: _squared_length(leaf) * live, vectors),
+        layer_shares=jax.tree.map(lambda leaf: _squared_norms(leaf) * nonzero, pairs.eigenvectors),
     )
 
 
 def recompose(factorization: Factorization) -> Float[Array, "n n o o"]:
-    """Θ_r = Σ_i λ_i b_i b_iᵀ: the NTK, as `ntk.empirical` orders it, as far as the factorization goes.
+    """The NTK to rank r, Θ_r = Σ_i λ_i b_i b_iᵀ, from a factorization; axes (n, n, o, o) as in `ntk.empirical`.
 
-    Positive semi-definite, and so is Θ − Θ_r. n²·o² numbers, r times as many operations.
+    Both Θ_r and Θ − Θ_r are positive semi-definite. Stores n²·o² numbers; takes r·n²·o² operations.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
     >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 2))}
-    >>> found = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
-    >>> recompose(found)[0, 1].round(4)  # 2 units that each give 1 for their outgoing weight and 2 for the incoming
+    >>> terms = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
+    >>> recompose(terms)[0, 1].round(4)  # each of 2 active units adds 2 to every entry, and 1 on the diagonal
     Array([[6., 4.],
            [4., 6.]], dtype=float64)
     """
@@ -217,11 +232,13 @@ def recompose(factorization: Factorization) -> Float[Array, "n n o o"]:
 
 
 def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *, mask: Mask | None = None) -> Params:
-    """The parts of Θ = Σ_ℓ Θ_ℓ: a tree like `params` with the part (n, n, o, o) of each leaf in its place.
+    """The contribution of each parameter leaf to the NTK, Θ = Σ_ℓ Θ_ℓ: a tree like `params` of kernels (n, n, o, o).
 
-    One backward pass for each output and leaf; holds the Jacobian by one leaf at a time, n·o·p_ℓ numbers.
+    With a mask, Θ is that of the masked network and derivatives are by its kept weights. Cost: one backward pass for
+    each example, output and leaf. Memory: the Jacobian with respect to one leaf at a time, n·o·p_ℓ numbers, and the
+    kernels of all leaves.
 
-    Raises ValueError as `factorize` does.
+    Raises UnsupportedPrimitive, TypeError and ValueError for networks, masks, weights and inputs as `factorize` does.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
@@ -234,19 +251,19 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
     x, network = jnp.asarray(x), traced(apply, params)
     _check_network(network, params, x, mask)
     leaves, structure = jax.tree.flatten(params)
-    kept = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
-    masked = [jnp.where(keep, leaf, 0) for keep, leaf in zip(kept, leaves, strict=True)]
+    masks = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
+    weights = leaves if mask is None else jax.tree.leaves(kept_weights(mask, params))
 
-    def part(position: int) -> jax.Array:
+    def kernel_of_leaf(position: int) -> jax.Array:
         def outputs(leaf: jax.Array, example: jax.Array) -> jax.Array:
-            changed = [*masked[:position], leaf, *masked[position + 1 :]]
-            return cast(jax.Array, network(jax.tree.unflatten(structure, changed), example[None])[0])
+            replaced = [*weights[:position], leaf, *weights[position + 1 :]]
+            return cast(jax.Array, network(jax.tree.unflatten(structure, replaced), example[None])[0])
 
-        jacobian = jax.vmap(jax.jacrev(outputs), in_axes=(None, 0))(masked[position], x)
-        rows = jnp.where(kept[position], jacobian, 0).reshape(*jacobian.shape[:2], -1)
+        jacobian = jax.vmap(jax.jacrev(outputs), in_axes=(None, 0))(weights[position], x)
+        rows = jnp.where(masks[position], jacobian, 0).reshape(*jacobian.shape[:2], -1)
         return jnp.einsum("iap,jbp->ijab", rows, rows, precision=lax.Precision.HIGHEST)
 
-    return jax.tree.unflatten(structure, [part(position) for position in range(len(leaves))])
+    return jax.tree.unflatten(structure, [kernel_of_leaf(position) for position in range(len(leaves))])
 
 
 def bounds(
@@ -256,15 +273,16 @@ def bounds(
     *,
     key: Key,
 ) -> Bounds:
-    """What Π and the data Gram K_v allow Θ to be at most, and how far below it Θ is.
+    """Upper bounds on λ_max(Θ) and Tr Θ by the Path Kernel Π and the data Gram K_v, and the slack of each.
 
-    λ_max(Θ) ≤ λ_max(Π) · λ_max(K_v), Tr Θ ≤ λ_max(K_v) · Tr Π and Tr Θ ≤ λ_max(Π) · Tr K_v, as Θ = J Π Jᵀ and
-    K_v = J Jᵀ, block diagonal over outputs. `ntk` comes from `ntk.empirical` (or `recompose`), `kernel` from
-    `path_kernel.path_kernel`, `data_gram` (sign and logarithm) from `paths.log_data_gram`: of one network, one mask and
-    one batch. λ_max(Π) is as exact as `path_kernel.top_eigenpairs` finds it. Cost: that, and (n·o)³ operations.
+    The bounds are λ_max(Θ) ≤ λ_max(Π) · λ_max(K_v), Tr Θ ≤ λ_max(K_v) · Tr Π and Tr Θ ≤ λ_max(Π) · Tr K_v. They hold
+    since Θ = J Π Jᵀ and K_v = J Jᵀ with J = J_v f; K_v is block diagonal over outputs. `ntk` comes from `ntk.empirical`
+    (or `recompose`), `kernel` from `path_kernel.path_kernel`, and `data_gram` (sign and logarithm) from
+    `paths.log_data_gram`, all for one network, one mask and one batch. λ_max(Π) has the accuracy of
+    `path_kernel.top_eigenpairs`. Cost: one call of `path_kernel.top_eigenpairs` and (n·o)³ operations.
 
-    Raises ValueError where `ntk` and `data_gram` are not kernels of one batch with itself, and for a `kernel` of some
-    leaves or outputs alone.
+    Raises ValueError if `ntk` or `data_gram` is not of one batch with itself, if their shapes disagree, or if `kernel`
+    has only some leaves or outputs.
     Source: λ_max(A B Aᵀ) ≤ λ_max(B) λ_max(A Aᵀ), and Tr(A B Aᵀ) = Tr(B Aᵀ A), for positive semi-definite B.
 
     >>> from pathjax import paths
@@ -275,22 +293,22 @@ def bounds(
     >>> bounds(ntk, kernel, gram, key=jax.random.key(0)).slack.round(6).tolist()
     [0.0, 0.0, 0.0]
     """
-    matrix = _as_matrix(ntk)
+    matrix = square_matrix(ntk)
     _check_whole(kernel)
     sign, log_abs = data_gram
     if sign.shape != log_abs.shape or sign.shape != ntk.shape[:3]:
         raise ValueError(
             f"The data Gram has shapes {sign.shape} and {log_abs.shape}, but an NTK of shape {ntk.shape} goes with "
-            f"{ntk.shape[:3]}. Compute both on the same batch, without `x2`."
+            f"{ntk.shape[:3]}. Compute both on the same batch, and leave out `x2`."
         )
-    top, _ = top_eigenpairs(kernel, 1, key=key)
+    top = top_eigenpairs(kernel, 1, key=key).eigenvalues[0]
     largest = jnp.max(log_abs)
     scale = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
     grams = jnp.moveaxis(sign * jnp.exp(log_abs - scale), 2, 0)
     return Bounds(
         log_top_ntk=_log(eigvalsh(matrix)[-1]),
         log_trace_ntk=_log(jnp.trace(matrix)),
-        log_top_path_kernel=_log(top[0]) + _log_scale(kernel),
+        log_top_path_kernel=_log(top) + _log_scale(kernel),
         log_trace_path_kernel=_log(kernel.trace()) + _log_scale(kernel),
         log_top_data_gram=_log(jnp.max(jax.vmap(eigvalsh)(grams)[:, -1])) + scale,
         log_trace_data_gram=_log(jnp.sum(jnp.trace(grams, axis1=1, axis2=2))) + scale,
@@ -298,53 +316,54 @@ def bounds(
 
 
 def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, rank: int) -> Alignment:
-    """How the `rank` largest eigenvectors of Θ lie to the data modes of a factorization.
+    """How the `rank` largest eigenvectors of Θ align with the data modes of a factorization.
 
-    `ntk` is Θ itself, from `ntk.empirical`, on the batch of the factorization. An eigenvector of a repeated eigenvalue
-    is any in its eigenspace; sums over such a space are determined. Cost: (n·o)³ operations.
+    `ntk` is Θ, from `ntk.empirical`, on the batch of the factorization. The eigenvectors of a repeated eigenvalue are
+    an arbitrary basis of its eigenspace; only sums of shares or overlaps over the eigenspace are determined. Cost:
+    (n·o)³ operations.
 
-    Raises ValueError where `ntk` is not the kernel of that batch with itself and where `rank` is not between 1 and n·o.
+    Raises ValueError if `ntk` is not the kernel of that batch with itself, or if `rank` is not between 1 and n·o.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
     >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 2))}
-    >>> found = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
-    >>> aligned = alignment(found, recompose(found), rank=1)
+    >>> terms = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
+    >>> aligned = alignment(terms, recompose(terms), rank=1)
     >>> aligned.overlap.round(4).tolist(), aligned.shares.sum(axis=1).round(4).tolist()
     ([1.0], [1.0])
     """
     n, o, _ = factorization.data_modes.shape
-    matrix = _as_matrix(ntk)
+    matrix = square_matrix(ntk)
     if ntk.shape[::2] != (n, o):
         raise ValueError(
-            f"An NTK of shape {ntk.shape} came, but the factorization is of {n} examples and {o} outputs. "
-            "Compute both on the same batch."
+            f"The NTK has shape {ntk.shape}, but the factorization is of {n} examples and {o} outputs. Compute both on "
+            "the same batch."
         )
     if not 1 <= rank <= n * o:
         raise ValueError(f"`rank` must lie between 1 and the number of Θ's eigenvectors, {n * o}, but is {rank}.")
-    values, vectors = eigh(matrix)
-    values, vectors = values[::-1][:rank], vectors[:, ::-1][:, :rank]
+    eigenvalues, vectors = eigh(matrix)
+    eigenvalues, vectors = eigenvalues[::-1][:rank], vectors[:, ::-1][:, :rank]
     modes = (factorization.data_modes * jnp.sqrt(factorization.eigenvalues)[None, None, :]).reshape(n * o, -1)
-    live = values > _ROUNDINGS * jnp.finfo(values.dtype).eps * values[0]
-    parts = jnp.square(vectors.T @ modes) / jnp.where(live, values, 1.0)[:, None]
+    nonzero = eigenvalues > rounding_error(eigenvalues, n * o)
+    shares = jnp.square(vectors.T @ modes) / jnp.where(nonzero, eigenvalues, 1.0)[:, None]
     return Alignment(
-        eigenvalues=values,
-        shares=jnp.where(live[:, None], parts, 0.0),
-        overlap=_squared_length((_basis(modes).T @ vectors).T),
+        eigenvalues=eigenvalues,
+        shares=jnp.where(nonzero[:, None], shares, 0.0),
+        overlap=_squared_norms((_orthonormal_basis(modes).T @ vectors).T),
     )
 
 
 def kernel_target_alignment(
     kernel: Float[Array, "n n"], labels: Int[AnyArray, " n"], *, centered: bool = True
 ) -> Float[Array, ""]:
-    """Kernel–target alignment ⟨K, T⟩ / (‖K‖ ‖T‖) in the Frobenius inner product, T_ij = 1 where labels agree, else 0.
+    """Kernel–target alignment ⟨K, T⟩ / (‖K‖ ‖T‖) in the Frobenius inner product; T_ij = 1 for equal labels, else 0.
 
-    `centered` takes H K H and H T H in place of K and T, with H = I − 11ᵀ/n: the centered alignment, which a constant
-    added to a kernel does not raise. In [0, 1] for a positive semi-definite kernel. Of an NTK (n, n, o, o) take
-    `jnp.trace(ntk, axis1=2, axis2=3)`, the kernel of its outputs together. NaN where K or T vanishes, as T does when
-    centered if all labels are the same.
+    If `centered`, H K H and H T H with H = I − 11ᵀ/n replace K and T, which makes the alignment invariant to a constant
+    added to every entry of the kernel. In [0, 1] for a positive semi-definite kernel. For an NTK (n, n, o, o), pass
+    its trace over outputs, `jnp.trace(ntk, axis1=2, axis2=3)`. NaN if K or T is zero; T is, when centered, if all
+    labels are equal.
 
-    Raises ValueError where the labels are not one integer for each example.
+    Raises ValueError if the kernel is not (n, n), or if labels are not one integer per example.
     Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola (2001), "On Kernel-Target Alignment", definition 1 and
     section 2 for classes; centered: Cortes, Mohri, Rostamizadeh (2012), "Algorithms for Learning Kernels Based on
     Centered Alignment", definition 4.
@@ -356,71 +375,75 @@ def kernel_target_alignment(
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(
             f"A kernel over the examples of one batch, (n, n), was expected, but {kernel.shape} came. "
-            "Of an NTK (n, n, o, o) take jnp.trace(ntk, axis1=2, axis2=3)."
+            "For an NTK (n, n, o, o), pass its trace over outputs, jnp.trace(ntk, axis1=2, axis2=3)."
         )
     labels = jnp.asarray(labels)
     if labels.shape != kernel.shape[:1] or not jnp.issubdtype(labels.dtype, jnp.integer):
         raise ValueError(
             f"`labels` must be one integer for each of the {len(kernel)} examples, but have shape {labels.shape} and "
-            f"dtype {labels.dtype}. Turn one-hot targets into labels with jnp.argmax(targets, axis=1)."
+            f"dtype {labels.dtype}. Convert one-hot targets to labels by jnp.argmax(targets, axis=1)."
         )
     target = (labels[:, None] == labels[None, :]).astype(kernel.dtype)
     if centered:
         kernel, target = _centered(kernel), _centered(target)
-    kernel, target = (matrix / jnp.max(jnp.abs(matrix)) for matrix in (kernel, target))  # squares stay in the format
+    # divided by the largest entry, so that the squares in the norms neither overflow nor underflow
+    kernel, target = (matrix / jnp.max(jnp.abs(matrix)) for matrix in (kernel, target))
     return jnp.sum(kernel * target) / (jnp.linalg.norm(kernel) * jnp.linalg.norm(target))
 
 
 def _log_scale(kernel: PathKernel) -> jax.Array:
-    """`kernel.log_scale` in the type of the weights."""
+    """`kernel.log_scale` in the dtype of the weights."""
     return math.log(2.0) * kernel.exponent.astype(jnp.result_type(*jax.tree.leaves(kernel.params)))
 
 
 def _products(kernel: PathKernel, x: jax.Array, vectors: Params, chunk: int) -> jax.Array:
-    """J_θ f times each of the vectors, a tree of leaves (r, ...): (n, o, r)."""
+    """J_θ f times each of r vectors, given as a tree with leaves (r, ...); shape (n, o, r)."""
     rank = len(jax.tree.leaves(vectors)[0])
 
-    def of_example(example: jax.Array) -> jax.Array:
-        outputs, pull = jax.vjp(lambda params: kernel.network(params, example[None])[0], kernel.params)
-        # the transpose of the backward pass, as functions with a backward rule of their own have no forward one
-        push = jax.linear_transpose(pull, outputs)
-        return cast(jax.Array, lax.map(lambda vector: push((vector,))[0], vectors, batch_size=min(chunk, rank)))
+    def products_of_example(example: jax.Array) -> jax.Array:
+        outputs, pullback = jax.vjp(lambda params: kernel.network(params, example[None])[0], kernel.params)
+        # the transposed backward pass and not jax.jvp: functions with a jax.custom_vjp rule have no forward mode
+        pushforward = jax.linear_transpose(pullback, outputs)
+        return cast(jax.Array, lax.map(lambda vector: pushforward((vector,))[0], vectors, batch_size=min(chunk, rank)))
 
-    return jnp.swapaxes(lax.map(of_example, x), 1, 2)
+    return jnp.swapaxes(lax.map(products_of_example, x), 1, 2)
 
 
 def _layer_traces(kernel: PathKernel, x: jax.Array, chunk: int) -> Params:
-    """For each leaf ‖∂f/∂θ_ℓ‖², summed over examples, outputs and kept weights."""
+    """Tr Θ_ℓ for each leaf ℓ: ‖∂f/∂θ_ℓ‖², summed over examples, outputs and kept weights."""
 
-    def of_example(example: jax.Array) -> Params:
-        outputs, pull = jax.vjp(lambda params: kernel.network(params, example[None])[0], kernel.params)
+    def traces_of_example(example: jax.Array) -> Params:
+        outputs, pullback = jax.vjp(lambda params: kernel.network(params, example[None])[0], kernel.params)
 
-        def squares(cotangent: jax.Array) -> Params:
-            (gradient,) = pull(cotangent)
+        def squared_gradient(cotangent: jax.Array) -> Params:
+            (gradient,) = pullback(cotangent)
             return jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf)), restricted(kernel, gradient))
 
-        units = jnp.eye(outputs.size, dtype=outputs.dtype)
-        return _summed(lax.map(squares, units, batch_size=min(chunk, outputs.size)))
+        unit_cotangents = jnp.eye(outputs.size, dtype=outputs.dtype)
+        return _sum_over_first_axis(lax.map(squared_gradient, unit_cotangents, batch_size=min(chunk, outputs.size)))
 
-    return _summed(lax.map(of_example, x))
+    return _sum_over_first_axis(lax.map(traces_of_example, x))
 
 
-def _summed(tree: Params) -> Params:
+def _sum_over_first_axis(tree: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), tree)
 
 
-def _squared_length(rows: jax.Array) -> jax.Array:
+def _squared_norms(rows: jax.Array) -> jax.Array:
     """‖row‖² for each entry of the first axis."""
     return jnp.sum(jnp.square(rows), axis=tuple(range(1, rows.ndim)))
 
 
-def _basis(columns: jax.Array) -> jax.Array:
-    """Orthonormal columns that span what the columns, of any lengths, do; zero columns for what they lack in rank."""
-    lengths = jnp.sqrt(_squared_length(columns.T))
-    units = columns / jnp.where(lengths > 0, lengths, 1.0)[None, :]
-    basis, sizes, _ = svd(units)
-    live = sizes > max(columns.shape) * jnp.finfo(columns.dtype).eps * sizes[0]
-    return jnp.where(live[None, :], basis, 0.0)
+def _orthonormal_basis(columns: jax.Array) -> jax.Array:
+    """An orthonormal basis of the span of the columns, as columns; zero columns in place of missing rank.
+
+    The columns are normalized first, so that short ones count towards the rank too.
+    """
+    norms = jnp.sqrt(_squared_norms(columns.T))
+    unit_columns = columns / jnp.where(norms > 0, norms, 1.0)[None, :]
+    basis, singular_values, _ = svd(unit_columns)
+    nonzero = singular_values > rounding_error(singular_values, max(columns.shape))
+    return jnp.where(nonzero[None, :], basis, 0.0)
 
 
 def _centered(matrix: jax.Array) -> jax.Array:
@@ -430,46 +453,35 @@ def _centered(matrix: jax.Array) -> jax.Array:
 
 
 def _log(number: jax.Array) -> jax.Array:
-    """Natural logarithm, −∞ for zero and for what rounding left below it."""
-    live = number > 0
-    return jnp.where(live, jnp.log(jnp.where(live, number, 1.0)), -jnp.inf)
-
-
-def _as_matrix(ntk: jax.Array) -> jax.Array:
-    if ntk.ndim != 4 or ntk.shape[0] != ntk.shape[1] or ntk.shape[2] != ntk.shape[3]:
-        raise ValueError(
-            f"The kernel of one batch with itself, (n, n, o, o), was expected, but {ntk.shape} came. "
-            "Leave out `x2`, `trace` and `diagonal` when computing it."
-        )
-    n, _, o, _ = ntk.shape
-    return jnp.swapaxes(ntk, 1, 2).reshape(n * o, n * o)
+    """Natural logarithm; −∞ for zero and, since rounding may make a zero negative, for negative numbers."""
+    positive = number > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, number, 1.0)), -jnp.inf)
 
 
 def _check_whole(kernel: PathKernel) -> None:
     if kernel.outputs is not None or len(kernel.rows) != len(jax.tree.leaves(kernel.params)):
         raise ValueError(
-            "`kernel` is of some leaves or outputs alone, which bounds no more than their part of Θ. Build it without "
+            "`kernel` is of some leaves or outputs alone, and would bound only their part of Θ. Build it without "
             "`where` and `outputs`."
         )
 
 
 def _check_chunk(chunk: int) -> None:
     if chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1, the number of passes at a time, but is {chunk}.")
+        raise ValueError(f"`chunk` must be at least 1, but is {chunk}: it is the number of passes computed at once.")
 
 
 def _check_network(network: TracedNetwork, params: Params, x: jax.Array, mask: Mask | None) -> None:
-    """Raise where trees or shapes do not fit and, as far as values can be read, where they are not finite."""
+    """Raise if the mask or shapes do not fit, or, unless traced, if kept weights or inputs are not finite."""
     if mask is not None:
         check_mask(mask, params)
-        kept = jax.tree.leaves(mask)
-        if all(map(is_concrete, kept)) and not any(np.asarray(leaf).any() for leaf in kept):
-            raise ValueError(
-                "`mask` prunes every weight, so that nothing is left to factorize. Keep at least one weight."
-            )
+        masks = jax.tree.leaves(mask)
+        if all(map(is_concrete, masks)) and not any(np.asarray(leaf).any() for leaf in masks):
+            raise ValueError("`mask` prunes every weight, so the NTK is zero. Keep at least one weight.")
     check_finite(params, mask)
     _check_inputs(x)
-    network.program(x)  # raises where the outputs are not (n, o)
+    weights = params if mask is None else kept_weights(mask, params)
+    check_outputs(network, weights, x, "x")
 
 
 def _check_inputs(x: jax.Array) -> None:
@@ -481,6 +493,6 @@ def _check_inputs(x: jax.Array) -> None:
     if is_concrete(x) and not np.isfinite(np.asarray(x)).all():
         first = int((~np.isfinite(np.asarray(x))).reshape(len(x), -1).any(axis=1).argmax())
         raise ValueError(
-            f"`x` holds NaN or infinity, first in example {first}, and would make its part of Θ so. Remove or fill "
-            "such examples."
+            f"`x` holds NaN or infinity, first in example {first}, and would make Θ of that example NaN. Remove such "
+            "examples, or fill the missing values."
         )

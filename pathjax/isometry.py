@@ -1,9 +1,10 @@
-"""Dynamical isometry: whether a network keeps lengths, by the singular values of its layers and of its Jacobian.
+"""Dynamical isometry: whether a network preserves lengths, from the singular values of its layers and its Jacobian.
 
-Signals and gradients pass deep networks whose singular values are near 1. Orthogonal weights make them exactly 1 in a
-linear network of any depth, and pruning takes that away. The initializers for it are JAX's own:
-`jax.nn.initializers.orthogonal()` for dense kernels, `jax.nn.initializers.delta_orthogonal()` for convolutions, which
-then keep lengths as operators on images with circular padding; both with a scale of √2 in front of ReLUs.
+`jacobian_singular_values` and `layer_singular_values` compute the singular values, `summary` their distance from 1.
+Signals and gradients neither vanish nor explode in a deep network whose Jacobian has singular values near 1. In a
+linear network of any depth orthogonal weights make them exactly 1; pruning breaks this. JAX has the initializers:
+`jax.nn.initializers.orthogonal()` for dense kernels and `jax.nn.initializers.delta_orthogonal()` for convolutions,
+which then preserve lengths on images with circular padding. Scale both by √2 for layers followed by a ReLU.
 
 >>> import jax, jax.numpy as jnp
 >>> from pathjax import masks, scores
@@ -30,8 +31,9 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, Shaped
 
 from pathjax import masks
-from pathjax._base import network as _network
+from pathjax._base.network import check_inputs, check_outputs, check_params
 from pathjax._base.trees import wide
+from pathjax._interpreter.traced import traced
 from pathjax._linalg import lapack
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable
 
@@ -43,9 +45,9 @@ def jacobian_singular_values(
 ) -> Float[Array, "n r"]:
     """Singular values of the input–output Jacobian ∂f/∂x at each example, the largest first.
 
-    There are r = min(o, d) of them for o outputs and d numbers in an example. Cost: r passes forward or backward for
-    each example, n·o·d numbers of memory, and n decompositions of o·d·r operations. Derivatives exist where the
-    singular values of an example differ.
+    For o outputs and examples of d numbers, each example has r = min(o, d) singular values. They are differentiable
+    where those of one example are distinct. Cost: r forward or backward passes for each example, n·o·d numbers of
+    memory, and n decompositions of O(o·d·r) operations.
 
     Raises ValueError for inputs that are not floating point or hold NaN, for weights that are not floating point, for
     an `apply` whose output is not (n, o) or mixes examples, and for a mask of another tree; TypeError for a mask that
@@ -60,15 +62,16 @@ def jacobian_singular_values(
     [3.0, 0.5]
     """
     x = jnp.asarray(x)
-    _network.check_params(params)
-    _network.check_inputs(x=x)
+    check_params(params)
+    check_inputs(x=x)
     weights = masks.apply_mask(mask, params)
-    _network.check_outputs(apply, weights, x, "x")
+    network = traced(apply, weights)
+    check_outputs(network, weights, x, "x")
 
     def outputs(example: Array) -> Any:
-        return apply(weights, example[None])[0]
+        return network(weights, example[None])[0]
 
-    o, d = jax.eval_shape(apply, weights, x).shape[1], int(np.prod(x.shape[1:]))
+    o, d = network.output(x).shape[1], int(np.prod(x.shape[1:]))
     jacobian = jax.jacfwd if d < o else jax.jacrev
     return _singular_values(jax.vmap(jacobian(outputs))(x).reshape(len(x), o, d))
 
@@ -80,20 +83,20 @@ def layer_singular_values(
     spatial: tuple[int, ...] | None = None,
     prunable: Prunable = masks.is_kernel,
 ) -> dict[str, Float[Array, " _"]]:
-    """Singular values of each kernel, the largest first, by its key path.
+    """Singular values of each kernel that `prunable` chooses, the largest first, by its key path.
 
-    Of a dense kernel (i, o), those of the matrix. Of a convolution's, (window..., i, o), those of the unfolded matrix
-    (window·i, o), which has one row for each weight of an output channel. With `spatial`, the size of the images, those
-    of the convolution itself, as an operator on images of i channels with circular padding and stride 1: min(i, o)
-    values for each place, as the Fourier transform of the kernel decomposes it into one (i, o) matrix for each
-    frequency. Groups of channels cannot be read from a kernel: of a convolution with groups give each group's part of
-    it. `spatial` must have one entry for each axis of the window, none smaller than the window; dense kernels do
-    not read it. Leaves are those that `prunable` chooses; empty ones have no singular value.
+    For a dense kernel (i, o), the singular values of this matrix. For a convolution kernel (window..., i, o), those of
+    the unfolded matrix (window·i, o), whose columns are the output channels. With `spatial`, the size of the images,
+    those of the convolution itself, as a linear map of images of i channels with circular padding and stride 1: the
+    Fourier transform decomposes it into one (i, o) matrix for each frequency, with min(i, o) singular values each.
+    `spatial` has one entry for each axis of the window, at least as large as the window; dense kernels ignore it. For a
+    convolution with feature groups, pass the kernel of each group as a leaf of its own, since a kernel does not tell
+    its groups. An empty leaf has no singular values.
 
-    Cost: one decomposition for each kernel, or with `spatial` one for each of its frequencies.
+    Cost: one singular value decomposition per kernel, or with `spatial` one per kernel and frequency.
 
-    Raises ValueError for a mask of another tree, a chosen leaf of fewer than two axes, and for `spatial` of other axes
-    than a window or smaller than it; TypeError for a mask that is not boolean.
+    Raises ValueError for a mask of another tree, a chosen leaf of fewer than two axes, and a `spatial` with another
+    number of axes than a window or smaller than it; TypeError for a mask that is not boolean.
 
     Source: unfolded, Lee, Ajanthan, Gould, Torr, "A signal propagation perspective for pruning neural networks at
     initialization", 2020; operators, Sedghi, Gupta, Long, "The singular values of convolutional layers", 2019.
@@ -110,10 +113,13 @@ def layer_singular_values(
 
 
 class Summary(NamedTuple):
-    """How near singular values s are to an isometry's, which are all 1.
+    """How far singular values s are from those of an isometry, which are all 1.
 
-    Their `mean` and `standard_deviation`; the `condition`, largest over smallest, infinite where the smallest is 0 as
-    far as the format tells; and the `distance` |mean s² − 1|, by which the mean squared length of signals changes.
+    Attributes:
+        mean: of s.
+        standard_deviation: of s.
+        condition: the condition number, largest over smallest s; infinite where the smallest is 0 up to rounding.
+        distance: |mean s² − 1|, the relative change of the mean squared length of signals.
     """
 
     mean: Float[Array, "*batch"]
@@ -123,9 +129,11 @@ class Summary(NamedTuple):
 
 
 def summary(singular_values: Float[AnyArray, "*batch r"]) -> Summary:
-    """What singular values say of isometry, over the last axis: one for each example, or for a layer one.
+    """How far singular values are from those of an isometry, summarized over the last axis.
 
-    Smallest singular values up to r·ε of the largest, with ε of their dtype, count as 0.
+    Takes the result of `jacobian_singular_values`, for one summary per example, or one entry of that of
+    `layer_singular_values`. A smallest singular value of at most r·ε times the largest counts as 0, with ε the rounding
+    unit of the dtype.
 
     Raises ValueError where there is no singular value.
 
@@ -137,7 +145,7 @@ def summary(singular_values: Float[AnyArray, "*batch r"]) -> Summary:
     if r == 0:
         raise ValueError("There is no singular value to summarize. Leave out kernels that are empty.")
     largest, smallest = jnp.max(values, axis=-1), jnp.min(values, axis=-1)
-    is_singular = smallest <= r * _network.epsilon(values) * largest
+    is_singular = smallest <= lapack.rounding_error(values, r)
     # a finite stand-in, so that the branch not taken keeps gradients finite
     condition = jnp.where(is_singular, jnp.inf, largest / jnp.where(is_singular, 1.0, smallest))
     distance = jnp.abs(jnp.mean(jnp.square(values), axis=-1) - 1.0)

@@ -1,9 +1,11 @@
-"""Masks: which weights are kept.
+"""Masks: which weights of a network are kept.
 
-A mask has the structure of `params` and boolean leaves: True where a weight is kept. Leaves that must not be pruned
-are True throughout, never None. `from_scores` makes a mask, `apply_mask` uses it, `freeze` holds it during training,
-`count`, `density`, `statistics` and `overlap` describe it, `save` and `load` keep it in a file. `shuffle`, `invert` and
-`reinitialize` are the sanity checks that a method which finds weights worth keeping should not survive.
+A mask is a pytree with the structure of `params` and boolean leaves: True where a weight is kept. Leaves that must not
+be pruned are True throughout, never None.
+
+Make a mask with `from_scores`, set pruned weights to 0 with `apply_mask`, and keep them at 0 in training with `freeze`.
+`count`, `density`, `statistics` and `overlap` describe masks; `save` and `load` store them in files. `shuffle`,
+`invert` and `reinitialize` are sanity checks: a method that finds weights worth keeping should train worse after each.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from pathjax._base.network import kept_weights
 from pathjax._base.trees import check_boolean, check_like, check_mask, key_paths
 from pathjax._pruning import selection
 from pathjax._pruning.apportionment import apportion
@@ -52,9 +55,9 @@ _SCOPES = ("global", "local", "uniform", "erk")
 
 
 def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether a leaf is a kernel: two or more axes. Biases and normalization scales have one and are not.
+    """Whether a leaf is a kernel: has two or more axes, unlike biases and normalization scales, which have one.
 
-    The default of every `prunable` argument.
+    The default of `prunable` in all functions that make, count or compare masks.
 
     >>> import jax.numpy as jnp
     >>> is_kernel((), jnp.ones((3, 2))), is_kernel((), jnp.ones(2))
@@ -73,33 +76,38 @@ def from_scores(
 ) -> Mask:
     """The mask that keeps the prunable weights of largest score.
 
-    Exactly round(ρ·N) of the N prunable weights are kept, where `round` is Python's (halves go to the even
-    neighbour) and ρ the `density`. Equal scores, of which −0 and 0 are two, are kept from the lowest raveled index
-    on, leaf after leaf in the order of the tree. With `within`, an earlier mask, nothing that it pruned is kept again,
-    whatever the score. Leaves of other scores than floating-point ones may only be unprunable.
+    Exactly round(ρ·N) of the N prunable weights are kept, where ρ is the `density` and `round` Python's (halves round
+    to even). Of equal scores (−0 equals 0) those of lowest raveled index are kept, leaf after leaf in the order of the
+    tree. With `within`, an earlier mask, a weight that it pruned stays pruned whatever its score. Scores of prunable
+    leaves must be floating-point.
 
-    Scope "global" ranks all prunable weights together. The others rank within each prunable leaf, of n weights:
+    `scope` says which weights are ranked together:
 
-    - "local" keeps round(ρ·n), each leaf by itself, so that the total can differ from round(ρ·N);
-    - "uniform" keeps one density in all leaves, as near as whole weights allow, and exactly round(ρ·N) in all. Some
-      papers keep the first or the last layer dense under this name (Evci et al., Gale et al.): use `prunable`;
-    - "erk", the Erdős–Rényi-Kernel, gives a leaf the density min(1, ε·(sum of its axes)/(product of its axes)),
-      exactly round(ρ·N) in all: for a dense kernel ε·(n_in + n_out)/(n_in·n_out), more in small leaves than in large.
+    - "global" ranks all prunable weights together;
+    - "local" ranks each prunable leaf of n weights alone and keeps round(ρ·n), so the total can differ from round(ρ·N);
+    - "uniform" ranks each leaf alone, with the same density in each as nearly as whole numbers allow, and a total of
+      exactly round(ρ·N). Some papers also keep the first or last layer dense (Evci et al., Gale et al.): use
+      `prunable`;
+    - "erk", the Erdős–Rényi kernel, ranks each leaf alone. The density of a leaf is min(1, ε·(sum of its axes)/(product
+      of its axes)), for a dense kernel ε·(n_in + n_out)/(n_in·n_out): small leaves are denser than large ones. ε is
+      such that the total is exactly round(ρ·N).
 
-    Under "uniform" and "erk" no leaf is emptied, and a leaf never keeps fewer at a higher density (Webster's method).
+    "uniform" and "erk" keep at least one weight in each leaf, and a leaf never keeps fewer weights at a higher density
+    (Webster's method of apportionment).
 
-    Linear time in N and no sort: a sample brackets the threshold, and guesses close the bracket in some four passes
-    that count, at worst by quarters; as many again where only a part of the ties is kept. `density` is static; scores
-    and `within` may be traced.
+    Cost: linear in N, without sorting. The threshold is found by counting the scores above trial thresholds, in a few
+    passes; as many again where ties must be broken. `density` must be a Python number; scores and `within` may be
+    traced.
 
     Sources: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018;
     Evci et al., "Rigging the lottery: making all tickets winners", 2020, section 3; Gale et al., "The state of
     sparsity in deep neural networks", 2019.
 
-    Raises ValueError where the density is outside (0, 1] or keeps nothing, nothing is prunable, trees differ, a
-    score that competes is NaN or infinite, or `within` keeps fewer weights than wanted. Under `jit` and `vmap`,
-    where values cannot be read, such a NaN or infinity makes a mask that keeps no prunable weight at all, and too
-    small a `within` is returned whole.
+    Raises ValueError where the density is outside (0, 1] or so low that it keeps nothing, no leaf is prunable, trees
+    differ, a score is NaN or infinite (except where `within` is False), or `within` keeps fewer weights than wanted;
+    TypeError for scores of a prunable leaf that are not floating point and for a `within` that is not boolean. Under
+    `jit` and `vmap`, where values cannot be read, a NaN or infinite score gives a mask that keeps no prunable weight,
+    and a `within` that keeps too few is returned unchanged.
 
     >>> import jax.numpy as jnp
     >>> scores = {"bias": jnp.zeros(2), "kernel": jnp.array([[3.0, 1.0], [1.0, 0.0], [2.0, 5.0]])}
@@ -112,10 +120,12 @@ def from_scores(
 
 
 def kept_counts(params: Params, *, density: float, scope: str = "global", prunable: Prunable = is_kernel) -> np.ndarray:
-    """How many weights a density keeps: round(ρ·N); in other scopes than "global" an integer for each prunable leaf.
+    """How many weights a density keeps: one integer for scope "global", else one for each prunable leaf (l,).
 
-    Reads the shapes of `params` alone. Raises ValueError where the density is outside (0, 1] or keeps nothing of the
-    weights or, in other scopes than "global", of a leaf that is not empty, and where nothing is prunable.
+    The scopes are those of `from_scores`. Only the shapes of `params` are read.
+
+    Raises ValueError where the density is outside (0, 1] or so low that it keeps no weight at all or, with other scopes
+    than "global", none of some leaf that is not empty; and where no leaf is prunable.
 
     >>> import jax.numpy as jnp
     >>> params = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2)), "third": jnp.ones((40, 50))}
@@ -149,8 +159,8 @@ def kept_counts(params: Params, *, density: float, scope: str = "global", prunab
     filled = sum(size > 0 for size in sizes)
     if total < filled:
         raise ValueError(
-            f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, of which "
-            f'scope "{scope}" empties none. The smallest that keeps one of each is about {filled / size:.3g}.'
+            f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, each of "
+            f'which keeps one or more with scope "{scope}". The smallest possible density is about {filled / size:.3g}.'
         )
     shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
     return np.asarray(apportion(total, shares, sizes), np.int32)
@@ -161,7 +171,7 @@ def _rounded(density: float, size: int, group: str) -> int:
     if size > 0 and kept == 0:
         raise ValueError(
             f"density {density} keeps none of {group}, {size} in number. "
-            f"The smallest that keeps one is about {1.0 / size:.3g}."
+            f"The smallest density that keeps one is about {1.0 / size:.3g}."
         )
     return kept
 
@@ -174,10 +184,12 @@ def keep_largest(
     prunable: Prunable = is_kernel,
     within: Mask | None = None,
 ) -> Mask:
-    """`from_scores` with given counts, which may be traced: one compiled program serves every density.
+    """The mask that keeps a given number of weights; as `from_scores`, with `counts` in place of `density`.
 
-    `counts` is an integer, or in other scopes than "global" one for each prunable leaf (l,), as `kept_counts` gives
-    them. Everything else is as in `from_scores`.
+    `counts` may be traced, so that one compiled program serves every density. It is one integer for scope "global",
+    else one for each prunable leaf (l,), as `kept_counts` gives them. All else, and the errors, are as in
+    `from_scores`; also raises ValueError for `counts` of another shape and TypeError for `counts` that are not
+    integers.
 
     >>> import jax, jax.numpy as jnp
     >>> scores = {"kernel": jnp.array([[3.0, 1.0], [2.0, 5.0], [0.0, 4.0]])}
@@ -193,10 +205,10 @@ def keep_largest(
 
 
 def apply_mask(mask: Mask | None, params: Params) -> Params:
-    """`params` with 0 in place of the pruned weights; None as a mask means dense.
+    """`params` with pruned weights set to 0; with `mask=None`, `params` unchanged.
 
-    A choice, not a product: NaN and infinity vanish where the mask is False. Raises ValueError unless the trees agree,
-    TypeError unless the mask is boolean.
+    Pruned weights are replaced by 0, not multiplied by it: NaN and infinity become 0 too. Raises ValueError for a mask
+    of another tree and TypeError for one that is not boolean.
 
     >>> import jax.numpy as jnp
     >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
@@ -206,11 +218,11 @@ def apply_mask(mask: Mask | None, params: Params) -> Params:
     if mask is None:
         return params
     check_mask(mask, params)
-    return jax.tree.map(lambda kept, leaf: jnp.where(kept, leaf, jnp.zeros_like(leaf)), mask, params)
+    return kept_weights(mask, params)
 
 
 def count(mask: Mask, *, prunable: Prunable = is_kernel) -> Int[Array, ""]:
-    """The number of prunable weights that a mask keeps.
+    """The number of prunable weights that a mask keeps. Raises TypeError for a mask that is not boolean.
 
     >>> import jax.numpy as jnp
     >>> int(count({"kernel": jnp.array([[True, False, True], [False, True, True]]), "bias": jnp.ones(3, bool)}))
@@ -222,7 +234,7 @@ def count(mask: Mask, *, prunable: Prunable = is_kernel) -> Int[Array, ""]:
 
 
 def density(mask: Mask, *, prunable: Prunable = is_kernel) -> Float[Array, ""]:
-    """The share of the prunable weights that a mask keeps; 1 where there are none.
+    """The share of the prunable weights that a mask keeps; 1 if no weight is prunable.
 
     >>> import jax.numpy as jnp
     >>> float(density({"kernel": jnp.array([[True, False, True], [False, True, True]]), "bias": jnp.ones(3, bool)}))
@@ -233,7 +245,7 @@ def density(mask: Mask, *, prunable: Prunable = is_kernel) -> Float[Array, ""]:
 
 
 class LeafStatistics(NamedTuple):
-    """What a mask keeps of one leaf: its key path, the weights kept, the weights there are, and their quotient."""
+    """What a mask keeps of one leaf: its key path, the number of kept weights, its size, and `kept` / `size`."""
 
     path: str
     kept: int
@@ -242,9 +254,9 @@ class LeafStatistics(NamedTuple):
 
 
 def statistics(mask: Mask) -> tuple[LeafStatistics, ...]:
-    """What a mask keeps of each leaf, prunable or not, in the order of the tree. An empty leaf has density 1.
+    """What a mask keeps of each leaf, prunable or not, in the order of the tree; the density of an empty leaf is 1.
 
-    Reads the values of the mask, so that it does not go under `jit`.
+    The values of the mask are read, so this does not work under `jit`. Raises TypeError for a mask that is not boolean.
 
     >>> import jax.numpy as jnp
     >>> statistics({"kernel": jnp.array([[True, False, True, False], [False, True, False, False]])})
@@ -258,7 +270,7 @@ def statistics(mask: Mask) -> tuple[LeafStatistics, ...]:
 
 
 class Overlap(NamedTuple):
-    """How alike two masks are: their Jaccard index, the weights that both keep, and the index expected by chance."""
+    """The overlap of two masks: Jaccard index, number of weights that both keep, and Jaccard index by chance."""
 
     jaccard: Float[Array, ""]
     shared: Int[Array, ""]
@@ -266,12 +278,12 @@ class Overlap(NamedTuple):
 
 
 def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel) -> Overlap:
-    """How alike two masks are on the prunable weights: |A ∩ B| / |A ∪ B|, and the same for random masks.
+    """How alike two masks are: the Jaccard index |A ∩ B| / |A ∪ B| of their kept prunable weights, and that by chance.
 
-    `expected` is what random masks with the same counts a_l, b_l in each leaf of n_l weights have: with
-    s = Σ_l a_l·b_l / n_l, the expected number that both keep, s / (|A| + |B| − s). An index near it says that two
-    methods agree on how many weights each layer keeps, and on nothing else. It is the ratio of expectations, which
-    differs from the expected ratio by O(1/N). Two masks that keep nothing have index 1.
+    `expected` is the index of random masks that keep as many weights a_l and b_l in each leaf of n_l weights: s / (|A|
+    + |B| − s), where s = Σ_l a_l·b_l / n_l is the expected number of weights that both keep. If `jaccard` is near
+    `expected`, two methods agree on how many weights each layer keeps and on nothing more. `expected` is a ratio of
+    expectations, which differs from the expectation of the ratio by O(1/N). Two masks that keep nothing have index 1.
 
     Raises ValueError where the trees differ, TypeError for masks that are not boolean.
 
@@ -286,10 +298,10 @@ def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel) -> Overl
     check_boolean(left, name="left")
     check_boolean(right, name="right")
     kept, shared, expected = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(())
-    for (_, one), (_, other) in zip(_prunable_leaves(left, prunable), _prunable_leaves(right, prunable), strict=True):
-        mine, theirs = jnp.sum(one, dtype=jnp.int32), jnp.sum(other, dtype=jnp.int32)
-        kept, shared = kept + mine + theirs, shared + jnp.sum(one & other, dtype=jnp.int32)
-        expected = expected + mine * (theirs / max(jnp.size(one), 1))
+    for (_, a), (_, b) in zip(_prunable_leaves(left, prunable), _prunable_leaves(right, prunable), strict=True):
+        kept_by_a, kept_by_b = jnp.sum(a, dtype=jnp.int32), jnp.sum(b, dtype=jnp.int32)
+        kept, shared = kept + kept_by_a + kept_by_b, shared + jnp.sum(a & b, dtype=jnp.int32)
+        expected = expected + kept_by_a * (kept_by_b / max(jnp.size(a), 1))
     return Overlap(_jaccard(shared.astype(float), kept), shared, _jaccard(expected, kept))
 
 
@@ -299,11 +311,11 @@ def _jaccard(shared: Array, kept: Array) -> Array:
 
 
 def shuffle(mask: Mask, *, key: Key, prunable: Prunable = is_kernel) -> Mask:
-    """The mask with the weights kept in each prunable leaf drawn anew: as many, at random places.
+    """A random mask that keeps as many weights as the given one in each prunable leaf.
 
-    A sanity check: a method that finds which weights are worth keeping, and not only how many in each layer, trains
-    worse after it. Each leaf has its own key, folded from `key`. Linear in the number of weights; goes under `jit` and
-    `vmap`. Raises TypeError for a mask that is not boolean.
+    A sanity check: a method that finds which weights to keep, and not only how many in each layer, trains worse with
+    the shuffled mask. Leaf i of the tree gets the key `jax.random.fold_in(key, i)`. Linear in the number of weights;
+    works under `jit` and `vmap`. Raises TypeError for a mask that is not boolean.
 
     Sources: Frankle et al., "Pruning neural networks at initialization: why are we missing the mark?", 2021,
     section 5; Su et al., "Sanity-checking pruning methods: random tickets can win the jackpot", 2020.
@@ -319,23 +331,23 @@ def shuffle(mask: Mask, *, key: Key, prunable: Prunable = is_kernel) -> Mask:
     return tree_unflatten(
         structure,
         [
-            _shuffled(leaf, jax.random.fold_in(key, place)) if prunable(path, leaf) else leaf
-            for place, (path, leaf) in enumerate(leaves)
+            _shuffled(leaf, jax.random.fold_in(key, index)) if prunable(path, leaf) else leaf
+            for index, (path, leaf) in enumerate(leaves)
         ],
     )
 
 
 def _shuffled(leaf: Any, key: Key) -> Array:
-    # folded once more, or scores drawn from the same key would rank the weights alike
-    drawn = jax.random.uniform(jax.random.fold_in(key, 0), jnp.shape(leaf), jnp.float32)
-    return selection.keep_largest((drawn,), jnp.sum(leaf, dtype=jnp.int32), None).masks[0]
+    # folded again: a mask of random scores that were drawn with the same key must not come back unchanged
+    random_scores = jax.random.uniform(jax.random.fold_in(key, 0), jnp.shape(leaf), jnp.float32)
+    return selection.keep_largest((random_scores,), jnp.sum(leaf, dtype=jnp.int32), None).masks[0]
 
 
 def invert(scores: Scores) -> Scores:
     """The scores negated, so that the weights of smallest score are kept.
 
-    A sanity check: a method whose scores tell good weights from bad ones trains worse after it. Leaves of other
-    scores than floating-point ones stay as they are.
+    A sanity check: a method whose scores tell good weights from bad ones trains worse with inverted scores. Leaves that
+    are not floating-point stay as they are.
     Source: Frankle et al., "Pruning neural networks at initialization: why are we missing the mark?", 2021, section 5.
 
     >>> import jax.numpy as jnp
@@ -347,10 +359,11 @@ def invert(scores: Scores) -> Scores:
 
 
 def reinitialize(init: Callable[[Key], Params], mask: Mask, *, key: Key) -> Params:
-    """Other weights from `init(key)` under the mask.
+    """New random weights `init(key)` under the mask, with pruned weights at 0.
 
-    A sanity check: a method that depends on the weights it was given, and not only on the architecture, trains worse
-    after it. Raises ValueError where the mask is not of the tree that `init` draws, TypeError unless it is boolean.
+    A sanity check: a method that chose the mask by the values of the weights, and not by the architecture alone, trains
+    worse with other weights. Raises ValueError for a mask of another tree than `init` returns and TypeError for one
+    that is not boolean.
     Source: Frankle et al., "Pruning neural networks at initialization: why are we missing the mark?", 2021, section 5.
 
     >>> import jax, jax.numpy as jnp
@@ -363,14 +376,16 @@ def reinitialize(init: Callable[[Key], Params], mask: Mask, *, key: Key) -> Para
 
 
 def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with pruned weights held: their updates are 0, and what it gathers about them stays as it began.
+    """An optax optimizer that leaves pruned weights unchanged.
 
-    Gradients and weights are masked on the way in, updates on the way out. So weights that are 0 at the start stay
-    exactly 0 under any optimizer, and momentum, second moments and averages stay exactly 0 there; gradients that are
-    NaN at a pruned weight do no harm, and norms (as for clipping) count the kept weights alone. The mask may be traced,
-    so that one `vmap` trains many masks. Start from `apply_mask(mask, params)`; `mask=None` means dense.
+    Start from `apply_mask(mask, params)`: pruned weights then stay exactly 0 under any optimizer. The gradients and
+    weights that the optimizer reads and the updates that it returns are set to 0 where the mask is False. So momentum
+    and second moments of pruned weights stay 0, a NaN gradient of a pruned weight has no effect, and gradient norms (as
+    for clipping) count kept weights only. The mask may be traced, so that one `vmap` trains many masks. `mask=None`
+    freezes nothing.
 
-    Raises ValueError where gradients or weights differ in structure from the mask. Needs optax.
+    Needs optax. Raises ValueError where gradients or weights have another tree than the mask, and TypeError for a mask
+    that is not boolean.
 
     >>> import jax.numpy as jnp, optax
     >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
@@ -380,7 +395,7 @@ def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.
     >>> optax.apply_updates(params, updates)["kernel"].round(2).tolist()
     [[0.75, 0.0, 0.75], [0.0, 0.75, 0.75]]
     """
-    import optax  # here, so that `import pathjax` stays light
+    import optax  # not at the top of the file: `import pathjax` must not need optax
 
     inner = optax.with_extra_args_support(optimizer)
 

@@ -1,7 +1,8 @@
 """The Neural Tangent Kernel Θ = J_θ f (J_θ f)ᵀ: of a finite network, of infinite width, and what its spectrum says.
 
-A finite kernel has shape (n, m, o, o): examples of the first batch, of the second, and twice the outputs. At infinite
-width the outputs are independent and alike, so the kernel is (n, m) and stands for Θ_∞ ⊗ I.
+A finite kernel has shape (n, m, o, o): examples of the first batch, of the second, and twice the outputs. Its sum over
+equal outputs is (n, m), that of pairs of one example each (n, o, o). At infinite width the outputs are
+independent and alike, so the kernel is (n, m) and stands for Θ_∞ ⊗ I.
 """
 
 from __future__ import annotations
@@ -14,19 +15,26 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base import network as _network
-from pathjax._base.trees import wide
-from pathjax._linalg.lapack import eigvalsh
+from pathjax._base.network import check_batch_size, check_inputs, check_outputs, check_params, kept_weights, masked
+from pathjax._base.trees import check_mask, wide
+from pathjax._interpreter.traced import traced
+from pathjax._linalg.eigenpairs import Eigenpairs
+from pathjax._linalg.lapack import eigvalsh, rounding_error
 from pathjax._ntk import door, layerwise
+from pathjax._ntk import matrix as _matrix
 from pathjax._ntk import memory as _memory
+from pathjax._ntk.contractions import Form
 from pathjax._ntk.operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
 from pathjax.types import AnyArray, ApplyFn, Mask, Params
 
 __all__ = [
+    "Eigenpairs",
     "Operator",
     "as_matrix",
     "condition_number",
     "empirical",
+    "empirical_diagonal",
+    "empirical_trace",
     "infinite",
     "neural_tangents",
     "norm_estimate",
@@ -48,29 +56,29 @@ def empirical(
     *,
     mask: Mask | None = None,
     method: str = "layerwise",
-    trace: bool = False,
-    diagonal: bool = False,
     batch_size: int | None = None,
     mesh: Mesh | None = None,
-) -> Float[Array, "n ..."]:
+) -> Float[Array, "n m o o"]:
     """Neural Tangent Kernel of a finite network, Θ_(ij)(ab) = Σ_k ∂f_a(x1_i)/∂θ_k · ∂f_b(x2_j)/∂θ_k.
 
-    Shape (n, m, o, o). With `trace`, the sum over equal outputs, (n, m); neural-tangents gives the mean there. With
-    `diagonal`, each example of x1 with that of x2 in its place alone, (n, o, o), with both (n,). With a mask, θ is
-    masked and the sum runs over the kept weights alone. `x2=None` stands for `x1`.
+    `x2=None` stands for `x1`. With a mask, θ is masked and the sum runs over the kept weights alone.
+    `empirical_trace` gives the sum over equal outputs, (n, m), and `empirical_diagonal` each example paired with one
+    example, (n, o, o), for less time and memory.
 
     "layerwise" takes one backward pass per example and output, and multiplies, layer by layer, the activations and the
-    cotangents that meet at its weights. A Jacobian is formed of single layers alone, and where that costs less; of
-    weights used twice, and of those that meet data in other ways than dense layers and convolutions, always. A mask
-    whose entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little. Wide
-    dense layers, of which no Jacobian is formed without a mask, take about twice as long with one.
+    cotangents that meet at its weights. The Jacobian of a single layer is formed only where that costs less, and always
+    for weights that are used twice or that meet data in other ways than in dense layers and convolutions. A mask whose
+    entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little. Wide dense
+    layers, of which no Jacobian is formed without a mask, take about twice as long with one.
+
     `batch_size` is how many examples are treated at a time: memory is then that of two such chunks and of the result,
     and every chunk goes through the network once for each other. It changes the result by rounding alone.
 
-    With a `mesh` its devices, all axes of it together, compute the rows of the kernel side by side: each takes as many
-    examples of `x1`, and of one batch with itself half of its row, the rest of which is the mirror image of others'.
-    The weights go to all of them. The result lies there by rows, `PartitionSpec(mesh.axis_names)`, where their number
-    divides n; otherwise on every device whole. `batch_size` then holds on every device.
+    With a `mesh` its devices, all axes of it together, compute the rows of the kernel side by side. The examples of
+    `x1` are divided among them, and the weights go to all. Of one batch with itself each device computes half of its
+    rows, and receives the other half from those that computed its mirror image. The result lies there by rows,
+    `PartitionSpec(mesh.axis_names)`, where the number of devices divides n; otherwise whole on every device.
+    `batch_size` then holds on every device.
 
     "jacobian" and "products" are neural-tangents' methods: the whole Jacobians, (n + m)·o·p numbers, multiplied; and
     n·m·o passes forward and backward. All gain from `jax.jit` around the call.
@@ -80,6 +88,7 @@ def empirical(
 
     Assumes that the outputs of an example do not depend on the other examples of the batch (batch norm must use its
     running statistics). This is checked where values are known; under jit and vmap it is not, and neither is NaN.
+    `apply` is called once for the shape of each batch and once for that of a single example.
 
     Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, for an `apply` whose output
     is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; TypeError for a mask that is
@@ -99,24 +108,72 @@ def empirical(
     >>> kernel[0, 0]  # 5 units that each give 4² for their outgoing weight and 4 for the incoming
     Array([[100.,  20.],
            [ 20., 100.]], dtype=float64)
-    >>> empirical(apply, params, x1, trace=True, batch_size=2).shape
-    (3, 3)
+    >>> empirical(apply, params, x1, batch_size=2).shape
+    (3, 3, 2, 2)
     """
-    if method != "layerwise" and method not in _IMPLEMENTATIONS:
-        raise ValueError(f"There is no method {method!r} of the empirical kernel. Choose one of {_options()}.")
-    x1, x2 = _as_arrays(x1, x2)
-    _network.check_params(params)
-    _network.check_inputs(x1=x1, x2=x2)
-    _check_form(x1, x2, method, diagonal, batch_size, mesh)
-    function = apply if mask is None else _network.masked(apply, params, mask)
-    for name, x in (("x1", x1), ("x2", x2)):
-        if x is not None:
-            _network.check_outputs(function, params, x, name)
-    if method != "layerwise":
-        _check_memory(function, params, x1, x2, method, trace, diagonal)
-        return _of_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], trace, diagonal)
-    form = layerwise.Form(trace, diagonal)
-    return cast(Array, layerwise.kernel(apply, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh))
+    return _kernel(Form(), apply, params, x1, x2, mask, method, batch_size, mesh)
+
+
+def empirical_trace(
+    apply: ApplyFn,
+    params: Params,
+    x1: Shaped[AnyArray, "n ..."],
+    x2: Shaped[AnyArray, "m ..."] | None = None,
+    *,
+    mask: Mask | None = None,
+    method: str = "layerwise",
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "n m"]:
+    """Trace of a finite network's Neural Tangent Kernel over its outputs, Σ_a Θ_(ij)(aa), a kernel of examples alone.
+
+    The sum of `empirical` over equal outputs, without the n·m·o² numbers of that: results and contractions have a
+    factor o less. neural-tangents gives the mean over outputs in its place. Arguments, the passes through the network,
+    what is assumed and the errors are those of `empirical`.
+
+    Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel".
+
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> params = {"hidden": jnp.ones((4, 5)), "out": jnp.ones((5, 2))}
+    >>> empirical_trace(apply, params, jnp.ones((3, 4)), jnp.ones((2, 4)))  # twice 5 · 4² + 5 · 4
+    Array([[200., 200.],
+           [200., 200.],
+           [200., 200.]], dtype=float64)
+    """
+    return _kernel(Form(trace=True), apply, params, x1, x2, mask, method, batch_size, mesh)
+
+
+def empirical_diagonal(
+    apply: ApplyFn,
+    params: Params,
+    x1: Shaped[AnyArray, "n ..."],
+    x2: Shaped[AnyArray, "n ..."] | None = None,
+    *,
+    mask: Mask | None = None,
+    method: str = "layerwise",
+    batch_size: int | None = None,
+    mesh: Mesh | None = None,
+) -> Float[Array, "n o o"]:
+    """Neural Tangent Kernel of each example of `x1` with the one in its place in `x2`, Θ_(ii)(ab).
+
+    The diagonal of `empirical` over examples, at the cost of n pairs of examples in place of n²; without `x2`, each
+    example is paired with itself. Arguments, the passes through the network, what is assumed and the errors are those
+    of `empirical`; besides, ValueError where the two batches have different numbers of examples.
+
+    Source: Novak et al. (2022), "Fast finite width Neural Tangent Kernel".
+
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> params = {"hidden": jnp.ones((4, 5)), "out": jnp.ones((5, 2))}
+    >>> kernel = empirical_diagonal(apply, params, jnp.ones((3, 4)))
+    >>> kernel.shape
+    (3, 2, 2)
+    >>> kernel[0]
+    Array([[100.,  20.],
+           [ 20., 100.]], dtype=float64)
+    """
+    return _kernel(Form(diagonal=True), apply, params, x1, x2, mask, method, batch_size, mesh)
 
 
 def infinite(
@@ -145,7 +202,7 @@ def infinite(
            [70.]], dtype=float64)
     """
     x1, x2 = _as_arrays(x1, x2)
-    _network.check_inputs(x1=x1, x2=x2)
+    check_inputs(x1=x1, x2=x2)
     kernel = kernel_fn(x1, x2, get="ntk")
     expected = (len(x1), len(x1 if x2 is None else x2))
     if jnp.shape(kernel) != expected:
@@ -177,10 +234,7 @@ def as_matrix(kernel: Float[Array, "n m o o"]) -> Float[Array, "n*o m*o"]:
     >>> as_matrix(jnp.ones((3, 2, 5, 5))).shape
     (15, 10)
     """
-    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
-        raise ValueError(f"A finite kernel has shape (n, m, o, o), but {kernel.shape} came.{_INFINITE_HINT}")
-    n, m, o, _ = kernel.shape
-    return jnp.swapaxes(kernel, 1, 2).reshape(n * o, m * o)
+    return cast(Array, _matrix.as_matrix(kernel))
 
 
 def spectrum(kernel: Float[Array, "n n o o"]) -> Float[Array, " n*o"]:
@@ -194,13 +248,7 @@ def spectrum(kernel: Float[Array, "n n o o"]) -> Float[Array, " n*o"]:
     >>> spectrum(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([2.0, 5.0]))))
     Array([5., 5., 5., 2., 2., 2.], dtype=float64)
     """
-    matrix = as_matrix(kernel)
-    if matrix.shape[0] != matrix.shape[1]:
-        raise ValueError(
-            f"Only the kernel of one batch with itself has a spectrum, (n, n, o, o), but {kernel.shape} came. "
-            "Leave out `x2` when computing it."
-        )
-    return eigvalsh(wide(matrix))[::-1]
+    return eigvalsh(wide(_matrix.square_matrix(kernel)))[::-1]
 
 
 def condition_number(kernel: Float[Array, "n n o o"]) -> Float[Array, ""]:
@@ -214,8 +262,7 @@ def condition_number(kernel: Float[Array, "n n o o"]) -> Float[Array, ""]:
     """
     eigenvalues = spectrum(kernel)
     largest, smallest = eigenvalues[0], eigenvalues[-1]
-    bound = eigenvalues.size * _network.epsilon(eigenvalues) * largest
-    is_singular = smallest <= bound
+    is_singular = smallest <= rounding_error(eigenvalues, eigenvalues.size)
     # a finite stand-in, so that the branch not taken keeps gradients finite
     return jnp.where(is_singular, jnp.inf, largest / jnp.where(is_singular, 1.0, smallest))
 
@@ -239,53 +286,76 @@ def relative_distance(finite: Float[Array, "n m o o"], infinite: Float[Array, "n
     return jnp.linalg.norm((finite - limit).ravel()) / jnp.linalg.norm(limit.ravel())
 
 
-_INFINITE_HINT = " An infinite-width kernel Θ (n, m) has the eigenvalues of Θ[:, :, None, None], each o times."
+def _kernel(
+    form: Form,
+    apply: ApplyFn,
+    params: Params,
+    x1: AnyArray,
+    x2: AnyArray | None,
+    mask: Mask | None,
+    method: str,
+    batch_size: int | None,
+    mesh: Mesh | None,
+) -> Array:
+    """Θ, or what `form` asks of it."""
+    _check_method(method, batch_size, mesh)
+    x1, x2 = _as_arrays(x1, x2)
+    check_params(params)
+    check_inputs(x1=x1, x2=x2)
+    if form.diagonal and x2 is not None and len(x1) != len(x2):
+        raise ValueError(
+            f"Each example of `x1` meets the one of `x2` in its place, but there are {len(x1)} and {len(x2)}. Pass as "
+            "many, or take all pairs of examples by `ntk.empirical`."
+        )
+    if mask is not None:
+        check_mask(mask, params)
+    weights = params if mask is None else kept_weights(mask, params)
+    network = traced(apply, params)
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            check_outputs(network, weights, x, name)
+    if method == "layerwise":
+        kernel = layerwise.kernel(network, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh)
+        return cast(Array, kernel)
+    _check_memory(network.output(x1, weights), params, x1, x2, method, form)
+    function = network if mask is None else masked(network, params, mask)
+    return _by_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], form)
 
 
 def _as_arrays(x1: AnyArray, x2: AnyArray | None) -> tuple[Array, Array | None]:
     return jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
 
 
-def _options() -> str:
-    return ", ".join(map(repr, ("layerwise", *_IMPLEMENTATIONS)))
-
-
-def _of_neural_tangents(
-    apply: ApplyFn, params: Params, x1: Array, x2: Array | None, implementation: int, trace: bool, diagonal: bool
-) -> Array:
-    kernel = door.load().empirical_ntk_fn(
-        apply,
-        trace_axes=(1,) if trace else (),
-        diagonal_axes=(0,) if diagonal else (),
-        vmap_axes=0,
-        implementation=implementation,
-    )
-    found = cast(Array, kernel(x1, x2, params))
-    return found * jax.eval_shape(apply, params, x1).shape[1] if trace else found
-
-
-def _check_memory(
-    apply: ApplyFn, params: Params, x1: Array, x2: Array | None, method: str, trace: bool, diagonal: bool
-) -> None:
-    outputs = jax.eval_shape(apply, params, x1)
-    n, m, o = len(x1), len(x1 if x2 is None else x2), outputs.shape[1]
-    numbers = layerwise.Form(trace, diagonal).examples(n, m) * (o if trace else o * o)
-    if method == "jacobian":
-        rows = n if x2 is None else n + m
-        numbers += rows * o * sum(leaf.size for leaf in jax.tree.leaves(params))
-    _memory.check_whole(numbers * outputs.dtype.itemsize, method)
-
-
-def _check_form(
-    x1: Array, x2: Array | None, method: str, diagonal: bool, batch_size: int | None, mesh: Mesh | None
-) -> None:
-    if diagonal and x2 is not None and len(x1) != len(x2):
-        raise ValueError(
-            f"With `diagonal`, each example of `x1` meets the one of `x2` in its place, but there are {len(x1)} and "
-            f"{len(x2)}. Pass as many, or leave out `diagonal`."
-        )
-    _network.check_batch_size(batch_size)
+def _check_method(method: str, batch_size: int | None, mesh: Mesh | None) -> None:
+    if method != "layerwise" and method not in _IMPLEMENTATIONS:
+        known = ", ".join(map(repr, ("layerwise", *_IMPLEMENTATIONS)))
+        raise ValueError(f"There is no method {method!r} of the empirical kernel. Choose one of {known}.")
+    check_batch_size(batch_size)
     if batch_size is not None and method != "layerwise":
         raise ValueError(f"The method {method!r} has no chunks, but `batch_size` came. Leave it or the method out.")
     if mesh is not None and method != "layerwise":
         raise ValueError(f"The method {method!r} runs on one device, but `mesh` came. Leave it or the method out.")
+
+
+def _by_neural_tangents(
+    network: Callable[..., Any], params: Params, x1: Array, x2: Array | None, implementation: int, form: Form
+) -> Array:
+    kernel_fn = door.load().empirical_ntk_fn(
+        network,
+        trace_axes=(1,) if form.trace else (),
+        diagonal_axes=(0,) if form.diagonal else (),
+        vmap_axes=0,
+        implementation=implementation,
+    )
+    kernel = cast(Array, kernel_fn(x1, x2, params))
+    # its trace is the mean over outputs
+    return kernel * jax.eval_shape(network, params, x1).shape[1] if form.trace else kernel
+
+
+def _check_memory(outputs: Any, params: Params, x1: Array, x2: Array | None, method: str, form: Form) -> None:
+    n, m, o = len(x1), len(x1 if x2 is None else x2), outputs.shape[1]
+    numbers = form.examples(n, m) * form.outputs(o)
+    if method == "jacobian":
+        rows = n if x2 is None else n + m
+        numbers += rows * o * sum(leaf.size for leaf in jax.tree.leaves(params))
+    _memory.check_whole(numbers * outputs.dtype.itemsize, method)

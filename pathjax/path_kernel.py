@@ -1,12 +1,13 @@
-"""The Path Kernel Π = J_θ v (J_θ v)ᵀ through its twin G = (J_θ v)ᵀ(J_θ v), without forming either.
+"""The spectrum, trace and change of the Path Kernel Π = J_θ v (J_θ v)ᵀ, without listing paths.
 
-Π is as wide as there are paths; G is as wide as there are parameters and has the same nonzero eigenvalues, and its
-product with a vector is one Hessian-vector product of the lifted network.
+Π has one row per path. Its twin G = (J_θ v)ᵀ(J_θ v) has one row per parameter and the same nonzero eigenvalues, and a
+product of G with a vector is one Hessian-vector product of the lifted network. Neither matrix is formed, except G for
+small networks.
 
-Rescaling a hidden unit (its incoming weights times c, its outgoing ones by 1/c) changes no path value, so each such
-symmetry is a null vector of G: θ on the incoming weights, −θ on the outgoing. A fully connected ReLU network without
-biases and without zero weights has rank G = weights − hidden units. Functions of the spectrum therefore say how they
-treat eigenvalues of zero.
+Multiplying the incoming weights of a hidden unit by c and its outgoing ones by 1/c leaves all path values unchanged.
+Each hidden unit therefore gives a null vector of G: θ on the incoming weights, −θ on the outgoing ones, zero elsewhere.
+For a fully connected ReLU network without biases and without zero weights, rank G = weights − hidden units. This is why
+each function of the spectrum says how it treats eigenvalues of zero.
 
 Source: Gebhart et al. (2021), section 3, for Π and its trace.
 """
@@ -14,7 +15,7 @@ Source: Gebhart et al. (2021), section 3, for Π and its trace.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
-from pathjax._base.trees import check_like, dot, ravel, wide
+from pathjax._base.trees import check_like, wide
 from pathjax._interpreter.lifting import (
     absolute_power,
     check_finite,
@@ -31,15 +32,18 @@ from pathjax._interpreter.lifting import (
     ones_like_example,
 )
 from pathjax._interpreter.traced import traced
-from pathjax._linalg import estimates
-from pathjax._linalg.lanczos import DENSE, krylov, plan, warn_of_misses
+from pathjax._linalg import eigenpairs, estimates
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
+from pathjax._linalg.krylov import krylov
 from pathjax._linalg.lapack import eigh
-from pathjax._path_kernel import spectrum as _spectrum
-from pathjax._path_kernel import twin
+from pathjax._path_kernel import comparison, spectrum, twin
+from pathjax._path_kernel.comparison import Comparison
 from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
 
 __all__ = [
+    "Comparison",
+    "Eigenpairs",
     "Estimate",
     "PathKernel",
     "SpectralDensity",
@@ -66,21 +70,21 @@ def path_kernel(
     where: Callable[[tuple[Any, ...], Any], bool] | None = None,
     outputs: Sequence[int] | None = None,
 ) -> PathKernel:
-    """The Path Kernel of a network as an operator, scaled so that depth does not matter.
+    """The Path Kernel of a network as an operator: products with G, its diagonal and its trace.
 
-    Only the shape of `x_like` (n, ...) is read. One forward pass of the lifted network; every method costs passes of
-    its own. With a mask, θ is masked and rows and columns of pruned weights are dropped: ∂v_p/∂θ_i need not vanish at a
-    pruned weight, but nothing moves there.
+    The operator is scaled to stay finite at any depth: the true G is exp(`log_scale`) times what its methods give. Only
+    the shape of `x_like`, (n, ...), is read. Cost: one forward pass of the lifted network here, and further passes for
+    each method. With a mask, pruned weights are zero and G has no rows and columns for them: the derivative of a path
+    value by a pruned weight may be nonzero, but a pruned weight does not train.
 
-    `where(key_path, leaf)` chooses the leaves whose weights have rows and columns, those of a layer, say; the other
-    weights stay on the paths. The kernels of parts are principal submatrices of G: their traces, and their Π, add up to
-    those of the whole. `outputs` keeps the paths that end in these outputs; Π is block diagonal over outputs in the
-    sense that G of all is the sum of G over outputs. Weights of half precision are taken to single precision.
+    `where(key_path, leaf)` selects the leaves whose weights have rows and columns in G, such as those of one layer; the
+    other weights still multiply the paths. Such a kernel is a principal submatrix of G, and the traces and the Π of
+    disjoint selections add up to those of the whole. `outputs` selects the paths that end in these outputs; G is the
+    sum of the G of single outputs. Weights of half precision are converted to float32.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, TypeError for a mask that is not boolean, and
-    ValueError for an `apply` whose result is not (n, o), for a mask of another tree, for a mask, a `where` or `outputs`
-    that choose nothing, for unknown outputs and, where values can be read, for kept weights which are not finite or
-    whose squares are not.
+    Raises UnsupportedPrimitive if a layer is not piecewise linear; TypeError if the mask is not boolean; ValueError if
+    `apply` does not return (n, o), if the mask does not fit `params`, if `mask`, `where` or `outputs` select nothing,
+    if an output does not exist, and, unless traced, if a kept weight or its square is not finite.
     Source: Gebhart et al. (2021), section 3.
 
     >>> def apply(params, x):
@@ -92,31 +96,32 @@ def path_kernel(
     25.5
     >>> first = lambda key_path, leaf: key_path[0].key == "first"
     >>> part = path_kernel(apply, params, jnp.zeros((5, 1)), where=first, outputs=[2])
-    >>> round(float(part.trace() * jnp.exp(part.log_scale)), 4)  # 2 paths, each 2²
+    >>> round(float(part.trace() * jnp.exp(part.log_scale)), 4)  # 2 paths to output 2, each 2²
     8.0
     """
     masked = lift_weights(params, wide, mask)
     check_finite(params, mask, squared=True)
     leaves = tree_flatten_with_path(params)[0]
-    rows = frozenset(i for i, (path, leaf) in enumerate(leaves) if where is None or where(path, leaf))
+    rows = frozenset(i for i, (key_path, leaf) in enumerate(leaves) if where is None or where(key_path, leaf))
     network, example = traced(apply, params), ones_like_example(x_like)
     program, squares = network.path_program(example), jax.tree.map(jnp.square, masked)
     sums = lift(program, squares, example, phi=absolute_power(2), keep_zeros=True)
-    chosen = None if outputs is None else _known_outputs(outputs, program.outputs)
+    selected = None if outputs is None else _checked_outputs(outputs, program.output.shape[1])
     exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
     exponent = jnp.where(jnp.isfinite(exponent), exponent, 0.0)
-    kernel = PathKernel(masked, mask, example, exponent, network, rows, chosen)
+    kernel = PathKernel(masked, mask, example, exponent, network, rows, selected)
     if twin.count(kernel) == 0:
-        chooser = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
-        raise ValueError(f"{chooser}, so that the Path Kernel has no row. Keep one weight at least.")
+        cause = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
+        raise ValueError(f"{cause}, so that the Path Kernel has no row. Keep at least one weight.")
     return kernel
 
 
-def _known_outputs(outputs: Sequence[int], size: int) -> tuple[int, ...]:
-    found = tuple(sorted({int(output) for output in outputs}))
-    if not found or found[0] < 0 or found[-1] >= size:
+def _checked_outputs(outputs: Sequence[int], size: int) -> tuple[int, ...]:
+    """The selected outputs, ascending and without repeats."""
+    selected = tuple(sorted({int(output) for output in outputs}))
+    if not selected or selected[0] < 0 or selected[-1] >= size:
         raise ValueError(f"`outputs` must name some of the outputs 0 to {size - 1}, but is {list(outputs)}.")
-    return found
+    return selected
 
 
 def top_eigenpairs(
@@ -127,57 +132,60 @@ def top_eigenpairs(
     order: int | None = None,
     tolerance: Real = 1e-5,
     restarts: int | None = None,
-) -> tuple[Float[Array, " r"], Params]:
-    """The largest eigenvalues of G, descending, and their eigenvectors as a pytree with a leading axis (r, ...).
+) -> Eigenpairs:
+    """The `rank` largest eigenvalues of G, descending, with their eigenvectors and residuals.
 
-    Up to 512 kept weights G is formed on them and decomposed: exact. Otherwise thick-restarted Lanczos iteration with
-    full reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20, until ‖G v − λ v‖ ≤
-    `tolerance` · λ_max for each pair, by products with G itself, and a round from a new random start has found nothing
-    to add; so repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs. After
-    `restarts` rounds, by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or
-    `vmap`, where it cannot be known: compare with `kernel.matvec`.
+    Eigenvectors are a pytree like `params` with a leading axis (r, ...). Eigenvalues are those of the scaled G;
+    multiply by exp(kernel.log_scale) for those of the true Path Kernel. Its eigenvectors on the paths are
+    J_θ v V Λ^(−1/2).
 
-    At least 3 · rank + 2 · order + 2 products; each further round takes order/2 to rank + order + 1. Stores at most
-    (order + 2 · rank + 15) · p numbers at a time, besides what one product takes: for less, ask for a smaller `order`.
+    For up to 512 kept weights, G is formed and decomposed, which is exact. For more, thick-restart Lanczos iteration
+    with full reorthogonalization searches a space of rank + order + 1 vectors; `order` is rank + 20 by default. It ends
+    when ‖G v − λ v‖ ≤ `tolerance` · λ_max for each pair, measured by products with G, and a round from a new random
+    start has found no larger eigenvalue. Repeated eigenvalues thus come with all their eigenvectors. The result is
+    determined by `key`. The search also ends after `restarts` rounds, rank + 50 by default, and then a UserWarning says
+    by how much the tolerance was missed. Under `jit` and `vmap` there is no warning: compare `residuals`, which are
+    ‖G v − λ v‖ / λ_max, with the tolerance.
 
-    Multiply the eigenvalues by exp(kernel.log_scale) for those of the true Path Kernel; Π's eigenvectors are J_θ v
-    times these, divided by the root of the eigenvalue. Where G has fewer nonzero eigenvalues than `rank`, the rest are
-    null vectors; where a traced mask keeps fewer weights than `rank`, zeros;
-    where products are not finite, NaN. Eigenvalues can be differentiated; of
-    eigenvectors the derivative is NaN above 512 weights.
+    Cost: at least 3 · rank + 2 · order + 2 products with G, and order/2 to rank + order + 1 for each further round.
+    Memory: (order + 2 · rank + 15) · p numbers, besides that of one product; reduce it by a smaller `order`.
 
-    Raises ValueError where `rank` is not between 1 and the number of weights, kept ones where the mask can be read, or
-    where `order` or `restarts` is below 1.
+    If G has fewer nonzero eigenvalues than `rank`, the remaining eigenvectors are null vectors of G. If a traced mask
+    keeps fewer weights than `rank`, the remaining pairs are zero. If products are not finite, the pairs are NaN.
+    Eigenvalues have derivatives; those of eigenvectors are NaN above 512 kept weights.
+
+    Raises ValueError if `rank` is not between 1 and the number of kept weights (of all weights, for a traced mask), or
+    if `order` or `restarts` is below 1.
     Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems".
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0)}
     >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))
-    >>> eigenvalues, eigenvectors = top_eigenpairs(kernel, 3, key=jax.random.key(0))
-    >>> eigenvalues.shape, eigenvectors["second"].shape
-    ((3,), (3, 2, 3))
+    >>> pairs = top_eigenpairs(kernel, 4, key=jax.random.key(0))
+    >>> pairs.eigenvalues.shape, pairs.eigenvectors["second"].shape, bool(pairs.residuals.max() < 1e-12)
+    ((4,), (4, 2, 3), True)
     """
-    size = twin.count(kernel)
-    steps, rounds = plan(rank, size, order=order, restarts=restarts, rows="kept weights")
-    if size <= DENSE:
-        spectrum = _spectrum.decompose(kernel)
-        return spectrum.values[:rank], twin.trees_at(kernel, spectrum.positions, spectrum.vectors.T[:rank])
-    pairs = _spectrum.eigenpairs(
-        kernel.params, lax.stop_gradient(kernel), key, jnp.asarray(tolerance, float), rank, steps, rounds
+    return eigenpairs.find(
+        spectrum.PROBLEM,
+        kernel,
+        rank,
+        size=twin.count(kernel),
+        key=key,
+        order=order,
+        tolerance=tolerance,
+        restarts=restarts,
     )
-    warn_of_misses(pairs, tolerance, rounds, of="the Path Kernel", stacklevel=2)
-    return pairs.values, jax.vmap(ravel(kernel.params)[1])(pairs.vectors)
 
 
 class SpectralDensity(NamedTuple):
-    """Quadrature of the spectral density of G over the kept weights, one row per random start.
+    """Quadrature of the spectral density of G on the kept weights, one row per random start.
 
     Attributes:
-        nodes: (samples, order) eigenvalues, ascending; times exp(log_scale) for the true ones.
-        weights: (samples, order) nonnegative, each row sums to 1.
-        log_scale: as in the kernel.
-        dimension: the number of kept weights.
+        nodes: (samples, order) approximate eigenvalues, ascending; multiply by exp(`log_scale`) for the true ones.
+        weights: (samples, order) the share of eigenvalues at each node; nonnegative, each row sums to 1.
+        log_scale: () natural logarithm of the scale, as of the kernel.
+        dimension: () the number of kept weights, which is the number of eigenvalues.
     """
 
     nodes: Float[Array, "samples order"]
@@ -186,23 +194,23 @@ class SpectralDensity(NamedTuple):
     dimension: Float[Array, ""]
 
     def estimate(self, function: Callable[[Any], Any]) -> Estimate:
-        """Tr f(G), the sum of f over the eigenvalues of the kept weights, with its standard error over the samples.
+        """Tr f(G), the sum of `function` over the eigenvalues, with its standard error over the samples.
 
-        f is elementwise and takes eigenvalues as the nodes are, in units of exp(log_scale). Each row is unbiased for
-        polynomials of degree below twice the order, and nearly so for functions that are close to one.
+        `function` is elementwise and takes scaled eigenvalues, as in `nodes`. The estimate is unbiased if it is a
+        polynomial of degree below 2 · order, and nearly so if it is close to such a polynomial.
         """
         sums = self.dimension * jnp.sum(self.weights * function(self.nodes), axis=-1)
         return estimates.mean(sums)
 
 
 def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) -> SpectralDensity:
-    """Spectral density of G by stochastic Lanczos quadrature, over the kept weights.
+    """Spectral density of G on the kept weights, by stochastic Lanczos quadrature.
 
-    For each of `samples` random sign vectors, `order` Lanczos steps with full reorthogonalization (matfree): nodes
-    and weights of the Gauss quadrature. One sample at a time; stores 2 · order · p numbers. `estimate` of the result
-    gives sums of functions of the eigenvalues with standard errors.
+    For each of `samples` random sign vectors, `order` Lanczos steps with full reorthogonalization give the nodes and
+    weights of a Gauss quadrature. The method `estimate` of the result gives sums of a function over the eigenvalues,
+    with standard errors. Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers.
 
-    Raises ValueError where `order` or `samples` is below 1.
+    Raises ValueError if `order` or `samples` is below 1.
     Source: Golub, Meurant (2009), "Matrices, Moments and Quadrature"; Ubaru, Chen, Saad (2017).
 
     >>> def apply(params, x):
@@ -230,13 +238,14 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
 
 
 def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 40, samples: int = 10) -> Estimate:
-    """log det(G + εI) over the kept weights, of the true G: Σ_i log(exp(log_scale) λ_i + ε).
+    """log det(G + εI) of the true G on the kept weights, Σ_i log(exp(log_scale) λ_i + ε), with its standard error.
 
-    `epsilon` is in the units of the true Path Kernel; each eigenvalue of zero gives log ε. Up to 512 kept weights
-    exact, otherwise by `spectral_density` with `order` and `samples`, whose quadrature errs where ε is far below the
-    smallest eigenvalues that `order` steps resolve: the standard error does not tell of that, a larger `order` does.
+    `epsilon` is in units of the true Path Kernel; each eigenvalue of zero contributes log ε. Exact for up to 512 kept
+    weights, and otherwise estimated by `spectral_density` with `order` and `samples`. The estimate is biased if ε is
+    far below the smallest eigenvalues that `order` steps resolve. The standard error does not include this bias: repeat
+    with a larger `order` to see it.
 
-    Raises ValueError where ε, if it can be read, is not positive, or where `order` or `samples` is below 1.
+    Raises ValueError if ε is not positive (unless traced), or if `order` or `samples` is below 1.
     Source: Ubaru, Chen, Saad (2017), "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature".
 
     >>> def apply(params, x):
@@ -248,28 +257,30 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
     """
     _check_probes(order=order, samples=samples)
     if not isinstance(epsilon, jax.core.Tracer) and not epsilon > 0:
-        raise ValueError(f"`epsilon` must be positive, but is {epsilon}: G itself has eigenvalues of zero.")
+        raise ValueError(
+            f"`epsilon` must be positive, but is {epsilon}. G has eigenvalues of zero, whose logarithm is not finite."
+        )
 
     def logarithm(eigenvalues: Any) -> Any:
         positive = eigenvalues > 0
-        true = jnp.log(jnp.where(positive, eigenvalues, 1)) + kernel.log_scale.astype(eigenvalues.dtype)
-        floor = jnp.log(jnp.asarray(epsilon, true.dtype))
-        return jnp.where(positive, jnp.logaddexp(true, floor), floor)
+        log_eigenvalues = jnp.log(jnp.where(positive, eigenvalues, 1)) + kernel.log_scale.astype(eigenvalues.dtype)
+        log_epsilon = jnp.log(jnp.asarray(epsilon, log_eigenvalues.dtype))
+        return jnp.where(positive, jnp.logaddexp(log_eigenvalues, log_epsilon), log_epsilon)
 
     if twin.count(kernel) <= DENSE:
-        spectrum = _spectrum.decompose(kernel)
-        return estimates.exact(jnp.sum(jnp.where(spectrum.alive, logarithm(spectrum.values), 0)))
+        decomposed = spectrum.decompose(kernel)
+        return estimates.exact(jnp.sum(jnp.where(decomposed.exists, logarithm(decomposed.eigenvalues), 0)))
     return spectral_density(kernel, order=order, samples=samples, key=key).estimate(logarithm)
 
 
 def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
-    """Effective rank (Tr G)² / Σ_i λ_i²: how many equal eigenvalues would have G's trace and norm.
+    """Effective rank (Tr G)² / Σ_i λ_i²: the number of equal eigenvalues that would have G's trace and norm.
 
-    Between 1 and rank G. The trace is exact; Σ_i λ_i² = ‖G‖² is the mean of ‖G z‖² over `samples` random sign vectors z
-    (Hutchinson), one product each, and exact up to 512 kept weights. The standard error is of first order in that
-    mean's; with few samples the value is biased upward in second order. NaN for a kernel of zeros.
+    Between 1 and rank G; NaN for a kernel of zeros. Exact for up to 512 kept weights. For more, the trace is exact, and
+    Σ_i λ_i² = ‖G‖² is the mean of ‖G z‖² over `samples` random sign vectors z (Hutchinson), one product each. The
+    standard error is to first order in the error of that mean; the bias, upward, is of second order.
 
-    Raises ValueError where `samples` is below 1.
+    Raises ValueError if `samples` is below 1.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -279,21 +290,24 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
     1.2195
     """
     _check_probes(samples=samples)
-    return _spectrum.product_of_means(_spectrum.squared_norms([(kernel, kernel)], key, samples), [-1.0])
+    return comparison.effective_rank(kernel, key, samples)
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
-    """The smallest nonzero eigenvalue of G over the kept weights; NaN where it cannot be resolved.
+    """The smallest nonzero eigenvalue of G on the kept weights; NaN if it cannot be resolved.
 
-    Zero counts what is below 512 ε of the largest, ε the rounding of the type: in float32 no condition number above
-    16,000 can be told from a null vector, in float64 none above 10¹³. Up to 512 kept weights exact. Otherwise `order`
-    Lanczos steps from G z, which has no part in the null space, for two random z: NaN unless each gives an eigenvalue
-    with a residual within `tolerance` of itself, and both agree within it. `order` must be some multiple of the root of
-    the condition number; for most networks of real size the smallest eigenvalue is out of reach, while the log
-    determinant and the spectral density are not. An eigenvalue whose share of G z is rounding is not seen: one of its
-    own among p weights is where it lies above 50 ε √p of the largest. Stores 2 · order · p numbers.
+    Multiply by exp(kernel.log_scale) for that of the true Path Kernel. Eigenvalues up to 512 ε λ_max, with machine
+    epsilon ε, count as zero, so condition numbers above about 16,000 in float32 and 10¹³ in float64 are not resolved.
 
-    Multiply by exp(kernel.log_scale) for that of the true Path Kernel. Raises ValueError where `order` is below 1.
+    Exact for up to 512 kept weights. For more, `order` Lanczos steps start from G z, which is orthogonal to the null
+    space, for each of two random z. The result is NaN unless both runs give an eigenvalue with a residual of at most
+    `tolerance` times the eigenvalue, and both eigenvalues agree to the relative `tolerance`. An eigenvalue is missed if
+    its component in G z is lost in rounding; a simple eigenvalue among p weights is found if it is above 50 ε √p λ_max.
+    `order` must be a few times the square root of the condition number, which is out of reach for most networks of
+    realistic size; `log_determinant` and `spectral_density` do not need it. Cost: 2 · order products with G. Memory:
+    2 · order · p numbers.
+
+    Raises ValueError if `order` is below 1.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -303,13 +317,13 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     1.0
     """
     _check_probes(order=order)
-    return _spectrum.ends(kernel, key, order, tolerance)[0]
+    return cast(Array, spectrum.ends(kernel, key, order, tolerance).smallest)
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
-    """The largest eigenvalue of G over its smallest nonzero one; NaN where `smallest` cannot be resolved.
+    """Condition number λ_max / λ_min of G, with λ_min the smallest nonzero eigenvalue; NaN if λ_min is not resolved.
 
-    Arguments, cost and limits are those of `smallest`.
+    Arguments, cost, limits and errors are those of `smallest`.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -319,40 +333,44 @@ def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, toleranc
     9.0
     """
     _check_probes(order=order)
-    low, high = _spectrum.ends(kernel, key, order, tolerance)
-    return high / low
+    ends = spectrum.ends(kernel, key, order, tolerance)
+    return cast(Array, ends.largest / ends.smallest)
 
 
 def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
-    """Cosine of two Path Kernels, ⟨Π₁, Π₂⟩ / (‖Π₁‖ ‖Π₂‖) in the Hilbert–Schmidt product: 1 where they are proportional.
+    """Cosine of two Path Kernels, ⟨Π₁, Π₂⟩ / (‖Π₁‖ ‖Π₂‖) in the Frobenius product: 1 if they are proportional.
 
-    For two sets of weights of one architecture, or one network at two times of training: both Π live on the same paths.
-    With C = (J_θ v)₁ᵀ (J_θ v)₂ it is ‖C‖² / (‖G₁‖ ‖G₂‖). Not ⟨G₁, G₂⟩: these live on weights, and their product would
-    change with how a hidden unit is scaled in one of the two in another way than Π's. The three norms are means of
-    ‖C z‖², ‖G₁ z‖² and ‖G₂ z‖² over the same random sign vectors z, three products each, so that a kernel has cosine 1
-    with itself from any sample; the standard error is of first order. Exact where both have up to 512 kept weights. The
-    scales of the two kernels do not matter. NaN where one is zero.
+    The kernels are of two sets of weights of one network, for example before and after training, so that both Π have
+    the same paths. With C = (J_θ v)₁ᵀ (J_θ v)₂ the cosine is ‖C‖² / (‖G₁‖ ‖G₂‖). It is not that of G₁ and G₂, which
+    would change differently from Π's if a hidden unit of one network is rescaled. `log_scale` does not enter. NaN if a
+    kernel is zero.
 
-    Raises ValueError for kernels of different functions `apply` (constants on the paths, running statistics of a batch
-    norm say, have to be the same), of different outputs or trees, and where `samples` is below 1.
+    Exact if both kernels have up to 512 kept weights. Otherwise the three squared norms are means of ‖C z‖², ‖G₁ z‖²
+    and ‖G₂ z‖² over the same `samples` random sign vectors z, three products each; since z is shared, the cosine of a
+    kernel with itself is 1 for any sample. The standard error is to first order.
+
+    Raises ValueError if the kernels have different functions `apply` (constants in `apply`, such as running statistics
+    of batch norm, are on the paths and must be equal), different outputs, input shapes or parameter trees, or if
+    `samples` is below 1.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> turned = params | {"second": jnp.array([[2.0, -2.0]])}
-    >>> kernels = [path_kernel(apply, each, jnp.zeros((5, 1))) for each in (params, turned)]
-    >>> round(float(cosine(*kernels, key=jax.random.key(0)).value), 4)  # Π has 5 on the diagonal, ± 4 off it
+    >>> trained = params | {"second": jnp.array([[2.0, -2.0]])}
+    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
+    >>> round(float(cosine(*kernels, key=jax.random.key(0)).value), 4)  # Π is [[5, 4], [4, 5]], then [[5, −4], [−4, 5]]
     0.2195
     """
-    return change_and_cosine(left, right, key=key, samples=samples)[1]
+    return change_and_cosine(left, right, key=key, samples=samples).cosine
 
 
 def relative_change(initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
     """Relative change of the Path Kernel over training, ‖Π − Π_0‖ / ‖Π_0‖ in the Frobenius norm: 0 for lazy training.
 
-    ‖Π − Π_0‖² = ‖G‖² − 2 ‖C‖² + ‖G_0‖² with C as in `cosine`, the three norms from the same random sign vectors, three
-    products each; the standard error is of first order. A change of less than the root of the type's rounding is lost
-    in it. Exact where both have up to 512 kept weights. NaN where Π_0 is zero.
+    ‖Π − Π_0‖² = ‖G‖² − 2 ‖C‖² + ‖G_0‖² with C = (J_θ v)_0ᵀ (J_θ v). Exact, up to rounding, if both kernels have up to
+    512 kept weights. Otherwise the three squared norms are means over the same `samples` random sign vectors, three
+    products each, and the standard error is to first order. Changes below √ε, with machine epsilon ε, are lost in
+    rounding. NaN if Π_0 is zero.
 
     Raises ValueError as `cosine` does.
     Source: Chizat, Oyallon, Bach (2019), "On lazy training in differentiable programming", section 1.2, for Θ.
@@ -361,67 +379,54 @@ def relative_change(initial: PathKernel, kernel: PathKernel, *, key: Key, sample
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
     >>> trained = params | {"second": jnp.array([[2.0, -2.0]])}
-    >>> kernels = [path_kernel(apply, each, jnp.zeros((5, 1))) for each in (params, trained)]
+    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
     >>> round(float(relative_change(*kernels, key=jax.random.key(0)).value), 4)  # √(8² + 8²) / √(2 · 5² + 2 · 4²)
     1.2494
     """
-    return change_and_cosine(initial, kernel, key=key, samples=samples)[0]
+    return change_and_cosine(initial, kernel, key=key, samples=samples).relative_change
 
 
-def change_and_cosine(
-    initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10
-) -> tuple[Estimate, Estimate]:
-    """`relative_change` and `cosine` from the same products, at the cost and the compilation of one of them.
+def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10) -> Comparison:
+    """Both `relative_change` and `cosine` of two Path Kernels, computed and compiled at the cost of one of them.
 
     Raises ValueError as `cosine` does.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> turned = params | {"second": jnp.array([[2.0, -2.0]])}
-    >>> kernels = [path_kernel(apply, each, jnp.zeros((5, 1))) for each in (params, turned)]
-    >>> [round(float(found.value), 4) for found in change_and_cosine(*kernels, key=jax.random.key(0))]
-    [1.2494, 0.2195]
+    >>> trained = params | {"second": jnp.array([[2.0, -2.0]])}
+    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
+    >>> compared = change_and_cosine(*kernels, key=jax.random.key(0))
+    >>> round(float(compared.relative_change.value), 4), round(float(compared.cosine.value), 4)
+    (1.2494, 0.2195)
     """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    norms = _spectrum.squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
-    return _spectrum.change_of_norms(norms, kernel, initial), _spectrum.cosine_of_norms(norms, kernel, initial)
+    return comparison.compare(initial, kernel, key, samples)
 
 
-def overlap(
-    left: PathKernel,
-    left_pairs: tuple[Float[Array, " r"], Params],
-    right: PathKernel,
-    right_pairs: tuple[Float[Array, " r2"], Params],
-) -> Float[Array, ""]:
+def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Float[Array, ""]:
     """Overlap of the top eigenspaces of two Path Kernels: the mean squared cosine of the principal angles, in [0, 1].
 
-    `left_pairs` and `right_pairs` are what `top_eigenpairs` gives for each kernel. The spaces are those of Π, on the
-    paths: with U = J_θ v V Λ^(−1/2), the squared cosines sum to ‖U₁ᵀ U₂‖² = ‖Λ₁^(−1/2) V₁ᵀ C V₂ Λ₂^(−1/2)‖², C as in
-    `cosine`, and the mean is over the smaller of the two dimensions. One product for each pair on the right. Pairs
-    whose eigenvalue is zero, below 512 ε of the largest, have no vector on the paths and are left out; NaN where none
-    is left.
+    `left_pairs` and `right_pairs` come from `top_eigenpairs` of the two kernels. The eigenspaces are those of Π on the
+    paths, spanned by U = J_θ v V Λ^(−1/2). The squared cosines sum to ‖U₁ᵀ U₂‖² = ‖Λ₁^(−1/2) V₁ᵀ C V₂ Λ₂^(−1/2)‖² with
+    C = (J_θ v)₁ᵀ (J_θ v)₂, and the mean is over the smaller of the two dimensions. Pairs with an eigenvalue up to
+    512 ε λ_max, with machine epsilon ε, count as null vectors and are left out; NaN if none remain. Cost: one product
+    for each pair of `right_pairs`.
 
-    Raises ValueError as `cosine` does.
+    Raises ValueError for two kernels that `cosine` refuses.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> turned = params | {"second": jnp.array([[2.0, -1.0]])}
-    >>> kernels = [path_kernel(apply, each, jnp.zeros((5, 1))) for each in (params, turned)]
+    >>> trained = params | {"second": jnp.array([[2.0, -1.0]])}
+    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
     >>> left, right = (top_eigenpairs(kernel, 1, key=jax.random.key(0)) for kernel in kernels)
-    >>> round(float(overlap(kernels[0], left, kernels[1], right)), 4)  # of the directions (2, 2) and (2, −1)
+    >>> round(float(overlap(kernels[0], left, kernels[1], right)), 4)  # of eigenvectors along (2, 2) and (2, −1)
     0.1
     """
     _check_comparable(left, right)
-    product = twin.linear(left, right)
-    images = lax.map(product, right_pairs[1])
-    coupling = jax.vmap(lambda v: jax.vmap(lambda image: dot(v, image))(images))(left_pairs[1])
-    sides = [_spectrum.inverse_roots(values) for values, _ in (left_pairs, right_pairs)]
-    cosines = sides[0][:, None] * coupling * sides[1][None, :] * twin.cross_factor(left, right, coupling.dtype)
-    dimension = jnp.minimum(*(jnp.sum(side > 0) for side in sides))
-    return jnp.sum(jnp.square(cosines)) / dimension
+    return cast(Array, comparison.overlap(left, left_pairs, right, right_pairs))
 
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
@@ -429,8 +434,8 @@ def _check_comparable(left: PathKernel, right: PathKernel) -> None:
     if left.network.apply != right.network.apply:
         raise ValueError(
             "The two kernels are of different functions `apply`, whose paths, and the constants on them, may differ. "
-            "Build both with one `apply`, and what differs between the two as `params`; fold running statistics of a "
-            "batch norm into its scale and bias."
+            "Build both with the same `apply`, and pass what differs between them in `params`; fold running statistics "
+            "of batch norm into its scale and bias."
         )
     if left.outputs != right.outputs or left.example.shape != right.example.shape:
         raise ValueError("The two kernels are of different outputs or shapes of inputs. Build both with the same ones.")

@@ -1,11 +1,11 @@
-"""Sums over paths, without listing them: counts, norms and the data Gram."""
+"""Sums over all paths of a network without listing them: path counts, path norms and the data Gram."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pathjax._interpreter.algebra import Structure
 from pathjax._interpreter.context import DECLARED
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, check_floating, is_concrete
 from pathjax._interpreter.lifting import (
@@ -31,6 +30,7 @@ from pathjax._interpreter.traced import traced
 from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
 
 __all__ = [
+    "DataGram",
     "Layer",
     "UnsupportedPrimitive",
     "declare_gate",
@@ -47,9 +47,10 @@ def log_path_norm(
 ) -> Float[Array, ""]:
     """Logarithm of the path norm, log Σ_p |v_p|^q, over the paths to all outputs.
 
-    One forward pass of the network with |θ|^q for θ and all gates open. Only the shape of `x_like` (n, ...) is read.
-    Path values are carried with their scale, so that depth does not matter, in any floating-point type. Without any
-    path the result is −∞. Note that it is the logarithm of the sum: the path norm's 1/q root is not taken.
+    This is the logarithm of the sum itself; divide by q for the logarithm of the q-norm. It is −∞ where no path is
+    left. Cost: one forward pass of the network with |θ|^q in place of θ and all gates open: activations become the
+    identity, max pooling becomes sum pooling. The pass carries each array with a separate exponent, so that no depth
+    overflows or underflows in any floating-point type. Only the shape and dtype of `x_like` (n, ...) are read.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
@@ -70,8 +71,9 @@ def log_path_norm(
 def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | None = None) -> Float[Array, ""]:
     """Logarithm of the number of paths whose weights are all unpruned.
 
-    Counts what the architecture and the mask allow, whatever the values of the weights; a constant zero on a path (a
-    mask multiplied in, say) ends it. One forward pass. −∞ where no path is left. Only the shape of `x_like` is read.
+    Only the architecture and the mask count: a path through a weight that happens to be 0 counts, a path through a
+    constant 0 (such as a mask that `apply` multiplies in) does not. The result is −∞ where no path is left. Cost: one
+    forward pass. Only the shape and dtype of `x_like` are read.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
@@ -95,14 +97,14 @@ def path_sum(
     gates: str = "open",
     mask: Mask | None = None,
 ) -> Float[Array, "n o"]:
-    """Σ_{p→o} |v_p|^q · gate_p · |x_s(p)|^q for each example and output.
+    """The path sum Σ_{p→o} |v_p|^q · gate_p · |x_s(p)|^q of each example x and output o.
 
-    `gates="open"` takes gate_p = 1; `gates="data"` the product a_p(x) of the slopes that the network has at x, which
-    costs one more forward pass of the network itself. A path that starts at a bias has 1 for x. The sum is given as
-    it is and may leave float32 in deep networks; `log_path_norm` does not.
+    With `gates="open"`, gate_p = 1. With `gates="data"`, gate_p = a_p(x), the product of the slopes of the activations
+    on path p at x. A path that starts at a bias has 1 in place of x_s(p). Cost: one forward pass, and one more of the
+    network itself with `gates="data"`. The sums of deep networks can overflow float32; `log_path_norm` cannot.
 
-    Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for unknown `gates` or a mask
-    of another tree.
+    Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for unknown `gates` or a mask of
+    another tree, and TypeError for a mask that is not boolean.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -119,12 +121,19 @@ def path_sum(
     weights, real = (lift_weights(params, function, mask) for function in (phi, lambda leaf: leaf))
     program = traced(apply, params).path_program(one_example(x))
 
-    def of_example(example: jax.Array) -> jax.Array:
+    def sums_at(example: jax.Array) -> jax.Array:
         points = [(real, example[None])] if gates == "data" else []
         return lift(program, weights, phi(example[None]), phi=phi, points=points).value()[0]
 
-    # one scale for each example, so that a large one leaves the others their digits
-    return jax.vmap(of_example)(jnp.asarray(x))
+    # a separate exponent for each example: with a shared one, a large example would underflow the small ones
+    return jax.vmap(sums_at)(jnp.asarray(x))
+
+
+class DataGram(NamedTuple):
+    """A data Gram as signs and natural logarithms of absolute values: 0 and −∞ where no path is left."""
+
+    sign: Float[Array, "n m o"]
+    log_abs: Float[Array, "n m o"]
 
 
 def log_data_gram(
@@ -135,15 +144,17 @@ def log_data_gram(
     *,
     mask: Mask | None = None,
     chunk: int = 256,
-) -> tuple[Float[Array, "n m o"], Float[Array, "n m o"]]:
+) -> DataGram:
     """Sign and logarithm of the data Gram K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s.
 
-    The diagonal blocks of J_v f (J_v f)ᵀ; the others vanish, since a path ends in one output. Weights and constants do
-    not enter, only which of them are there: paths with a pruned weight or a constant zero do not count, paths that
-    start at a bias do. Where no path is left, sign 0 and logarithm −∞. A lifted forward pass for each pair of examples,
-    with the slopes at both. Without `x2`, all pairs of `x1`: exactly symmetric, one half computed and the other
-    mirrored. Pairs go in blocks of at most `chunk`, and memory is that of so many forward passes of one example; the
-    result depends on it by rounding alone.
+    K_v(·, ·)_o are the diagonal blocks of J_v f (J_v f)ᵀ; blocks between two outputs are 0, since a path ends at one
+    output. The values of weights and constants enter only through the slopes a_p: a path with a pruned weight or a
+    constant 0 does not count, a path that starts at a bias does. Where no path is left the sign is 0 and the logarithm
+    −∞. `x2` is `x1` by default; then the result is exactly symmetric, as one half is computed and mirrored.
+
+    Cost: for each pair of examples a forward pass with the slopes at both. Pairs are computed in blocks of at most
+    `chunk`, which bounds the memory to that of `chunk` forward passes of one example and changes the result by
+    rounding only.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, TypeError for a mask that is not boolean, and
     ValueError for a mask of another tree, for examples of two shapes, for a `chunk` below 1 and, where values can be
@@ -173,27 +184,27 @@ def log_data_gram(
     real = lift_weights(params, lambda leaf: leaf, mask)
     program = traced(apply, params).path_program(one_example(left))
 
-    def pair(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def pair(a: jax.Array, b: jax.Array) -> DataGram:
         gram = pair_sum(program, ones, real, a, b)
-        return jnp.sign(gram.array), gram.log_abs()
+        return DataGram(jnp.sign(gram.array), gram.log_abs())
 
-    sign, log_abs = _over_pairs(pair, left, right, chunk=chunk, upper=x2 is None)
-    return sign, log_abs
+    return cast(DataGram, _over_pairs(pair, left, right, chunk=chunk, upper=x2 is None))
 
 
 def _check_finite_examples(x: jax.Array, name: str) -> None:
     if is_concrete(x) and not np.isfinite(np.asarray(x)).all():
         first = int(np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1).argmin())
         raise ValueError(
-            f"`{name}` holds NaN or infinity, first in example {first}, where no gate has a slope. Remove or fill such "
-            "examples."
+            f"`{name}` holds NaN or infinity, first in example {first}, where activations have no slope. Remove or "
+            "fill such examples."
         )
 
 
 def _over_pairs(function: Callable[..., Any], left: jax.Array, right: jax.Array, *, chunk: int, upper: bool) -> Any:
-    """function(a, b), a tree, for all pairs of rows, in blocks of at most `chunk`; with `upper`, its half mirrored.
+    """function(left[i], right[j]), a pytree, for all pairs (i, j), computed in blocks of at most `chunk` pairs.
 
-    Inside a block what depends on one of the two alone is computed once for each row, not for each pair.
+    With `upper`, only blocks on and above the diagonal are computed, and the upper half is mirrored. Two nested vmaps
+    compute what depends on one row alone once per row of a block, not once per pair.
     """
     n, m = len(left), len(right)
     height = _even_side(n, math.isqrt(chunk))
@@ -203,44 +214,44 @@ def _over_pairs(function: Callable[..., Any], left: jax.Array, right: jax.Array,
     rows, columns = -(-n // height), -(-m // width)
     blocks = [(i, j) for i in range(rows) for j in range(i if upper else 0, columns)]
 
-    def all_of(a: jax.Array, b: jax.Array) -> Any:
+    def all_pairs(a: jax.Array, b: jax.Array) -> Any:
         return jax.vmap(lambda row: jax.vmap(lambda other: function(row, other))(b))(a)
 
     if not blocks:
-        return all_of(left, right)
+        return all_pairs(left, right)
 
-    def block(at: jax.Array) -> Any:
-        # past the end the last row stands in
-        a = left[jnp.minimum(at[0] * height + jnp.arange(height), n - 1)]
-        b = right[jnp.minimum(at[1] * width + jnp.arange(width), m - 1)]
-        return all_of(a, b)
+    def block_at(position: jax.Array) -> Any:
+        # blocks at the edge are filled up with copies of the last row, which `assembled` cuts off
+        a = left[jnp.minimum(position[0] * height + jnp.arange(height), n - 1)]
+        b = right[jnp.minimum(position[1] * width + jnp.arange(width), m - 1)]
+        return all_pairs(a, b)
 
-    def placed(found: jax.Array) -> jax.Array:
-        inner = found.shape[3:]
-        place = tuple(np.array(blocks).T)
-        grid = jnp.zeros((rows, columns, height, width, *inner), found.dtype).at[place].set(found)
-        whole = jnp.swapaxes(grid, 1, 2).reshape(rows * height, columns * width, *inner)[:n, :m]
+    def assembled(values: jax.Array) -> jax.Array:
+        value_shape = values.shape[3:]
+        positions = tuple(np.array(blocks).T)
+        grid = jnp.zeros((rows, columns, height, width, *value_shape), values.dtype).at[positions].set(values)
+        table = jnp.swapaxes(grid, 1, 2).reshape(rows * height, columns * width, *value_shape)[:n, :m]
         if not upper:
-            return whole
-        half = np.triu(np.ones((n, n), bool)).reshape(n, n, *[1] * len(inner))
-        return jnp.where(half, whole, jnp.swapaxes(whole, 0, 1))
+            return table
+        upper_half = np.triu(np.ones((n, n), bool)).reshape(n, n, *[1] * len(value_shape))
+        return jnp.where(upper_half, table, jnp.swapaxes(table, 0, 1))
 
-    return jax.tree.map(placed, lax.map(block, jnp.array(blocks)))
+    return jax.tree.map(assembled, lax.map(block_at, jnp.array(blocks)))
 
 
 def _even_side(count: int, most: int) -> int:
-    """The length of as few parts of at most `most` as hold `count`, all alike."""
+    """Length of a block where `count` rows are cut into the fewest equal blocks of at most `most` rows."""
     parts = max(1, -(-count // max(1, most)))
     return max(1, -(-count // parts))
 
 
 class Layer(NamedTuple):
-    """What paths say of one layer.
+    """Whether paths are defined in one layer, and if not, why.
 
     Attributes:
-        name: as the framework names it, or the file and line where it was written.
-        has_paths: whether every operation in it is piecewise linear and homogeneous.
-        problems: for each operation that is not, its primitive, line, reason and remedy.
+        name: the framework's name of the layer, or the file and line that compute it.
+        has_paths: whether every operation in the layer is piecewise linear and homogeneous.
+        problems: one message for each operation that is not: its primitive, line, reason and remedy.
     """
 
     name: str
@@ -249,9 +260,12 @@ class Layer(NamedTuple):
 
 
 def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
-    """Which layers of a network have paths and which do not, in the order of the network, without raising.
+    """Which layers of a network have paths and which do not, in the order of computation.
 
-    The walk goes on behind an operation without a rule as if it had given a sum over paths. Computes nothing.
+    An operation without a path rule is reported, not raised: later layers are checked as if its result were a sum over
+    paths. The network is traced and not run.
+
+    Raises ValueError for weights or inputs that are not floating point.
 
     >>> def apply(params, x):
     ...     with jax.named_scope("first"):
@@ -264,8 +278,7 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
     """
     network, example = traced(apply, params), one_example(x_like)
     check_floating(params, example)
-    weights = [None for _ in network.leaf_types]
-    inspection = inspect(network.program(example), Structure(), weights, None)
+    inspection = inspect(network.program(example))
     problems: dict[str, list[str]] = {name: [] for name in inspection.layers}
     for refusal in [*inspection.refusals, *network.mixtures(example)]:
         problems.setdefault(refusal.layer, []).append(str(refusal.error))
@@ -273,13 +286,13 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
 
 
 def declare_gate(activation: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Declare an elementwise activation to be a gate, and return it as a function to use in networks.
+    """Declare an elementwise activation to be a gate; returns the activation to use in networks.
 
-    For an activation whose own operations have no path rule, a kernel of your own, say. Its slopes are its derivative,
-    by whatever derivative rule it has. Checked here on random probes: it must act on each entry alone, be positively
-    homogeneous (f(c·x) = c·f(x) for c > 0) and piecewise linear (f(x) = f'(x)·x).
+    Needed for an activation whose operations have no path rule, such as a custom kernel. Its slopes are its derivative
+    under JAX, by a custom derivative rule where it has one. The activation must act on each entry alone, be positively
+    homogeneous (f(c·x) = c·f(x) for c > 0) and piecewise linear (f(x) = f'(x)·x); all three are checked on 64 probes.
 
-    Raises ValueError with the probe that disproves it.
+    Raises ValueError, with the property that fails and the probe x at which it does.
 
     >>> @declare_gate
     ... def shrink(x):
@@ -311,11 +324,11 @@ def _check_gate(activation: Callable[[Any], Any]) -> None:
         "is not piecewise linear: f(x) is not f'(x)·x": (value, slope * x),
         "does not act on each entry alone: f of a part differs from a part of f": (activation(x[:9]), value[:9]),
     }
-    for problem, (found, expected) in checks.items():
-        off = ~(jnp.abs(found - expected) <= 1e-4 * (1e-6 + jnp.abs(expected)))
-        if bool(jnp.any(off)):
-            at = int(jnp.argmax(off))
+    for problem, (actual, expected) in checks.items():
+        differs = ~(jnp.abs(actual - expected) <= 1e-4 * (1e-6 + jnp.abs(expected)))
+        if bool(jnp.any(differs)):
+            probe = float(x[jnp.argmax(differs)])
             raise ValueError(
-                f"`{_name_of(activation)}` cannot be a gate; it {problem}, as at x = {float(x[at]):.4g}. Paths are "
+                f"`{_name_of(activation)}` cannot be a gate; it {problem}, as at x = {probe:.4g}. Paths are "
                 "defined for homogeneous piecewise-linear activations only."
             )

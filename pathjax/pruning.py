@@ -1,6 +1,7 @@
-"""Pruning: loops that score, mask and score again.
+"""Iterative pruning: score the weights, prune the lowest, and repeat until the wanted density is reached.
 
-One shot is `masks.from_scores` on one score; `prune` does it in rounds; `lottery_ticket` trains in between.
+`prune` scores at initialization in every round, `lottery_ticket` trains between rounds, `densities` gives the schedule.
+Pruning in one shot is `masks.from_scores` on one score.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
 __all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
 
 ScoreFn: TypeAlias = Callable[[Params, Key | None], Scores]
-"""`score(masked_params, key)`: a pytree like `params`; the largest are kept."""
+"""`score(masked_params, key)` returns scores, a pytree like `params`; the weights of largest score are kept."""
 
 TrainFn: TypeAlias = Callable[[Params, Mask, int, int, Key | None], Params]
-"""`train(params, mask, start, stop, key)`: the weights after the steps from `start` up to `stop`, pruned ones held."""
+"""`train(params, mask, start, stop, key)` gives the weights after steps `start` … `stop` − 1, pruned weights fixed."""
 
 InitFn: TypeAlias = Callable[[Key], Params]
-"""`init(key)`: new weights."""
+"""`init(key)` returns new random weights."""
 
 Progress: TypeAlias = Callable[[int, int, float], None]
-"""`progress(round, rounds, density)`, called after each round, from 1 on."""
+"""`progress(round, rounds, density)` is called after each round, with `round` from 1 to `rounds`."""
 
 _SCHEDULES: dict[str, Callable[[float, float], float]] = {
     "exponential": lambda density, share: density**share,
@@ -45,12 +46,13 @@ _SCHEDULES: dict[str, Callable[[float, float], float]] = {
 def densities(
     *, density: Real, rounds: int | None = None, schedule: str | Sequence[Real] = "exponential"
 ) -> tuple[float, ...]:
-    """The density after each round t = 1 … T: ρ^(t/T), or with schedule "linear" 1 − (1 − ρ)·t/T. The last is ρ itself.
+    """The density after each of T = `rounds` rounds of pruning, the last of which is exactly ρ = `density`.
 
-    The `schedule` may be the densities themselves, as many as there are rounds; `rounds` can then be left out.
+    After round t it is ρ^(t/T) with schedule "exponential" and 1 − (1 − ρ)·t/T with "linear". `schedule` may also be a
+    sequence with the density after each round; `rounds` can then be left out.
 
-    Raises ValueError where a density is outside (0, 1], there is no round, the schedule is unknown, or given densities
-    are not as many as the rounds or do not end at ρ.
+    Raises ValueError where a density is outside (0, 1], `rounds` is below 1 or missing, the schedule is unknown, or a
+    sequence of densities is empty, has another length than `rounds`, or does not end at ρ.
 
     >>> densities(density=0.0625, rounds=4)
     (0.5, 0.25, 0.125, 0.0625)
@@ -61,7 +63,7 @@ def densities(
     """
     selection.check_density(density)
     if not isinstance(schedule, str):
-        return _given(schedule, density, rounds)
+        return _checked_schedule(schedule, density, rounds)
     if rounds is None:
         raise ValueError(f'The schedule "{schedule}" needs the number of `rounds`. Pass it, or pass the densities.')
     if rounds < 1:
@@ -69,8 +71,8 @@ def densities(
     if schedule not in _SCHEDULES:
         known = " and ".join(f'"{name}"' for name in _SCHEDULES)
         raise ValueError(f'Unknown schedule "{schedule}". The schedules are {known}.')
-    between = [_SCHEDULES[schedule](density, t / rounds) for t in range(1, rounds)]
-    return (*between, float(density))  # the last as given, free of rounding
+    before_last = [_SCHEDULES[schedule](density, t / rounds) for t in range(1, rounds)]
+    return (*before_last, float(density))  # the formula would round the last one
 
 
 def prune(
@@ -87,19 +89,17 @@ def prune(
     progress: Progress | None = None,
     jit: bool = True,
 ) -> Mask:
-    """The mask left after `rounds` rounds of scoring the kept weights and pruning those of smallest score.
+    """The mask after `rounds` rounds, each of which scores the kept weights and prunes those of smallest score.
 
-    In round t, `score(masked_params, key)` is taken on the weights with the pruned ones at 0, and the largest scores
-    are kept down to the density ρ_t of `densities`: exactly round(ρ_t·N) of the N prunable weights, ties as in
-    `masks.from_scores`. A pruned weight never returns, whatever its score. Scores of pruned weights are not read, so
-    that they may be NaN or infinite. `key` is folded with t for each round; None is passed on as it is, for a score
-    that needs none. `progress(t, rounds, density)` is called after each round.
+    Round t calls `score(masked_params, key)` with pruned weights at 0, and keeps exactly round(ρ_t·N) of the N prunable
+    weights, those of largest score; ties are broken as in `masks.from_scores`. ρ_t is the density that
+    `densities(density=…, rounds=…, schedule=…)` gives for round t. A pruned weight never returns; its score is not read
+    and may be NaN or infinite. Round t gets `jax.random.fold_in(key, t)` as its key, or None where `key` is None.
+    `progress(t, rounds, density)` is called after each round.
 
-    `rounds` and `schedule` are those of `densities`: a name and a number, or the densities themselves.
-
-    With `revive`, pruned weights may return: in each round all prunable weights compete, and all scores must be finite.
-    A pruned weight is worth what it would bring back, which its 0 among the masked weights does not tell: let the
-    `score` close over the weights before pruning, as FORCE needs them:
+    With `revive`, pruned weights can return: in each round all prunable weights compete, and all scores must be finite.
+    The score of a pruned weight then needs its value before pruning, which `masked_params` do not hold. So let `score`
+    close over the unpruned weights, as for FORCE:
 
         def score(masked, key):
             kept = jax.tree.map(lambda leaf: leaf != 0, masked)
@@ -107,22 +107,24 @@ def prune(
 
         prune(score, params, density=0.01, rounds=60, revive=True)
 
-    Each round costs one score and one selection, linear in N. Both are compiled into one program, once for all rounds,
-    all densities and every further call with the same `score` object, also under `jax.vmap` over seeds:
-    `jax.vmap(lambda params, key: prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)` runs
-    the rounds one by one on all seeds at once. Do not put a `jax.jit` around it: that compiles all rounds into one
-    program. What `score` closes over is read while it is traced and becomes a constant of the program. With
-    `jit=False`, `score` is called as it is: for data that change between calls, or that do not fit in memory (batches
-    in a generator are used up after one round; give an iterable that can be read again).
+    Cost: in each round one call of `score` and one selection, which is linear in N. Both are compiled together, once
+    for all rounds, all densities and all later calls with the same `score` object. To prune many seeds at once, use
+    `jax.vmap(lambda params, key: prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)`, which
+    uses the same compiled round. Do not wrap `prune` in `jax.jit`: that unrolls all rounds into one program.
 
-    Raises ValueError for a density outside (0, 1] or which keeps nothing, for no round, an unknown schedule or scope,
-    given densities that rise without `revive` or do not end at `density`, nothing prunable, a score of another tree,
-    and NaN or infinite scores of weights that compete (with the leaf and the round).
-    Under `vmap` and `jit` values cannot be read: then such scores end in a mask that keeps no prunable weight.
+    What `score` closes over is read when it is traced and becomes a constant of the compiled round. Pass `jit=False` to
+    call `score` itself in every round: for data that change between rounds, or do not fit in memory. A generator of
+    batches is used up after one round; give an iterable that can be read again.
+
+    Raises ValueError for a density outside (0, 1] or so low that it keeps nothing, no round, an unknown schedule or
+    scope, a schedule that rises (without `revive`) or does not end at `density`, no prunable leaf, a score of another
+    tree, and a NaN or infinite score of a weight that may be kept (names the leaf and the round). Under `vmap` and
+    `jit`, where values cannot be read, such a score gives a mask that keeps no prunable weight.
 
     Source: Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow", 2020,
-    algorithm 1, with the exponential schedule; its code loses ties, so that its counts can be off. Revival: de Jorge et
-    al., "Progressive skeletonization: trimming more fat from a network at initialization", 2021.
+    algorithm 1, with the exponential schedule; their code prunes all weights that tie with the threshold, so it can
+    keep fewer. Revival: de Jorge et al., "Progressive skeletonization: trimming more fat from a network at
+    initialization", 2021.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[3.0, -1.0, 4.0], [1.0, -5.0, 2.0]])}
@@ -133,18 +135,19 @@ def prune(
     planned = densities(density=density, rounds=rounds, schedule=schedule)
     if not revive:
         _check_falling(planned)
-    counts = [masks.kept_counts(params, density=reached, scope=scope, prunable=prunable) for reached in planned]
+    counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
-    rules: dict[str, Any] = {"scope": scope, "prunable": _Chosen.by(prunable, params), "revive": revive}
-    step = compiled(_sound_round, score, static=("scope", "prunable", "revive")) if jit else None
-    # made from the weights, so that under vmap it has the seeds' axis in the first round as in all others
+    options: dict[str, Any] = {"scope": scope, "prunable": _PrunableNames.read(prunable, params), "revive": revive}
+    compiled_round = compiled(_sound_round, score, static=("scope", "prunable", "revive")) if jit else None
+    # Computed from the weights, so that under vmap the first mask has the seeds' axis, as all later masks have.
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
-        begin, sound = (mask, params, key, round_, kept), False
-        if step is not None:
-            mask, sound = step(*begin, **rules)
+        arguments, sound = (mask, params, key, round_, kept), False
+        if compiled_round is not None:
+            mask, sound = compiled_round(*arguments, **options)
+        # After a compiled round with unsound scores, the same round runs uncompiled: it can raise and name the leaf.
         if sound is False or (concrete(sound) is not None and not sound):
-            mask, contests = _round(score, *begin, **rules)
+            mask, contests = _round(score, *arguments, **options)
             _check_round(contests, f"In round {round_} of {len(counts)}")
         if progress is not None:
             progress(round_, len(counts), kept.sum().item() / size)
@@ -152,7 +155,7 @@ def prune(
 
 
 class Ticket(NamedTuple):
-    """A sparse network to be trained: its mask, and the weights to start from, pruned ones at 0."""
+    """A sparse network to train: its mask, and the weights to start from, with pruned weights at 0."""
 
     mask: Mask
     params: Params
@@ -174,32 +177,33 @@ def lottery_ticket(
 ) -> Ticket:
     """A lottery ticket by iterative magnitude pruning: train, prune the smallest weights, rewind the others, repeat.
 
-    Level by level the kept weights are trained from where they were after `rewind` = k steps, to the end after `steps`,
-    and the largest |θ| of the trained weights are kept: a share `pruned` of the survivors goes, until `density` is left
-    with the last level. So level ℓ keeps exactly round((1 − pruned)^ℓ·N) of the N prunable weights, ties as in
-    `masks.from_scores`, and nothing comes back. The ticket has the last mask, and under it the weights as they were
-    after k steps, those of `params` with k = 0: train it from step k, `train(ticket.params, ticket.mask, k, steps,
-    key)`, to see what it wins.
+    Each level trains the kept weights from step k = `rewind` to step `steps`, starting from their values at step k, and
+    then prunes a share `pruned` of them, those of smallest |θ|. Level ℓ keeps exactly round((1 − pruned)^ℓ·N) of the N
+    prunable weights, the last level round(density·N); ties are broken as in `masks.from_scores`. A pruned weight never
+    returns. The ticket holds the last mask and the masked weights of step k, which for k = 0 are those of `params`.
+    Train it from step k: `train(ticket.params, ticket.mask, k, steps, key)`.
 
-    `train(params, mask, start, stop, key)` takes masked weights through the steps from `start` up to `stop`; a schedule
-    of learning rates should be read at these. What it holds of pruned weights is not read. What training carries along
-    besides the weights, as momentum, starts anew at step k. It is called once with the full mask from 0 to k where
-    k > 0, and once for each level from k to `steps`; `key` is folded with 0 there and with ℓ in level ℓ, and None is
-    passed on. `progress(level, levels, density)` is called after each level. Density 1 has no level.
+    `train(params, mask, start, stop, key)` must run the steps `start` … `stop` − 1, so a schedule of learning rates
+    should be read at these steps; the values it returns for pruned weights are not read. Optimizer state is not carried
+    over: momentum starts at zero in step k. `train` is called once for each level and, if k > 0, once before them with
+    a mask of all True for steps 0 … k − 1. Its key is `jax.random.fold_in(key, ℓ)` in level ℓ, with ℓ = 0 for the call
+    before the levels, or None where `key` is None. `progress(level, levels, density)` is called after each level. With
+    `density=1` there is no level.
 
-    With `reinitialize`, a function `init(key)`, no level rewinds: each trains new random weights, and so does the
-    ticket, a control that tells what the mask is worth without its weights. It needs a key, and k = 0. The control of
-    one ticket's mask alone is `masks.reinitialize(init, ticket.mask, key=key)`.
+    With `reinitialize`, a function `init(key)`, each level trains new random weights in place of rewound ones, and the
+    ticket holds new random weights too: a control for what the mask is worth without its weights. It needs k = 0 and a
+    `key`, which is split in two, for `train` and for `init`. To redraw the weights of a finished ticket only, use
+    `masks.reinitialize(init, ticket.mask, key=key)`.
 
-    Cost: as many trainings as levels, 11 for density 0.1, besides the first k steps.
+    Cost: one training per level, ⌈log(density)/log(1 − pruned)⌉ in all (11 for density 0.1), and the first k steps.
 
-    Raises ValueError for a density outside (0, 1] or which keeps nothing, a `pruned` outside (0, 1), steps that do not
-    go beyond k, a k below 0, `reinitialize` without key or with k > 0, nothing prunable, weights of another tree from
-    `train` or `reinitialize`, and trained weights that are NaN or infinite (with the leaf and the level).
+    Raises ValueError for a density outside (0, 1] or so low that it keeps nothing, `pruned` outside (0, 1), k below 0
+    or not below `steps`, `reinitialize` without a key or with k > 0, no prunable leaf, weights of another tree from
+    `train` or `reinitialize`, and trained weights that are NaN or infinite (names the leaf and the level).
 
     Source: Frankle, Carbin, "The lottery ticket hypothesis: finding sparse, trainable neural networks", 2019, and with
     k > 0 Frankle, Dziugaite, Roy, Carbin, "Linear mode connectivity and the lottery ticket hypothesis", 2020. Their
-    code prunes a share of the survivors rounded up at each level, so that its counts drift from the powers.
+    code rounds the number of pruned weights up in each level, so its counts drift away from (1 − pruned)^ℓ·N.
 
     >>> import jax.numpy as jnp
     >>> def train(params, mask, start, stop, key):  # each step moves the weights by 1, the last most
@@ -211,7 +215,7 @@ def lottery_ticket(
     """
     _check_steps(steps, rewind)
     planned = _levels(density, pruned)
-    counts = [masks.kept_counts(params, density=reached, scope=scope, prunable=prunable) for reached in planned]
+    counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     if reinitialize is not None:
@@ -250,8 +254,8 @@ def _round(
     scope: str,
     prunable: Prunable,
     revive: bool,
-) -> tuple[Mask, list[selection.Contest]]:
-    """The mask after one more round, and the contests that it comes from, not yet checked."""
+) -> selection.Selection:
+    """The mask after one more round, and the rankings that decided it, whose scores are not checked yet."""
     round_key = _folded(key, round_)
     scores = score(masks.apply_mask(mask, params), round_key)
     check_like(scores, params, name="score")
@@ -259,8 +263,11 @@ def _round(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Chosen:
-    """A predicate by its answers, so that another one with the same answers compiles nothing anew."""
+class _PrunableNames:
+    """The prunable leaves by name, as a predicate that is equal for equal names.
+
+    As a static argument of a compiled function it avoids compiling again for another predicate that chooses the same.
+    """
 
     names: frozenset[str]
 
@@ -268,17 +275,17 @@ class _Chosen:
         return keystr(key_path) in self.names
 
     @classmethod
-    def by(cls, prunable: Prunable, params: Params) -> _Chosen:
+    def read(cls, prunable: Prunable, params: Params) -> _PrunableNames:
         leaves = tree_flatten_with_path(params)[0]
         return cls(frozenset(keystr(path) for path, leaf in leaves if prunable(path, leaf)))
 
 
-def _sound_round(score: ScoreFn, *begin: Any, **rules: Any) -> tuple[Mask, jax.Array]:
-    """`_round`, with whether its contests are sound in their place.
+def _sound_round(score: ScoreFn, *arguments: Any, **options: Any) -> tuple[Mask, jax.Array]:
+    """The mask of `_round`, and whether all its scores were finite and enough.
 
-    In one program neither the masked weights nor the scores need be written out.
+    Returns one boolean in place of the rankings: then a compiled round need not write the scores to memory.
     """
-    mask, contests = _round(score, *begin, **rules)
+    mask, contests = _round(score, *arguments, **options)
     return mask, selection.sound(contests)
 
 
@@ -295,7 +302,7 @@ def _folded(key: Key | None, number: ArrayLike) -> Key | None:
 
 
 def _drawn(reinitialize: InitFn, params: Params, key: Key) -> Iterator[Params]:
-    """New weights, again and again."""
+    """New random weights at each step of the iterator."""
     for number in itertools.count():
         drawn = reinitialize(jax.random.fold_in(key, number))
         check_like(drawn, params, name="reinitialize")
@@ -303,13 +310,13 @@ def _drawn(reinitialize: InitFn, params: Params, key: Key) -> Iterator[Params]:
 
 
 def _levels(density: Real, pruned: Real) -> tuple[float, ...]:
-    """The densities that pruning a share of the survivors goes through, down to `density`; none where it is 1."""
+    """The density after each level that prunes a share `pruned` of what is left, down to `density`; empty for 1."""
     selection.check_density(density)
     if not 0.0 < pruned < 1.0:
         raise ValueError(
             f"`pruned` must lie in (0, 1), the share of the survivors that each level prunes; it is {pruned}."
         )
-    # a power of 1 − pruned is reached by its level, though rounding may leave it just short
+    # 1e-9: for density = (1 − pruned)^ℓ the quotient may round to just above ℓ, and ceil would add a level
     levels = math.ceil(math.log(density) / math.log(1.0 - pruned) - 1e-9)
     return (*((1.0 - pruned) ** level for level in range(1, levels)), *[float(density)] * (levels > 0))
 
@@ -317,21 +324,23 @@ def _levels(density: Real, pruned: Real) -> tuple[float, ...]:
 def _check_steps(steps: int, rewind: int) -> None:
     if not 0 <= rewind < steps:
         raise ValueError(
-            f"Levels train from step `rewind` to `steps`, so that 0 ≤ rewind < steps; they are {rewind} and {steps}."
+            f"Each level trains from step `rewind` to `steps`: 0 ≤ rewind < steps; they are {rewind} and {steps}."
         )
 
 
-def _given(schedule: Sequence[Real], density: Real, rounds: int | None) -> tuple[float, ...]:
+def _checked_schedule(schedule: Sequence[Real], density: Real, rounds: int | None) -> tuple[float, ...]:
     if len(schedule) == 0:
-        raise ValueError("`schedule` is an empty sequence, but there must be one round or more. Give its densities.")
+        raise ValueError("`schedule` is an empty sequence. Give the density after each round, at least one.")
     if rounds is not None and rounds != len(schedule):
         raise ValueError(
             f"`schedule` gives the densities of {len(schedule)} rounds, but `rounds` is {rounds}. Leave `rounds` out."
         )
-    for reached in schedule:
-        selection.check_density(reached)
+    for after in schedule:
+        selection.check_density(after)
     if schedule[-1] != density:
-        raise ValueError(f"`schedule` ends at {schedule[-1]}, but `density` is {density}. Let it end there.")
+        raise ValueError(
+            f"`schedule` ends at {schedule[-1]}, but `density` is {density}. The last density must be `density`."
+        )
     return tuple(map(float, schedule))
 
 
@@ -339,6 +348,6 @@ def _check_falling(planned: Sequence[float]) -> None:
     for round_, (before, after) in enumerate(itertools.pairwise(planned), start=2):
         if after > before:
             raise ValueError(
-                f"`schedule` rises from {before} to {after} in round {round_}, but a pruned weight never returns. Let "
-                "it fall, or pass `revive=True`."
+                f"`schedule` rises from {before} to {after} in round {round_}, but a pruned weight never returns. Give "
+                "densities that fall, or pass `revive=True`."
             )

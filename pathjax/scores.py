@@ -1,23 +1,25 @@
 """Scores: how much each weight is worth keeping.
 
-A score is a pytree like `params`; `masks.from_scores` keeps the largest. Data-driven scores take `batches`, an iterable
-of (x, y) with integer labels y (n,), or `inputs`, an array (n, ...) or an iterable of such; one batch is in memory at a
-time, and no score depends on how the examples are split into batches.
+A score is a pytree like `params`; `masks.from_scores` keeps the weights of largest score. Scores that read labelled
+data take `batches`, an iterable of (x, y) with integer labels y (n,). Scores that read inputs alone take `inputs`, an
+array (n, ...) or an iterable of such arrays. One batch is in memory at a time, and how the examples are split into
+batches changes a score by rounding only.
 
-Options of all scores of a network
-----------------------------------
+Options of all scores that take `apply`
+---------------------------------------
 state
-    Where given, the network is `apply(params, state, x)`: running statistics of batch norm, say. Never scored.
+    Where given, the network is `apply(params, state, x)`. For what is not trained by gradients, such as the running
+    statistics of batch norm; it is not scored.
 prunable
-    `prunable(key_path, leaf)`, as `masks.is_kernel`: the leaves that are scored. The others are constants of the
-    network: they score 0, and scores that are made of derivatives in all weights (GraSP, the Path Kernel's trace,
-    NTK-SAP) take none in them. By default all leaves are scored. Raises ValueError where it chooses none.
+    `prunable(key_path, leaf)` chooses the leaves to score, as `masks.is_kernel` does; by default all. The other leaves
+    score 0 and are held constant: GraSP, the Path Kernel's trace and NTK-SAP take no derivatives by them. Raises
+    ValueError where it chooses no leaf.
 mask
-    Of the scores that need to know more of a pruned weight than that it is 0: what is kept. By default every weight
-    but the zeros in leaves that `prunable` chooses or, without it, in leaves of two or more axes: so `pruning.prune`
-    hands pruned weights over. Give a mask of True for a network whose kernels are 0 without being pruned.
+    Which weights are kept, for the scores that must tell a pruned weight from a weight that is 0. By default, weights
+    of 0 count as pruned in the leaves that `prunable` chooses, or without `prunable` in leaves of two or more axes:
+    `pruning.prune` sets pruned weights to 0. For a network with kernels of 0 that are not pruned, pass a mask of True.
 
-Weights of half precision are taken to single precision.
+Float16 and bfloat16 weights are converted to float32.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import jax.numpy as jnp
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base import network as _network
+from pathjax._base.network import bound, kept_weights
 from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import traced
@@ -56,10 +58,10 @@ __all__ = [
 
 
 def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> Float[Array, ""]:
-    """Mean over the examples of −log softmax(logits) at the label.
+    """Mean cross-entropy in nats: the mean over examples of −log softmax(logits) at the label.
 
-    Raises TypeError for labels that are not integers, ValueError for labels outside 0 … o − 1 where their values can be
-    read. Under `jit` such a label makes the loss and its gradient NaN.
+    Raises TypeError for labels that are not integers and ValueError for labels outside 0 … o − 1. Under `jit`, where
+    values cannot be read, such a label makes the loss and its gradient NaN.
 
     >>> import jax.numpy as jnp
     >>> round(float(cross_entropy(jnp.zeros((2, 3)), jnp.array([0, 2]))), 4)  # log 3
@@ -67,18 +69,18 @@ def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> F
     """
     check_labels(labels, logits.shape[-1])
     wider = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # narrow types may not hold the number of outputs
-    known = (wider >= 0) & (wider < logits.shape[-1])
-    label = jnp.where(known, wider, 0).astype(jnp.int32)
-    picked = jnp.take_along_axis(logits, label[:, None], axis=-1)[:, 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - picked
-    return jnp.mean(losses * jnp.where(known, 1.0, jnp.nan).astype(logits.dtype))
+    is_valid = (wider >= 0) & (wider < logits.shape[-1])
+    index = jnp.where(is_valid, wider, 0).astype(jnp.int32)
+    label_logits = jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0]
+    losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
+    return jnp.mean(losses * jnp.where(is_valid, 1.0, jnp.nan).astype(logits.dtype))
 
 
 def random(params: Params, *, key: Key) -> Scores:
-    """Independent uniform scores in [0, 1): which weights are kept is left to chance.
+    """Independent uniform scores in [0, 1), which keep a random set of weights.
 
-    Path form: none; the score reads neither weights nor data. Leaves of less than 32 bits get float32 scores, so that
-    ties stay rare. Peers draw from a normal distribution, which ranks alike.
+    Neither weights nor data are read. Float16 and bfloat16 leaves get float32 scores, as half precision would make ties
+    common. Other libraries draw from a normal distribution; the ranks have the same distribution.
 
     >>> import jax, jax.numpy as jnp
     >>> score = random({"kernel": jnp.ones((3, 2))}, key=jax.random.key(0))["kernel"]
@@ -95,11 +97,12 @@ def random(params: Params, *, key: Key) -> Scores:
 
 
 def magnitude(params: Params) -> Scores:
-    """|θ|, the absolute value of each weight.
+    """Magnitude: |θ|, the absolute value of each weight.
 
-    Path form: the factor that the weight gives to each of its paths, |v_p / Π_{j ≠ i} θ_j|, whatever the rest of the
-    path. So it is not invariant under rescaling of neurons. Source: Han et al., "Learning both weights and connections
-    for efficient neural networks", 2015; at initialization, the baseline of Frankle et al., 2021.
+    Path form: |v_p / Π_{j ≠ i} θ_j|, the factor that the weight contributes to each of its paths. It does not depend on
+    the rest of the path, so the score is not invariant under rescaling of neurons. Source: Han et al., "Learning both
+    weights and connections for efficient neural networks", 2015; at initialization, the baseline of Frankle et al.,
+    2021.
 
     >>> import jax.numpy as jnp
     >>> magnitude({"kernel": jnp.array([[-2.0, 1.0, 0.5]])})["kernel"].tolist()
@@ -117,24 +120,23 @@ def snip(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """SNIP: |θ ⊙ g|, g = ∂L/∂θ the gradient of the mean loss over all examples of all batches.
+    """SNIP: |θ ⊙ g|, where g = ∂L/∂θ is the gradient of the mean loss over all examples of all batches.
 
-    To first order, what the loss would change if the weight were removed. Path form: |Σ_{p∋i} ∂L/∂v_p · v_p|, the sum
-    over the paths through the weight (counted as often as they use it), since θ_i ∂v_p/∂θ_i is v_p on those paths and 0
-    on others. A weight of 0 scores 0, so that a pruned weight stays pruned in later rounds.
+    To first order, the change of the loss if the weight were removed. Path form: |Σ_{p∋i} ∂L/∂v_p · v_p|, summed over
+    the paths through the weight, each as often as it uses the weight; for θ_i ∂v_p/∂θ_i is v_p on these paths and 0 on
+    others. A weight of 0 scores 0, so a pruned weight stays pruned in later rounds.
 
-    One forward and one backward pass per example. `loss(outputs, labels)` must be a mean over examples; each batch
-    counts by its size. The gradient is compiled once per batch shape, in each call that is not itself under `jit`;
-    there, all batches are traced into one program.
+    Cost: one forward and one backward pass per example. `loss(outputs, labels)` must be a mean over examples; each
+    batch counts by its number of examples. Each call compiles the gradient once per shape of batch. Under an outer
+    `jit` all batches are unrolled into one program.
 
     Raises ValueError where there is no example, x and y differ in length, an output is not (n, o), or a label is
-    outside 0 … o − 1; TypeError for labels that are not integers. Values of traced labels cannot be read: see
-    `cross_entropy`.
+    outside 0 … o − 1 (for traced labels see `cross_entropy`); TypeError for labels that are not integers.
 
     Source: Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", 2019, equations 4
-    to 6. The authors and Synaptic-Flow differentiate by a multiplicative mask, which for a mask of ones is the same,
-    and divide by the sum, which ranks alike; with a mask of zeros their gradient need not vanish, so that several
-    rounds can revive weights. The authors score one batch of 100 examples and prune biases too.
+    to 6. The authors and Synaptic-Flow differentiate by a multiplicative mask, which gives the same score where the
+    mask is 1, and divide by the sum, which does not change ranks. Where the mask is 0 their score can be positive, so
+    that later rounds can revive weights. The authors score one batch of 100 examples and prune biases too.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, 1.0]])}
@@ -143,8 +145,8 @@ def snip(
     [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
     """
     params = jax.tree.map(wide, params)
-    gradient = mean_gradient(traced(_network.bound(apply, state), params), params, batches, loss=loss)
-    return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
+    gradient = mean_gradient(traced(bound(apply, state), params), params, batches, loss=loss)
+    return _zero_unscored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
 def force(
@@ -157,17 +159,18 @@ def force(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """FORCE: |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights, and θ are the weights before they were masked.
+    """FORCE: |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights and θ are the weights before masking.
 
-    A pruned weight scores what the loss would change, to first order, if it came back alone; so `pruning.prune` with
-    `revive` lets it return. Of kept weights, and with a mask that keeps everything, the score is that of `snip`. Path
-    form: |Σ_{p∋i} ∂L/∂v_p · v_p| over the paths through the weight whose other weights are all kept.
+    To first order, a pruned weight scores the change of the loss if this weight alone were restored; so it can return
+    in `pruning.prune` with `revive=True`. The scores of kept weights are those of `snip` at the masked weights. Path
+    form: |Σ_{p∋i} ∂L/∂v_p · v_p|, summed over the paths through the weight whose other weights are all kept.
 
-    Cost, options and errors as of `snip`; ValueError for a mask of another tree, TypeError for one that is not boolean.
+    Cost, options and errors are those of `snip`. Also raises ValueError for a mask of another tree and TypeError for
+    one that is not boolean.
 
     Source: de Jorge et al., "Progressive skeletonization: trimming more fat from a network at initialization", 2021.
-    Synaptic-Flow's SNIP, which differentiates by the mask, is the same. The authors take a new batch for each round,
-    and keep all of the weights that tie.
+    Synaptic-Flow's SNIP, which differentiates by the mask, is the same score. The authors take a new batch in each
+    round and keep all weights that tie with the threshold.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[1.0, 0.5, -1.0], [2.0, 0.0, 1.0]])}
@@ -178,9 +181,9 @@ def force(
     """
     check_mask(mask, params)
     params = jax.tree.map(wide, params)
-    network = traced(_network.bound(apply, state), params)
-    gradient = mean_gradient(network, _network.kept(mask, params), batches, loss=loss)
-    return _scored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
+    network = traced(bound(apply, state), params)
+    gradient = mean_gradient(network, kept_weights(mask, params), batches, loss=loss)
+    return _zero_unscored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
 def grasp(
@@ -193,10 +196,10 @@ def grasp(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """GraSP: θ ⊙ (H g), g and H the gradient and the Hessian of the mean loss over all examples of all batches.
+    """GraSP: θ ⊙ (H g), with the gradient g and Hessian H of the mean loss over all examples of all batches.
 
-    ½ θ ⊙ ∂‖g‖²/∂θ: to first order, by how much the squared norm of the gradient falls if the weight is removed. The
-    largest are kept. The outputs are divided by `temperature` before the loss.
+    This is ½ θ ⊙ ∂‖g‖²/∂θ: to first order, half of what the squared norm of the gradient loses if the weight is
+    removed. Weights of largest score are kept. The outputs are divided by `temperature` before the loss.
 
     Path form: with e_p = ∂L/∂v_p, L'' the Hessian of L in path values and J = ∂v/∂θ, so that g = Jᵀe and ‖g‖² = eᵀΠe,
 
@@ -204,13 +207,14 @@ def grasp(
 
     over the paths through the weight, where no path uses a weight twice.
 
-    One gradient and one Hessian-vector product per example, in two passes over the batches: those of an iterator are
-    kept for the second one. Each is compiled once per batch shape. With `prunable`, g and H are those of the scored
-    leaves. `loss` and what is raised are as of `snip`; ValueError also for a temperature that is not positive.
+    Cost: one gradient and one Hessian-vector product per example, in two passes over the batches; batches from an
+    iterator are all held in memory for the second pass. Each is compiled once per shape of batch. With `prunable`, g
+    and H are those of the scored leaves. `loss` and the errors are those of `snip`; ValueError also for a temperature
+    that is not positive.
 
     Source: Wang, Zhang, Grosse, "Picking winning tickets before training by preserving gradient flow", 2020, section 4.
-    Its code scores −θ ⊙ H g over the absolute sum, removes the largest, leaves biases out of g, as
-    `prunable=masks.is_kernel` does here, and takes 10 examples of each class.
+    Their code divides −θ ⊙ H g by its absolute sum, removes the largest, leaves biases out of g (as
+    `prunable=masks.is_kernel` does here), and takes 10 examples of each class.
 
     >>> import jax.numpy as jnp
     >>> params = {"kernel": jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, 1.0]])}
@@ -219,19 +223,19 @@ def grasp(
     >>> [[round(float(number), 4) for number in row] for row in score["kernel"]]
     [[-0.0299, 0.0, -0.0055], [0.0, 0.0, 0.0]]
     """
-    known = concrete(temperature)
-    if known is not None and not known > 0:
+    value = concrete(temperature)
+    if value is not None and not value > 0:
         raise ValueError(f"`temperature` must be positive, as outputs are divided by it; it is {temperature}.")
     params = jax.tree.map(wide, params)
-    network = traced(_network.bound(apply, state), params)
+    network = traced(bound(apply, state), params)
 
-    def cooled(logits: Array, labels: Array) -> Array:
+    def tempered_loss(logits: Array, labels: Array) -> Array:
         return loss(logits / temperature, labels)
 
     batches = replayable(batches)
-    gradient = _scored(mean_gradient(network, params, batches, loss=cooled), prunable)
-    product = curvature_product(network, params, batches, gradient, loss=cooled)
-    return _scored(multiply(params, product), prunable)
+    gradient = _zero_unscored(mean_gradient(network, params, batches, loss=tempered_loss), prunable)
+    product = curvature_product(network, params, batches, gradient, loss=tempered_loss)
+    return _zero_unscored(multiply(params, product), prunable)
 
 
 def synflow(
@@ -244,17 +248,19 @@ def synflow(
 ) -> Scores:
     """SynFlow, normalized: the share |θ| ⊙ ∂R₁/∂|θ| / R₁ of the path norm R₁ = Σ_p |v_p| through each weight.
 
-    Path form: Σ_{p∋i} |v_p| / Σ_p |v_p|, each path counted as often as it uses the weight. Shares lie in [0, 1] where
-    no weight is met twice, and sum to 1 over the weights and biases of any cut of the network, at any depth and in any
-    floating-point type: the sums are carried with their scale. A weight of 0 has share 0, and so has every weight of a
-    network without a path. Invariant under rescaling of neurons. One forward and one backward pass on |θ|; only the
-    shape of `x_like` is read.
+    Path form: Σ_{p∋i} |v_p| / Σ_p |v_p|, each path counted as often as it uses the weight. The shares sum to 1 over the
+    weights and biases of any cut of the network, and lie in [0, 1] unless a path uses a weight twice. A weight of 0 has
+    share 0; so has every weight if no path is left. Invariant under rescaling of neurons. The sums carry a separate
+    exponent, so that no depth overflows in any floating-point type.
+
+    Cost: one forward and one backward pass on |θ|. Only the shape and dtype of `x_like` are read.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear.
 
     Source: Tanaka, Kunin, Yamins, Ganguli, "Pruning neural networks without any data by iteratively conserving
-    synaptic flow", 2020. Its code does not divide by R₁, which ranks alike until R₁ overflows (as for ResNet-56 in
-    float32); it sends max pooling through its arg max on ones, where a sum over paths takes all entries.
+    synaptic flow", 2020. Their code does not divide by R₁, which gives the same ranks until R₁ overflows (as for
+    ResNet-56 in float32). For max pooling it follows the path through the arg max only, on an input of ones, where this
+    sum takes all entries of the window.
 
     >>> import jax.numpy as jnp
     >>> def apply(params, x):
@@ -263,8 +269,8 @@ def synflow(
     >>> synflow(apply, params, jnp.zeros((5, 1)))["first"].tolist()
     [[0.25, 0.75]]
     """
-    network = traced(_network.bound(apply, state), params)
-    return _scored(flow(network, params, ones_like_example(x_like), q=1), prunable)
+    network = traced(bound(apply, state), params)
+    return _zero_unscored(flow(network, params, ones_like_example(x_like), q=1), prunable)
 
 
 def synflow_l2(
@@ -278,9 +284,10 @@ def synflow_l2(
 ) -> Scores:
     """SynFlow-L2: the share θ² ⊙ ∂R₂/∂θ² / R₂ of R₂ = Σ_p v_p², the Path Kernel's natural norm, through each weight.
 
-    Path form: Σ_{p∋i} v_p² / Σ_p v_p². Conserved over cuts and invariant under rescaling of neurons, as `synflow` is.
-    With `factor="absolute"` the score is |θ| ⊙ ∂R₂/∂θ² / R₂, as three public implementations have it: neither
-    conserved nor invariant. One forward and one backward pass on θ²; only the shape of `x_like` is read.
+    Path form: Σ_{p∋i} v_p² / Σ_p v_p². As those of `synflow`, the shares sum to 1 over any cut and are invariant under
+    rescaling of neurons. With `factor="absolute"` the score is |θ| ⊙ ∂R₂/∂θ² / R₂, as in three public implementations,
+    which has neither property. Cost: one forward and one backward pass on θ². Only the shape and dtype of `x_like` are
+    read.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for another `factor`.
     Source: Gebhart et al. (2021), section 4.
@@ -294,9 +301,9 @@ def synflow_l2(
     """
     if factor not in ("squared", "absolute"):
         raise ValueError(f'`factor` must be "squared" or "absolute", not {factor!r}.')
-    network = traced(_network.bound(apply, state), params)
+    network = traced(bound(apply, state), params)
     multiplier = None if factor == "squared" else lift_weights(params, absolute_power(1), None)
-    return _scored(flow(network, params, ones_like_example(x_like), q=2, factor=multiplier), prunable)
+    return _zero_unscored(flow(network, params, ones_like_example(x_like), q=2, factor=multiplier), prunable)
 
 
 def synflow_data(
@@ -308,12 +315,13 @@ def synflow_data(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """SynFlow with the inputs' distribution: E|x|^q in place of the all-ones input, q = 1 or 2.
+    """SynFlow on data: the mean of |x|^q over `inputs` takes the place of the all-ones input.
 
-    Path form: Σ_{p∋i} |v_p|^q E|x_s(p)|^q over the same sum of all paths; a path from a bias has 1 for x. Since the
-    open-gated network is linear in its lifted input, the mean input gives the mean over inputs: one forward and one
-    backward pass, after one look at the inputs, an array (n, ...) or an iterable of such. q = 1 augments `synflow`,
-    q = 2 `synflow_l2`.
+    With q = 1 this extends `synflow`, with q = 2 `synflow_l2`. Path form: Σ_{p∋i} |v_p|^q E|x_s(p)|^q divided by the
+    same sum over all paths; a path that starts at a bias has 1 in place of x_s(p).
+
+    Cost: one pass over `inputs`, an array (n, ...) or an iterable of such, for the mean; then one forward and one
+    backward pass. This suffices because the path sum is affine in |x|^q.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError where there is no example.
     Source: Gebhart et al. (2021), section 4.
@@ -326,8 +334,8 @@ def synflow_data(
     >>> synflow_data(apply, params, inputs)["first"][:, 0].round(4).tolist()  # 3 to 1, over four units
     [0.1875, 0.0625]
     """
-    network = traced(_network.bound(apply, state), params)
-    return _scored(flow(network, params, mean_input(inputs, absolute_power(q)), q=q), prunable)
+    network = traced(bound(apply, state), params)
+    return _zero_unscored(flow(network, params, mean_input(inputs, absolute_power(q)), q=q), prunable)
 
 
 def path_kernel_trace(
@@ -341,14 +349,14 @@ def path_kernel_trace(
 ) -> Scores:
     """The share u ⊙ ∂ log Tr Π/∂u, u = θ², of the Path Kernel's trace that goes through each weight.
 
-    Path form: Σ_{p∋i} Σ_{j∈p, j≠i} (v_p/θ_j)² / Tr Π, where no path uses a weight twice: what the weight does for the
-    derivatives in all others. Tr Π is the sum of Π's eigenvalues and so, without data, an upper bound on how fast
-    any path value can be learned. Not normalized over cuts: a weight is counted for each other weight of its paths.
-    Not invariant under rescaling of neurons either, as Tr Π is not. With `prunable` the trace is over the scored leaves
-    alone; pruned weights (see `mask` above) have no row in Π.
+    Path form, where no path uses a weight twice: Σ_{p∋i} Σ_{j∈p, j≠i} (v_p/θ_j)² / Tr Π, the part of the derivatives by
+    all other weights that goes through weight i. Tr Π is the sum of the eigenvalues of Π, and so a data-free upper
+    bound on how fast any path value can be learned. The shares do not sum to 1 over cuts, since a path counts once for
+    each other weight on it; and they are not invariant under rescaling of neurons, since Tr Π is not. With `prunable`,
+    Tr Π is summed over the scored leaves only; pruned weights (see `mask` above) are left out of Π.
 
-    One gradient of a gradient of the lifted network, some four gradients; for tied weights one Hessian-vector product
-    for each entry of their leaves. Only the shape of `x_like` is read.
+    Cost: one gradient of a gradient of a path sum, about four gradients; if weights are tied, also one Hessian-vector
+    product for each entry of their leaves. Only the shape and dtype of `x_like` are read.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError where no weight is kept, or for
     weights whose squares are not finite.
@@ -362,14 +370,15 @@ def path_kernel_trace(
     >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()
     ([[0.067, 0.6]], [[0.267], [0.067]])
     """
-    kept, params = _kept(params, mask, prunable), jax.tree.map(wide, params)
-    network = traced(_network.bound(apply, state), params)
+    keep, params = _kept_mask(params, mask, prunable), jax.tree.map(wide, params)
+    network = traced(bound(apply, state), params)
 
     def trace(params: Params) -> Array:
-        return path_kernel(network, params, x_like, mask=kept, where=prunable).trace()
+        return path_kernel(network, params, x_like, mask=keep, where=prunable).trace()
 
-    whole, slopes = jax.value_and_grad(trace)(params)
-    return _scored(relative(multiply(params, slopes), 2 * whole), prunable)
+    total, slopes = jax.value_and_grad(trace)(params)
+    # θ ⊙ ∂/∂θ = 2 u ⊙ ∂/∂u for u = θ²
+    return _zero_unscored(relative(multiply(params, slopes), 2 * total), prunable)
 
 
 def px(
@@ -384,19 +393,21 @@ def px(
 ) -> Scores:
     """PX: the share u ⊙ ∂ log R/∂u of R = Σ_n Σ_o K_v(x_n, x_n)_o · R₂,o(u), u = θ², with K_v held fixed.
 
-    K_v is the data Gram, Σ_{p→o} a_p(x)² x_s², and R₂,o the sum of v_p² over the paths to output o; by Cauchy and
-    Schwarz the sum of their products stands in for Tr Θ. Path form: Σ_o K_o Σ_{p∋i, p→o} v_p² over the same sum of all
-    paths, K_o = Σ_n K_v(x_n, x_n)_o: `synflow_l2` with outputs weighed by how much data reach them. Conserved over cuts
-    and invariant under rescaling of neurons. Pruned weights (see `mask` above) end paths in K_v too.
+    K_v(x, x)_o = Σ_{p→o} a_p(x)² x_s(p)² is the data Gram, and R₂,o the sum of v_p² over the paths to output o. In the
+    paper R replaces Tr Θ, by the Cauchy–Schwarz inequality. Path form: Σ_o K_o Σ_{p∋i, p→o} v_p² divided by the same
+    sum over all paths, with K_o = Σ_n K_v(x_n, x_n)_o: `synflow_l2` with each output weighted by K_o. The shares sum to
+    1 over any cut and are invariant under rescaling of neurons. Paths through pruned weights (see `mask` above) are
+    left out of K_v too.
 
-    One lifted forward pass with slopes for each example, `chunk` of them at a time, then one forward and one backward
-    pass. Both sums are carried with their scale.
+    Cost: one forward pass with slopes per example, `chunk` examples at a time, which bounds the memory; then one
+    forward and one backward pass. Both sums carry a separate exponent, so that no depth overflows.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError where there is no example or
     `chunk` is below 1.
     Source: Iurada, Ciccone, Tommasi, "Finding lottery tickets in vision models via data-driven spectral foresight
-    pruning", 2024. Its code trains batch norm while it scores, leaves weights of some names unsquared and
-    opens the gates of max pooling: quirks of the code, not of the method. It prunes in 100 rounds.
+    pruning", 2024. Their code updates batch norm while scoring, does not square weights of some names, and
+    takes all entries of max pooling windows; the method as published does not, and neither does this. They prune in 100
+    rounds.
 
     >>> import jax.numpy as jnp
     >>> def apply(params, x):
@@ -408,11 +419,12 @@ def px(
     """
     if chunk < 1:
         raise ValueError(f"`chunk` must be at least 1, the number of examples at a time, but is {chunk}.")
-    network, kept = traced(_network.bound(apply, state), params), _kept(params, mask, prunable)
-    gram = log_gram_of_outputs(network, params, kept, inputs, chunk)
-    peak = jnp.max(gram.log_sums)
-    reached = jnp.exp(gram.log_sums - jnp.where(jnp.isfinite(peak), peak, 0.0))
-    return _scored(flow(network, params, gram.ones, q=2, mask=kept, reached=reached), prunable)
+    network, keep = traced(bound(apply, state), params), _kept_mask(params, mask, prunable)
+    gram = log_gram_of_outputs(network, params, keep, inputs, chunk)
+    # only the ratios of the weights of the outputs matter: divide by the largest, so that exp does not overflow
+    largest = jnp.max(gram.log_sums)
+    output_weights = jnp.exp(gram.log_sums - jnp.where(jnp.isfinite(largest), largest, 0.0))
+    return _zero_unscored(flow(network, params, gram.ones, q=2, mask=keep, output_weights=output_weights), prunable)
 
 
 def ntk_sap(
@@ -428,21 +440,22 @@ def ntk_sap(
     prunable: Prunable | None = None,
     mask: Mask | None = None,
 ) -> Scores:
-    """NTK-SAP: |∂/∂m E‖f(m ⊙ θ) − f(m ⊙ (θ + εN))‖²| at the mask m, over weights, inputs and noise alike.
+    """NTK-SAP: |∂/∂m E‖f(m ⊙ θ) − f(m ⊙ (θ + εN))‖²| at the mask m, averaged over weights θ, noise N and inputs x.
 
-    θ = `init(key)` is drawn anew, N is standard normal like the scored leaves, and so are inputs like `x_like`, of
-    whose examples the mean is taken; one draw of all three for each of the `repeats`. Of `params`, nothing is read but
-    which weights are 0 (see `mask` above): the score is of the architecture and the mask.
+    Each of the `repeats` draws θ = `init(key)`, standard normal noise N for the scored leaves, and a batch of standard
+    normal inputs with the shape of `x_like`, over whose examples the mean is taken. The score depends on the
+    architecture and the mask only: `params` gives which weights are 0 (see `mask` above).
 
-    Path form: to second order in ε the mean over N is ε² Tr Θ, and Tr Θ = Tr(J_v f Π (J_v f)ᵀ), so the score is the
-    derivative by each weight's mask of the NTK's trace, averaged over weights and inputs.
+    Path form: to second order in ε the mean over N is ε² Tr Θ, with Tr Θ = Tr(J_v f Π (J_v f)ᵀ). So the score is
+    proportional to the derivative of the NTK's trace by the mask, averaged over weights and inputs.
 
-    One gradient of two forward passes for each repeat. Draw r splits `jax.random.fold_in(key, r)` into the keys of the
-    weights, the noise (one for each leaf) and the inputs. Give another key in each round.
+    Cost: for each repeat, one gradient through two forward passes of a batch. Repeat r splits
+    `jax.random.fold_in(key, r)` into the keys of the weights, the noise and the inputs. Pass another key in each round
+    of pruning.
 
     Raises ValueError for an `epsilon` that is not positive, for no repeat, and where `init` gives another tree.
-    Source: Wang, Li, Sun, "NTK-SAP: improving neural network pruning by aligning training dynamics", 2023, algorithm 1:
-    20 rounds, and 1 to 5 repeats, each of a batch.
+    Source: Wang, Li, Sun, "NTK-SAP: improving neural network pruning by aligning training dynamics", 2023, algorithm 1.
+    The authors prune in 20 rounds, with 1 to 5 repeats of one batch each.
 
     >>> import jax, jax.numpy as jnp
     >>> def apply(params, x):
@@ -460,53 +473,53 @@ def ntk_sap(
     if repeats < 1:
         raise ValueError(f"`repeats` must be 1 or more, the draws that are averaged; it is {repeats}.")
     check_like(jax.eval_shape(init, key), params, name="init(key)")
-    network, kept = traced(_network.bound(apply, state), jax.tree.map(wide, params)), _kept(params, mask, prunable)
-    # a change of 0.01 is lost in half precision
-    shares = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), kept, params)
-    draws = jax.jit(lambda shares, key: jax.grad(perturbed)(shares, key))
+    network, keep = traced(bound(apply, state), jax.tree.map(wide, params)), _kept_mask(params, mask, prunable)
+    # in float32 at least: half precision would round a perturbation of 0.01 away
+    float_mask = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), keep, params)
+    gradient = jax.jit(lambda float_mask, key: jax.grad(squared_change)(float_mask, key))
 
-    def perturbed(shares: Params, key: Key) -> Array:
-        of_weights, of_noise, of_inputs = jax.random.split(key, 3)
-        weights = jax.tree.map(wide, init(of_weights))
-        noise = _scored(_normal_like(of_noise, weights), prunable)
-        moved = jax.tree.map(lambda leaf, step: leaf + epsilon * step, weights, noise)
-        x = jax.random.normal(of_inputs, x_like.shape, jnp.promote_types(x_like.dtype, jnp.float32))
-        difference = network(multiply(shares, weights), x) - network(multiply(shares, moved), x)
-        return jnp.sum(jnp.square(difference)) / x.shape[0]
+    def squared_change(float_mask: Params, key: Key) -> Array:
+        weights_key, noise_key, inputs_key = jax.random.split(key, 3)
+        weights = jax.tree.map(wide, init(weights_key))
+        noise = _zero_unscored(_normal_like(noise_key, weights), prunable)
+        perturbed = jax.tree.map(lambda leaf, step: leaf + epsilon * step, weights, noise)
+        x = jax.random.normal(inputs_key, x_like.shape, jnp.promote_types(x_like.dtype, jnp.float32))
+        change = network(multiply(float_mask, weights), x) - network(multiply(float_mask, perturbed), x)
+        return jnp.sum(jnp.square(change)) / x.shape[0]
 
-    gradients = [draws(shares, jax.random.fold_in(key, repeat)) for repeat in range(repeats)]
+    gradients = [gradient(float_mask, jax.random.fold_in(key, repeat)) for repeat in range(repeats)]
     mean = jax.tree.map(lambda *leaves: jnp.abs(sum(leaves[1:], leaves[0])) / repeats, *gradients)
-    return _scored(mean, prunable)
+    return _zero_unscored(mean, prunable)
 
 
-def _scored(tree: Params, prunable: Prunable | None) -> Params:
-    """The tree, with zeros in the leaves that are not scored."""
+def _zero_unscored(tree: Params, prunable: Prunable | None) -> Params:
+    """The tree, with zeros in the leaves that `prunable` does not choose."""
     if prunable is None:
         return tree
     leaves, structure = tree_flatten_with_path(tree)
-    chosen = [prunable(path, leaf) for path, leaf in leaves]
-    if not any(chosen):
+    is_scored = [prunable(path, leaf) for path, leaf in leaves]
+    if not any(is_scored):
         raise ValueError(
             "`prunable` chooses no leaf, so that there is nothing to score. Leaves of two or more axes are usual: "
             "prunable=lambda key_path, leaf: leaf.ndim >= 2."
         )
-    kept = [leaf if choose else jnp.zeros_like(leaf) for (_, leaf), choose in zip(leaves, chosen, strict=True)]
-    return jax.tree.unflatten(structure, kept)
+    scored = [leaf if keep else jnp.zeros_like(leaf) for (_, leaf), keep in zip(leaves, is_scored, strict=True)]
+    return jax.tree.unflatten(structure, scored)
 
 
-def _kept(params: Params, mask: Mask | None, prunable: Prunable | None) -> Mask:
-    """Which weights are kept: the mask, or all but the zeros in leaves that are prunable, by default kernels."""
+def _kept_mask(params: Params, mask: Mask | None, prunable: Prunable | None) -> Mask:
+    """The mask, or if it is None: False for weights of 0 in prunable leaves (by default of two or more axes)."""
     if mask is not None:
         check_mask(mask, params)
         return mask
     leaves, structure = tree_flatten_with_path(params)
-    chosen = [prunable(path, leaf) if prunable else jnp.ndim(leaf) >= 2 for path, leaf in leaves]
-    kept = [(leaf != 0) | (not choose) for (_, leaf), choose in zip(leaves, chosen, strict=True)]
-    return jax.tree.unflatten(structure, kept)
+    is_prunable = [prunable(path, leaf) if prunable else jnp.ndim(leaf) >= 2 for path, leaf in leaves]
+    nonzero = [(leaf != 0) | (not may_prune) for (_, leaf), may_prune in zip(leaves, is_prunable, strict=True)]
+    return jax.tree.unflatten(structure, nonzero)
 
 
 def _normal_like(key: Key, tree: Params) -> Params:
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(key, len(leaves))
-    draws = [jax.random.normal(own, leaf.shape, leaf.dtype) for own, leaf in zip(keys, leaves, strict=True)]
+    draws = [jax.random.normal(leaf_key, leaf.shape, leaf.dtype) for leaf_key, leaf in zip(keys, leaves, strict=True)]
     return jax.tree.unflatten(structure, draws)

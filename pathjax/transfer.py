@@ -1,6 +1,7 @@
-"""Neural Tangent Transfer: a sparse network that starts as its dense teacher does, and would train alike.
+"""Neural Tangent Transfer: a sparse network with the outputs and the Neural Tangent Kernel of a dense one.
 
-No labels are read: what is matched are the outputs and the Neural Tangent Kernel of the teacher.
+The dense network is the teacher, the sparse one the student. No labels are read. With equal outputs and kernels the
+student would train as its teacher, as far as training is linear in the weights.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, Float
 
 from pathjax import masks, ntk
-from pathjax._base import network as _network
+from pathjax._base.network import check_batch_size, check_inputs, check_params
 from pathjax._base.programs import compiled
 from pathjax._base.trees import concrete
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["Transferred", "neural_tangent_transfer"]
 
 Progress: TypeAlias = Callable[[int, int, jax.Array], None]
-"""`progress(step, steps, loss)`, called after each step, from 1 on."""
+"""`progress(step, steps, loss)` is called after each step, with `step` from 1 to `steps`."""
 
 
 class Transferred(NamedTuple):
-    """A sparse student: its mask, its weights with pruned ones at 0, and the loss of each step before it was taken."""
+    """A sparse student: its mask, its weights with pruned weights at 0, and the loss before each step (t,)."""
 
     mask: Mask
     params: Params
@@ -58,41 +59,44 @@ def neural_tangent_transfer(
     prunable: Prunable = masks.is_kernel,
     progress: Progress | None = None,
 ) -> Transferred:
-    """A mask and weights whose outputs and Neural Tangent Kernel are near those of the dense network `params`.
+    """A mask and weights whose outputs and Neural Tangent Kernel approximate those of the dense network `params`.
 
-    The loss of a batch of n examples, with student s, teacher t, mask m, and `kernel_weight` λ and `penalty` λ₂, is
+    Each step lowers the loss of a batch of n examples. With student s, teacher t, mask m, density ρ, `kernel_weight` λ
+    and `penalty` λ₂ it is
 
         λ ‖Θ_s − Θ_t‖² / (n·o)² + ‖f_s − f_t‖² / (n·o) + (λ₂/ρ) ‖m ⊙ θ_s‖²
 
-    The last sum runs over prunable leaves. Θ is the kernel of the batch with itself, (n·o)² numbers, and with `trace`
-    its sum over equal outputs, n². Θ_s is of kept weights alone, which are those that will train. The student begins at
-    the teacher's weights; its mask keeps the largest |θ|, exactly round(ρ·N) of the N of each prunable leaf (all
-    together with `scope="global"`), and is chosen again every `refresh` steps, while more than `refresh` are left.
+    The last norm is over the prunable leaves. Θ is the kernel of the batch, (n·o)² numbers; with `trace` its sum over
+    equal outputs, and n² takes the place of (n·o)² in the loss. Θ_s takes derivatives by kept weights only, since only
+    these will be trained. The student starts at the teacher's weights. Its mask keeps the largest |θ|: exactly
+    round(ρ·N) of the N weights of each prunable leaf, or of all prunable weights with `scope="global"`. The mask is
+    chosen again every `refresh` steps, as long as more than `refresh` steps are left.
 
-    Between two choices pruned weights are held where they were, and come back where kept ones have shrunk below them.
-    So the paper has it: gradients flow through the mask, and masked weights are not updated. With `straight_through`
-    they are, by the gradient at the masked weights, as if they had been there; a step takes 4 to 30 times as long then,
-    as the fast kernel has derivatives by kept weights alone.
+    Pruned weights keep their values until the mask is chosen again; one returns if kept weights have become smaller
+    than it. This is the paper's method: gradients flow through the mask, and pruned weights are not updated. With
+    `straight_through` pruned weights are updated too, by the gradient at the masked weights. Steps are then much
+    slower: the fast kernels of `ntk.empirical` take derivatives by kept weights only.
 
-    `inputs` are one array (N, ...), of which each pass draws batches of `batch_size` in a new order by `key`; or they
-    are batches, an iterable that is read in its order, and again when it ends, for which `batch_size` and `key` are not
-    read. The `optimizer` is one of optax, Adam at 5e-4 unless given. `progress(step, steps, loss)` is called after each
-    step; its loss is an array that is not waited for.
+    `inputs` is one array (N, ...), of which each epoch draws batches of `batch_size` in a new random order from `key`;
+    or an iterable of batches, read in its order and again from the start when it ends, with `batch_size` and `key`
+    unused. `optimizer` is an optax transformation, by default Adam with learning rate 5e-4. `progress(step, steps,
+    loss)` is called after each step with the loss as an array that may still be being computed.
 
-    Cost of a step with an unmasked kernel of the batch as the unit: about 4 where convolutions dominate and 14 where
-    wide dense layers do, whose masked kernel takes n·o numbers of memory for each weight of the largest. The step is
-    compiled once per batch shape, also for further calls with the same `apply`, `optimizer` and `prunable` objects, at
-    any density; a `jax.vmap` over seeds runs them side by side. Do not put a `jax.jit` around it: that compiles all
+    Cost: each step computes the kernels of teacher and student and the gradient of the student's. Where wide dense
+    layers dominate, the gradient of the masked kernel holds n·o numbers for each weight of the largest layer. The step
+    is compiled once per shape of batch, and reused by later calls with the same `apply`, `optimizer` and `prunable`
+    objects at any density. Use `jax.vmap` for many seeds. Do not wrap this function in `jax.jit`: that unrolls all
     steps into one program.
 
-    Raises ValueError for a density outside (0, 1] or which keeps nothing, for no step, `refresh` or `batch_size` below
-    1, inputs without examples, not floating point or with NaN, an iterable that is used up, an `apply` whose output is
-    not (n, o) or mixes examples, and weights (with the leaf and the step) or losses (with the step) that are not
-    finite. Under `vmap` and `jit` values cannot be read: then such weights end in a mask that keeps no prunable weight.
+    Raises ValueError for a density outside (0, 1] or so low that it keeps nothing; `steps`, `refresh` or `batch_size`
+    below 1; inputs without examples, not floating point or with NaN; an iterable that is used up; an `apply` whose
+    output is not (n, o) or mixes examples; and weights (names the leaf and the step) or losses (names the step) that
+    are not finite. Under `vmap` and `jit`, where values cannot be read, such weights give a mask that keeps no prunable
+    weight.
 
     Source: Liu, Zenke, "Finding trainable sparse networks through Neural Tangent Transfer", 2020. Their code differs: Θ
-    is between the two halves of a batch, Θ_s counts derivatives by pruned weights too, momentum moves a weight on
-    for some steps after it was pruned, and a layer keeps about one weight less.
+    is the kernel between the two halves of a batch, Θ_s includes derivatives by pruned weights, momentum still moves a
+    weight for some steps after it is pruned, and a layer keeps about one weight less.
 
     >>> import jax, jax.numpy as jnp
     >>> def apply(params, x):
@@ -105,30 +109,30 @@ def neural_tangent_transfer(
     (35, (30,), True)
     """
     _check_steps(steps, refresh)
-    _network.check_params(params)
+    check_params(params)
     counts = masks.kept_counts(params, density=float(density), scope=scope, prunable=prunable)
-    rule = _Rule(optimizer or _adam(), trace, straight_through, prunable)
-    advance = compiled(_step, apply, static=("rule",))
+    options = _Options(optimizer or _adam(), trace, straight_through, prunable)
+    compiled_step = compiled(_step, apply, static=("options",))
     factors = jnp.asarray((kernel_weight, penalty / density))
-    weights, state = params, rule.optimizer.init(params)
+    weights, state = params, options.optimizer.init(params)
     mask = _largest(params, counts, scope, prunable, "At the start")
     losses = []
     for step, x in enumerate(itertools.islice(_batches(inputs, batch_size, key), steps), start=1):
         if step == 1:
-            _network.check_outputs(apply, params, x, "inputs")
-        weights, state, loss = advance(weights, state, mask, params, x, factors, rule=rule)
+            ntk.operator(apply, params, x)  # raises where Θ is not defined: outputs not (n, o), or examples mixed
+        weights, state, loss = compiled_step(weights, state, mask, params, x, factors, options=options)
         losses.append(loss)
         if step % refresh == 0 and step < steps - refresh:
             mask = _largest(weights, counts, scope, prunable, f"After step {step} of {steps}")
         if progress is not None:
             progress(step, steps, loss)
-    found = jnp.stack(losses)
-    _check_finite(found)
-    return Transferred(mask, masks.apply_mask(mask, weights), found)
+    stacked_losses = jnp.stack(losses)
+    _check_finite(stacked_losses)
+    return Transferred(mask, masks.apply_mask(mask, weights), stacked_losses)
 
 
-class _Rule(NamedTuple):
-    """What a step is compiled for, besides the network and shapes."""
+class _Options(NamedTuple):
+    """The static arguments of a step: it is compiled again where they change."""
 
     optimizer: optax.GradientTransformation
     trace: bool
@@ -137,44 +141,62 @@ class _Rule(NamedTuple):
 
 
 def _step(
-    apply: ApplyFn, weights: Params, state: Any, mask: Mask, teacher: Params, x: Array, factors: Array, *, rule: _Rule
+    apply: ApplyFn,
+    weights: Params,
+    state: Any,
+    mask: Mask,
+    teacher: Params,
+    x: Array,
+    factors: Array,
+    *,
+    options: _Options,
 ) -> tuple[Params, Any, Array]:
-    kept = masks.apply_mask(mask, weights)
-    loss, slopes = jax.value_and_grad(_loss, argnums=1)(apply, kept, mask, teacher, x, factors, rule)
-    optimizer = rule.optimizer if rule.straight_through else masks.freeze(rule.optimizer, mask)
+    """The weights and optimizer state after one step, and the loss before it; `factors` is (λ, λ₂/ρ)."""
+    masked = masks.apply_mask(mask, weights)
+    loss, slopes = jax.value_and_grad(_loss, argnums=1)(apply, masked, mask, teacher, x, factors, options)
+    optimizer = options.optimizer if options.straight_through else masks.freeze(options.optimizer, mask)
     updates, state = optimizer.update(slopes, state, weights)
     return jax.tree.map(lambda leaf, update: leaf + update, weights, updates), state, loss
 
 
-def _loss(apply: ApplyFn, weights: Params, mask: Mask, teacher: Params, x: Array, factors: Array, rule: _Rule) -> Array:
-    """The loss at masked weights, to be differentiated by these."""
-    student = (_kernel_at if rule.straight_through else _kernel_of)(apply, weights, mask, x, rule.trace)
-    kernels = jnp.mean(jnp.square(student - ntk.empirical(apply, teacher, x, trace=rule.trace)))
-    outputs = jnp.mean(jnp.square(apply(weights, x) - apply(teacher, x)))
-    norms = [jnp.sum(jnp.square(leaf)) for path, leaf in tree_leaves_with_path(weights) if rule.prunable(path, leaf)]
-    kernel_weight, penalty = factors.astype(outputs.dtype)
-    return kernel_weight * kernels + outputs + penalty * sum(norms)
+def _loss(
+    apply: ApplyFn, masked: Params, mask: Mask, teacher: Params, x: Array, factors: Array, options: _Options
+) -> Array:
+    """The loss as a function of the masked weights, by which it is differentiated."""
+    student_kernel = _kernel_for_all if options.straight_through else _kernel_for_kept
+    teacher_kernel = _kernel_function(options.trace)(apply, teacher, x)
+    kernel_change = student_kernel(apply, masked, mask, x, options.trace) - teacher_kernel
+    kernel_error = jnp.mean(jnp.square(kernel_change))
+    output_error = jnp.mean(jnp.square(apply(masked, x) - apply(teacher, x)))
+    norms = [jnp.sum(jnp.square(leaf)) for path, leaf in tree_leaves_with_path(masked) if options.prunable(path, leaf)]
+    kernel_weight, penalty = factors.astype(output_error.dtype)
+    return kernel_weight * kernel_error + output_error + penalty * sum(norms)
 
 
 @functools.cache
 def _adam() -> optax.GradientTransformation:
-    import optax  # here, so that `import pathjax` stays light
+    import optax  # not at the top of the file: `import pathjax` must not need optax
 
     return optax.adam(5e-4)
 
 
-def _kernel_of(apply: ApplyFn, weights: Params, mask: Mask, x: Array, trace: bool) -> Array:
-    """Θ by kept weights, with derivatives by these alone."""
-    return ntk.empirical(apply, weights, x, mask=mask, trace=trace)
+def _kernel_function(trace: bool) -> Callable[..., Array]:
+    """What computes the kernels that are compared: Θ, or its sum over equal outputs."""
+    return ntk.empirical_trace if trace else ntk.empirical
 
 
-def _kernel_at(apply: ApplyFn, weights: Params, mask: Mask, x: Array, trace: bool) -> Array:
-    """Θ by kept weights, with derivatives by all."""
+def _kernel_for_kept(apply: ApplyFn, masked: Params, mask: Mask, x: Array, trace: bool) -> Array:
+    """Θ_s, whose gradient is nonzero for kept weights only."""
+    return _kernel_function(trace)(apply, masked, x, mask=mask)
 
-    def of_kept(kept: Params, x: Array) -> Any:
-        return apply(jax.tree.map(jnp.where, mask, kept, weights), x)
 
-    return ntk.empirical(of_kept, weights, x, trace=trace)
+def _kernel_for_all(apply: ApplyFn, masked: Params, mask: Mask, x: Array, trace: bool) -> Array:
+    """Θ_s, whose gradient is that of the masked weights, pruned ones included."""
+
+    def by_kept(kept: Params, x: Array) -> Any:
+        return apply(jax.tree.map(jnp.where, mask, kept, masked), x)
+
+    return _kernel_function(trace)(by_kept, masked, x)
 
 
 def _largest(weights: Params, counts: np.ndarray, scope: str, prunable: Prunable, when: str) -> Mask:
@@ -185,9 +207,9 @@ def _largest(weights: Params, counts: np.ndarray, scope: str, prunable: Prunable
 
 
 def _batches(inputs: Any, batch_size: int, key: Key) -> Iterator[Array]:
-    """Batches without end."""
+    """An endless iterator of batches: random ones of an array, or those of an iterable again and again."""
     if isinstance(inputs, jax.Array | np.ndarray):
-        _network.check_batch_size(batch_size)
+        check_batch_size(batch_size)
         yield from _drawn(_checked(inputs), batch_size, key)
     while True:
         batch = None
@@ -195,8 +217,8 @@ def _batches(inputs: Any, batch_size: int, key: Key) -> Iterator[Array]:
             yield _checked(batch)
         if batch is None:
             raise ValueError(
-                "`inputs` has no more batches. An iterator that was read before is empty: give a list, or as many "
-                "batches as steps."
+                "`inputs` has no more batches. An iterator can be read only once: give a list, or as many batches as "
+                "steps."
             )
 
 
@@ -210,7 +232,7 @@ def _drawn(inputs: Array, batch_size: int, key: Key) -> Iterator[Array]:
 
 def _checked(batch: Any) -> Array:
     batch = jnp.asarray(batch)
-    _network.check_inputs(inputs=batch)
+    check_inputs(inputs=batch)
     if len(batch) == 0:
         raise ValueError("`inputs` has a batch without examples. Give at least one example in each.")
     return batch

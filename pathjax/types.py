@@ -1,4 +1,4 @@
-"""The words and letters of pathjax, each with one meaning everywhere.
+"""The names, axes and symbols that all of pathjax uses, each with one meaning, and its shared types.
 
 Words
 -----
@@ -7,26 +7,27 @@ apply
 params
     A pytree of floating-point arrays, the network's weights θ.
 x, x_like
-    A batch of inputs (n, ...); an array or `jax.ShapeDtypeStruct` read for its shape alone.
+    `x` is a batch of inputs (n, ...). `x_like` is an array or `jax.ShapeDtypeStruct` like such a batch; only its shape
+    and dtype are read, never its values.
 mask
-    A pytree like `params` with boolean leaves: True where a weight is kept. None means dense.
+    A pytree like `params` with boolean leaves: True where a weight is kept. None keeps every weight.
 score
-    A pytree like `params`: how much a weight is worth keeping. The largest are kept.
+    A pytree like `params`: how much each weight is worth keeping. Pruning keeps the weights of largest score.
 key
-    A JAX pseudo-random key. Always an argument.
+    A JAX pseudo-random key. The caller always passes it; there are no default keys.
 density
-    The kept share of the prunable weights, in (0, 1].
+    The share of the prunable weights that are kept, in (0, 1].
 
 Axes
 ----
-n, m examples; o outputs; k paths; p parameters, raveled; r retained eigenpairs.
+n, m examples; o outputs; k paths; p parameters (all leaves raveled into one vector); r retained eigenpairs.
 
 Symbols
 -------
 θ the parameters; f the network; v_p the value of path p, the product of the weights and constants on it;
-a_p its activation, the product of the slopes of the gates on it; x_s(p) the input coordinate at which it starts,
-or 1 for a path that starts at a bias; Π = J_θ v (J_θ v)ᵀ the Path Kernel; Θ = J_θ f (J_θ f)ᵀ the Neural Tangent
-Kernel.
+a_p the activation of path p, the product of the slopes of the gates (ReLUs, max pooling) on it; x_s(p) the input
+coordinate at which path p starts, or 1 if it starts at a bias; Π = J_θ v (J_θ v)ᵀ the Path Kernel;
+Θ = J_θ f (J_θ f)ᵀ the Neural Tangent Kernel.
 """
 
 from __future__ import annotations
@@ -45,29 +46,29 @@ Mask: TypeAlias = Any
 """A pytree like `params` with boolean leaves, True where a weight is kept."""
 
 Scores: TypeAlias = Any
-"""A pytree like `params` of scores; the largest are kept."""
+"""A pytree like `params`: how much each weight is worth keeping."""
 
 Key: TypeAlias = jax.Array
-"""A JAX pseudo-random key, of the new style or the old."""
+"""A JAX pseudo-random key: typed (`jax.random.key`) or raw (`jax.random.PRNGKey`)."""
 
 Real: TypeAlias = int | float
-"""A plain number."""
+"""A Python number."""
 
 AnyArray: TypeAlias = jax.Array | np.ndarray
-"""An array of JAX or of NumPy; results are always JAX's."""
+"""A JAX or NumPy array as an argument; results are always JAX arrays."""
 
 XLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
-"""A batch of inputs read for its shape and dtype alone."""
+"""A batch of inputs of which only the shape and dtype are read."""
 
 ApplyFn: TypeAlias = Callable[[Params, jax.Array], Any]
-"""`apply(params, x)`: inputs (n, ...) to outputs (n, o). The result is Any, as frameworks annotate theirs widely."""
+"""`apply(params, x)` maps inputs (n, ...) to outputs (n, o). Typed Any, as frameworks annotate wider types."""
 
 Prunable: TypeAlias = Callable[[tuple[Any, ...], jax.Array], bool]
 """`prunable(key_path, leaf)`: whether the weights of a leaf may be pruned."""
 
 
 class Estimate(NamedTuple):
-    """A mean over random probes and its standard error: 0 where the value is exact, NaN of a single probe."""
+    """A mean over random probes and its standard error, which is 0 for an exact value and NaN for a single probe."""
 
     value: Float[Array, ""]
     standard_error: Float[Array, ""]

@@ -9,6 +9,7 @@ constant 0 makes no edge, hence no path. Nothing here imports JAX or the library
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -293,6 +294,13 @@ def _extend(path: Path, edge: Edge) -> Path:
         coefficient=path.coefficient * edge.coefficient,
         gates=path.gates if edge.gate is None else (*path.gates, edge.gate),
     )
+
+
+def pruned(graph: Graph, mask: np.ndarray) -> Graph:
+    """The same neurons without the edges of pruned weights (mask False): only paths of kept weights are listed."""
+    result = copy.copy(graph)
+    result.edges = [[edge for edge in edges if all(mask[i] for i in edge.weights)] for edges in graph.edges]
+    return result
 
 
 def masked(theta: np.ndarray, mask: np.ndarray | None) -> np.ndarray:

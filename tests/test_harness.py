@@ -35,26 +35,50 @@ KEYWORDS = {"rtol", "atol", "rel", "abs"}
 def literal_tolerances(source: str) -> list[str]:
     """The tolerances of a test file that are numbers in place of names from `tolerances.py`.
 
-    In the arguments `rtol`, `atol`, `rel` and `abs`: a number other than 0, a number below 1/100 inside an expression
-    (unless it is below 1e-100, which only keeps a scale from being zero), or a name that the file itself sets to one.
+    A tolerance is an argument `rtol`, `atol`, `rel` or `abs`, the argument `tolerance` or the third argument of a
+    function `assert_…`, and what follows < or <= in an assertion. Of the arguments, these are reported: a number other
+    than 0, a number below 1/100 inside an expression (unless it is below 1e-100, which only keeps a scale from being
+    zero), and a name that the file itself sets to a number. Of comparisons, numbers below 1/100 are reported: others
+    are bounds of what is tested.
     """
     tree = ast.parse(source)
-    arguments = [keyword.value for keyword in ast.walk(tree) if isinstance(keyword, ast.keyword) and keyword.arg in KEYWORDS]
+    arguments = [argument for node in ast.walk(tree) for argument in _tolerances(node)]
     used = {node.id for argument in arguments for node in ast.walk(argument) if isinstance(node, ast.Name)}
     own = [
         node.value
-        for node in tree.body
+        for node in ast.walk(tree)
         if isinstance(node, ast.Assign) and any(isinstance(name, ast.Name) and name.id in used for name in node.targets)
     ]
     bare = [each for each in [*arguments, *own] if _number(each)]
-    inside = [node for each in arguments for node in ast.walk(each) if 1e-100 < _number(node) < 1e-2]
-    return sorted({f"line {node.lineno}: {ast.unparse(node)}" for node in [*bare, *inside]})
+    bounds = [bound for node in ast.walk(tree) if isinstance(node, ast.Assert) for bound in _upper_bounds(node.test)]
+    inside = [node for each in [*arguments, *bounds] for node in ast.walk(each) if 1e-100 < _number(node) < 1e-2]
+    numbers = [node for node in [*bare, *inside] if isinstance(node, ast.expr)]
+    return sorted({f"line {node.lineno}: {ast.unparse(node)}" for node in numbers})
+
+
+def _tolerances(node: ast.AST) -> list[ast.expr]:
+    """The arguments of a call that are tolerances."""
+    if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1].startswith("assert_"):
+        named = [keyword.value for keyword in node.keywords if keyword.arg in KEYWORDS | {"tolerance"}]
+        return [*node.args[2:3], *named]
+    return [node.value] if isinstance(node, ast.keyword) and node.arg in KEYWORDS else []
+
+
+def _upper_bounds(test: ast.expr) -> list[ast.expr]:
+    """What the comparisons of an assertion bound a number by from above."""
+    return [
+        bound
+        for node in ast.walk(test)
+        if isinstance(node, ast.Compare)
+        for operator, bound in zip(node.ops, node.comparators, strict=True)
+        if isinstance(operator, ast.Lt | ast.LtE)
+    ]
 
 
 def _number(node: ast.AST) -> float:
     """The number that a node of a program is, 0 where it is none."""
-    is_number = isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value is not True
-    return float(node.value) if is_number else 0.0
+    value = node.value if isinstance(node, ast.Constant) else None
+    return float(value) if isinstance(value, int | float) and value is not True else 0.0
 
 
 # Their tests follow the same rule once they import their tolerances too.
@@ -72,4 +96,9 @@ def test_a_literal_tolerance_is_seen() -> None:
     assert literal_tolerances("assert_allclose(a, b, rtol=1e-9)") == ["line 1: 1e-09"]
     assert literal_tolerances("assert_allclose(a, b, atol=1e-9 * size)") == ["line 1: 1e-09"]
     assert literal_tolerances("CLOSE = 1e-9\nassert_allclose(a, b, rtol=CLOSE)") == ["line 1: 1e-09"]
+    assert literal_tolerances("def test():\n    c = 1e-9\n    assert_close(a, b, c)") == ["line 2: 1e-09"]
+    assert literal_tolerances("assert_close(a, b, 1e-9)") == ["line 1: 1e-09"]
+    assert literal_tolerances("assert_close(a, b, tolerance=1e-9)") == ["line 1: 1e-09"]
+    assert literal_tolerances("assert abs(a - b) < 1e-9 * size") == ["line 1: 1e-09"]
+    assert literal_tolerances("assert a < b < 0.5 and top_eigenpairs(kernel, tolerance=1e-9)") == []
     assert literal_tolerances("assert_allclose(a, b, rtol=0, atol=4 * EXACT * max(1e-300, size))") == []

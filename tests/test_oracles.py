@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from . import oracles
 from .networks import build, listed, names
 from .oracles import Graph
+from .tolerances import SUMS
 
 SEEDS = (0, 1)
 every_network = pytest.mark.parametrize("name", names())
@@ -53,11 +54,11 @@ def test_paths_recompose_outputs_derivative_and_kernel(name, seed):
     x = np.asarray(net.x)
     outputs, derivative = reference(name, seed)(net.theta, x)
     a = oracles.activations(net.graph, paths, net.theta, x)
-    assert_close(oracles.outputs(net.graph, net.theta, x), outputs, 1e-12)
-    assert_close(a @ oracles.values(paths, net.theta), outputs, 1e-12)
-    assert_close(a @ oracles.jacobian(paths, net.theta), derivative, 1e-11)
+    assert_close(oracles.outputs(net.graph, net.theta, x), outputs, SUMS)
+    assert_close(a @ oracles.values(paths, net.theta), outputs, SUMS)
+    assert_close(a @ oracles.jacobian(paths, net.theta), derivative, SUMS)
     kernel = oracles.neural_tangent_kernel(net.graph, paths, net.theta, x)
-    assert_close(kernel, np.einsum("nop,mqp->nmoq", derivative, derivative), 1e-11)
+    assert_close(kernel, np.einsum("nop,mqp->nmoq", derivative, derivative), SUMS)
 
 
 @every_network
@@ -66,8 +67,8 @@ def test_masked_paths_are_those_of_the_masked_network(name):
     x, mask = np.asarray(net.x), random_mask(net, 0)
     outputs, derivative = reference(name)(net.theta * mask, x)
     a = oracles.activations(net.graph, paths, net.theta, x, mask)
-    assert_close(a @ oracles.values(paths, net.theta, mask), outputs, 1e-12)
-    assert_close(a @ oracles.jacobian(paths, net.theta, mask), derivative * mask, 1e-11)
+    assert_close(a @ oracles.values(paths, net.theta, mask), outputs, SUMS)
+    assert_close(a @ oracles.jacobian(paths, net.theta, mask), derivative * mask, SUMS)
     alive = [path for path, keep in zip(paths, oracles.is_kept(paths, mask), strict=True) if keep]
     assert oracles.path_count(paths, mask) == len(alive)
     for q in (0, 1, 2):
@@ -81,7 +82,7 @@ def test_open_path_sum_is_a_forward_pass_on_powers(name):
     x, mask = np.asarray(net.x), random_mask(net, 1)
     for q in (1, 2):
         power, _ = reference(name)(np.abs(net.theta * mask) ** q, np.abs(x) ** q)
-        assert_close(oracles.path_sum(net.graph, paths, net.theta, x, q=q, mask=mask), power, 1e-12)
+        assert_close(oracles.path_sum(net.graph, paths, net.theta, x, q=q, mask=mask), power, SUMS)
     count, _ = reference(name)(1.0 * mask, np.ones_like(x))
     assert_close(oracles.path_sum(net.graph, paths, net.theta, x, q=0, mask=mask), count, 0)
     assert oracles.path_count(paths, mask) == count[0].sum()
@@ -93,10 +94,10 @@ def test_path_jacobian_obeys_euler_and_finite_differences(name):
     net, paths = build(name), listed(name)
     jacobian = oracles.jacobian(paths, net.theta)
     lengths = np.array([len(path.weights) for path in paths])
-    assert_close(jacobian @ net.theta, lengths * oracles.values(paths, net.theta), 1e-12)
+    assert_close(jacobian @ net.theta, lengths * oracles.values(paths, net.theta), SUMS)
     for i in (0, net.theta.size // 2, net.theta.size - 1):
         step = net.theta + 1e-30j * (np.arange(net.theta.size) == i)
-        assert_close(jacobian[:, i], np.imag(oracles.values(paths, step)) / 1e-30, 1e-12)
+        assert_close(jacobian[:, i], np.imag(oracles.values(paths, step)) / 1e-30, SUMS)
 
 
 @every_network
@@ -115,7 +116,7 @@ def test_path_mass_is_the_derivative_of_the_log_norm(name):
     for i in (0, net.theta.size // 2, net.theta.size - 1):
         u = net.theta**2 * np.exp(1e-30j * (np.arange(net.theta.size) == i))
         norm = sum(path.coefficient**2 * np.prod([u[j] for j in path.weights]) for path in paths)
-        assert_close(mass[i], np.imag(norm) / 1e-30, 1e-12)
+        assert_close(mass[i], np.imag(norm) / 1e-30, SUMS)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +163,7 @@ def test_data_gram_of_one_hidden_layer_counts_units_open_on_both():
     both = ((x1 @ kernel + bias > 0)[:, None] & (x2 @ kernel + bias > 0)[None]).sum(-1)
     gram = oracles.data_gram(net.graph, bare, net.theta, x1, x2)
     for output in range(2):
-        assert_close(gram[..., output], (x1 @ x2.T) * both, 1e-12)
+        assert_close(gram[..., output], (x1 @ x2.T) * both, SUMS)
 
 
 def test_data_gates_of_a_relu_network_select_paths():
@@ -170,7 +171,7 @@ def test_data_gates_of_a_relu_network_select_paths():
     x = np.asarray(net.x)
     a = oracles.activations(net.graph, paths, net.theta, x)
     total = oracles.path_sum(net.graph, paths, net.theta, x, q=2, gates="data")
-    assert_close(total, a**2 @ oracles.values(paths, net.theta) ** 2, 1e-12)
+    assert_close(total, a**2 @ oracles.values(paths, net.theta) ** 2, SUMS)
 
 
 def test_padding_gives_no_neuron_and_no_path():

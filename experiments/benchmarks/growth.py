@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 
 from experiments.benchmarks import listing, timing
-from experiments.figures import INK, MUTED, blank, log_axis, png, styled, svg
+from experiments.report.drawing import INK, MUTED, blank, log_axis, png, styled, svg
 from pathjax import factorization, path_kernel
 
 __all__ = ["Growth", "figure", "main", "measure"]
@@ -85,11 +85,11 @@ def figure(growths: Sequence[Growth]) -> Figure:
     drawn, (axes,) = blank(10.5, 3.4, timing.machine(), columns=len(growths))
     for axis, growth in zip(axes, growths, strict=True):
         names = (growth.thing, "gradient of the network")
-        for name, times, slope, colour in zip(
+        for name, times, slope, color in zip(
             names, zip(*growth.times, strict=True), growth.slopes, (INK, MUTED), strict=True
         ):
             milliseconds = [1e3 * time for time in times]
-            axis.plot(growth.sizes, milliseconds, color=colour, marker="o", label=f"{name}, slope {slope:.2f}")
+            axis.plot(growth.sizes, milliseconds, color=color, marker="o", label=f"{name}, slope {slope:.2f}")
         for side in ("x", "y"):
             log_axis(axis, side=side)
         axis.set_xticks(growth.sizes)

@@ -85,13 +85,14 @@ DENSITIES = (0.5, 0.1, 0.01)
 
 
 def measure(case: Case, options: dict[str, dict[str, Any]], repeats: int) -> dict[str, Cost]:
-    """Costs of the kernel with each of these options of `ntk.empirical`."""
+    """Costs of the kernel with each of these options of `ntk.empirical`, or of the function that they name."""
     apply, params, x = case.build()
+
+    def kernel(params: Any, x: Any, *, function: Any = ntk.empirical, **given: Any) -> Any:
+        return function(apply, params, x, **given)
+
     programs = {
-        name: jax.jit(lambda params, x, given=given: ntk.empirical(apply, params, x, **given))
-        .lower(params, x)
-        .compile()
-        for name, given in options.items()
+        name: jax.jit(functools.partial(kernel, **given)).lower(params, x).compile() for name, given in options.items()
     }
     runs = timing.least([functools.partial(program, params, x) for program in programs.values()], repeats + 1)
     memory = [cast(Any, program.memory_analysis()).temp_size_in_bytes for program in programs.values()]
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.case:
         print(name)
         variants: dict[str, dict[str, Any]] = {
-            "traced": {"trace": True},
+            "traced": {"function": ntk.empirical_trace},
             "chunks of 4": {"batch_size": 4},
             **_masks(CASES[name]),
         }

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import shrink
 from experiments.benchmarks import timing
-from experiments.networks import NETWORKS
-from experiments.steps import Network, bind
+from experiments.networks import shrink
+from experiments.networks.by_name import NETWORKS
+from experiments.networks.layers import Network, bind
 from pathjax import masks, pruning, scores
 
 __all__ = ["Cost", "main", "measure"]

@@ -73,7 +73,7 @@ def eigenpairs(of: Problem) -> str:
     compiled = jax.jit(find).lower(of.kernel, key=jax.random.key(0)).compile()
     compilation = time.perf_counter() - begin
     begin = time.perf_counter()
-    values, vectors = jax.block_until_ready(compiled(of.kernel, key=jax.random.key(0)))
+    values, vectors, _ = jax.block_until_ready(compiled(of.kernel, key=jax.random.key(0)))
     line = _line(f"top {_RANK}", time.perf_counter() - begin, of)
     multiply = jax.jit(lambda kernel, tree: kernel.matvec(tree))
     residuals = []
@@ -96,8 +96,8 @@ def density(of: Problem, *, order: int = 20, samples: int = 4) -> str:
         "Σ log(λ + ε) / p": lambda nodes: jnp.log(jnp.maximum(nodes, 0) + epsilon) / states.dimension,
         "Σ λ² / (Σ λ)²": lambda nodes: (nodes / of.kernel.trace()) ** 2,
     }
-    found = [(name, states.estimate(function)) for name, function in estimates.items()]
-    said = "   ".join(f"{name} {value:.4g} ± {error:.1g}" for name, (value, error) in found)
+    values = [(name, states.estimate(function)) for name, function in estimates.items()]
+    said = "   ".join(f"{name} {value:.4g} ± {error:.1g}" for name, (value, error) in values)
     return _line(f"density, {samples} × {order}", seconds, of) + f"   {said}"
 
 

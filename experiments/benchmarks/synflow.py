@@ -71,11 +71,11 @@ class Peer:
             weights = {path: leaf.clone().requires_grad_(path in kept) for path, leaf in self._weights.items()}
             masked = {path: leaf * kept[path] if path in kept else leaf for path, leaf in weights.items()}
             self._forward(masked, ones).sum().backward()
-            found = {path: (weights[path] * weights[path].grad).abs() for path in kept}
+            products = {path: (weights[path] * weights[path].grad).abs() for path in kept}
             pruned = size - round(density ** (round_ / rounds) * size)
             if pruned:
-                level = torch.kthvalue(torch.cat([leaf.flatten() for leaf in found.values()]), pruned).values
-                kept = {path: (leaf > level).to(leaf.dtype) for path, leaf in found.items()}
+                level = torch.kthvalue(torch.cat([leaf.flatten() for leaf in products.values()]), pruned).values
+                kept = {path: (leaf > level).to(leaf.dtype) for path, leaf in products.items()}
         return self._as_mask(kept)
 
     def _as_mask(self, kept: dict[str, Any]) -> Mask:
@@ -139,7 +139,7 @@ def measure(network: ResNet, *, density: float, rounds: int, side: int, repeats:
     params, statistics = variables["params"], variables["batch_stats"]
     ours, theirs, score = _loops(network, params, statistics, x, density)
     gradient = jax.jit(lambda params: score(params, None))
-    found = gradient(params)
+    saliency = gradient(params)
     kept = int(masks.count(ours(rounds)))
 
     def repeated(step: Callable[[], Any]) -> Callable[[], Any]:
@@ -150,7 +150,7 @@ def measure(network: ResNet, *, density: float, rounds: int, side: int, repeats:
             lambda: ours(rounds),
             lambda: theirs(rounds),
             repeated(lambda: gradient(params)),
-            repeated(lambda: masks.keep_largest(found, kept)),
+            repeated(lambda: masks.keep_largest(saliency, kept)),
         ],
         repeats,
     )
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{timing.machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name in options.network:
         begin = time.perf_counter()
-        found = measure(
+        result = measure(
             NETWORKS[name],
             density=options.density,
             rounds=options.rounds,
@@ -214,9 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(
             f"{name}, {options.rounds} rounds to density {options.density:g}, {options.side} × {options.side} × 3: "
-            f"pathjax {found.ours:.2f} s, PyTorch {found.peer:.2f} s: {found.peer / found.ours:.1f} times as fast\n"
-            f"  the gradients alone {found.gradients:.2f} s, the selections alone {found.selections:.2f} s\n"
-            f"  of {found.kept} kept weights {found.differ} are others; in float64, {found.differ_in_double} "
+            f"pathjax {result.ours:.2f} s, PyTorch {result.peer:.2f} s: {result.peer / result.ours:.1f} times as fast\n"
+            f"  the gradients alone {result.gradients:.2f} s, the selections alone {result.selections:.2f} s\n"
+            f"  of {result.kept} kept weights {result.differ} are others; in float64, {result.differ_in_double} "
             f"({time.perf_counter() - begin:.0f} s in all)",
             flush=True,
         )

@@ -1,6 +1,6 @@
-"""The ground that everything stands on.
+"""What all other packages build on.
 
 `trees`: products, sums and checks of pytrees, with errors that name key paths.
-`network`: a network as a function of weights and inputs, its mask and state applied, its inputs and outputs checked.
-`programs`: compiled programs that live as long as the function they were made for.
+`network`: a network as a function of weights and inputs, its state and mask applied, its inputs and outputs checked.
+`programs`: compiled programs that are kept as long as the user's function that they call.
 """

@@ -1,4 +1,4 @@
-"""The network that a finite kernel is of: its weights, mask, inputs and outputs, checked before anything is done."""
+"""The network whose kernel is computed: its state and mask applied, its weights, inputs and outputs checked."""
 
 from __future__ import annotations
 
@@ -19,46 +19,49 @@ __all__ = [
     "check_outputs",
     "check_params",
     "epsilon",
-    "kept",
+    "kept_weights",
     "masked",
 ]
 
 
 def bound(apply: Callable[..., Any], state: Any) -> Callable[..., Any]:
-    """The network as a function of its weights and inputs: `apply(params, state, x)` where there is a state."""
+    """The network as a function of weights and inputs: with a state, `apply(params, state, x)` at that state."""
     return apply if state is None else lambda params, x: apply(params, state, x)
 
 
 def masked(apply: Callable[..., Any], params: Any, mask: Any) -> Callable[..., Any]:
-    """`apply` of the masked weights: its derivative by a pruned weight is zero, which drops the weight from Θ."""
+    """`apply` at the masked weights. Its derivative by a pruned weight is zero, which removes the weight from Θ."""
     trees.check_mask(mask, params)
 
-    def of_kept(params: Any, x: Array) -> Array:
-        return apply(kept(mask, params), x)
+    def masked_apply(params: Any, x: Array) -> Array:
+        return apply(kept_weights(mask, params), x)
 
-    return of_kept
+    return masked_apply
 
 
-def kept(mask: Any, params: Any) -> Any:
-    """The weights with zeros for pruned ones: a choice and not a product, for a pruned weight may be infinite."""
+def kept_weights(mask: Any, params: Any) -> Any:
+    """The weights, with pruned ones set to zero. Selected, not multiplied: a pruned weight may be infinite."""
     return jax.tree.map(lambda keep, leaf: jnp.where(keep, leaf, 0), mask, params)
 
 
 def check_params(params: Any) -> None:
-    """Raise ValueError unless all leaves are floating-point, and there is one."""
+    """Raise ValueError if `params` has no leaves, or one that is not floating-point."""
     leaves = jax.tree.leaves(params)
     if not leaves:
         raise ValueError("`params` has no leaves, so there is no kernel of its weights. Pass the network's weights.")
     for path, leaf in zip(trees.key_paths(params), leaves, strict=True):
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise ValueError(
-                f"`params` at {path} has dtype {jnp.result_type(leaf)}, but the kernel needs derivatives by all of "
-                "`params`. Keep what is not a weight out of `params`, bound inside `apply`."
+                f"`params` at {path} has dtype {jnp.result_type(leaf)}, but the kernel needs derivatives by all "
+                "leaves. Keep what is not a weight out of `params`; close over it in `apply`."
             )
 
 
 def check_inputs(**batches: Array | None) -> None:
-    """Raise ValueError unless these are batches of the same kind of examples, without NaN where that is known."""
+    """Raise ValueError unless the batches are floating-point, have examples of one shape, and hold no NaN.
+
+    NaN is not looked for while tracing.
+    """
     given = {name: x for name, x in batches.items() if x is not None}
     for name, x in given.items():
         if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -71,20 +74,20 @@ def check_inputs(**batches: Array | None) -> None:
         if values is not None and np.isnan(values).any():
             first = int(np.isnan(values).reshape(len(values), -1).any(axis=1).argmax())
             raise ValueError(
-                f"`{name}` holds NaN, first in example {first}, and would make every entry of the kernel there NaN. "
-                "Remove or fill such examples."
+                f"`{name}` holds NaN, first in example {first}, which would make every entry of the kernel with that "
+                "example NaN. Remove such examples, or fill the missing values."
             )
-    (one, x1), *others = given.items()
-    for other, x in others:
-        if x1.shape[1:] != x.shape[1:]:
+    (first_name, first_x), *rest = given.items()
+    for name, x in rest:
+        if first_x.shape[1:] != x.shape[1:]:
             raise ValueError(
-                f"Examples of `{one}` have shape {x1.shape[1:]} and those of `{other}` {x.shape[1:]}, but both go "
-                "through the same network. Only the number of examples may differ."
+                f"Examples of `{first_name}` have shape {first_x.shape[1:]} and those of `{name}` {x.shape[1:]}, but "
+                "both go through the same network. Only the number of examples may differ."
             )
 
 
 def check_batch_size(batch_size: int | None) -> None:
-    """Raise ValueError for chunks of no examples."""
+    """Raise ValueError for a batch size below 1."""
     if batch_size is not None and batch_size < 1:
         raise ValueError(
             f"`batch_size` is {batch_size}, but at least one example is treated at a time. Pass 1 or more."
@@ -92,21 +95,17 @@ def check_batch_size(batch_size: int | None) -> None:
 
 
 def check_outputs(apply: Callable[..., Any], params: Any, x: Array, name: str) -> None:
-    """Raise ValueError unless the outputs are (n, o), each row of its example alone where that can be tried."""
-    outputs = jax.eval_shape(apply, params, x)
-    shape = getattr(outputs, "shape", None)
-    if shape is None or len(shape) != 2 or shape[0] != len(x):
-        came = "a pytree" if shape is None else f"shape {shape}"
-        raise ValueError(
-            f"`apply(params, {name})` gives {came}, but ({len(x)}, o) was expected, one row of outputs per example. "
-            "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
-        )
+    """Raise ValueError unless the outputs of a traced network are (n, o) and each row depends on its example alone.
+
+    The second is tested by running the network on each example alone, not while tracing.
+    """
+    jax.eval_shape(apply, params, x)  # raises where the outputs are not (n, o)
     if len(x) > 1 and all(trees.concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
         _check_examples_apart(apply, params, x, name)
 
 
 def epsilon(array: Array) -> float:
-    """The rounding unit of an array's format."""
+    """The machine epsilon of an array's dtype."""
     return float(jnp.finfo(array.dtype).eps)
 
 

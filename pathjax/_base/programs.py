@@ -1,4 +1,4 @@
-"""Compiled programs that live as long as the functions they are made for."""
+"""Compiled programs that are kept as long as the user's function that they call."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ _PROGRAMS: weakref.WeakKeyDictionary[Any, dict[Any, Any]] = weakref.WeakKeyDicti
 
 
 def compiled(program: Callable[..., Any], function: Callable[..., Any], *, static: tuple[str, ...]) -> Any:
-    """`jax.jit` of program(function, ...), the same one for the same two functions; `static` are keywords of it.
+    """`jax.jit` of program(function, ...), cached for each pair of functions; `static` names its static keywords.
 
-    What is compiled does not hold `function`, and goes when that does, for it may close over much: the caller holds it
-    until the last call. A function that cannot be hashed or be referred to weakly, or equals another one that has a
-    program, gets a program for this call alone; so does a method, which is a new object each time it is named.
+    The compiled program refers to `function` only weakly and is dropped with it, since a function may close over large
+    arrays. So the caller must hold `function` until the last call. Nothing is cached for a function that cannot be
+    hashed or weakly referenced, nor for one that is equal but not identical to a function with a program, such as a
+    bound method, which is a new object at every access.
     """
     try:
-        of_function = _PROGRAMS.setdefault(function, {})
+        programs = _PROGRAMS.setdefault(function, {})
         reference: Callable[[], Any] = weakref.ref(function)
     except TypeError:
         return _jitted(program, lambda: function, static)
-    first, made = of_function.get(program, (reference, None))
-    if first() is not function:
+    cached_reference, jitted = programs.get(program, (reference, None))
+    if cached_reference() is not function:
         return _jitted(program, lambda: function, static)
-    if made is None:
-        made = _jitted(program, reference, static)
-        of_function[program] = (reference, made)
-    return made
+    if jitted is None:
+        jitted = _jitted(program, reference, static)
+        programs[program] = (reference, jitted)
+    return jitted
 
 
 def _jitted(program: Callable[..., Any], reference: Callable[[], Any], static: tuple[str, ...]) -> Any:
+    # `reference` gives the function when it is called
     def run(*arguments: Any, **options: Any) -> Any:
         return program(reference(), *arguments, **options)
 

@@ -1,4 +1,4 @@
-"""Pytree products and the checks that name key paths; the numbers of arrays. The only place where trees are raveled."""
+"""Products and sums of pytrees, checks whose errors name key paths, and the one function that ravels trees."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ __all__ = [
 
 
 def key_paths(tree: Any) -> list[str]:
-    """Names of the leaves, as `['params']['Dense_0']['kernel']`."""
+    """The key paths of the leaves, such as `['params']['Dense_0']['kernel']`."""
     return [keystr(path) for path, _ in tree_flatten_with_path(tree)[0]]
 
 
 def check_like(tree: Any, like: Any, *, name: str, like_name: str = "params") -> None:
     """Raise ValueError unless `tree` has the structure and the leaf shapes of `like`.
 
-    The message names the first key path at which the two part.
+    The message names the first key path at which the two differ.
     """
     structure: Any
     leaves, structure = tree_flatten_with_path(tree)
     like_leaves, like_structure = tree_flatten_with_path(like)
     if structure != like_structure:
-        ours, theirs = key_paths(tree), key_paths(like)
-        missing = [path for path in theirs if path not in set(ours)]
-        extra = [path for path in ours if path not in set(theirs)]
+        paths, like_paths = key_paths(tree), key_paths(like)
+        missing = [path for path in like_paths if path not in set(paths)]
+        extra = [path for path in paths if path not in set(like_paths)]
         if missing:
             detail = f"`{name}` has no leaf at {missing[0]}"
         elif extra:
@@ -60,13 +60,13 @@ def check_like(tree: Any, like: Any, *, name: str, like_name: str = "params") ->
 
 
 def check_mask(mask: Any, params: Any) -> None:
-    """Raise ValueError for a mask of another tree than `params`, TypeError for one that is not boolean."""
+    """Raise ValueError unless `mask` has the structure and shapes of `params`, TypeError unless it is boolean."""
     check_like(mask, params, name="mask")
     check_boolean(mask, name="mask")
 
 
 def check_boolean(mask: Any, *, name: str) -> None:
-    """Raise TypeError unless all leaves are boolean; the message names the first key path that is not."""
+    """Raise TypeError unless all leaves are boolean; the message names the key path of the first that is not."""
     for path, leaf in tree_flatten_with_path(mask)[0]:
         if jnp.result_type(leaf) != jnp.bool_:
             raise TypeError(
@@ -92,18 +92,18 @@ def dot(left: Any, right: Any) -> jax.Array:
 
 
 def ravel(tree: Any) -> tuple[jax.Array, Any]:
-    """The leaves as one vector (p,) and the function that takes such a vector back to the tree."""
+    """The leaves as one vector (p,), and the function from such a vector to a tree."""
     return cast("tuple[jax.Array, Any]", ravel_pytree(tree))
 
 
 def wide(array: Any) -> jax.Array:
-    """The array in single precision at least, of which there are decompositions, and which long sums do not leave."""
-    found = jnp.asarray(array)
-    return found.astype(jnp.promote_types(found.dtype, jnp.float32))
+    """The array in float32 or wider: half precision overflows in long sums, and JAX has no decompositions for it."""
+    original = jnp.asarray(array)
+    return original.astype(jnp.promote_types(original.dtype, jnp.float32))
 
 
 def concrete(array: Any) -> np.ndarray | None:
-    """The numbers of an array, or None while it is traced."""
+    """The array as NumPy's, or None if its entries are not known while tracing."""
     try:
         return np.asarray(array)
     except jax.errors.TracerArrayConversionError:

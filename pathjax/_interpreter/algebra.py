@@ -1,8 +1,8 @@
-"""What the interpreter's rules are written against: the values of a network, and the algebra of its path sums.
+"""The values that path rules work with, and the operations on path sums that they call.
 
-A value of the network is one of three things: a `Constant` (depends on neither θ nor x), `PathSum` (over path
-prefixes), or a `Gate` (piecewise constant in both: a comparison with zero and what is made of it). What a sum over
-prefixes *is* belongs to an `Algebra`: arrays of numbers in `paths`, lists of paths in `enumeration`.
+A value of the network is a `Constant` (depends on neither θ nor x), a `PathSum` (a sum over path prefixes), or a `Gate`
+(piecewise constant in θ and x: a comparison with zero, or a combination of such). An `Algebra` says how a sum over
+prefixes is represented: as numbers in `lifting`, as lists of paths in `listing`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["INPUT", "Algebra", "ArrayFunction", "Constant", "Convolution", "Gate
 P = TypeVar("P")
 ArrayFunction: TypeAlias = Callable[..., Any]
 
-INPUT = -1  # stands for x among the things a value depends on; parameter leaves have their position
+INPUT = -1  # the input x in `depends`, where a parameter leaf is given by its position
 
 
 class Convolution(NamedTuple):
@@ -36,22 +36,22 @@ class Convolution(NamedTuple):
 
 
 class Algebra(ABC, Generic[P]):
-    """What a sum over path prefixes is, and what the few operations on it are.
+    """How sums over path prefixes are represented, and the operations on arrays of them.
 
-    Entries without a path are zero in every algebra, so that functions which pad with zeros serve them all.
+    In every algebra zero stands for an entry without a path, so that functions may pad with zeros.
     """
 
     @abstractmethod
     def constant(self, value: Any) -> P:
-        """Paths of one constant coefficient each, from the constant-1 source; none where it is zero."""
+        """For each entry one path from the constant-1 source, with that coefficient; none where the entry is zero."""
 
     @abstractmethod
     def shape_only(self, function: ArrayFunction, *operands: P) -> P:
-        """Move entries about: `function` takes arrays to an array and does no arithmetic."""
+        """Move entries: `function` rearranges the entries of arrays and does no arithmetic."""
 
     @abstractmethod
     def add(self, left: P, right: P) -> P:
-        """Elementwise union; a scalar goes with every entry."""
+        """Elementwise union; scalars are broadcast."""
 
     @abstractmethod
     def sum(self, operand: P, axes: Sequence[int]) -> P:
@@ -59,7 +59,7 @@ class Algebra(ABC, Generic[P]):
 
     @abstractmethod
     def multiply(self, left: P, right: P) -> P:
-        """Elementwise: every prefix on the left goes on with every one on the right; a scalar with every entry."""
+        """Elementwise: join every prefix on the left to every prefix on the right; scalars are broadcast."""
 
     @abstractmethod
     def scale(self, operand: P, coefficient: Any) -> P:
@@ -67,18 +67,18 @@ class Algebra(ABC, Generic[P]):
 
     @abstractmethod
     def dot(self, left: P, right: P, dimension_numbers: Any) -> P:
-        """`lax.dot_general` over multiply and sum."""
+        """`lax.dot_general`, made of multiply and sum."""
 
     @abstractmethod
     def conv(self, left: P, right: P, convolution: Convolution) -> P:
-        """`lax.conv_general_dilated` over multiply and sum."""
+        """`lax.conv_general_dilated`, made of multiply and sum."""
 
     @abstractmethod
     def gate(self, operand: P, slopes: Sequence[Any], shape: tuple[int, ...]) -> P:
-        """Pass through gates of these slopes, one array per point."""
+        """Multiply entries by the slopes of their gates: one array for each point at which gates are evaluated."""
 
     def linear(self, function: ArrayFunction, operand: P, shape: tuple[int, ...]) -> P:
-        """Union of entries as `function` adds them up: linear, with coefficients 0 and 1, of an array of `shape`."""
+        """Unions of entries: `function` maps an array of `shape` linearly, with coefficients 0 and 1."""
         size = math.prod(shape)
         images = jax.vmap(function)(jnp.eye(size).reshape(size, *shape))
         flat = self.shape_only(lambda array: array.reshape(size), operand)
@@ -86,26 +86,26 @@ class Algebra(ABC, Generic[P]):
         result = self.dot(flat, matrix, (((0,), (0,)), ((), ())))
         return self.shape_only(lambda array: array.reshape(images.shape[1:]), result)
 
-    # Whether open gates are the identity, so that they need no array of their own; and whether prefixes are arrays
-    # that can be carried through a rolled loop.
+    # Whether open gates are the identity and need not be recorded.
     has_free_gates = False
+    # Whether prefixes are JAX arrays that a `lax.scan` can carry; otherwise loops are unrolled.
     rolls_loops = False
 
-    def settle(self, operand: P) -> P:
-        """The same prefixes in the one form that a rolled loop carries."""
+    def as_carry(self, operand: P) -> P:
+        """The same prefixes as a pytree whose structure and types do not change between the steps of a `lax.scan`."""
         return operand
 
     def steps(self, operand: P) -> tuple[Any, Callable[[Any], P]]:
-        """What a rolled loop slices along the first axis, and how a slice becomes prefixes again."""
+        """The arrays for a `lax.scan` to slice along the first axis, and the function from a slice to prefixes."""
         raise NotImplementedError
 
     def join_steps(self, steps: P) -> P:
-        """One array of prefixes from those of a loop's steps, along the first axis."""
+        """One array of prefixes from those that a `lax.scan` has stacked along the first axis."""
         raise NotImplementedError
 
 
 class Structure(Algebra[None]):
-    """No numbers at all: what a network is made of, and whether it has paths."""
+    """No prefixes at all: for walks that only ask what a network is made of and whether its paths are defined."""
 
     def constant(self, value: Any) -> None:
         return None
@@ -142,7 +142,7 @@ class Structure(Algebra[None]):
 class Constant:
     """An array that depends on neither parameters nor inputs.
 
-    While tracing, `fill` is the number that is everywhere in it, where there is one.
+    If its entries are not known while tracing but are all equal to one number, `fill` is that number.
     """
 
     value: Any
@@ -153,25 +153,31 @@ class Constant:
 class PathSum:
     """A sum over path prefixes.
 
-    `real` holds the network's own values, one per point. Where the value is a constant times another one, entry by
-    entry, `stem` is that other one and `factor` the constant: leaky ReLU is one gate on a stem, not two paths. `filler`
-    is the infinity among its entries that only a maximum or minimum may pass over.
+    Attributes:
+        prefixes: the sum, as the algebra represents it.
+        real: the network's own value at each point where gates are evaluated.
+        shape: the shape of the network's value.
+        depends: positions of the parameter leaves on which it depends, and `INPUT` for x.
+        base, factor: the value is `factor` times `base`, if it is a constant multiple of another value. So the maximum
+            of x and 0.1·x (leaky ReLU) is one gate on x with two slopes, not two gates.
+        infinite_fill: ∞ or −∞ if some entries are filled with it, as by padding or a mask. Only a maximum or minimum
+            that ignores such entries may read the value.
     """
 
     prefixes: Any
     real: tuple[Any, ...]
     shape: tuple[int, ...]
     depends: frozenset[int]
-    stem: PathSum | None = None
+    base: PathSum | None = None
     factor: Any = 1.0
-    filler: float | None = None
+    infinite_fill: float | None = None
 
-    def stems(self) -> list[tuple[PathSum, Any]]:
+    def bases(self) -> list[tuple[PathSum, Any]]:
         """The values of which this one is a constant multiple, itself first, each with the constant."""
-        found: list[tuple[PathSum, Any]] = [(self, 1.0)]
-        while (last := found[-1][0]).stem is not None:
-            found.append((last.stem, found[-1][1] * last.factor))
-        return found
+        multiples: list[tuple[PathSum, Any]] = [(self, 1.0)]
+        while (last := multiples[-1][0]).base is not None:
+            multiples.append((last.base, multiples[-1][1] * last.factor))
+        return multiples
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""What a path rule works with and what it gives: one equation, the values of its operands, and the results."""
+"""What a path rule is given, and what it returns: an equation, the values of its operands, and its results."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ __all__ = [
 ]  # fmt: skip
 
 DECLARED: dict[str, Callable[[Any], Any]] = {}
-"""Gates of users' own, by the name of their call."""
+"""Gates that users declared, by the name under which JAX calls them."""
 
 
 class GateMarker(enum.Enum):
-    """What a path rule gives where every result of its equation is a gate."""
+    """The type of `GATE`, which a path rule returns if every result of its equation is a gate."""
 
     GATE = "gate"
 
@@ -32,12 +32,12 @@ GATE = GateMarker.GATE
 
 
 class Lift(NamedTuple):
-    """What a path rule gives for a result that is a sum over paths: the fields of a `PathSum` that only it knows."""
+    """What a path rule returns for a sum over paths: the fields of the `PathSum` that only the rule knows."""
 
     prefixes: Any
-    stem: PathSum | None = None
+    base: PathSum | None = None
     factor: Any = 1.0
-    filler: float | None = None
+    infinite_fill: float | None = None
 
 
 @dataclass
@@ -46,10 +46,12 @@ class Context:
 
     Attributes:
         equation: the equation.
-        algebra: what a sum over paths is here.
-        tied: positions of the parameter leaves that some path meets twice; a rule adds those that it finds.
-        slopes_at_zero: by the identity of a call with a derivative rule of its own, the slope of max(x, 0) at 0 inside.
-        run: the results of a program that stands inside of these calls, the outermost first.
+        algebra: how sums over paths are represented.
+        tied: positions of the parameter leaves that some path meets twice; rules add to it.
+        slopes_at_zero: for each call of a function with a custom derivative rule, by `id`, the derivative of
+            max(x, 0) at 0 inside it.
+        run: run(program, values, callers) gives the results of a program; `callers` are the calls that it stands in,
+            the outermost first.
     """
 
     equation: Equation
@@ -63,47 +65,50 @@ class Context:
         """Shape of the first result."""
         return tuple(self.equation.outputs[0].shape)
 
-    def paths(self, value: Value, *, passed_over: float | None = None) -> PathSum:
-        """An operand that must be a sum over paths, without fillers but those that are passed over."""
+    def paths(self, value: Value, *, ignored_fill: float | None = None) -> PathSum:
+        """An operand that must be a sum over paths. Refuses infinite entries, except those equal to `ignored_fill`."""
         if not isinstance(value, PathSum):
             raise self.refuse_gate()
-        if value.filler is None:
+        if value.infinite_fill is None:
             return value
-        if value.filler != passed_over:
+        if value.infinite_fill != ignored_fill:
             raise self.refuse_infinity()
-        return replace(value, filler=None)
+        return replace(value, infinite_fill=None)
 
     def prefixes(self, value: Value) -> Any:
-        """The prefixes of an operand that joins others additively or multiplicatively."""
+        """The prefixes of an operand of a sum or product; constants become paths from the constant-1 source."""
         if isinstance(value, Constant):
             self.check_finite(value)
             return self.algebra.constant(value.value)
         return self.paths(value).prefixes
 
     def check_finite(self, constant: Constant) -> None:
-        """Refuse to compute with infinities."""
+        """Refuse a constant with infinite or NaN entries."""
         if is_concrete(constant.value) and not np.all(np.isfinite(constant.value)):
             raise self.refuse_infinity()
 
     def refuse_infinity(self) -> UnsupportedPrimitive:
         return self.refuse(
             "It computes with a constant that is infinite or NaN.",
-            "Use infinities only to fill what a maximum or minimum passes over, or take them out.",
+            "Use infinities only as fill values that a maximum or minimum ignores, or remove them.",
         )
 
     def entries(self, values: Sequence[Value]) -> tuple[list[Any], float | None]:
-        """The prefixes of operands whose entries are moved, and the infinity among them, which has no path."""
-        fillers = [self._filler(value) for value in values]
-        found = {filler for filler in fillers if filler is not None}
-        if len(found) > 1:
-            raise self.refuse_infinity()
-        prefixes = [self._of_finite(value, filler) for value, filler in zip(values, fillers, strict=True)]
-        return prefixes, next(iter(found), None)
+        """The prefixes of operands whose entries are only moved, and the infinity that fills some entries, if any.
 
-    def _filler(self, value: Value) -> float | None:
-        """The infinity among an operand's entries."""
+        Infinite entries have no prefixes.
+        """
+        fills = [self._infinite_fill(value) for value in values]
+        distinct = {fill for fill in fills if fill is not None}
+        if len(distinct) > 1:
+            raise self.refuse_infinity()
+        prefixes = [self._finite_prefixes(value, fill) for value, fill in zip(values, fills, strict=True)]
+        return prefixes, next(iter(distinct), None)
+
+    def _infinite_fill(self, value: Value) -> float | None:
+        """∞ or −∞ if some entries of an operand are filled with it. Refuses an operand that holds both."""
         if isinstance(value, PathSum):
-            return value.filler
+            return value.infinite_fill
         if isinstance(value, Constant) and is_concrete(value.value):
             array = np.asarray(value.value)
             infinite = set(array[np.isinf(array)].tolist())
@@ -112,14 +117,15 @@ class Context:
             return next(iter(infinite), None)
         return None
 
-    def _of_finite(self, value: Value, filler: float | None) -> Any:
-        if filler is None:
+    def _finite_prefixes(self, value: Value, infinite_fill: float | None) -> Any:
+        """The prefixes of an operand's finite entries."""
+        if infinite_fill is None:
             return self.prefixes(value)
         if isinstance(value, Constant):
             return self.algebra.constant(np.where(np.isinf(value.value), 0, value.value))
-        return self.paths(value, passed_over=filler).prefixes
+        return self.paths(value, ignored_fill=infinite_fill).prefixes
 
-    def inside(self, program: Any, values: Sequence[Value]) -> list[Value]:
+    def walk_inside(self, program: Any, values: Sequence[Value]) -> list[Value]:
         """The results of a program that the equation holds."""
         return self.run(program, values, (*self.equation.callers, self.equation.source))
 
@@ -128,24 +134,24 @@ class Context:
 
     def refuse_gate(self) -> UnsupportedPrimitive:
         return self.refuse(
-            "A comparison of activations is used as a number here; that steps where paths are continuous.",
+            "A comparison of activations is used as a number here; it is a step function, but paths are continuous.",
             "Multiply it with an activation, or use it to select between activations; multiply masks into these.",
         )
 
 
 Results: TypeAlias = "Sequence[Lift | Value] | GateMarker"
-"""What a rule gives: for each result of the equation its prefixes or a whole value; or `GATE` where all are gates."""
+"""What a rule returns: a `Lift` or a complete value for each result of the equation, or `GATE` if all are gates."""
 
 Rule: TypeAlias = Callable[[Context, Sequence[Value]], Results]
 
 
 def points(values: Sequence[Value]) -> int:
-    """At how many points the real values are known."""
+    """The number of points at which gates are evaluated."""
     return max((len(value.real) for value in values if not isinstance(value, Constant)), default=0)
 
 
 def at_point(value: Value, point: int) -> Any:
-    """The real value at a point."""
+    """The network's own value at a point."""
     return value.value if isinstance(value, Constant) else value.real[point]
 
 
@@ -154,5 +160,5 @@ def shape_of(value: Value) -> tuple[int, ...]:
 
 
 def depends_on(values: Sequence[Value]) -> frozenset[int]:
-    """The parameter leaves, and perhaps the input, on which values depend."""
+    """Positions of the parameter leaves on which values depend, and `INPUT` if they depend on x."""
     return frozenset().union(*(value.depends for value in values if not isinstance(value, Constant)))

@@ -1,7 +1,7 @@
-"""Path rules of what is piecewise linear: comparisons, ReLU however written, maxima, pools and selections.
+"""Path rules of piecewise-linear operations: comparisons, ReLU in all its spellings, maxima, pools and selections.
 
-Gates read the network's real values, carried beside the prefixes at as many points (θ, x) as the caller gives: none
-with all gates open, one for the slopes on an input, two for the products of slopes on a pair of inputs.
+Slopes of gates are computed from the network's real values, which are carried beside the prefixes at each point (θ, x)
+that the caller gives: no point for open gates, one for the slopes on an input, two for a pair of inputs.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = [
 
 
 def combine_gates(context: Context, values: Sequence[Value]) -> GateMarker:
-    """Piecewise constant, because all operands are gates or constants that hold one nonzero number throughout.
+    """Piecewise constant if all operands are gates, or constants filled with one nonzero number.
 
-    A constant with a zero in it is refused: with all gates open its results would be taken for 1 there too.
+    Constants with zeros are refused: with all gates open the result would count as 1, though a zero may switch it off.
     """
     numbers = [known_number(value) for value in values if isinstance(value, Constant)]
     if any(number is None or (is_concrete(number) and number == 0) for number in numbers):
@@ -48,7 +48,7 @@ def combine_gates(context: Context, values: Sequence[Value]) -> GateMarker:
 
 
 def compare(context: Context, values: Sequence[Value]) -> GateMarker:
-    """x > 0 and its kin; comparing two activations is as homogeneous as comparing one with zero."""
+    """Comparisons such as x > 0, or of two activations: both are unchanged when the activations are scaled."""
     if any(isinstance(value, Gate) for value in values):
         raise context.refuse_gate()
     for value in values:
@@ -62,12 +62,12 @@ def compare(context: Context, values: Sequence[Value]) -> GateMarker:
 
 
 def sign(context: Context, values: Sequence[Value]) -> GateMarker:
-    """sign(x): a gate of slopes −1, 0 and 1."""
+    """sign(x): piecewise constant, with values −1, 0 and 1."""
     return GATE
 
 
 def known_number(constant: Constant) -> Any:
-    """The number that is everywhere in a constant: a float where it is known, an array while tracing, or None."""
+    """The number to which all entries of a constant are equal, or None. An array if it is not known while tracing."""
     if not is_concrete(constant.value):
         return constant.value if jnp.ndim(constant.value) == 0 else constant.fill
     entries = np.ravel(np.asarray(constant.value))
@@ -75,7 +75,7 @@ def known_number(constant: Constant) -> Any:
 
 
 def _is_filled_with(value: Value, number: float) -> bool:
-    """Whether it is a constant of which every entry is known, and equal to `number`."""
+    """Whether the value is a constant whose entries are all known and equal to `number`."""
     return isinstance(value, Constant) and is_concrete(value.value) and bool(np.all(np.asarray(value.value) == number))
 
 
@@ -92,11 +92,11 @@ def _refuse_bound(context: Context, bound: Constant) -> UnsupportedPrimitive:
 
 def unchanged(context: Context, operand: PathSum) -> Lift:
     """The operand itself, in the shape of the result."""
-    return Lift(_spread(context, operand), operand if operand.shape == context.shape else None)
+    return Lift(_broadcast(context, operand), operand if operand.shape == context.shape else None)
 
 
-def _spread(context: Context, value: Value) -> Any:
-    """An operand's prefixes in the shape of the result."""
+def _broadcast(context: Context, value: Value) -> Any:
+    """An operand's prefixes, broadcast to the shape of the result."""
     prefixes, shape = context.prefixes(value), context.shape
     if shape_of(value) == shape:
         return prefixes
@@ -104,81 +104,84 @@ def _spread(context: Context, value: Value) -> Any:
 
 
 def pass_through(context: Context, value: Value, slopes: Sequence[Any]) -> Any:
-    """An operand's prefixes behind gates of these slopes, in the shape of the result."""
-    return context.algebra.gate(_spread(context, value), slopes, context.shape)
+    """An operand's prefixes times the slopes of gates, in the shape of the result."""
+    return context.algebra.gate(_broadcast(context, value), slopes, context.shape)
 
 
-def _choose(context: Context, left: Value, right: Value, chosen: Sequence[Any]) -> Sequence[Lift]:
-    """The left operand times `chosen`, plus the right one times what `chosen` leaves of 1, at each point.
+def _choose(context: Context, left: Value, right: Value, left_slopes: Sequence[Any]) -> Sequence[Lift]:
+    """left · s + right · (1 − s), where s is the array of `left_slopes` at each point.
 
-    Multiples of one stem are one gate with two slopes; anything else is two gates.
+    Constant multiples of a common base are one gate with two slopes on that base; other operands get a gate each.
     """
-    if isinstance(left, PathSum) and isinstance(right, PathSum) and (common := _common_stem(left, right)):
-        stem, if_left, if_right = common
-        return [Lift(pass_through(context, stem, [a * if_left + (1 - a) * if_right for a in chosen]))]
-    kept = [
-        pass_through(context, value, shares)
-        for value, shares in ((left, chosen), (right, [1 - a for a in chosen]))
+    if isinstance(left, PathSum) and isinstance(right, PathSum) and (common := _common_base(left, right)):
+        base, left_factor, right_factor = common
+        slopes = [slope * left_factor + (1 - slope) * right_factor for slope in left_slopes]
+        return [Lift(pass_through(context, base, slopes))]
+    right_slopes = [1 - slope for slope in left_slopes]
+    gated = [
+        pass_through(context, value, slopes)
+        for value, slopes in ((left, left_slopes), (right, right_slopes))
         if not _is_filled_with(value, 0.0)
     ]
-    return [Lift(kept[0] if len(kept) == 1 else context.algebra.add(*kept))]
+    return [Lift(gated[0] if len(gated) == 1 else context.algebra.add(*gated))]
 
 
-def _common_stem(left: PathSum, right: PathSum) -> tuple[PathSum, Any, Any] | None:
-    """The nearest value of which both operands are constant multiples, with the constants."""
-    of_right = {id(stem): factor for stem, factor in right.stems()}
-    common = ((stem, factor, of_right[id(stem)]) for stem, factor in left.stems() if id(stem) in of_right)
+def _common_base(left: PathSum, right: PathSum) -> tuple[PathSum, Any, Any] | None:
+    """The first value of which both operands are constant multiples, with the left and the right constant."""
+    right_factors = {id(base): factor for base, factor in right.bases()}
+    common = ((base, factor, right_factors[id(base)]) for base, factor in left.bases() if id(base) in right_factors)
     return next(common, None)
 
 
 def maximum(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """max(x, 0) is ReLU; the larger of two activations is a gate on each."""
+    """max(x, 0) is ReLU; the maximum of two activations has a gate on each."""
     return _extremum(context, values, lax.gt, -np.inf)
 
 
 def minimum(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """min(x, 0), and the smaller of two activations."""
+    """min(x, 0), and the minimum of two activations."""
     return _extremum(context, values, lax.lt, np.inf)
 
 
 def _extremum(context: Context, values: Sequence[Value], wins: Any, neutral: float) -> Sequence[Lift]:
+    """The operand that wins the comparison; `neutral` is the infinity that always loses it."""
     left, right = values
     for bound, other in ((left, right), (right, left)):
         if _is_filled_with(bound, neutral):
             return [unchanged(context, context.paths(other))]
         if isinstance(bound, Constant) and not _is_filled_with(bound, 0.0):
             raise _refuse_bound(context, bound)
-    fillers = [value.filler if isinstance(value, PathSum) else None for value in values]
-    left, right = (v if isinstance(v, Constant) else context.paths(v, passed_over=neutral) for v in values)
-    (chosen,) = _choose(context, left, right, _wins(context, left, right, wins))
-    return [chosen._replace(filler=neutral if all(fillers) else None)]
+    fills = [value.infinite_fill if isinstance(value, PathSum) else None for value in values]
+    left, right = (v if isinstance(v, Constant) else context.paths(v, ignored_fill=neutral) for v in values)
+    (chosen,) = _choose(context, left, right, _left_slopes(context, left, right, wins))
+    return [chosen._replace(infinite_fill=neutral if all(fills) else None)]
 
 
-def _wins(context: Context, left: Value, right: Value, wins: Any) -> list[Any]:
-    """1 where the left operand wins, 0 where it loses; on ties, what JAX's derivative has.
+def _left_slopes(context: Context, left: Value, right: Value, wins: Any) -> list[Any]:
+    """At each point, 1 where the left operand wins, 0 where it loses, and on ties what JAX's derivative has.
 
-    That is 1/2, except for max(x, 0) inside a function with a derivative rule of its own: 0 in `jax.nn.relu`.
+    That is 1/2, except for max(x, 0) inside a function with a custom derivative rule: it is 0 in `jax.nn.relu`.
     """
-    share = 0.5
+    at_tie = 0.5
     owner = context.equation.derivative_owner
     if owner is not None and (isinstance(left, Constant) or isinstance(right, Constant)):
         slope = context.slopes_at_zero[id(owner)]
-        share = 1.0 - slope if isinstance(left, Constant) else slope
-    shares = []
+        at_tie = 1.0 - slope if isinstance(left, Constant) else slope
+    slopes = []
     for point in range(points([left, right])):
         a, b = (jnp.broadcast_to(at_point(value, point), context.shape) for value in (left, right))
-        shares.append(jnp.where(a == b, jnp.asarray(share, a.dtype), wins(a, b).astype(a.dtype)))
-    return shares
+        slopes.append(jnp.where(a == b, jnp.asarray(at_tie, a.dtype), wins(a, b).astype(a.dtype)))
+    return slopes
 
 
 def absolute(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """|x|: a gate of slopes ±1."""
+    """|x|: a gate with slopes ±1."""
     operand = context.paths(values[0])
     return [Lift(pass_through(context, operand, [_derivative(lax.abs, real) for real in operand.real]))]
 
 
 def declared(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """A gate of the user's own, whose slopes are its derivative."""
+    """A gate that a user declared. Its slopes are the function's derivative."""
     function, operand = DECLARED[context.equation.name], context.paths(values[0])
     return [Lift(pass_through(context, operand, [_derivative(function, real) for real in operand.real]))]
 
@@ -188,42 +191,43 @@ def _derivative(function: ArrayFunction, real: Any) -> Any:
 
 
 def select(context: Context, values: Sequence[Value]) -> Results:
-    """jnp.where: by a constant, moves entries; by a comparison of activations, gates them."""
-    which, *cases = values
-    if isinstance(which, Constant):
-        paths = any(isinstance(case, PathSum) for case in cases)
-        return _select_by_constant(context, which.value, cases) if paths else combine_gates(context, cases)
-    if isinstance(which, PathSum) or len(cases) != 2:
+    """jnp.where: a constant condition moves entries, a comparison of activations is a gate on them."""
+    condition, *cases = values
+    has_paths = any(isinstance(case, PathSum) for case in cases)
+    if isinstance(condition, Constant):
+        return _select_by_constant(context, condition.value, cases) if has_paths else combine_gates(context, cases)
+    if isinstance(condition, PathSum) or len(cases) != 2:
         raise context.refuse("It selects by something else than a comparison.", "Select with jnp.where(x > 0, ...).")
-    if not any(isinstance(case, PathSum) for case in cases):
-        return _select_of_constants(context, which, cases)
+    if not has_paths:
+        return _select_between_constants(context, condition, cases)
     if_false, if_true = cases
     dtype, shape = context.equation.outputs[0].dtype, context.shape
-    return _choose(context, if_true, if_false, [jnp.broadcast_to(w, shape).astype(dtype) for w in which.real])
+    slopes = [jnp.broadcast_to(real, shape).astype(dtype) for real in condition.real]
+    return _choose(context, if_true, if_false, slopes)
 
 
-def _select_by_constant(context: Context, which: Any, cases: Sequence[Value]) -> Sequence[Lift]:
+def _select_by_constant(context: Context, condition: Any, cases: Sequence[Value]) -> Sequence[Lift]:
     def choose(*arrays: Any) -> Any:
-        return lax.select_n(which, *arrays)
+        return lax.select_n(condition, *arrays)
 
-    entries, filler = context.entries(cases)
-    return [Lift(context.algebra.shape_only(choose, *entries), filler=filler)]
+    entries, fill = context.entries(cases)
+    return [Lift(context.algebra.shape_only(choose, *entries), infinite_fill=fill)]
 
 
-def _select_of_constants(context: Context, which: Gate, cases: Sequence[Value]) -> Sequence[Value]:
-    """A choice between two numbers, or gates, is a gate, unless the numbers are one."""
+def _select_between_constants(context: Context, condition: Gate, cases: Sequence[Value]) -> Sequence[Value]:
+    """A gate if both cases are gates, or constants filled with one number; the constant if both numbers are equal."""
     numbers = [known_number(case) for case in cases if isinstance(case, Constant)]
     if any(number is None for number in numbers):
         raise context.refuse_gate()
     if len(numbers) == len(cases) and all(map(is_concrete, numbers)) and numbers[0] == numbers[1]:
         return [cases[0]]
-    at_points = [[at_point(value, point) for value in (which, *cases)] for point in range(points([which]))]
+    at_points = [[at_point(value, point) for value in (condition, *cases)] for point in range(points([condition]))]
     real = [lax.select_n(*operands) for operands in at_points]
-    return [Gate(tuple(real), context.shape, depends_on([which, *cases]))]
+    return [Gate(tuple(real), context.shape, depends_on([condition, *cases]))]
 
 
 def clamp(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """clip(x, 0, ∞) is ReLU, and clip(x, −∞, 0) its mirror."""
+    """clip(x, 0, ∞) = max(x, 0) and clip(x, −∞, 0) = min(x, 0); other bounds are not homogeneous."""
     low, operand, high = values
     if not isinstance(low, Constant) or not isinstance(high, Constant):
         raise context.refuse("Its bounds depend on the network.", "Write it with jnp.maximum and jnp.minimum.")
@@ -236,44 +240,44 @@ def clamp(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 
 def extremum_of_axes(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """jnp.max over axes: a gate on every entry; ties share equally, as in JAX's derivative."""
+    """jnp.max or jnp.min over axes: a gate on every entry. Tied entries share a slope of 1, as in JAX's derivative."""
     largest = context.equation.name == "reduce_max"
-    operand = context.paths(values[0], passed_over=-np.inf if largest else np.inf)
+    operand = context.paths(values[0], ignored_fill=-np.inf if largest else np.inf)
     axes = context.equation.params["axes"]
-    best = jnp.max if largest else jnp.min
+    extremum = jnp.max if largest else jnp.min
     slopes = []
     for real in operand.real:
-        wins = (real == best(real, axis=axes, keepdims=True)).astype(real.dtype)
+        wins = (real == extremum(real, axis=axes, keepdims=True)).astype(real.dtype)
         slopes.append(wins / jnp.sum(wins, axis=axes, keepdims=True))
     gated = context.algebra.gate(operand.prefixes, slopes, operand.shape)
     return [Lift(context.algebra.sum(gated, axes))]
 
 
 def extremum_of_windows(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """Max pooling: a gate on every entry of every window; the first of a tie passes, as in JAX's derivative."""
+    """Max or min pooling: a gate on every entry of every window. The first of tied entries has slope 1, as in JAX."""
     params, smallest = context.equation.params, context.equation.name == "reduce_window_min"
-    operand = context.paths(values[0], passed_over=np.inf if smallest else -np.inf)
+    operand = context.paths(values[0], ignored_fill=np.inf if smallest else -np.inf)
     if not operand.real and context.algebra.has_free_gates:
         return [Lift(context.algebra.linear(_window_sum(params), operand.prefixes, operand.shape))]
-    choose, filler = (jnp.argmin, np.inf) if smallest else (jnp.argmax, -np.inf)
+    winner, padding = (jnp.argmin, np.inf) if smallest else (jnp.argmax, -np.inf)
     slopes = []
     for real in operand.real:
-        entries = _windows(params, filler)(real)
-        slopes.append(jax.nn.one_hot(choose(entries, axis=-1), entries.shape[-1], dtype=real.dtype))
+        entries = _windows(params, padding)(real)
+        slopes.append(jax.nn.one_hot(winner(entries, axis=-1), entries.shape[-1], dtype=real.dtype))
     entries = context.algebra.shape_only(_windows(params, 0.0), operand.prefixes)
     shape = (*context.shape, int(np.prod(params["window_dimensions"])))
     return [Lift(context.algebra.sum(context.algebra.gate(entries, slopes, shape), (len(shape) - 1,)))]
 
 
 def _window_sum(params: dict[str, Any]) -> ArrayFunction:
-    """The sum over each window."""
+    """The function that sums the entries of each window."""
     window = [params[name] for name in ("window_dimensions", "window_strides", "padding")]
     dilation = {name: params[name] for name in ("base_dilation", "window_dilation")}
     return lambda array: lax.reduce_window(array, np.zeros((), array.dtype), lax.add, *window, **dilation)
 
 
-def _windows(params: dict[str, Any], filler: float) -> ArrayFunction:
-    """The entries of each window along a new last axis, `filler` in the padding."""
+def _windows(params: dict[str, Any], padding: float) -> ArrayFunction:
+    """The function that puts the entries of each window along a new last axis, with `padding` around the array."""
     names = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
     windows = Windows(*(params[name] for name in names))
-    return lambda array: entries_of_windows(array, windows, filler=filler)
+    return lambda array: entries_of_windows(array, windows, filler=padding)

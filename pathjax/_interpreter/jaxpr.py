@@ -1,7 +1,7 @@
 """The interpreter's engine: trace a network, walk its equations, step into calls. No mathematics.
 
-What a value is and what an equation does to it is the caller's: `walk` takes a `step` function. This is the only
-file that knows how JAX writes programs down.
+The caller of `walk` decides what a value is: it passes a `step` function that computes the results of an equation. Only
+this file depends on how JAX represents programs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-# A call's own equations say all there is to say about it: walk inside. The value names the parameter that holds them.
+# Primitives that call a program, which is walked, and the name of the parameter that holds the program.
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
@@ -58,43 +58,52 @@ class UnsupportedPrimitive(ValueError):
 
 
 @dataclass(frozen=True)
+class LoopOperands(Generic[T]):
+    """The operands of a `scan`: constant in all steps, carried from step to step, or sliced along the first axis."""
+
+    constants: Sequence[T]
+    carry: Sequence[T]
+    stacked: Sequence[T]
+
+
+@dataclass(frozen=True)
 class Equation:
-    """One application of a primitive, and the calls inside which it stands, the outermost first."""
+    """One application of a primitive, and the calls that it stands in, the outermost first."""
 
     source: JaxprEqn
     callers: tuple[JaxprEqn, ...]
 
     @property
     def has_own_derivative(self) -> bool:
-        """Whether it calls a function with a derivative rule of its own."""
+        """Whether it calls a function with a custom derivative rule."""
         return self.source.primitive.name in _CUSTOM_DERIVATIVE
 
     @property
     def derivative_owner(self) -> JaxprEqn | None:
-        """The outermost call around it of a function with a derivative rule of its own: that rule holds."""
+        """The outermost call around it of a function with a custom derivative rule: JAX uses that rule."""
         owners = (caller for caller in self.callers if caller.primitive.name in _CUSTOM_DERIVATIVE)
         return next(owners, None)
 
     @property
     def name(self) -> str:
-        """The primitive's name, as JAX prints it; of a call that is one step, the function's."""
+        """The primitive's name, as JAX prints it; for a call, the name of the called function, if it has one."""
         name = str(self.source.primitive.name)
         return (_called(self.source) or name) if name in _CALLS else name
 
     @property
     def layer(self) -> str:
-        """The layer's name where the framework gives one, else the file and line."""
+        """The layer's name if the framework gives one, else the file and line."""
         return self._scope or self._line
 
     @property
     def _scope(self) -> str:
-        """The names of the scopes around it, as `block_1/Dense_0`."""
+        """The names of the scopes around it, such as `block_1/Dense_0`."""
         stacks = (str(eqn.source_info.name_stack) for eqn in (*self.callers, self.source))
         return "/".join(stack for stack in stacks if stack)
 
     @property
     def _line(self) -> str:
-        """The user's file and line: of the equation itself, or of the innermost call that a user wrote."""
+        """The user's file and line: of the equation, or of the innermost call around it that the user's code makes."""
         frames = (_user_frame(eqn) for eqn in (self.source, *reversed(self.callers)))
         frame = next((frame for frame in frames if frame is not None), None)
         return f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else "unknown line"
@@ -110,25 +119,25 @@ class Equation:
         avals: list[Any] = [var.aval for var in self.source.invars]
         return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
-    def loop_operands(self, values: Sequence[T]) -> tuple[Sequence[T], Sequence[T], Sequence[T]]:
-        """The operands of a `scan`: constants, what goes round, and what it takes one step at a time."""
+    def loop_operands(self, values: Sequence[T]) -> LoopOperands[T]:
+        """The values of a `scan`'s operands, grouped by their part in the loop."""
         consts = self.source.params["num_consts"]
         stacked = consts + self.source.params["num_carry"]
-        return values[:consts], values[consts:stacked], values[stacked:]
+        return LoopOperands(values[:consts], values[consts:stacked], values[stacked:])
 
     @property
     def is_of_jax(self) -> bool:
-        """Whether it calls one of JAX's own activations, `jax.nn.relu` say, by the rule that JAX gives it."""
+        """Whether it calls one of JAX's own activations, such as `jax.nn.relu`, with JAX's own derivative rule."""
         if self.source.primitive.name != "custom_jvp_call":
             return False
         inner = _inner(self.source.params[_CALLS["custom_jvp_call"]])
-        written = str(inner.debug_info.func_filename)
-        of_jax = written.startswith(_folders(("jax",))) and written.endswith(os.path.join("nn", "functions.py"))
-        # a rule put around JAX's own function holds one that has JAX's
-        return of_jax and not any(eqn.primitive.name in _CUSTOM_DERIVATIVE for eqn in inner.eqns)
+        file = str(inner.debug_info.func_filename)
+        in_jax_nn = file.startswith(_folders(("jax",))) and file.endswith(os.path.join("nn", "functions.py"))
+        # a user's rule around `jax.nn.relu` has its file too, but calls a function with JAX's rule inside
+        return in_jax_nn and not any(eqn.primitive.name in _CUSTOM_DERIVATIVE for eqn in inner.eqns)
 
     def body(self, *arrays: Any) -> list[Any]:
-        """The results of a call by the equations inside it, without its derivative rule."""
+        """The results of a call, computed by the equations inside it, without its custom derivative rule."""
         return list(jaxpr_as_fun(self.source.params[_CALLS[self.source.primitive.name]])(*arrays))
 
     @property
@@ -138,7 +147,7 @@ class Equation:
         return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
     def bind(self, *arrays: Any, **changed: Any) -> list[Any]:
-        """The primitive itself, on ordinary arrays, some of its parameters perhaps changed."""
+        """The results of the primitive on arrays; `changed` replaces some of its static parameters."""
         primitive = self.source.primitive
         results = primitive.bind(*arrays, **primitive.get_bind_params(self.source.params | changed))
         return list(results) if primitive.multiple_results else [results]
@@ -151,7 +160,7 @@ class Equation:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An equation that has no paths, met on a walk that goes on."""
+    """An equation for which paths are not defined, recorded by a walk that continues after it."""
 
     layer: str
     error: UnsupportedPrimitive
@@ -159,7 +168,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Program:
-    """A traced network: its equations; its arguments are the parameter leaves and, last, the input."""
+    """The equations of a traced network. Its arguments are the parameter leaves and, last, the input."""
 
     closed: ClosedJaxpr
 
@@ -174,34 +183,38 @@ class Program:
         return tuple(self.closed.jaxpr.invars[-1].aval.shape)
 
     @property
-    def outputs(self) -> int:
-        """How many outputs o the network has."""
-        return int(self.closed.out_avals[0].shape[1])
+    def output(self) -> jax.ShapeDtypeStruct:
+        """Shape (n, o) and dtype of the outputs."""
+        (aval,) = self.closed.out_avals
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
-    def evaluate(self, leaves: Sequence[Any], x: Any) -> Any:
-        """The outputs (n, o) of these parameter leaves and inputs, of the types that were traced."""
-        return jaxpr_as_fun(self.closed)(*leaves, x)[0]
+    def __call__(self, params: Params, x: Any) -> Any:
+        """The outputs (n, o) of weights and inputs of the types that were traced, without a call of `apply`."""
+        arguments = [jnp.asarray(leaf) for leaf in (*jax.tree.leaves(params), x)]
+        return jaxpr_as_fun(self.closed)(*arguments)[0]
 
 
 def trace(apply: ApplyFn, params_like: Params, x_like: jax.ShapeDtypeStruct) -> Program:
-    """The equations of `apply(params, x)`, from the types of its leaves and inputs alone.
+    """The equations of `apply(params, x)`; only the shapes and dtypes of the leaves and of x are read.
 
-    Raises ValueError where the result is not one array of shape (n, o).
+    Raises ValueError unless the result is one array of shape (n, o).
     """
     closed, result = jax.make_jaxpr(apply, return_shape=True)(params_like, x_like)
-    outputs = jax.tree.leaves(result)
-    if len(outputs) != 1 or outputs[0].ndim != 2 or outputs[0].shape[0] != x_like.shape[0]:
-        came = ", ".join(str(tuple(leaf.shape)) for leaf in outputs) or "nothing"
+    shape = tuple(getattr(result, "shape", ()))
+    if len(shape) != 2 or shape[0] != x_like.shape[0]:
+        shapes = [str(tuple(leaf.shape)) for leaf in jax.tree.leaves(result)]
+        is_array = isinstance(result, jax.ShapeDtypeStruct)
+        result_was = shapes[0] if is_array else f"a pytree of arrays {', '.join(shapes)}" if shapes else "no array"
         raise ValueError(
             "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, but for x of "
-            f"shape {x_like.shape} it returned {came}. Reshape the outputs inside `apply`; give a single output the "
-            "shape (n, 1)."
+            f"shape {x_like.shape} it returned {result_was}. Reshape the outputs inside `apply`; give a single output "
+            "the shape (n, 1)."
         )
     return Program(closed)
 
 
 def check_batch(x: Any) -> None:
-    """Raise ValueError where `x` is not an array of examples, (n, ...)."""
+    """Raise ValueError unless `x` is an array of examples, (n, ...)."""
     if not getattr(x, "shape", ()):
         raise ValueError(
             "`x` must be an array of shape (n, ...), a batch of examples, or its ShapeDtypeStruct, but is "
@@ -210,11 +223,11 @@ def check_batch(x: Any) -> None:
 
 
 def check_floating(params_like: Params, x_like: XLike) -> None:
-    """Raise ValueError where an input or a weight is not of a floating-point type: paths are products of both."""
+    """Raise ValueError unless x and all weights are of floating-point types: paths are products of them."""
     if not jnp.issubdtype(x_like.dtype, jnp.floating):
         raise ValueError(
             f"`x` has dtype {x_like.dtype}; paths start at real-valued inputs. Convert it first, as in "
-            "x.astype(jnp.float32), or take the network from behind its embedding."
+            "x.astype(jnp.float32), or pass the part of the network after its embedding."
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(params_like)[0]:
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
@@ -234,10 +247,16 @@ def walk(
     enter: Callable[[Equation], None] = lambda equation: None,
     callers: tuple[JaxprEqn, ...] = (),
 ) -> list[Any]:
-    """Interpret a program on `arguments`: `step` gives an equation's results, `constant` wraps an array it closes over.
+    """The results of a program on `arguments`, which are values of any kind.
 
-    Equations that no result needs are passed over. Calls are walked inside, except `opaque` ones, which are one
-    step; `enter` is told of those with a derivative rule of their own.
+    Equations on which no result depends are skipped. Calls are walked, down to the equations inside them.
+
+    Args:
+        step: step(equation, values of its operands) gives the values of its results.
+        constant: makes a value of an array that the program closes over.
+        opaque: whether a call is one step, and not walked.
+        enter: called before a call of a function with a custom derivative rule is walked.
+        callers: the calls that the program stands in, the outermost first.
     """
     if isinstance(program, ClosedJaxpr):
         jaxpr, consts = program.jaxpr, [constant(value) for value in program.consts]
@@ -252,8 +271,10 @@ def walk(
         if name in _CALLS and not opaque(equation):
             if equation.has_own_derivative:
                 enter(equation)
-            inner, around = eqn.params[_CALLS[name]], (*callers, eqn)
-            results = walk(inner, inputs, step=step, constant=constant, opaque=opaque, enter=enter, callers=around)
+            inner, inner_callers = eqn.params[_CALLS[name]], (*callers, eqn)
+            results = walk(
+                inner, inputs, step=step, constant=constant, opaque=opaque, enter=enter, callers=inner_callers
+            )
         else:
             results = step(equation, inputs)
         environment.update(zip(eqn.outvars, results, strict=True))
@@ -269,7 +290,7 @@ def _inner(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
 
 
 def _called(eqn: JaxprEqn) -> str:
-    """The name of the function that is called."""
+    """The name of the called function, or an empty string."""
     return str(eqn.params.get("name", ""))
 
 
@@ -285,7 +306,7 @@ def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
 
 
 def evaluate(equation: Equation, arrays: Sequence[Any]) -> list[Any]:
-    """The results on constants: at once where the constants are known, so that rules can read them."""
+    """The results on constants, computed at once if these are known while tracing, so that rules can read them."""
     if all(is_concrete(array) for array in arrays):
         with jax.ensure_compile_time_eval():
             return equation.bind(*arrays)
@@ -298,13 +319,13 @@ def is_concrete(array: Any) -> bool:
 
 
 def _user_frame(eqn: JaxprEqn) -> Any:
-    """The innermost frame outside of the libraries, if there is one."""
+    """The innermost frame outside of `_LIBRARIES`, or None."""
     traceback = eqn.source_info.traceback
     frames: list[Any] = list(traceback.frames) if traceback is not None else []
     return next((frame for frame in frames if not frame.file_name.startswith(_folders(_LIBRARIES))), None)
 
 
 def _folders(packages: Sequence[str]) -> tuple[str, ...]:
-    """Where those of the packages lie that this process has imported."""
+    """The folders of those packages that this process has imported."""
     files = [getattr(sys.modules.get(package), "__file__", None) for package in packages]
     return tuple(os.path.dirname(file) + os.sep for file in files if file)

@@ -1,4 +1,4 @@
-"""The algebra of numbers: lifted networks, whose sums over paths are carried with their scale."""
+"""Path sums as numbers: the algebra of lifted networks, where every array carries a power of two as its scale."""
 
 from __future__ import annotations
 
@@ -38,50 +38,60 @@ __all__ = [
 ]
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["array", "exponent", "live"], meta_fields=["growth"])
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["array", "exponent", "any_nonzero"], meta_fields=["growth"]
+)
 @dataclasses.dataclass(frozen=True)
 class Scaled:
     """The numbers `array` · 2^`exponent`.
 
-    A power of two, so that renormalizing rounds nothing. A plain float while it has not been needed: 0.0, or −∞ for
-    what is known to be zero and to have no derivative, such as padding. `live` says whether any of them is not zero,
-    where that has been read already; `growth` by how many bits sums may have grown since the array was normalized.
+    The scale is a power of two, so that renormalizing is exact.
+
+    Attributes:
+        array: the scaled numbers.
+        exponent: a plain float until an array has been normalized: 0.0, or −∞ for numbers that are known to be zero and
+            to have no derivative, such as padding.
+        any_nonzero: whether any number is nonzero; None if it has not been computed yet.
+        growth: an upper bound, in bits, on how much sums have grown since the array was last normalized.
     """
 
     array: Any
     exponent: Any
-    live: Any = None
+    any_nonzero: Any = None
     growth: int = 0
 
     def log_abs(self) -> jax.Array:
-        """log |value|, in float32 or wider: −∞ for zero, with derivative zero there; NaN and ∞ as they are."""
-        size = wide(jnp.abs(self.array))
-        live = size != 0
-        logarithm = jnp.where(live, jnp.log(jnp.where(live, size, 1.0)), -jnp.inf)
-        return logarithm + math.log(2.0) * jnp.where(live, self.exponent, 0.0).astype(logarithm.dtype)
+        """log |value|, in float32 or wider; −∞ with derivative zero where the value is 0. NaN and ∞ stay."""
+        magnitude = wide(jnp.abs(self.array))
+        nonzero = magnitude != 0
+        logarithm = jnp.where(nonzero, jnp.log(jnp.where(nonzero, magnitude, 1.0)), -jnp.inf)
+        return logarithm + math.log(2.0) * jnp.where(nonzero, self.exponent, 0.0).astype(logarithm.dtype)
 
     def value(self) -> jax.Array:
-        """The numbers themselves, infinite where they leave the format."""
+        """The numbers without a scale: infinite where they overflow."""
         half = jnp.floor(jnp.where(jnp.isfinite(self.exponent), self.exponent, 0.0) / 2)
         whole = jnp.where(jnp.isfinite(self.exponent), self.exponent, 0.0)
         factors = [power_of_two(part, self.array.dtype) for part in (half, whole - half)]
-        # in two steps, as the factor may leave a format that the numbers do not leave; nothing of 0 is infinite
+        # In two steps: 2^exponent may overflow where the product does not. A zero stays zero, whatever the exponent.
         return jnp.where(self.array == 0, 0, self.array * factors[0] * factors[1])
 
 
-# By so many bits sums may grow before they are normalized.
-_ROOM = 24
+# Renormalize after 24 bits of growth.
+_GROWTH_LIMIT = 24
 
-# A power of two of so many bits, and its inverse, are normal numbers of float32.
-_LARGEST = 120
+# 2^120 and 2^−120 are both normal numbers of float32.
+_LARGEST_SHIFT = 120
 
 
 class Lifting(Algebra[Scaled]):
-    """Path sums as scaled arrays: φ of every constant, gates as real slopes.
+    """Path sums as scaled arrays: φ is applied to every constant, and gates multiply by their slopes.
 
-    `keep_zeros` says what a sum that is zero throughout counts for when it joins others. For values, nothing: its
-    scale must not push theirs out of the format. For derivatives it keeps its scale, since they need not be zero.
-    `patches` writes out the windows of convolutions: faster for one example, too large for many.
+    Args:
+        phi: φ.
+        keep_zeros: whether an array of zeros takes part in the choice of a common scale. False for values: its scale
+            could make the others underflow. True for derivatives, which may be nonzero where the values are zero.
+        patches: whether to write convolutions as matrix products over windows where that is faster: for one example
+            it is, for many the windows take too much memory.
     """
 
     has_free_gates = True
@@ -102,19 +112,20 @@ class Lifting(Algebra[Scaled]):
 
     def add(self, left: Scaled, right: Scaled) -> Scaled:
         for zero, other in ((left, right), (right, left)):
-            # such as the mean of a batch norm at initialization
+            # adding a known zero, such as the mean of a batch norm at initialization
             shape = jnp.shape(other.array)
-            if _has_no_part(zero) and np.broadcast_shapes(jnp.shape(zero.array), shape) == shape:
+            if _is_structural_zero(zero) and np.broadcast_shapes(jnp.shape(zero.array), shape) == shape:
                 return other
-        left, right = self._read(left), self._read(right)
+        left, right = self._with_any_nonzero(left), self._with_any_nonzero(right)
         (a, b), exponent = self._align((left, right))
-        live = None if left.live is None or right.live is None else left.live | right.live
-        return self._grown(Scaled(a + b, exponent, live, max(left.growth, right.growth)), 2)
+        unread = left.any_nonzero is None or right.any_nonzero is None
+        any_nonzero = None if unread else left.any_nonzero | right.any_nonzero
+        return self._after_sum(Scaled(a + b, exponent, any_nonzero, max(left.growth, right.growth)), 2)
 
     def sum(self, operand: Scaled, axes: Sequence[int]) -> Scaled:
         terms = math.prod(operand.array.shape[axis] for axis in axes)
         total = jnp.sum(operand.array, axis=tuple(axes))
-        return self._grown(Scaled(total, operand.exponent, growth=operand.growth), terms)
+        return self._after_sum(Scaled(total, operand.exponent, growth=operand.growth), terms)
 
     def multiply(self, left: Scaled, right: Scaled) -> Scaled:
         return normalized(left.array * right.array, left.exponent + right.exponent)
@@ -126,13 +137,14 @@ class Lifting(Algebra[Scaled]):
         largest = float(np.max(np.abs(factor), initial=0.0)) if is_concrete(factor) else math.inf
         if not math.isfinite(largest):
             return normalized(operand.array * factor, operand.exponent)
-        bits = min(max(math.frexp(largest)[1] - 1, -_LARGEST), _LARGEST)
-        live = operand.live if np.asarray(factor).all() else None
-        product = _known(lambda array, number: array * (number * 2.0**-bits), operand.array, factor)
-        return self._grown(Scaled(product, operand.exponent + bits, live, operand.growth), 2)
+        shift = min(max(math.frexp(largest)[1] - 1, -_LARGEST_SHIFT), _LARGEST_SHIFT)
+        any_nonzero = operand.any_nonzero if np.asarray(factor).all() else None
+        product = _known(lambda array, number: array * (number * 2.0**-shift), operand.array, factor)
+        # after the shift |factor| < 2, one bit of growth
+        return self._after_sum(Scaled(product, operand.exponent + shift, any_nonzero, operand.growth), 2)
 
     def dot(self, left: Scaled, right: Scaled, dimension_numbers: Any) -> Scaled:
-        # Full precision: accelerators would otherwise round the factors to half of float32's digits.
+        # Full precision: by default, accelerators round the factors to about half of float32's digits.
         a, b = _of_one_type([left.array, right.array])
         array = lax.dot_general(a, b, dimension_numbers, precision=lax.Precision.HIGHEST)
         return normalized(array, left.exponent + right.exponent)
@@ -146,9 +158,11 @@ class Lifting(Algebra[Scaled]):
         return normalized(array, left.exponent + right.exponent)
 
     def linear(self, function: Callable[..., Any], operand: Scaled, shape: tuple[int, ...]) -> Scaled:
-        return self._grown(Scaled(function(operand.array), operand.exponent, growth=operand.growth), math.prod(shape))
+        return self._after_sum(
+            Scaled(function(operand.array), operand.exponent, growth=operand.growth), math.prod(shape)
+        )
 
-    def settle(self, operand: Scaled) -> Scaled:
+    def as_carry(self, operand: Scaled) -> Scaled:
         if operand.growth:
             operand = normalized(operand.array, operand.exponent)
         return Scaled(operand.array, jnp.asarray(operand.exponent, jnp.float32))
@@ -157,9 +171,9 @@ class Lifting(Algebra[Scaled]):
         return operand.array, lambda array: Scaled(array, operand.exponent)
 
     def join_steps(self, steps: Scaled) -> Scaled:
-        exponents = jax.vmap(self._weight)(steps)
+        exponents = jax.vmap(self._effective_exponent)(steps)
         common = jnp.max(exponents)
-        factors = power_of_two(_shift(exponents, common), steps.array.dtype)
+        factors = power_of_two(_difference(exponents, common), steps.array.dtype)
         return Scaled(steps.array * factors.reshape(-1, *[1] * (steps.array.ndim - 1)), common)
 
     def gate(self, operand: Scaled, slopes: Sequence[Any], shape: tuple[int, ...]) -> Scaled:
@@ -167,58 +181,59 @@ class Lifting(Algebra[Scaled]):
         return Scaled(array, operand.exponent, growth=operand.growth)
 
     def _align(self, operands: Sequence[Scaled]) -> tuple[list[Any], Any]:
-        """The operands' arrays at one common scale, the largest."""
+        """The operands' arrays at one common scale, the largest of theirs, and its exponent."""
         arrays = _of_one_type([operand.array for operand in operands])
         if len(operands) == 1:
             return arrays, operands[0].exponent
         if all(isinstance(operand.exponent, float) for operand in operands):
-            known = max(operand.exponent for operand in operands)
-            return [_lowered(a, known - operand.exponent) for a, operand in zip(arrays, operands, strict=True)], known
-        exponents = [self._weight(operand) for operand in operands]
+            common = max(operand.exponent for operand in operands)
+            shifts = [common - operand.exponent for operand in operands]
+            return [_shifted_down(array, bits) for array, bits in zip(arrays, shifts, strict=True)], common
+        exponents = [self._effective_exponent(operand) for operand in operands]
         common = functools.reduce(lax.max, exponents)
-        factors = [power_of_two(_shift(exponent, common), arrays[0].dtype) for exponent in exponents]
+        factors = [power_of_two(_difference(exponent, common), arrays[0].dtype) for exponent in exponents]
         return [array * factor for array, factor in zip(arrays, factors, strict=True)], common
 
-    def _weight(self, operand: Scaled) -> Any:
-        """The exponent with which the operand takes part in the choice of a common one."""
+    def _effective_exponent(self, operand: Scaled) -> Any:
+        """The operand's exponent when a common one is chosen: −∞ for an array of zeros, unless `keep_zeros`."""
         exponent = jnp.asarray(operand.exponent, jnp.float32)
-        if self._keep_zeros or _has_no_part(operand):
+        if self._keep_zeros or _is_structural_zero(operand):
             return exponent
-        return lax.select(self._read(operand).live, exponent, np.float32(-np.inf))
+        return lax.select(self._with_any_nonzero(operand).any_nonzero, exponent, np.float32(-np.inf))
 
-    def _read(self, operand: Scaled) -> Scaled:
-        """The operand, knowing whether any of its numbers is not zero, where that matters."""
-        if self._keep_zeros or operand.live is not None:
+    def _with_any_nonzero(self, operand: Scaled) -> Scaled:
+        """The operand with `any_nonzero` computed; with `keep_zeros` it is not needed, and left as it is."""
+        if self._keep_zeros or operand.any_nonzero is not None:
             return operand
-        return dataclasses.replace(operand, live=jnp.any(lax.stop_gradient(operand.array) != 0))
+        return dataclasses.replace(operand, any_nonzero=jnp.any(lax.stop_gradient(operand.array) != 0))
 
-    def _grown(self, operand: Scaled, terms: int) -> Scaled:
-        """A sum of so many terms, normalized before sums of sums could leave the format."""
-        growth = operand.growth + math.ceil(math.log2(max(terms, 1)))
-        if growth > _ROOM:
-            return normalized(operand.array, operand.exponent)
-        return dataclasses.replace(operand, growth=growth)
+    def _after_sum(self, total: Scaled, terms: int) -> Scaled:
+        """`total` with the growth of a sum of `terms` terms counted, normalized before further sums could overflow."""
+        growth = total.growth + math.ceil(math.log2(max(terms, 1)))
+        if growth > _GROWTH_LIMIT:
+            return normalized(total.array, total.exponent)
+        return dataclasses.replace(total, growth=growth)
 
 
 def normalized(array: Any, exponent: Any) -> Scaled:
-    """The same numbers with the largest in [1, 2): exact, and of no influence on derivatives."""
+    """The same numbers, scaled so that the largest |array| lies in [1, 2): exact, and invisible to derivatives."""
     peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
     shift = lax.select((peak > 0) & (peak < np.inf), _whole_exponent(peak), np.float32(0.0))
     return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift, peak != 0)
 
 
-def _lowered(array: Any, bits: float) -> Any:
-    """The array at a scale higher by so many bits; ∞ is that of zeros."""
+def _shifted_down(array: Any, bits: float) -> Any:
+    """array · 2^−bits. An infinite or NaN shift comes of the exponent −∞, whose array is zero already."""
     return array if bits in (0.0, math.inf) or math.isnan(bits) else _known(lambda a: a * 2.0**-bits, array)
 
 
-def _shift(exponent: Any, common: Any) -> Any:
-    """How far below the common exponent one lies; −∞ lies level with itself."""
+def _difference(exponent: Any, common: Any) -> Any:
+    """exponent − common, where −∞ − (−∞) counts as 0."""
     return jnp.where(exponent == common, 0.0, exponent - common)
 
 
 def _known(function: Callable[..., Any], *arrays: Any) -> Any:
-    """function(*arrays): at once where the arrays are known, so that the result is known too."""
+    """function(*arrays), computed at once where all arrays are known while tracing, so that the result is known too."""
     if not all(map(is_concrete, arrays)):
         return function(*arrays)
     with jax.ensure_compile_time_eval():
@@ -230,33 +245,33 @@ def _is_known_zero(array: Any) -> bool:
     return is_concrete(array) and not np.asarray(array).any()
 
 
-def _has_no_part(operand: Scaled) -> bool:
-    """Whether it is known to be zero and to have no derivative: it takes no part in a sum, nor in its scale."""
+def _is_structural_zero(operand: Scaled) -> bool:
+    """Whether the operand is known to be zero and to have no derivative, so that sums and their scale can ignore it."""
     return isinstance(operand.exponent, float) and operand.exponent == -math.inf
 
 
 def _of_one_type(arrays: Sequence[Any]) -> list[Any]:
-    """The arrays in the widest of their types: a network may mix them, and its conversions leave sums as they are."""
+    """The arrays in their common, widest type: networks that mix types convert values, but not the path sums."""
     dtype = jnp.result_type(*arrays)
     return [array.astype(dtype) for array in arrays]
 
 
 def _whole_exponent(number: Any) -> Any:
-    """The whole e with 2^e ≤ number < 2^(e+1), read from the bits of a positive number."""
+    """The integer e with 2^e ≤ number < 2^(e+1), read from the bits of a positive number."""
     form = jnp.finfo(number.dtype)
     bits = lax.bitcast_convert_type(number, f"uint{form.bits}")
     return (bits >> form.nmant).astype(jnp.float32) - (form.maxexp - 1)
 
 
 def power_of_two(exponent: Any, dtype: Any) -> jax.Array:
-    """2^exponent for whole exponents, exactly: 0 below the normal numbers of the type, infinite above."""
+    """2^exponent for an integer exponent, exactly: 0 below the normal numbers of the type, ∞ above them."""
     form = jnp.finfo(dtype)
     biased = jnp.clip(jnp.asarray(exponent, jnp.float32) + (form.maxexp - 1), 0, 2 * form.maxexp - 1)
     return lax.bitcast_convert_type(biased.astype(f"uint{form.bits}") << form.nmant, dtype)
 
 
 def absolute_power(q: Real) -> Callable[[Any], Any]:
-    """φ(v) = |v|^q, in single precision at least; for q = 0, whether v is not zero."""
+    """φ(v) = |v|^q, in single precision at least; for q = 0 it is 1 where v is nonzero and 0 elsewhere."""
     if q < 0:
         raise ValueError(f"`q` must not be negative, but is {q}: a path through a weight of 0 would have no value.")
     special: dict[Real, Callable[[Any], Any]] = {
@@ -284,16 +299,15 @@ def lift(
 ) -> Scaled:
     """The lifted network: Σ over paths to each output (n, o) of weights · φ(constants) · gates · inputs.
 
-    `weights` and `inputs` are φ(θ) and φ(x) already, so that derivatives can be taken in them; `inputs` may be scaled.
-    `points` are the (θ, x) at which gates are read: none, and they are open; one, the slopes there; two, their
-    products.
+    `weights` and `inputs` are already φ(θ) and φ(x), so that derivatives can be taken with respect to them; `inputs`
+    may be `Scaled`. `points` are the (θ, x) at which gates are evaluated. Without points all gates are open; with one
+    they are the slopes there; with two, the products of the slopes.
     """
     scaled = inputs if isinstance(inputs, Scaled) else Scaled(inputs, 0.0)
     leaves = [Scaled(wide(leaf), 0.0) for leaf in jax.tree.leaves(weights)]
     source = dataclasses.replace(scaled, array=wide(scaled.array))
     reals = [(jax.tree.leaves(params), x) for params, x in points]
-    output, _ = interpret(program, Lifting(phi, keep_zeros=keep_zeros, patches=patches), leaves, source, points=reals)
-    return output
+    return interpret(program, Lifting(phi, keep_zeros=keep_zeros, patches=patches), leaves, source, points=reals)
 
 
 def open_sum(program: Program, weights: Params, inputs: Any, *, q: Real, keep_zeros: bool = False) -> Scaled:
@@ -305,12 +319,13 @@ def open_sum(program: Program, weights: Params, inputs: Any, *, q: Real, keep_ze
 def pair_sum(program: Program, ones: Params, params: Params, left: Any, right: Any) -> Scaled:
     """K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s of two examples (...), for each output (o,).
 
-    The lifted network of weights 1, with the slopes at both. `ones` are 1 where `params` are kept and 0 elsewhere.
+    The lifted network with all weights 1 and gates at both examples. `ones` is a pytree like `params`: 1 for kept
+    weights, 0 for pruned ones.
     """
     points = [(params, left[None]), (params, right[None])]
     product = Lifting(absolute_power(0)).multiply(*(normalized(wide(side[None]), 0.0) for side in (left, right)))
     output = lift(program, ones, product, phi=absolute_power(0), points=points)
-    return dataclasses.replace(output, array=output.array[0], live=None)
+    return dataclasses.replace(output, array=output.array[0], any_nonzero=None)
 
 
 def one_example(x_like: XLike) -> jax.ShapeDtypeStruct:
@@ -320,24 +335,24 @@ def one_example(x_like: XLike) -> jax.ShapeDtypeStruct:
 
 
 def ones_like_example(x_like: XLike) -> jax.Array:
-    """One example of ones, (1, ...): the all-ones input of data-free sums."""
+    """The all-ones input of data-free sums: one example, (1, ...)."""
     example = one_example(x_like)
     return jnp.ones(example.shape, example.dtype)
 
 
 def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -> Params:
-    """φ(θ) of the kept weights, zero for the pruned."""
+    """φ(θ) of the kept weights; zero for pruned ones."""
     if mask is None:
         return jax.tree.map(lambda leaf: phi(jnp.asarray(leaf)), params)
     check_mask(mask, params)
-    # φ never sees a pruned weight, so that what it is there cannot reach a derivative either
+    # φ is given 1 in place of a pruned weight, which may be infinite or NaN and would make derivatives NaN
     return jax.tree.map(lambda leaf, kept: jnp.where(kept, phi(jnp.where(kept, leaf, 1)), 0), params, mask)
 
 
 def check_finite(params: Params, mask: Mask | None, *, squared: bool = False) -> None:
-    """Raise ValueError for a kept weight that is NaN or infinite, as far as values can be read.
+    """Raise ValueError for a kept weight that is NaN or infinite. Leaves whose values are not known are skipped.
 
-    `squared` says that its square in single precision or wider has to be finite too.
+    With `squared`, the weight's square in single precision or wider must be finite too.
     """
     leaves = tree_flatten_with_path(params)[0]
     masks = [True] * len(leaves) if mask is None else jax.tree.leaves(mask)

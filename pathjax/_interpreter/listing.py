@@ -1,4 +1,4 @@
-"""The algebra of lists: every path prefix of a network as rows of NumPy arrays, for networks small enough to list."""
+"""Path sums as lists: every path prefix of a network is a row of NumPy arrays, for networks small enough to list."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ from pathjax._interpreter.windows import Windows, entries_of_windows
 
 __all__ = ["Listing", "Recorder", "Table", "list_paths", "trimmed"]
 
-NOTHING = -1  # pads rows; also the constant-1 source
+NOTHING = -1  # padding of `factors` and `gates`; in `sources` the constant-1 source
 
 
 class Table(NamedTuple):
-    """Lists of path prefixes, one list per cell: rows start[c] to start[c + 1] are those of cell c."""
+    """Lists of path prefixes, one list per cell, one prefix per row.
+
+    Attributes:
+        start: the prefixes of cell c are the rows start[c] to start[c + 1].
+        factors: the weights on each prefix, as raveled indices of parameters, padded with `NOTHING`.
+        coefficients: the product of the constants on each prefix.
+        gates: the numbers of the gates on each prefix, padded with `NOTHING`.
+        sources: the input coordinate at which each prefix starts, or `NOTHING` for the constant-1 source.
+    """
 
     start: np.ndarray
     factors: np.ndarray
@@ -35,7 +43,7 @@ class Table(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """One array of the network: for each entry 1 + its cell in the table, or 0 where it has no path."""
+    """One array of the network. Each of `entries` is 1 + the entry's cell in the table, or 0 if it has no path."""
 
     entries: np.ndarray
     table: Table
@@ -64,8 +72,8 @@ class Lister(Algebra[Listing]):
     def sum(self, operand: Listing, axes: Sequence[int]) -> Listing:
         kept = [axis for axis in range(operand.entries.ndim) if axis not in axes]
         shape = tuple(operand.entries.shape[axis] for axis in kept)
-        moved = operand.entries.transpose([*kept, *axes]).reshape(math.prod(shape), -1)
-        return _gather(operand.table, np.repeat(np.arange(len(moved)), moved.shape[1]), moved.ravel(), shape)
+        rows = operand.entries.transpose([*kept, *axes]).reshape(math.prod(shape), -1)
+        return _gather(operand.table, np.repeat(np.arange(len(rows)), rows.shape[1]), rows.ravel(), shape)
 
     def multiply(self, left: Listing, right: Listing) -> Listing:
         a, b = np.broadcast_arrays(left.entries, right.entries)
@@ -92,28 +100,29 @@ class Lister(Algebra[Listing]):
         images, kernels = left.entries.transpose(numbers.lhs_spec), right.entries.transpose(numbers.rhs_spec)
         groups = convolution.feature_group_count
         patches = _patches(images, kernels.shape[2:], convolution)
-        examples, channels, places, taps = patches.shape[0], patches.shape[1], patches.shape[2:-1], patches.shape[-1]
+        examples, channels, positions, taps = patches.shape[0], patches.shape[1], patches.shape[2:-1], patches.shape[-1]
         features = kernels.shape[0]
-        a = patches.reshape(examples, groups, 1, channels // groups, math.prod(places), taps)
+        a = patches.reshape(examples, groups, 1, channels // groups, math.prod(positions), taps)
         b = kernels.reshape(1, groups, features // groups, channels // groups, 1, taps)
-        # targets in the order (example, group, feature, place); channels and taps are summed over
+        # targets in the order (example, group, feature, position); channels and taps are summed over
         pairs = [np.moveaxis(side, 3, -1) for side in np.broadcast_arrays(a, b)]
-        shape = (examples, features, *places)
+        shape = (examples, features, *positions)
         targets = np.repeat(np.arange(math.prod(shape)), taps * (channels // groups))
         result = _product(left.table, right.table, targets, pairs[0].ravel(), pairs[1].ravel(), shape)
         return result._replace(entries=result.entries.transpose(np.argsort(numbers.out_spec)))
 
     def gate(self, operand: Listing, slopes: Sequence[Any], shape: tuple[int, ...]) -> Listing:
-        """Every entry gets a gate of its own, numbered in the order of the network."""
+        """Every entry gets its own gate, numbered in the order of the network."""
         first, self._gates = self._gates, self._gates + math.prod(shape)
-        owned = _product(operand.table, _single(1), *_diagonal(operand.entries), shape)
-        number = first + np.flatnonzero(operand.entries)
-        column = np.repeat(number, owned.table.lengths)[:, None].astype(np.int32)
-        return owned._replace(table=owned.table._replace(gates=np.hstack([owned.table.gates, column])))
+        # one cell per entry, since entries may share a cell but not a gate
+        separate = _product(operand.table, _single(1), *_diagonal(operand.entries), shape)
+        numbers = first + np.flatnonzero(operand.entries)
+        column = np.repeat(numbers, separate.table.lengths)[:, None].astype(np.int32)
+        return separate._replace(table=separate.table._replace(gates=np.hstack([separate.table.gates, column])))
 
 
 class Recorder(Structure):
-    """Keeps the slopes of all gates, in the order of the network."""
+    """Records the slopes of all gates, in the order of the network."""
 
     def __init__(self) -> None:
         self.slopes: list[Any] = []
@@ -123,7 +132,7 @@ class Recorder(Structure):
 
 
 def _patches(images: np.ndarray, window: tuple[int, ...], convolution: Convolution) -> np.ndarray:
-    """The entries under each tap of the kernel: (example, channel, *places, tap)."""
+    """The entries under each tap of the kernel: (example, channel, *positions, tap)."""
     windows = Windows(
         sizes=(1, 1, *window),
         strides=(1, 1, *convolution.window_strides),
@@ -140,7 +149,7 @@ def _count_up(present: np.ndarray) -> np.ndarray:
 
 
 def _single(cells: int = 0, *, factors: Any = None, coefficients: Any = None, sources: Any = None) -> Table:
-    """One prefix per cell."""
+    """A table with one prefix per cell: `cells` empty ones, or one for each number in the columns that are given."""
     given = [column for column in (factors, coefficients, sources) if column is not None]
     cells = len(given[0]) if given else cells
     return Table(
@@ -153,7 +162,7 @@ def _single(cells: int = 0, *, factors: Any = None, coefficients: Any = None, so
 
 
 def _merge(operands: Sequence[Listing]) -> tuple[list[np.ndarray], Table]:
-    """The operands' entries over one table with the cells of all."""
+    """The operands' entries, renumbered for one table that holds the cells of all operands."""
     if all(operand.table is operands[0].table for operand in operands):
         return [operand.entries for operand in operands], operands[0].table
     tables = [operand.table for operand in operands]
@@ -180,47 +189,51 @@ def _stack(blocks: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _gather(table: Table, targets: np.ndarray, entries: np.ndarray, shape: tuple[int, ...]) -> Listing:
-    """Entry `targets[i]` of the result gets the prefixes of `entries[i]`, for every i."""
+    """The listing whose entry `targets[i]` holds the prefixes of `entries[i]`, for every i."""
     return _product(table, _single(1), targets, entries, np.ones_like(entries), shape)
 
 
 def _diagonal(entries: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Arguments of `_product` that multiply each entry by the first cell of the right table."""
     return np.arange(entries.size), entries.ravel(), np.ones(entries.size, entries.dtype)
 
 
 def _product(
     left: Table, right: Table, targets: np.ndarray, a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]
 ) -> Listing:
-    """Entry `targets[i]` of the result gets every prefix of `a[i]` with every one of `b[i]`, for every i."""
-    live = np.flatnonzero((a > 0) & (b > 0))
-    live = live[np.argsort(targets[live], kind="stable")]
-    targets, a, b = targets[live], a[live] - 1, b[live] - 1
-    many = right.lengths[b]
-    counts = left.lengths[a] * many
-    pair, within = _ragged(counts)
-    at_left = left.start[a][pair] + within // many[pair]
-    at_right = right.start[b][pair] + within % many[pair]
+    """The listing whose entry `targets[i]` joins every prefix of `a[i]` to every prefix of `b[i]`, for every i.
+
+    `a` and `b` are entries of listings over the tables `left` and `right`.
+    """
+    with_paths = np.flatnonzero((a > 0) & (b > 0))
+    with_paths = with_paths[np.argsort(targets[with_paths], kind="stable")]
+    targets, a, b = targets[with_paths], a[with_paths] - 1, b[with_paths] - 1
+    right_counts = right.lengths[b]
+    counts = left.lengths[a] * right_counts
+    pair, combination = _ragged(counts)
+    left_rows = left.start[a][pair] + combination // right_counts[pair]
+    right_rows = right.start[b][pair] + combination % right_counts[pair]
     per_target = np.bincount(targets, weights=counts, minlength=math.prod(shape)).astype(np.int64)
     filled = per_target > 0
     table = Table(
         start=np.concatenate([[0], np.cumsum(per_target[filled])]),
-        factors=np.hstack([left.factors[at_left], right.factors[at_right]]),
-        coefficients=left.coefficients[at_left] * right.coefficients[at_right],
-        gates=np.hstack([left.gates[at_left], right.gates[at_right]]),
-        sources=np.maximum(left.sources[at_left], right.sources[at_right]),
+        factors=np.hstack([left.factors[left_rows], right.factors[right_rows]]),
+        coefficients=left.coefficients[left_rows] * right.coefficients[right_rows],
+        gates=np.hstack([left.gates[left_rows], right.gates[right_rows]]),
+        sources=np.maximum(left.sources[left_rows], right.sources[right_rows]),
     )
     return Listing(_count_up(filled.reshape(shape)), table)
 
 
 def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For i repeated counts[i] times: i, and the number of the repetition."""
+    """Each index i, repeated counts[i] times, and the number 0, 1, ... of each repetition."""
     index = np.repeat(np.arange(len(counts)), counts)
     first = np.cumsum(counts) - counts
     return index, np.arange(len(index)) - first[index]
 
 
 def _as_matrices(entries: np.ndarray, batch: Sequence[int], contract: Sequence[int]) -> np.ndarray:
-    """The entries as (batch, free, contracted)."""
+    """The entries in shape (batch, free, contracted), each the product of the sizes of such axes."""
     free = [axis for axis in range(entries.ndim) if axis not in batch and axis not in contract]
     sizes = [math.prod(entries.shape[axis] for axis in axes) for axes in (batch, free, contract)]
     return entries.transpose([*batch, *free, *contract]).reshape(sizes)
@@ -231,15 +244,15 @@ def _free_shape(shape: tuple[int, ...], batch: Sequence[int], contract: Sequence
 
 
 def list_paths(program: Program) -> Listing:
-    """Every path of a network of one example, by output; its cells are in the order of the outputs."""
+    """Every path of a network traced for one example. The cells of the table are in the order of the outputs."""
     with jax.ensure_compile_time_eval():
-        output, _ = interpret(program, Lister(), _weights(program), _sources(program.input_shape))
-    # a network may end in moves, which leave the table as it was
+        output = interpret(program, Lister(), _weights(program), _sources(program.input_shape))
+    # where the network ends by moving entries, the cells are not yet in the order of the outputs
     return _gather(output.table, np.arange(output.entries.size), output.entries.ravel(), output.entries.shape)
 
 
 def _weights(program: Program) -> list[Listing]:
-    """One prefix per parameter: that weight, from the constant-1 source."""
+    """For each parameter one prefix, from the constant-1 source: that weight."""
     sizes = [math.prod(shape) for shape in program.parameter_shapes]
     first = np.cumsum([0, *sizes])
     return [
@@ -249,7 +262,7 @@ def _weights(program: Program) -> list[Listing]:
 
 
 def _sources(shape: tuple[int, ...]) -> Listing:
-    """One prefix per input coordinate, without a weight so far."""
+    """For each input coordinate one prefix, without weights."""
     return Listing(_numbered(shape), _single(sources=np.arange(math.prod(shape))))
 
 
@@ -258,5 +271,5 @@ def _numbered(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def trimmed(columns: np.ndarray) -> np.ndarray:
-    """Without the columns that only pad."""
+    """The columns that hold anything but padding."""
     return columns[:, (columns != NOTHING).any(axis=0)]

@@ -1,4 +1,4 @@
-"""Path rules of loops over stacked layers, and of branches that constants choose."""
+"""Path rules of `lax.scan`, as over stacked layers, and of `lax.cond` with a constant condition."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ __all__ = ["cond", "scan"]
 
 
 def cond(context: Context, values: Sequence[Value]) -> Sequence[Value]:
-    """A branch chosen by a constant is that branch."""
-    which, *operands = values
-    if not isinstance(which, Constant) or not is_concrete(which.value):
+    """The branch that a constant chooses."""
+    branch, *operands = values
+    if not isinstance(branch, Constant) or not is_concrete(branch.value):
         raise context.refuse(
             "Which branch runs depends on values that paths do not fix.", "Gate with jnp.where instead of lax.cond."
         )
-    return context.inside(context.equation.params["branches"][int(which.value)], operands)
+    return context.walk_inside(context.equation.params["branches"][int(branch.value)], operands)
 
 
 def scan(context: Context, values: Sequence[Value]) -> Sequence[Value]:
-    """A loop over stacked layers or steps."""
-    consts, carry, stacked = context.equation.loop_operands(values)
+    """A loop over stacked layers or steps: one `lax.scan` if the algebra allows it, else unrolled."""
+    operands = context.equation.loop_operands(values)
+    consts, carry, stacked = operands.constants, operands.carry, operands.stacked
     if not context.equation.params["length"]:
         outputs = context.equation.outputs[len(carry) :]
         return [*carry, *(Constant(jnp.zeros(output.shape, output.dtype)) for output in outputs)]
-    run = _roll if context.algebra.rolls_loops else _unroll
+    run = _rolled if context.algebra.rolls_loops else _unrolled
     return run(context, consts, carry, stacked)
 
 
-def _unroll(
+def _unrolled(
     context: Context, consts: Sequence[Value], carry: Sequence[Value], stacked: Sequence[Value]
 ) -> Sequence[Value]:
     params = context.equation.params
@@ -45,7 +46,7 @@ def _unroll(
     steps: list[Sequence[Value]] = []
     for i in reversed(order) if params["reverse"] else order:
         slices = [_map_entries(context, lambda *arrays, i=i: arrays[0][i], [value]) for value in stacked]
-        results = context.inside(params["jaxpr"], [*consts, *carry, *slices])
+        results = context.walk_inside(params["jaxpr"], [*consts, *carry, *slices])
         carry, collected = results[: len(carry)], results[len(carry) :]
         steps.append(collected)
     in_order = steps[::-1] if params["reverse"] else steps
@@ -54,7 +55,7 @@ def _unroll(
 
 
 def _map_entries(context: Context, function: ArrayFunction, values: Sequence[Value]) -> Value:
-    """A function that moves entries about, on values of any kind."""
+    """`function`, which only moves entries, applied to values of any kind."""
     constants = [value.value for value in values if isinstance(value, Constant)]
     if len(constants) == len(values):
         with jax.ensure_compile_time_eval():
@@ -68,22 +69,27 @@ def _map_entries(context: Context, function: ArrayFunction, values: Sequence[Val
     return PathSum(prefixes, real, shape, depends)
 
 
-# Rolled loops: what goes round must keep its kind and its types, so both are found first.
+# Rolled loops: the carry of a `lax.scan` must keep its kind and its types, so both are determined first.
 
 
-def _roll(
+def _rolled(
     context: Context, consts: Sequence[Value], carry: Sequence[Value], stacked: Sequence[Value]
 ) -> Sequence[Value]:
-    """One `lax.scan` over prefixes and real values, so that a deep network compiles once for all its layers."""
-    params, count = context.equation.params, points([*consts, *carry, *stacked])
+    """One `lax.scan` over prefixes and real values, so that one layer is compiled, not each layer of a deep network.
+
+    The kinds of the carry (constant, path sum or gate, and what it depends on) and then its types are widened until
+    one step leaves them unchanged.
+    """
+    params, point_count = context.equation.params, points([*consts, *carry, *stacked])
     arrays, rebuild = _sliced(context, stacked)
+    # the kinds of the carry and of the collected outputs after one step, recorded whenever `body` is traced
     kinds: list[list[Value]] = []
 
     def body(like: Sequence[Value], state: Any, slices: Any) -> Any:
-        results = context.inside(params["jaxpr"], [*consts, *_unpack(like, state), *rebuild(slices)])
+        results = context.walk_inside(params["jaxpr"], [*consts, *_unpack(like, state), *rebuild(slices)])
         after, collected = results[: len(carry)], results[len(carry) :]
-        kinds[:] = [[_shell(value) for value in after], [_shell(value) for value in collected]]
-        promoted = [_promote(context, value, shell, count) for value, shell in zip(after, like, strict=True)]
+        kinds[:] = [[_kind(value) for value in after], [_kind(value) for value in collected]]
+        promoted = [_promote(context, value, kind, point_count) for value, kind in zip(after, like, strict=True)]
         return _pack(context, promoted), _pack(context, collected)
 
     def step(state: Any, slices: Any) -> Any:
@@ -91,25 +97,25 @@ def _roll(
         return jax.tree.map(lambda new, old: new.astype(old.dtype), after, state), collected
 
     like, state = list(carry), _pack(context, carry)
-    one = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), arrays)
+    slice_types = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape[1:], array.dtype), arrays)
     while True:
-        after, _ = jax.eval_shape(lambda state, slices, like=like: body(like, state, slices), state, one)
-        joined = [_join(context, before, later, count) for before, later in zip(like, kinds[0], strict=True)]
-        if not all(_same_kind(a, b) for a, b in zip(joined, like, strict=True)):
-            like, state = joined, _pack(context, joined)
+        after, _ = jax.eval_shape(lambda state, slices, like=like: body(like, state, slices), state, slice_types)
+        widened = [_widen(context, before, later, point_count) for before, later in zip(like, kinds[0], strict=True)]
+        if not all(_same_kind(a, b) for a, b in zip(widened, like, strict=True)):
+            like, state = widened, _pack(context, widened)
             continue
         wide = jax.tree.map(lambda old, new: old.astype(jnp.promote_types(old.dtype, new.dtype)), state, after)
         if jax.tree.map(jnp.result_type, wide) == jax.tree.map(jnp.result_type, state):
             break
         state = wide
     state, collected = lax.scan(step, state, arrays, length=params["length"], reverse=params["reverse"])
-    shells = [_with_steps(shell, params["length"]) for shell in kinds[1]]
-    results = _unpack([_shell(value) for value in like], state)
-    return [*results, *(_joined_steps(context, value) for value in _unpack(shells, collected))]
+    stacked_kinds = [_with_steps(kind, params["length"]) for kind in kinds[1]]
+    results = _unpack([_kind(value) for value in like], state)
+    return [*results, *(_joined_steps(context, value) for value in _unpack(stacked_kinds, collected))]
 
 
-def _shell(value: Value) -> Value:
-    """The kind of a value, without its arrays."""
+def _kind(value: Value) -> Value:
+    """The value without its arrays."""
     match value:
         case Constant():
             return Constant(jax.ShapeDtypeStruct(jnp.shape(value.value), jnp.result_type(value.value)))
@@ -123,16 +129,16 @@ def _same_kind(left: Value, right: Value) -> bool:
     return type(left) is type(right) and depends_on([left]) == depends_on([right])
 
 
-def _join(context: Context, before: Value, after: Value, count: int) -> Value:
-    """The first value of a carry, of a kind that holds all later ones too."""
-    promoted = _promote(context, before, after, count)
+def _widen(context: Context, before: Value, after: Value, point_count: int) -> Value:
+    """The value of a carry before a step, of a kind that includes its kind after the step."""
+    promoted = _promote(context, before, after, point_count)
     return promoted if isinstance(promoted, Constant) else replace(promoted, depends=depends_on([before, after]))
 
 
-def _promote(context: Context, value: Value, like: Value, count: int) -> Value:
-    """A constant as paths, where the loop makes paths of it."""
+def _promote(context: Context, value: Value, like: Value, point_count: int) -> Value:
+    """The value, as a sum over paths if it is a constant and `like` is a sum over paths. Refuses other mismatches."""
     if isinstance(value, Constant) and isinstance(like, PathSum):
-        real = tuple(jnp.asarray(value.value) for _ in range(count))
+        real = tuple(jnp.asarray(value.value) for _ in range(point_count))
         return PathSum(context.prefixes(value), real, shape_of(value), like.depends)
     if type(value) is not type(like) and not isinstance(like, Constant):
         raise context.refuse_gate()
@@ -140,7 +146,7 @@ def _promote(context: Context, value: Value, like: Value, count: int) -> Value:
 
 
 def _pack(context: Context, values: Sequence[Value]) -> list[Any]:
-    """The arrays of each value."""
+    """The arrays of each value, as a `lax.scan` carries them."""
 
     def arrays(value: Value) -> Any:
         match value:
@@ -149,13 +155,13 @@ def _pack(context: Context, values: Sequence[Value]) -> list[Any]:
             case Gate():
                 return value.real
             case PathSum():
-                return context.algebra.settle(value.prefixes), value.real
+                return context.algebra.as_carry(value.prefixes), value.real
 
     return [arrays(value) for value in values]
 
 
 def _unpack(kinds: Sequence[Value], packed: Sequence[Any]) -> list[Value]:
-    """Values of these kinds with the arrays of `_pack`."""
+    """Values of these kinds, with the arrays that `_pack` gave."""
 
     def value(kind: Value, arrays: Any) -> Value:
         match kind:
@@ -170,7 +176,7 @@ def _unpack(kinds: Sequence[Value], packed: Sequence[Any]) -> list[Value]:
 
 
 def _sliced(context: Context, stacked: Sequence[Value]) -> tuple[list[Any], Callable[[Sequence[Any]], list[Value]]]:
-    """What a scan slices, and how its slices become values again."""
+    """The arrays for `lax.scan` to slice, and the function from the slices of one step to values."""
     pairs = [context.algebra.steps(value.prefixes) if isinstance(value, PathSum) else (None, None) for value in stacked]
     arrays = [
         (prefixes, value.real) if isinstance(value, PathSum) else _pack(context, [value])[0]
@@ -178,18 +184,21 @@ def _sliced(context: Context, stacked: Sequence[Value]) -> tuple[list[Any], Call
     ]
 
     def rebuild(slices: Sequence[Any]) -> list[Value]:
-        whole = [
-            (again(entry[0]), entry[1]) if again else entry for entry, (_, again) in zip(slices, pairs, strict=True)
+        packed = [
+            (to_prefixes(arrays[0]), arrays[1]) if to_prefixes else arrays
+            for arrays, (_, to_prefixes) in zip(slices, pairs, strict=True)
         ]
-        values = _unpack([_shell(value) for value in stacked], whole)
+        values = _unpack([_kind(value) for value in stacked], packed)
         return [value if isinstance(value, Constant) else replace(value, shape=value.shape[1:]) for value in values]
 
     return arrays, rebuild
 
 
-def _with_steps(shell: Value, length: int) -> Value:
-    return shell if isinstance(shell, Constant) else replace(shell, shape=(length, *shell.shape))
+def _with_steps(kind: Value, length: int) -> Value:
+    """The kind of a loop's collected outputs: one step's, with a first axis of `length`."""
+    return kind if isinstance(kind, Constant) else replace(kind, shape=(length, *kind.shape))
 
 
 def _joined_steps(context: Context, value: Value) -> Value:
+    """A loop's collected outputs, with the prefixes of its steps joined into one array."""
     return replace(value, prefixes=context.algebra.join_steps(value.prefixes)) if isinstance(value, PathSum) else value

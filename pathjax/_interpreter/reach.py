@@ -1,7 +1,8 @@
-"""Two algebras that say which weights lie on paths at all: `Reach`, entry by entry, and `Branches`, leaf by leaf."""
+"""Two algebras that say which weights lie on any path: `Reach` for each weight, `Branches` for each parameter leaf."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -15,35 +16,35 @@ __all__ = ["Branch", "Branches", "Reach", "Reached"]
 
 
 @jax.custom_vjp
-def _whether(number: jax.Array) -> jax.Array:
-    """1 where a number that is not negative is not zero; cotangents are treated alike.
+def _is_positive(number: jax.Array) -> jax.Array:
+    """1 where a nonnegative number is positive, 0 where it is zero; cotangents are mapped the same way.
 
-    So a weight has a cotangent exactly where something reaches it and goes on from it to an output, in a network of any
-    depth: sums over paths would leave the format.
+    So the cotangent of a weight is nonzero exactly if some path through the weight ends in an output, at any depth of
+    the network: the sums over paths themselves would overflow.
     """
     return (number > 0).astype(number.dtype)
 
 
-def _whether_forward(number: jax.Array) -> tuple[jax.Array, None]:
-    return _whether(number), None
+def _is_positive_forward(number: jax.Array) -> tuple[jax.Array, None]:
+    return _is_positive(number), None
 
 
-def _whether_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
+def _is_positive_backward(_: None, cotangent: jax.Array) -> tuple[jax.Array]:
     return ((cotangent > 0).astype(cotangent.dtype),)
 
 
-_whether.defvjp(_whether_forward, _whether_backward)
+_is_positive.defvjp(_is_positive_forward, _is_positive_backward)
 
 
 class Reached(NamedTuple):
-    """Which entries a path prefix reaches, 0 or 1: from an input, and from a constant-1 source, as biases are."""
+    """1 for each entry that a path prefix reaches, else 0: from an input, and from the constant-1 source (biases)."""
 
     inputs: Any
     constants: Any
 
 
 class Reach(Algebra[Reached]):
-    """Whether there is a path prefix, in place of the sum of all."""
+    """For each entry whether there is any path prefix."""
 
     has_free_gates = True
 
@@ -55,10 +56,10 @@ class Reach(Algebra[Reached]):
         return Reached(*(function(*parts) for parts in zip(*operands, strict=True)))
 
     def add(self, left: Reached, right: Reached) -> Reached:
-        return Reached(*(_whether(a + b) for a, b in zip(left, right, strict=True)))
+        return Reached(*(_is_positive(a + b) for a, b in zip(left, right, strict=True)))
 
     def sum(self, operand: Reached, axes: Sequence[int]) -> Reached:
-        return Reached(*(_whether(jnp.sum(part, axis=tuple(axes))) for part in operand))
+        return Reached(*(_is_positive(jnp.sum(part, axis=tuple(axes))) for part in operand))
 
     def multiply(self, left: Reached, right: Reached) -> Reached:
         return self._product(lambda a, b: a * b, left, right)
@@ -74,15 +75,15 @@ class Reach(Algebra[Reached]):
         return self._product(lambda a, b: lax.conv_general_dilated(a, b, **convolution._asdict()), left, right)
 
     def linear(self, function: Callable[..., Any], operand: Reached, shape: tuple[int, ...]) -> Reached:
-        return Reached(*(_whether(function(part)) for part in operand))
+        return Reached(*(_is_positive(function(part)) for part in operand))
 
     def gate(self, operand: Reached, slopes: Sequence[Any], shape: tuple[int, ...]) -> Reached:
         return operand
 
     def _product(self, function: Callable[[Any, Any], Any], left: Reached, right: Reached) -> Reached:
-        # not both factors are functions of the inputs
+        # inputs × inputs is left out: the path rules refuse products of two functions of x
         inputs = function(left.inputs, right.constants) + function(left.constants, right.inputs)
-        return Reached(_whether(inputs), _whether(function(left.constants, right.constants)))
+        return Reached(_is_positive(inputs), _is_positive(function(left.constants, right.constants)))
 
 
 def _nonzero(value: Any) -> jax.Array:
@@ -90,9 +91,13 @@ def _nonzero(value: Any) -> jax.Array:
 
 
 class Branch(NamedTuple):
-    """What the path prefixes of a value have in common: their source, and the leaves on all shortest and on all.
+    """What the path prefixes of a value have in common.
 
-    `length` is that of the shortest, in leaves of parameters.
+    Attributes:
+        from_input: whether they start at the input, or else at the constant-1 source.
+        length: the number of parameter leaves on the shortest prefix.
+        shortest: positions of the leaves that lie on all shortest prefixes.
+        every: positions of the leaves that lie on all prefixes.
     """
 
     from_input: bool
@@ -102,9 +107,9 @@ class Branch(NamedTuple):
 
 
 class Branches(Algebra[Branch]):
-    """The leaves that paths from the inputs go through, of the network as it was built.
+    """The parameter leaves that paths from the inputs go through, whatever the values of the weights.
 
-    Where prefixes from inputs and from constants meet, those from constants, as of biases, are left out.
+    Where prefixes from inputs and prefixes from constants (biases) are added, the latter are ignored.
     """
 
     has_free_gates = True
@@ -113,10 +118,7 @@ class Branches(Algebra[Branch]):
         return Branch(False, 0, frozenset(), frozenset())
 
     def shape_only(self, function: Callable[..., Any], *operands: Branch) -> Branch:
-        found = operands[0]
-        for other in operands[1:]:
-            found = self.add(found, other)
-        return found
+        return functools.reduce(self.add, operands)
 
     def add(self, left: Branch, right: Branch) -> Branch:
         if left.from_input != right.from_input:

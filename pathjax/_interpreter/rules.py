@@ -1,4 +1,4 @@
-"""Primitive → path rule: the table, and the walk that reads it. Written once against the operations of an `Algebra`."""
+"""The table from primitive to path rule, and the walk through a network that reads it, for any `Algebra`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import jax.numpy as jnp
 
 from pathjax._interpreter import gates, loops, sums
-from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Value
+from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Structure, Value
 from pathjax._interpreter.context import (
     DECLARED,
     GATE,
@@ -24,7 +24,7 @@ from pathjax._interpreter.context import (
 from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, evaluate, is_concrete, walk
 from pathjax._interpreter.probes import slope_at_zero
 
-__all__ = ["PATH_RULES", "Inspection", "Walk", "inspect", "interpret"]
+__all__ = ["PATH_RULES", "Inspection", "Walk", "inspect", "interpret", "tied_leaves"]
 
 P = TypeVar("P")
 
@@ -36,15 +36,25 @@ def interpret(
     inputs: P,
     *,
     points: Sequence[tuple[Sequence[Any], Any]] = (),
-) -> tuple[P, frozenset[int]]:
-    """The sum over paths to each output (n, o), and the positions of the leaves that some path meets twice.
+) -> P:
+    """The sum over paths to each output (n, o).
 
-    `weights` holds the prefixes of each parameter leaf, `inputs` those of x; `points` the real leaves and inputs at
-    which gates are read. Raises UnsupportedPrimitive where paths are not defined.
+    `weights` are the prefixes of each parameter leaf, `inputs` those of x. `points` are pairs of parameter leaves and x
+    at which gates are evaluated. Raises UnsupportedPrimitive where paths are not defined.
     """
     walk = Walk(algebra)
     (output,) = walk.run(program.closed, _arguments(program, weights, inputs, points))
-    return _output(output, algebra), frozenset(walk.tied)
+    return _output(output, algebra)
+
+
+def tied_leaves(program: Program) -> frozenset[int]:
+    """Positions of the parameter leaves that some path may meet more than once.
+
+    Raises UnsupportedPrimitive where paths are not defined.
+    """
+    walk = Walk(Structure())
+    walk.run(program.closed, _arguments(program, [None for _ in program.parameter_shapes], None, ()))
+    return frozenset(walk.tied)
 
 
 class Inspection(NamedTuple):
@@ -54,12 +64,12 @@ class Inspection(NamedTuple):
     refusals: list[Refusal]
 
 
-def inspect(program: Program, algebra: Algebra[P], weights: Sequence[P], inputs: P) -> Inspection:
-    """What a network is made of. The walk goes on behind an equation without a rule as behind a sum over paths."""
+def inspect(program: Program) -> Inspection:
+    """What a network is made of. The results of an equation without a rule are taken to be sums over paths."""
     refusals: list[Refusal] = []
     layers: dict[str, None] = {}
-    walk = Walk(algebra, refusals=refusals, layers=layers)
-    walk.run(program.closed, _arguments(program, weights, inputs, ()))
+    walk = Walk(Structure(), refusals=refusals, layers=layers)
+    walk.run(program.closed, _arguments(program, [None for _ in program.parameter_shapes], None, ()))
     return Inspection(list(layers), refusals)
 
 
@@ -68,11 +78,12 @@ class Walk:
     """One walk through a network, equation by equation, which reads the table of rules.
 
     Attributes:
-        algebra: what a sum over paths is.
-        refusals: collects the equations without a rule, so that the walk goes on; None makes it stop at the first.
-        layers: collects the names of the layers, in the order of the network; None where nobody asks.
-        tied: positions of the parameter leaves that some path meets twice.
-        slopes_at_zero: the slope of max(x, 0) at 0 inside of calls with a derivative rule of their own.
+        algebra: how sums over paths are represented.
+        refusals: a list that collects the equations without a rule; with None the walk raises at the first.
+        layers: collects the names of the layers, in the order of the network; None if they are not needed.
+        tied: collects the positions of the parameter leaves that some path meets twice.
+        slopes_at_zero: collects, for each call of a function with a custom derivative rule, by `id`, the derivative
+            of max(x, 0) at 0 inside it.
     """
 
     algebra: Algebra[Any]
@@ -82,7 +93,7 @@ class Walk:
     slopes_at_zero: dict[int, float] = field(default_factory=dict)
 
     def run(self, program: Any, values: Sequence[Value], callers: tuple[Any, ...] = ()) -> list[Value]:
-        """The results of a program that stands inside of these calls."""
+        """The results of a program; `callers` are the calls that it stands in, the outermost first."""
         return walk(
             program,
             values,
@@ -94,7 +105,7 @@ class Walk:
         )
 
     def _enter(self, call: Equation) -> None:
-        """Learn the slope at a tie inside a function with a derivative rule of its own."""
+        """Record the derivative of max(x, 0) at 0 inside a function with a custom derivative rule."""
         self.slopes_at_zero[id(call.source)] = 0.0
         if not call.is_of_jax:
             try:
@@ -117,7 +128,7 @@ class Walk:
         self.refusals.append(Refusal(equation.layer, error))
 
     def _results(self, equation: Equation, values: list[Value]) -> list[Value]:
-        """What an equation gives on values of any kind."""
+        """The results of an equation, on values of any kind."""
         if all(isinstance(value, Constant) for value in values):
             return _constants(equation, [value for value in values if isinstance(value, Constant)])
         context = Context(equation, self.algebra, self.tied, self.slopes_at_zero, self.run)
@@ -126,7 +137,8 @@ class Walk:
             raise TypeError(f"The path rule of `{equation.name}` returned nothing; return results, or GATE.")
         given = [GATE for _ in equation.outputs] if isinstance(results, GateMarker) else results
         if not any(isinstance(result, Lift | GateMarker) for result in given):
-            return cast("list[Value]", list(given))  # a rule that walks inside gives whole values, with the real ones
+            # rules that walk a program inside the equation return complete values, real ones included
+            return cast("list[Value]", list(given))
         real, depends = _real(equation, values), depends_on(values)
         return [
             _value(result, tuple(at_this_point[i] for at_this_point in real), output.shape, depends)
@@ -140,8 +152,8 @@ def _value(
     match result:
         case GateMarker():
             return Gate(real, shape, depends)
-        case Lift(prefixes, stem, factor, filler):
-            return PathSum(prefixes, real, shape, depends, stem, factor, filler)
+        case Lift(prefixes, base, factor, infinite_fill):
+            return PathSum(prefixes, real, shape, depends, base, factor, infinite_fill)
         case _:
             return result
 
@@ -160,12 +172,12 @@ def _arguments(
 
 def _output(output: Value, algebra: Algebra[P]) -> P:
     match output:
-        case PathSum(filler=None):
+        case PathSum(infinite_fill=None):
             return cast(P, output.prefixes)
         case PathSum():
             raise UnsupportedPrimitive(
                 "No paths to the output: some of its entries are infinities that a mask or padding filled in. Take a "
-                "maximum over them, or fill with 0."
+                "maximum over these entries, or fill them with 0."
             )
         case Constant():
             return algebra.constant(output.value)
@@ -176,9 +188,9 @@ def _output(output: Value, algebra: Algebra[P]) -> P:
 
 
 def _constants(equation: Equation, values: Sequence[Constant]) -> list[Value]:
-    """The results on constants, and the number that fills them where it is only known to be one."""
+    """The results on constants. If their entries are not known while tracing, the number that fills them is kept."""
     results = evaluate(equation, [value.value for value in values])
-    number = gates.known_number(values[0]) if len(values) == 1 and equation.name in _FILLS else None
+    number = gates.known_number(values[0]) if len(values) == 1 and equation.name in _KEEP_FILL else None
     return [
         Constant(result, None if number is None or is_concrete(result) else jnp.asarray(number).astype(result.dtype))
         for result in results
@@ -186,13 +198,13 @@ def _constants(equation: Equation, values: Sequence[Constant]) -> list[Value]:
 
 
 def _real(equation: Equation, values: Sequence[Value]) -> list[list[Any]]:
-    """The equation's own results at each point."""
+    """The network's own results at each point."""
     return [equation.bind(*(at_point(value, point) for value in values)) for point in range(points(values))]
 
 
 def _rule(context: Context, values: Sequence[Value]) -> Rule:
     name = context.equation.name
-    if name in _OF_GATES and not any(isinstance(value, PathSum) for value in values):
+    if name in _CONSTANT_IF_OPERANDS_ARE and not any(isinstance(value, PathSum) for value in values):
         return gates.combine_gates
     if name in DECLARED:
         return gates.declared
@@ -206,13 +218,13 @@ def _rule(context: Context, values: Sequence[Value]) -> Rule:
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
 _MOVES = ("broadcast_in_dim", "reshape", "transpose", "squeeze", "rev", "slice", "concatenate", "stack")
-_SAME = ("copy", "convert_element_type", "reduce_precision", "optimization_barrier")
+_COPIES = ("copy", "convert_element_type", "reduce_precision", "optimization_barrier")
 
 PATH_RULES: dict[str, Rule] = {
     **dict.fromkeys(_COMPARISONS, gates.compare),
     **dict.fromkeys((*_MOVES, "split", "tile", "pad"), sums.shape_only),
     **dict.fromkeys(sums.ENTRIES, sums.indexed),
-    **dict.fromkeys(_SAME, sums.same),
+    **dict.fromkeys(_COPIES, sums.copy),
     **dict.fromkeys(("cumsum", "reduce_window_sum"), sums.add_running),
     **dict.fromkeys(("reduce_max", "reduce_min"), gates.extremum_of_axes),
     **dict.fromkeys(("reduce_window_max", "reduce_window_min"), gates.extremum_of_windows),
@@ -237,12 +249,12 @@ PATH_RULES: dict[str, Rule] = {
 }
 
 # Piecewise constant if all operands are.
-_OF_GATES = {
-    *_MOVES, *_SAME, "split", "tile", "not", "and", "or", "xor", "neg", "add", "sub", "mul",
+_CONSTANT_IF_OPERANDS_ARE = {
+    *_MOVES, *_COPIES, "split", "tile", "not", "and", "or", "xor", "neg", "add", "sub", "mul",
 }  # fmt: skip
 
-# Keep a constant filled with one number, if it is.
-_FILLS = {"broadcast_in_dim", "reshape", "convert_element_type", "copy"}
+# The result is filled with one number if the operand is.
+_KEEP_FILL = {"broadcast_in_dim", "reshape", "convert_element_type", "copy"}
 
 _ANY_REASON = (
     "Paths are defined for piecewise-linear, positively homogeneous layers.",

@@ -1,4 +1,4 @@
-"""Path rules of sums and products, and of what moves entries about."""
+"""Path rules of sums, of products, and of operations that only move entries."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from pathjax._interpreter.context import Context, Lift, Results, shape_of
 from pathjax._interpreter.gates import combine_gates, known_number, pass_through
 
 __all__ = [
-    "ENTRIES", "add", "add_running", "conv", "divide", "dot", "indexed", "multiply", "negate", "power", "same",
+    "ENTRIES", "add", "add_running", "conv", "copy", "divide", "dot", "indexed", "multiply", "negate", "power",
     "scatter_add", "shape_only", "subtract", "sum_of_axes",
 ]  # fmt: skip
 
-# Which operands hold entries; the others say where they go.
+# Positions of the operands whose entries are moved; the other operands are indices.
 ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1), "scatter": (0, 2)}
 
 
-def same(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value]:
-    """Copies, or a change of the floating-point type."""
+def copy(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value]:
+    """Copies, and conversions between floating-point types."""
     for value, output in zip(values, context.equation.outputs, strict=True):
         if isinstance(value, PathSum) and not jnp.issubdtype(output.dtype, jnp.floating):
-            raise context.refuse("An activation is rounded to whole numbers, which steps.", "Keep it floating-point.")
+            raise context.refuse(
+                "An activation is rounded to whole numbers, which is a step function.", "Keep it floating-point."
+            )
     return [
-        Lift(value.prefixes, value, filler=value.filler) if isinstance(value, PathSum) else value for value in values
+        Lift(value.prefixes, value, infinite_fill=value.infinite_fill) if isinstance(value, PathSum) else value
+        for value in values
     ]
 
 
@@ -76,8 +79,8 @@ def divide(context: Context, values: Sequence[Value]) -> Results:
     numerator, denominator = values
     if not isinstance(denominator, Constant):
         context.paths(denominator)
-        what = "an activation" if INPUT in denominator.depends else "a parameter"
-        raise context.refuse(f"It divides by {what}; path values are products.", "Multiply by a parameter instead.")
+        divisor = "an activation" if INPUT in denominator.depends else "a parameter"
+        raise context.refuse(f"It divides by {divisor}; path values are products.", "Multiply by a parameter instead.")
     if isinstance(numerator, Gate):
         return combine_gates(context, values)
     inverse = Constant(1.0 / denominator.value, None if denominator.fill is None else 1.0 / denominator.fill)
@@ -85,7 +88,7 @@ def divide(context: Context, values: Sequence[Value]) -> Results:
 
 
 def _check_product(context: Context, left: PathSum, right: PathSum) -> None:
-    """Refuse a product of two functions of x; note the parameters that stand on both sides."""
+    """Refuse a product of two functions of x; record parameters on which both factors depend as tied."""
     shared = left.depends & right.depends
     if INPUT in shared:
         raise context.refuse(
@@ -96,7 +99,7 @@ def _check_product(context: Context, left: PathSum, right: PathSum) -> None:
 
 
 def power(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """A whole power of parameters alone is a weight met several times."""
+    """w^k for integer k ≥ 1: a path through it meets the weight k times."""
     operand = context.paths(values[0])
     exponent = context.equation.params.get("y", 2)
     if INPUT in operand.depends and exponent != 1:
@@ -119,60 +122,63 @@ def dot(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 
 
 def shape_only(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """Every operand holds entries to move."""
-    operands, filler = context.entries(values)
+    """Entries of all operands are moved."""
+    operands, fill = context.entries(values)
     return [
         Lift(
-            context.algebra.shape_only(lambda *arrays, i=i: context.equation.bind(*arrays)[i], *operands), filler=filler
+            context.algebra.shape_only(lambda *arrays, i=i: context.equation.bind(*arrays)[i], *operands),
+            infinite_fill=fill,
         )
         for i in range(len(context.equation.outputs))
     ]
 
 
 def indexed(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """Some operands hold entries to move, the others say where; they must be known."""
+    """Entries of some operands are moved; the other operands are indices and must be constants."""
     moved = ENTRIES[context.equation.name]
-    places = _places(context, values, moved)
-    entries, filler = context.entries([values[i] for i in moved])
-    outside = context.equation.params.get("fill_value") or 0  # what a gather takes for entries that are not there
-    if np.isfinite(outside) and outside != 0:
+    indices = _indices(context, values, moved)
+    entries, fill = context.entries([values[i] for i in moved])
+    out_of_bounds = context.equation.params.get("fill_value") or 0  # the value of a gather at indices out of bounds
+    if np.isfinite(out_of_bounds) and out_of_bounds != 0:
         raise context.refuse("It fills with a constant other than 0.", "Fill with 0, and add the constant as a bias.")
-    changed = {} if np.isfinite(outside) else {"fill_value": 0}
+    changed_params = {} if np.isfinite(out_of_bounds) else {"fill_value": 0}
 
     def function(*arrays: Any) -> Any:
-        return context.equation.bind(*_interleave(places, moved, arrays), **changed)[0]
+        return context.equation.bind(*_interleave(indices, moved, arrays), **changed_params)[0]
 
-    return [Lift(context.algebra.shape_only(function, *entries), filler=outside if np.isinf(outside) else filler)]
+    infinite_fill = out_of_bounds if np.isinf(out_of_bounds) else fill
+    return [Lift(context.algebra.shape_only(function, *entries), infinite_fill=infinite_fill)]
 
 
-def _places(context: Context, values: Sequence[Value], moved: Sequence[int]) -> dict[int, Any]:
-    """The operands that say where, by position."""
-    others = {i: value for i, value in enumerate(values) if i not in moved}
-    if any(not isinstance(value, Constant) for value in others.values()):
+def _indices(context: Context, values: Sequence[Value], moved: Sequence[int]) -> dict[int, Any]:
+    """The operands that are indices, by position."""
+    indices = {i: value for i, value in enumerate(values) if i not in moved}
+    if any(not isinstance(value, Constant) for value in indices.values()):
         raise context.refuse("It picks entries by an activation.", "Index by constants, or gate with jnp.where.")
-    return {i: value.value for i, value in others.items() if isinstance(value, Constant)}
+    return {i: value.value for i, value in indices.items() if isinstance(value, Constant)}
 
 
-def _interleave(places: dict[int, Any], moved: Sequence[int], arrays: Sequence[Any]) -> list[Any]:
-    operands = places | dict(zip(moved, arrays, strict=True))
+def _interleave(indices: dict[int, Any], moved: Sequence[int], arrays: Sequence[Any]) -> list[Any]:
+    """All operands in order: the indices, and `arrays` at the positions `moved`."""
+    operands = indices | dict(zip(moved, arrays, strict=True))
     return [operands[i] for i in range(len(operands))]
 
 
 def scatter_add(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """x.at[...].add(y): entries of y join those of x."""
+    """x.at[...].add(y): entries of y are added to those of x."""
     operand, _, updates = values
-    places = _places(context, values, (0, 2))
+    indices = _indices(context, values, (0, 2))
     shape = context.equation.outputs[0].shape
 
-    def spread(array: Any) -> Any:
-        return context.equation.bind(*_interleave(places, (0, 2), (jnp.zeros(shape, array.dtype), array)))[0]
+    def scatter_into_zeros(array: Any) -> Any:
+        return context.equation.bind(*_interleave(indices, (0, 2), (jnp.zeros(shape, array.dtype), array)))[0]
 
-    added = context.algebra.linear(spread, context.prefixes(updates), shape_of(updates))
+    added = context.algebra.linear(scatter_into_zeros, context.prefixes(updates), shape_of(updates))
     return [Lift(context.algebra.add(context.prefixes(operand), added))]
 
 
 def add_running(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """Sums of entries, as the primitive itself adds them."""
+    """Cumulative sums and sums over windows."""
     (operand,) = values
     function = lambda array: context.equation.bind(array)[0]  # noqa: E731
     return [Lift(context.algebra.linear(function, context.prefixes(operand), shape_of(operand)))]

@@ -1,30 +1,30 @@
-"""The traced network: the one value that says what a network is, made once for a public call and handed on."""
+"""The traced network: every public function traces `apply` once and hands the result on."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pathjax._interpreter.algebra import Structure
 from pathjax._interpreter.examples import mixtures
 from pathjax._interpreter.jaxpr import Program, Refusal, check_batch, check_floating, trace
-from pathjax._interpreter.rules import interpret
+from pathjax._interpreter.rules import tied_leaves
 from pathjax.types import ApplyFn, Params, XLike
 
 __all__ = ["TracedNetwork", "traced"]
 
 
 class TracedNetwork:
-    """A network `apply(params, x)`, whose program is traced once for each shape of inputs and then remembered.
+    """A network `apply(params, x)`, whose program is traced once for each shape of its arguments and then remembered.
 
-    It is an `apply` itself: on weights and inputs of the traced types it evaluates the program, so that functions which
-    take an `apply` do not trace the user's again. Two are equal that were made of the same function for weights of the
-    same tree and types; what is compiled for one then serves the other.
+    It is itself an `apply`: a call evaluates the remembered program, so functions that take an `apply` do not trace the
+    user's again; `apply` must be pure, as under `jax.jit`. Two traced networks are equal if they have the same
+    function, tree of parameters and leaf types; what JAX compiled for one is then reused for the other.
 
     Attributes:
-        apply: the function that was traced.
+        apply: the function that is traced.
         structure: the tree of the parameters.
         leaf_types: shape and dtype of each parameter leaf.
     """
@@ -34,9 +34,10 @@ class TracedNetwork:
         self.apply = apply
         self.structure: Any = structure
         self.leaf_types = tuple(jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        self._programs: dict[Any, Program] = {}
-        self._mixtures: dict[Any, list[Refusal]] = {}
-        self._tied: dict[Any, frozenset[int]] = {}
+        self._programs: dict[Hashable, Program] = {}  # by the types of the arguments and the precision of products
+        self._outputs: dict[Hashable, jax.ShapeDtypeStruct] = {}  # by the types of the arguments
+        self._mixtures: dict[Hashable, list[Refusal]] = {}  # by the program
+        self._tied: dict[Hashable, frozenset[int]] = {}  # by the program
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TracedNetwork) and self._identity == other._identity
@@ -46,43 +47,61 @@ class TracedNetwork:
 
     def __repr__(self) -> str:
         weights = sum(leaf.size for leaf in self.leaf_types)
-        return f"TracedNetwork({getattr(self.apply, '__name__', type(self.apply).__name__)}, weights={weights:,})"
-
-    @property
-    def _identity(self) -> tuple[Any, ...]:
-        return self.apply, self.structure, tuple((leaf.shape, leaf.dtype) for leaf in self.leaf_types)
-
-    def __call__(self, params: Params, x: Any) -> Any:
-        """The outputs (n, o). Weights of other types than the traced ones go through `apply` itself."""
-        if not self.takes(params):
-            return self.apply(params, x)
-        return self.program(x).evaluate(jax.tree.leaves(params), x)
-
-    def takes(self, params: Params) -> bool:
-        """Whether these are parameters of the tree and the types for which the network is traced."""
-        leaves, structure = jax.tree.flatten(params)
-        return structure == self.structure and all(
-            jnp.shape(leaf) == like.shape and jnp.result_type(leaf) == like.dtype
-            for leaf, like in zip(leaves, self.leaf_types, strict=True)
+        return (
+            f"TracedNetwork({getattr(self.apply, '__qualname__', type(self.apply).__qualname__)}, weights={weights:,})"
         )
 
-    def program(self, x: XLike) -> Program:
-        """The program for a batch of this shape and type. Raises ValueError unless the outputs are (n, o)."""
-        key = _type_of(x)
-        if key not in self._programs:
-            shape, dtype, _ = key
-            like = jax.tree.unflatten(self.structure, self.leaf_types)
-            self._programs[key] = trace(self.apply, like, jax.ShapeDtypeStruct(shape, dtype))
-        return self._programs[key]
+    @property
+    def _identity(self) -> Hashable:
+        return self.apply, self.structure, tuple((leaf.shape, leaf.dtype) for leaf in self.leaf_types)
+
+    @property
+    def params_like(self) -> Params:
+        """Shape and dtype of each parameter leaf, as a tree like the parameters."""
+        return jax.tree.unflatten(self.structure, self.leaf_types)
+
+    def __call__(self, params: Params, x: Any) -> Any:
+        """The outputs (n, o), for weights and inputs of any shapes and types that `apply` takes."""
+        return self.program(x, params)(params, x)
+
+    def takes(self, params: Params) -> bool:
+        """Whether these parameters have the tree and the types of those that the network was made for."""
+        return _types(params, None) == _types(self.params_like, None)
+
+    def program(self, x: XLike, params: Params | None = None) -> Program:
+        """The program for a batch of this shape and type, and for weights like those that the network was made for.
+
+        Products in it have the precision that is JAX's default at this moment. With `params`, it is that for weights of
+        their types. Raises ValueError unless the outputs are (n, o).
+        """
+        types, precision = self._key(x, params), jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+        if (types, precision) not in self._programs:
+            check_batch(x)
+            like = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
+            program = trace(self.apply, self.params_like if params is None else params, like)
+            self._programs[types, precision], self._outputs[types] = program, program.output
+        return self._programs[types, precision]
+
+    def output(self, x: XLike, params: Params | None = None) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of the outputs (n, o) for such arguments. Raises ValueError unless they are (n, o)."""
+        types = self._key(x, params)
+        return self._outputs[types] if types in self._outputs else self.program(x, params).output
+
+    def has_traced(self, x: XLike, params: Params | None = None) -> bool:
+        """Whether `apply` has been traced for arguments of these shapes and types."""
+        return self._key(x, params) in self._outputs
+
+    def _key(self, x: XLike, params: Params | None) -> Hashable:
+        return _types(self.params_like if params is None else params, x)
 
     def path_program(self, x: XLike) -> Program:
-        """The program for a batch of this shape, which treats every example alone, as paths ask for.
+        """The program for a batch of this shape, checked to be one that paths can be defined for.
 
-        Raises UnsupportedPrimitive at the first equation that mixes examples, and ValueError where weights or inputs
-        are not of a floating-point type.
+        Raises UnsupportedPrimitive if an equation mixes examples, and ValueError if weights or inputs are not of a
+        floating-point type.
         """
         check_batch(x)
-        check_floating(jax.tree.unflatten(self.structure, self.leaf_types), x)
+        check_floating(self.params_like, x)
         program = self.program(x)
         for refusal in self.mixtures(x):
             raise refusal.error
@@ -90,9 +109,10 @@ class TracedNetwork:
 
     def mixtures(self, x: XLike) -> list[Refusal]:
         """Every equation that mixes the examples of a batch. One example cannot show it: two are traced then."""
-        key = _type_of(jax.ShapeDtypeStruct((max(2, x.shape[0]), *x.shape[1:]), x.dtype))
+        batch = jax.ShapeDtypeStruct((max(2, x.shape[0]), *x.shape[1:]), x.dtype)
+        key = self._key(batch, None)
         if key not in self._mixtures:
-            self._mixtures[key] = mixtures(self.program(jax.ShapeDtypeStruct(*key[:2])))
+            self._mixtures[key] = mixtures(self.program(batch))
         return self._mixtures[key]
 
     def tied(self, x: XLike) -> frozenset[int]:
@@ -100,22 +120,20 @@ class TracedNetwork:
 
         Raises UnsupportedPrimitive where a layer is not piecewise linear.
         """
-        key = _type_of(x)
+        key = self._key(x, None)
         if key not in self._tied:
-            weights = [None for _ in self.leaf_types]
-            self._tied[key] = interpret(self.path_program(x), Structure(), weights, None)[1]
+            self._tied[key] = tied_leaves(self.path_program(x))
         return self._tied[key]
 
 
 def traced(apply: ApplyFn, params: Params) -> TracedNetwork:
-    """The network as a traced one; the same that it is already, where it was traced for such parameters."""
+    """`apply` as a traced network; `apply` itself if it is one already, for such parameters."""
     if isinstance(apply, TracedNetwork) and apply.takes(params):
         return apply
     return TracedNetwork(apply, params)
 
 
-def _type_of(x: XLike) -> tuple[tuple[int, ...], Any, Any]:
-    """What a program depends on: the shape and type of x, and the precision that products have by default here."""
-    check_batch(x)
-    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return tuple(x.shape), jax.dtypes.canonicalize_dtype(x.dtype), precision
+def _types(params: Params, x: Any) -> Hashable:
+    """What decides a program: tree, shapes and types of its arguments."""
+    leaves, structure = jax.tree.flatten((params, x))
+    return structure, tuple((jnp.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))) for leaf in leaves)

@@ -1,4 +1,4 @@
-"""Means over random probes, with what is known of their errors."""
+"""Estimates from random probes: a mean with its standard error, or an exact value."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["exact", "mean"]
 
 
 def mean(samples: Any) -> Estimate:
-    """The mean of independent samples."""
+    """The mean of independent samples (s,) and its standard error; NaN for a single sample."""
     return Estimate(jnp.mean(samples), jnp.std(samples, ddof=1) / math.sqrt(len(samples)))
 
 
 def exact(value: Any) -> Estimate:
-    """A value that is known."""
+    """A value known exactly, with a standard error of zero."""
     return Estimate(value, jnp.zeros_like(value))

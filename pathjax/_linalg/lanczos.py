@@ -1,155 +1,121 @@
-"""The largest eigenpairs and the quadrature of a symmetric positive semi-definite operator on vectors, by Lanczos.
+"""The largest eigenpairs of a symmetric positive semi-definite operator A by thick-restarted Lanczos iteration.
 
-matfree builds the Krylov spaces of quadratures. Here stands where such a space is exhausted; and, for eigenpairs, the
-restarted iteration in bounded memory, which matfree does not have.
+One set of rank + 1 + order orthonormal vectors is all that is stored, which is why the iteration is written out here
+and not matfree's. A round expands the set by Lanczos steps until it is full, takes the Ritz pairs of A on its span
+(Rayleigh–Ritz), and keeps the best of them. `Phase` says how the next round goes on.
+
+Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems".
 """
 
 from __future__ import annotations
 
-import warnings
+import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pathjax._linalg.krylov import ROUNDINGS, Operator
 from pathjax._linalg.lapack import eigh, one_by_one
-from pathjax.types import Key, Real
+from pathjax.types import Key
 
-__all__ = ["DENSE", "Krylov", "Pairs", "krylov", "largest", "plan", "warn_of_misses"]
+__all__ = ["Pairs", "largest"]
 
-# Up to this many rows an operator is better formed and decomposed as it is: exact, and cheaper than iterating.
-DENSE = 512
-
-# A product is right to this many roundings of the largest eigenvalue.
-_ROUNDINGS = 50
-
-# Large sets of vectors are combined so many numbers of each at a time.
+# The stored vectors are rotated in pieces of so many numbers each, so that no second set of them is needed.
 _PIECE = 2**16
-
-Operator: TypeAlias = Callable[[jax.Array], jax.Array]
-"""A linear map of vectors (p,), symmetric and positive semi-definite."""
-
-
-class Krylov(NamedTuple):
-    """A·basis = basis·matrix + residual ⊗ (the last unit vector), as far as the space goes.
-
-    Where A has no more than some number of distinct eigenvalues, so many steps exhaust what a start can reach, and what
-    follows is rounding: columns that are not `alive`, and their entries of the matrix, are zero.
-
-    Attributes:
-        basis: (p, steps), orthonormal columns.
-        matrix: (steps, steps), tridiagonal.
-        alive: (steps,), whether a column is in the space.
-        residual: (p,), zero where the space is exhausted.
-    """
-
-    basis: Any
-    matrix: Any
-    alive: Any
-    residual: Any
 
 
 class Pairs(NamedTuple):
-    """Eigenvalues, descending, with eigenvectors (rank, p) as rows; zero where none was found.
+    """Ritz values, descending, with Ritz vectors (rank, p) as rows; zero where no pair was found.
 
-    `residuals` are the norms ‖A v − λ v‖ from products with A itself, and `settled` says that all are within the
-    tolerance and that a new random start has found nothing to add. NaN, all of them, where a product is not finite.
+    `residuals` are the norms ‖A v − λ v‖, measured by products with A. `confirmed` says that all are within the
+    tolerance and that a new random start has found no larger eigenvalue. NaN, all of them, where a product is not
+    finite.
     """
 
     values: Any
     vectors: Any
     residuals: Any
-    settled: Any
+    confirmed: Any
+
+
+class Phase(enum.IntEnum):
+    """What the next round does.
+
+    The search begins with RESTART, of no vectors at all. It goes on with EXTEND until the residuals that the iteration
+    predicts are within the tolerance, and then gives up all vectors but the `rank` best. RESTART measures the residuals
+    of these and looks for eigenvalues that have been overlooked, such as the copies of a repeated one, from a random
+    start. Once the predicted residuals are within the tolerance again and no Ritz value has grown since, CONFIRM
+    measures the pairs for the last time.
+    """
+
+    EXTEND = 0
+    """Lanczos steps from the residual of the last round: a thick restart."""
+    RESTART = 1
+    """Measure the kept pairs; then Lanczos steps, from a random start if all are accurate, else the worst error."""
+    CONFIRM = 2
+    """Measure the kept pairs, and no more: if all are accurate, the search is over."""
+    MEASURE = 3
+    """Measure the kept pairs, and no more, for the number of rounds is used up."""
+    DONE = 4
+    """Nothing: the pairs are confirmed, or a product was not finite."""
 
 
 class _State(NamedTuple):
-    """Between two rounds.
+    """What one round hands to the next, of m = rank + 1 + order stored vectors of p numbers.
 
     Attributes:
-        basis: (m, p), orthonormal rows: the Ritz vectors that are kept, and zeros.
-        values: (m,) of the vectors, zero where there is none.
-        alive: (m,), whether there is one.
-        kept: how many there are at most.
-        residuals: (rank,) of the first of them, as far as they are known.
-        start: (p,), where the next round walks on from, unless it checks them first.
-        checks: whether the next round begins with products of what is kept, and walks on at random if these are right.
-        only_checks: whether it ends there.
-        confirms: whether the search is over if these are right.
-        before: (rank,) the values at the last random start.
-        settled: whether the search is over.
+        basis: (m, p), orthonormal rows: the kept Ritz vectors, and zeros after them.
+        values: (m,) the Ritz values, zero where there is no vector.
+        exists: (m,) whether there is a vector.
+        kept: () how many of the rows may hold one.
+        residuals: (rank,) of the first of them: measured, or as the iteration predicts them.
+        direction: (p,) from which EXTEND goes on.
+        phase: () of the next round, a number of `Phase`.
+        values_at_restart: (rank,) the Ritz values when the search last restarted at random, −∞ where there was none.
+        key: for the next random start.
+        round: () the number of the next round.
     """
 
     basis: Any
     values: Any
-    alive: Any
+    exists: Any
     kept: Any
     residuals: Any
-    start: Any
-    checks: Any
-    only_checks: Any
-    confirms: Any
-    before: Any
-    settled: Any
+    direction: Any
+    phase: Any
+    values_at_restart: Any
     key: Any
     round: Any
 
 
-class _Walked(NamedTuple):
-    """Where a round has got to.
+class _Expansion(NamedTuple):
+    """The stored vectors in the course of one round.
 
     Attributes:
-        basis: (m, p), the vectors.
-        alive: (m,), which of them there are.
-        matrix: (m, m), A's quotients on them.
-        rest: (p,), what the last step left over.
-        size: () the size of A that has been seen.
-        residuals: (rank,) of what was kept, where checked.
-        error: (p,) the largest of the errors that these are the norms of.
+        basis: (m, p), orthonormal rows, and zeros.
+        exists: (m,) whether there is a vector.
+        projection: (m, m), A on the basis.
+        remainder: (p,), what the last Lanczos step left over at right angles to the basis.
+        scale: () the size of the entries of the projection that Lanczos steps have seen.
+        residuals: (rank,) of the kept vectors, where they were measured.
+        worst_error: (p,) A v − λ v of the largest of these.
     """
 
     basis: Any
-    alive: Any
-    matrix: Any
-    rest: Any
-    size: Any
+    exists: Any
+    projection: Any
+    remainder: Any
+    scale: Any
     residuals: Any
-    error: Any
-
-
-def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = False) -> Krylov:
-    """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
-
-    It ends where the next vector is small beside the operator on the space. With `to_the_end`, only where it is
-    rounding: then parts of the start come in that are small from the outset, and directions that rounding has brought
-    in may come with them.
-    """
-    from matfree import decomp  # heavy: on first use
-
-    tiny = jnp.finfo(start.dtype).tiny
-    exists = jnp.vdot(start, start) > tiny
-    # its Hessenberg matrix, for `tridiag_sym` averages it with its transpose, which hides where a space is exhausted
-    arnoldi = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
-    with jax.default_matmul_precision("highest"):
-        basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(exists, start, jnp.ones_like(start)))
-    diagonal, beside = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
-    size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(beside))
-    epsilon = jnp.finfo(basis.dtype).eps
-    goes_on = beside > (_ROUNDINGS * epsilon if to_the_end else epsilon ** (2 / 3)) * size
-    alive = jnp.cumprod(jnp.concatenate([exists[None], goes_on])).astype(bool)
-    matrix = jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1)
-    return Krylov(
-        jnp.where(alive[None, :], basis.T, 0),
-        jnp.where(alive[:, None] & alive[None, :], matrix, 0),
-        alive,
-        jnp.where(alive[-1], residual, 0),
-    )
+    worst_error: Any
 
 
 def largest(
     operator: Operator,
-    random: Callable[[Key], Any],
+    random_start: Callable[[Key], Any],
     rank: int,
     *,
     key: Key,
@@ -157,234 +123,238 @@ def largest(
     tolerance: Any,
     restarts: int,
 ) -> Pairs:
-    """The `rank` largest eigenpairs by thick-restarted Lanczos; `random(key)` draws a start.
+    """The `rank` largest eigenpairs, with residuals up to `tolerance` times the largest eigenvalue.
 
-    One set of rank + 1 + order vectors is all that is stored, which is why it is not matfree's that walks here. Each
-    round walks on from the vectors that are kept until the set is full, always at right angles to all of it, and keeps
-    the best rank + 1 + order/2 of what it spans (Rayleigh and Ritz). What the last step left over is the direction of
-    all their errors, from which the next round goes on (Wu and Simon, 2000). Once the errors of all pairs seem to be
-    within the tolerance, all other vectors are given up, and the errors are measured by products with A itself. If they
-    are small, the walk starts anew at random, which is how a repeated eigenvalue shows its other vectors; if not, from
-    the largest. Once the pair beyond `rank` that a random start leads to is settled below the others, and none of them
-    has grown, they are measured for the last time, and so they are after so many rounds as `restarts`. One place calls
-    the operator, for it takes long to compile.
+    At most `restarts` rounds, and one more that measures what they found. A round of EXTEND keeps rank + 1 + order/2
+    Ritz vectors; the residuals of all of them lie along one direction, from which the next round goes on. The pair
+    beyond the `rank` asked for must be accurate too, or lie below the others by more than its residual.
     """
-    like = random(key)
+    like = random_start(key)
     count = rank + 1 + order
     initial = _State(
         basis=jnp.zeros((count, like.size), like.dtype),
         values=jnp.zeros(count, like.dtype),
-        alive=jnp.zeros(count, bool),
+        exists=jnp.zeros(count, bool),
         kept=jnp.zeros((), jnp.int32),
         residuals=jnp.zeros(rank, like.dtype),
-        start=jnp.zeros_like(like),
-        checks=jnp.array(True),
-        only_checks=jnp.array(False),
-        confirms=jnp.array(False),
-        before=jnp.full(rank, -jnp.inf, like.dtype),
-        settled=jnp.array(False),
+        direction=jnp.zeros_like(like),
+        phase=jnp.array(Phase.RESTART.value, jnp.int32),
+        values_at_restart=jnp.full(rank, -jnp.inf, like.dtype),
         key=key,
         round=jnp.zeros((), jnp.int32),
     )
 
     def advance(state: _State) -> _State:
-        return _advance(operator, random, state, rank, order, tolerance, restarts)
+        return _advance(operator, random_start, state, rank, order, tolerance, restarts)
 
     def goes_on(state: _State) -> Any:
-        return ~state.settled & (state.round <= restarts)
+        return ~_is(state.phase, Phase.DONE) & (state.round <= restarts)
 
     with jax.default_matmul_precision("highest"):  # accelerators would round factors to half of their digits
         last = lax.while_loop(goes_on, advance, initial)
-    return Pairs(last.values[:rank], last.basis[:rank], last.residuals, last.settled)
+    return Pairs(last.values[:rank], last.basis[:rank], last.residuals, _is(last.phase, Phase.DONE))
 
 
-def warn_of_misses(pairs: Pairs, tolerance: Real, rounds: int, *, of: str, stacklevel: int) -> None:
-    """A UserWarning that says by how much the search missed the tolerance, where that can be known."""
-    if isinstance(pairs.settled, jax.core.Tracer) or bool(pairs.settled):
-        return
-    missed = float(jnp.max(pairs.residuals) / jnp.max(pairs.values))
-    found = int(jnp.any(pairs.vectors != 0, axis=1).sum())
-    if missed > tolerance:
-        problem = f"the largest residual is {missed:.2g} · λ_max, above the tolerance of {tolerance:.2g}"
-    elif found < len(pairs.values):
-        problem = f"{found} of {len(pairs.values)} eigenpairs were found"
-    else:
-        problem = "all residuals are within the tolerance, but no new start has confirmed that these are the largest"
-    warnings.warn(
-        f"Eigenpairs of {of}: after {rounds} rounds, {problem}. Pass a larger `order` or `restarts`, or compute in "
-        "float64.",
-        stacklevel=stacklevel + 1,
-    )
-
-
-def plan(rank: int, size: int, *, order: int | None, restarts: int | None, rows: str) -> tuple[int, int]:
-    """The order and the restarts of a search, by default rank + 20 and rank + 50.
-
-    Raises ValueError for a rank that is not between 1 and the number of `rows`, and for others below 1.
-    """
-    if not 1 <= rank <= size:
-        raise ValueError(f"`rank` must lie between 1 and the number of {rows}, {size}, but is {rank}.")
-    steps = min(size, rank + 20 if order is None else order)
-    rounds = rank + 50 if restarts is None else restarts
-    if steps < 1 or rounds < 1:
-        raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
-    return steps, rounds
+def _is(phase: Any, *phases: Phase) -> Any:
+    """Whether the traced phase is one of these."""
+    return jnp.any(jnp.stack([phase == each.value for each in phases]), axis=0)
 
 
 def _advance(
     operator: Operator,
-    random: Callable[[Key], Any],
+    random_start: Callable[[Key], Any],
     state: _State,
     rank: int,
     order: int,
     tolerance: Any,
     restarts: int,
 ) -> _State:
+    """One round."""
     key, draw = jax.random.split(state.key)
     allowed = tolerance * jnp.max(state.values)
-    walked = _walk(operator, state, random(draw), allowed)
-    right = jnp.max(walked.residuals) <= allowed
-    anew = state.checks & right
-    before = jnp.where(anew, _found(state.values, state.alive)[:rank], state.before)
-    values, small, alive = _ritz(walked)
-    errors = _length(walked.rest) * jnp.abs(small[-1, : rank + 1])
-    within = ~jnp.any(_unsettled(values[: rank + 1], errors, tolerance))
-    # the errors of all that is kept must lie along one direction, unless they are nothing
-    kept = jnp.where(within, jnp.int32(rank), jnp.int32(rank + 1 + order // 2))
-    stays = (jnp.arange(len(values)) < kept) & alive
+    expansion = _expand(operator, state, random_start(draw), allowed)
+    are_accurate = jnp.max(expansion.residuals) <= allowed
+    only_measured = _is(state.phase, Phase.CONFIRM, Phase.MEASURE)
+
+    values, coefficients, exists = _ritz_pairs(expansion)
+    predicted = _norm(expansion.remainder) * jnp.abs(coefficients[-1, : rank + 1])
+    seem_accurate = ~jnp.any(_are_too_large(predicted, values[: rank + 1], tolerance))
+    # the residuals of all that is kept must lie along one direction, unless they vanish
+    kept = jnp.where(seem_accurate, jnp.int32(rank), jnp.int32(rank + 1 + order // 2))
+    stays = (jnp.arange(len(values)) < kept) & exists
     values = jnp.where(stays, values, 0)
-    grown = jnp.any(_found(values, stays)[:rank] > before + tolerance * jnp.max(values))
-    confirms = within & ~state.only_checks & ~grown
-    is_last = state.round + 1 >= restarts
-    number = jnp.where(jnp.all(jnp.isfinite(walked.matrix)), 1, jnp.nan)
+
+    starts_at_random = _is(state.phase, Phase.RESTART, Phase.CONFIRM, Phase.MEASURE) & are_accurate
+    values_before = _or_minus_infinity(state.values, state.exists)[:rank]
+    at_restart = jnp.where(starts_at_random, values_before, state.values_at_restart)
+    have_grown = jnp.any(_or_minus_infinity(values, stays)[:rank] > at_restart + tolerance * jnp.max(values))
+    is_finite = jnp.all(jnp.isfinite(expansion.projection))
+    phase = _next_phase(
+        state.phase,
+        are_accurate=are_accurate,
+        seem_accurate=seem_accurate,
+        have_grown=have_grown,
+        is_last=state.round + 1 >= restarts,
+        is_finite=is_finite,
+    )
+    number = jnp.where(is_finite, 1, jnp.nan)
     return _State(
-        basis=_combined(number * jnp.where(stays[None, :], small, 0), walked.basis),
+        basis=_rotated(number * jnp.where(stays[None, :], coefficients, 0), expansion.basis),
         values=number * values,
-        alive=stays,
+        exists=stays,
         kept=kept,
-        residuals=number * jnp.where(state.only_checks, walked.residuals, errors[:rank]),
-        start=jnp.where(state.only_checks, walked.error, walked.rest),
-        checks=(within & ~state.only_checks) | is_last,
-        only_checks=confirms | is_last,
-        confirms=confirms,
-        before=before,
-        settled=(state.confirms & right) | jnp.isnan(number),
+        residuals=number * jnp.where(only_measured, expansion.residuals, predicted[:rank]),
+        direction=jnp.where(only_measured, expansion.worst_error, expansion.remainder),
+        phase=phase,
+        values_at_restart=at_restart,
         key=key,
         round=state.round + 1,
     )
 
 
-def _walk(operator: Operator, state: _State, random: Any, allowed: Any) -> _Walked:
-    """Products of what is kept, if it is to be checked, and Lanczos steps until the set is full or exhausted."""
-    epsilon = jnp.finfo(state.basis.dtype).eps
-    # where the vectors that are kept hold all that is not null, a product in their complement is rounding
-    noise = _ROUNDINGS * epsilon * jnp.max(state.values)
+def _next_phase(
+    phase: Any, *, are_accurate: Any, seem_accurate: Any, have_grown: Any, is_last: Any, is_finite: Any
+) -> Any:
+    """The phase after a round of `phase`, by what it measured and predicted; `is_last` where no further may expand."""
+    # a round that only measured has predicted nothing
+    may_end = seem_accurate & ~_is(phase, Phase.CONFIRM, Phase.MEASURE)
+    after = jnp.where(is_last, Phase.MEASURE.value, jnp.where(may_end, Phase.RESTART.value, Phase.EXTEND.value))
+    after = jnp.where(may_end & ~have_grown, Phase.CONFIRM.value, after)
+    is_done = (_is(phase, Phase.CONFIRM) & are_accurate) | ~is_finite
+    return jnp.where(is_done, Phase.DONE.value, after).astype(jnp.int32)
 
-    def step(j: Any, walked: _Walked) -> _Walked:
+
+def _expand(operator: Operator, state: _State, random_start: Any, allowed: Any) -> _Expansion:
+    """Products of the kept vectors where the phase measures them, and Lanczos steps where it takes them.
+
+    These go on until the set is full or the Krylov space is exhausted. One loop takes both, so that the operator, which
+    takes long to compile, is called in one place.
+    """
+    epsilon = jnp.finfo(state.basis.dtype).eps
+    # where the kept vectors span all but the null space, products at right angles to them are rounding
+    noise = ROUNDINGS * epsilon * jnp.max(state.values)
+    takes_steps = ~_is(state.phase, Phase.CONFIRM, Phase.MEASURE)
+    measures = ~_is(state.phase, Phase.EXTEND)
+
+    def step(j: Any, expansion: _Expansion) -> _Expansion:
         is_kept, is_first = j < state.kept, j == state.kept
 
-        def first() -> Any:
-            follows = jnp.where(jnp.max(walked.residuals) <= allowed, random, walked.error)
-            return _direction(walked.basis, jnp.where(state.checks, follows, state.start))
+        def first_direction() -> Any:
+            measured = jnp.where(jnp.max(expansion.residuals) <= allowed, random_start, expansion.worst_error)
+            return _at_right_angles(expansion.basis, jnp.where(measures, measured, state.direction))
 
-        rest = lax.cond(is_first, first, lambda: walked.rest)
-        length = _length(rest)
-        goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * walked.size, noise))
-        vector = jnp.where(is_kept, walked.basis[j], jnp.where(goes_on, rest / jnp.where(goes_on, length, 1), 0))
-        basis = walked.basis.at[j].set(vector)
+        remainder = lax.cond(is_first, first_direction, lambda: expansion.remainder)
+        length = _norm(remainder)
+        goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * expansion.scale, noise))
+        lanczos_vector = jnp.where(goes_on, remainder / jnp.where(goes_on, length, 1), 0)
+        vector = jnp.where(is_kept, expansion.basis[j], lanczos_vector)
+        basis = expansion.basis.at[j].set(vector)
         image = operator(vector)
-        rest, along = _outside(basis, image)
-        matrix = walked.matrix.at[:, j].set(along).at[j, :].set(along)
-        beside = jnp.where(is_kept | is_first, 0, length)
-        size = jnp.maximum(walked.size, jnp.abs(along[j]) + beside)
-        alive = walked.alive.at[j].set(jnp.where(is_kept, walked.alive[j], goes_on))
+        remainder, along = _split(basis, image)
+        off_diagonal = jnp.where(is_kept | is_first, 0, length)
         error = image - along[j] * vector
-        residual = jnp.where(is_kept, _length(error), -jnp.inf)
-        is_worst = residual >= jnp.max(walked.residuals)
-        residuals = jnp.where((jnp.arange(len(walked.residuals)) == j) & is_kept, residual, walked.residuals)
-        return _Walked(basis, alive, matrix, rest, size, residuals, jnp.where(is_worst, error, walked.error))
+        residual = jnp.where(is_kept, _norm(error), -jnp.inf)
+        is_worst = residual >= jnp.max(expansion.residuals)
+        is_this_pair = (jnp.arange(len(expansion.residuals)) == j) & is_kept
+        return _Expansion(
+            basis=basis,
+            exists=expansion.exists.at[j].set(jnp.where(is_kept, expansion.exists[j], goes_on)),
+            projection=expansion.projection.at[:, j].set(along).at[j, :].set(along),
+            remainder=remainder,
+            scale=jnp.maximum(expansion.scale, jnp.abs(along[j]) + off_diagonal),
+            residuals=jnp.where(is_this_pair, residual, expansion.residuals),
+            worst_error=jnp.where(is_worst, error, expansion.worst_error),
+        )
 
-    nothing = jnp.zeros_like(state.start)
-    matrix, unknown = jnp.diag(state.values), jnp.zeros_like(state.residuals)
-    walked = _Walked(state.basis, state.alive, matrix, nothing, jnp.zeros_like(noise), unknown, nothing)
-    begin = jnp.where(state.checks, 0, state.kept)
-    end = jnp.where(state.only_checks, state.kept, len(state.values))
-    return cast(_Walked, lax.fori_loop(begin, end, step, walked))
+    zeros = jnp.zeros_like(state.direction)
+    expansion = _Expansion(
+        basis=state.basis,
+        exists=state.exists,
+        projection=jnp.diag(state.values),
+        remainder=zeros,
+        scale=jnp.zeros_like(noise),
+        residuals=jnp.zeros_like(state.residuals),
+        worst_error=zeros,
+    )
+    begin = jnp.where(measures, 0, state.kept)
+    end = jnp.where(takes_steps, len(state.values), state.kept)
+    return cast(_Expansion, lax.fori_loop(begin, end, step, expansion))
 
 
-def _direction(basis: Any, start: Any) -> Any:
-    """The start at right angles to the basis, zero where nothing but rounding is left of it there."""
-    length = _length(start)
-    outside, _ = _outside(basis, start / jnp.where(length > 0, length, 1))
-    return jnp.where(jnp.linalg.norm(outside) > jnp.finfo(start.dtype).eps ** 0.5, outside, 0)
+def _at_right_angles(basis: Any, start: Any) -> Any:
+    """The part of a start at right angles to the basis, zero where that is nothing but rounding."""
+    length = _norm(start)
+    part, _ = _split(basis, start / jnp.where(length > 0, length, 1))
+    return jnp.where(jnp.linalg.norm(part) > jnp.finfo(start.dtype).eps ** 0.5, part, 0)
 
 
-def _length(vector: Any) -> Any:
-    """The norm, of numbers too whose squares leave the format."""
-    size = jnp.max(jnp.abs(vector))
-    scale = jnp.where((size > 0) & jnp.isfinite(size), size, 1)
+def _norm(vector: Any) -> Any:
+    """The Euclidean norm, also where squares of the entries overflow or underflow."""
+    peak = jnp.max(jnp.abs(vector))
+    scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
     return scale * jnp.linalg.norm(vector / scale)
 
 
-def _outside(basis: Any, vector: Any) -> tuple[Any, Any]:
-    """A vector less its part along orthonormal rows, and the coefficients of that part."""
+def _split(basis: Any, vector: Any) -> tuple[Any, Any]:
+    """The part of a vector at right angles to orthonormal rows, and the coefficients of the part along them."""
     along = basis @ vector
-    rest = vector - along @ basis
-    again = basis @ rest  # twice is enough
-    return rest - again @ basis, along + again
+    remainder = vector - along @ basis
+    again = basis @ remainder  # Gram–Schmidt twice is enough
+    return remainder - again @ basis, along + again
 
 
-def _ritz(walked: _Walked) -> tuple[Any, Any, Any]:
-    """Ritz values, descending, their vectors in terms of the basis as columns, and which of them are there."""
-    # what is not there goes to the end of the spectrum, below all that is
-    size = jnp.max(jnp.sum(jnp.abs(walked.matrix), axis=1))
+def _ritz_pairs(expansion: _Expansion) -> tuple[Any, Any, Any]:
+    """Ritz values, descending, their vectors in terms of the basis as columns, and which of them exist."""
+    # rows without a vector go to the end of the spectrum, below all others
+    size = jnp.max(jnp.sum(jnp.abs(expansion.projection), axis=1))
     below = jnp.where(size > 0, 2 * size, 1)
-    quotients, small = eigh(walked.matrix - jnp.diag(jnp.where(walked.alive, 0, below)))
-    alive = quotients[::-1] > -below / 2
-    return jnp.where(alive, quotients[::-1], 0), jnp.where(alive[None, :], small[:, ::-1], 0), alive
+    values, coefficients = eigh(expansion.projection - jnp.diag(jnp.where(expansion.exists, 0, below)))
+    values, coefficients = values[::-1], coefficients[:, ::-1]
+    exists = values > -below / 2
+    return jnp.where(exists, values, 0), jnp.where(exists[None, :], coefficients, 0), exists
 
 
-def _combined(small: Any, basis: Any) -> Any:
-    """smallᵀ · basis, orthonormal again, piece by piece in the place of the basis: it is large.
+def _rotated(coefficients: Any, basis: Any) -> Any:
+    """coefficientsᵀ · basis with orthonormal rows, computed piece by piece in the place of the basis, which is large.
 
-    Rounding would take a little of the right angles away in each round.
+    The rows are made orthonormal anew, for rounding would take a little of the right angles away in each round.
     """
     count, size = basis.shape
 
-    def over_pieces(function: Callable[[Any, Any, int], Any], found: Any) -> Any:
+    def over_pieces(function: Callable[[Any, Any, int], Any], accumulated: Any) -> Any:
         piece = min(size, _PIECE)
         whole, rest = divmod(size, piece)
-        found = lax.fori_loop(0, whole, lambda i, found: function(found, i * piece, piece), found)
-        return function(found, whole * piece, rest) if rest else found
+        accumulated = lax.fori_loop(0, whole, lambda i, value: function(value, i * piece, piece), accumulated)
+        return function(accumulated, whole * piece, rest) if rest else accumulated
 
     def add(gram: Any, start: Any, length: int) -> Any:
         rows = lax.dynamic_slice(basis, (0, start), (count, length))
         return gram + rows @ rows.T
 
-    gram = small.T @ over_pieces(add, jnp.zeros((count, count), basis.dtype)) @ small
-    empty = jnp.diag(gram) == 0
-    rotation = _orthonormal(gram + jnp.diag(empty.astype(gram.dtype)), small.T)
+    gram = coefficients.T @ over_pieces(add, jnp.zeros((count, count), basis.dtype)) @ coefficients
+    is_empty = jnp.diag(gram) == 0
+    rotation = _orthonormal(gram + jnp.diag(is_empty.astype(gram.dtype)), coefficients.T)
 
-    def rotate(found: Any, start: Any, length: int) -> Any:
-        rows = lax.dynamic_slice(found, (0, start), (count, length))
-        return lax.dynamic_update_slice(found, rotation @ rows, (0, start))
+    def rotate(vectors: Any, start: Any, length: int) -> Any:
+        rows = lax.dynamic_slice(vectors, (0, start), (count, length))
+        return lax.dynamic_update_slice(vectors, rotation @ rows, (0, start))
 
     return over_pieces(rotate, basis)
 
 
 @one_by_one
 def _orthonormal(gram: Any, rows: Any) -> Any:
-    """The rows, whose products are `gram`, each less its part along those before it, of length 1."""
+    """The rows, whose inner products are `gram`, each less its part along those before it, of length 1."""
     return lax.linalg.triangular_solve(jnp.linalg.cholesky(gram), rows, left_side=True, lower=True)
 
 
-def _found(values: Any, alive: Any) -> Any:
+def _or_minus_infinity(values: Any, exists: Any) -> Any:
     """The values, −∞ where there is none yet."""
-    return jnp.where(alive, values, -jnp.inf)
+    return jnp.where(exists, values, -jnp.inf)
 
 
-def _unsettled(values: Any, errors: Any, tolerance: Any) -> Any:
-    """Which errors are too large; of the last pair, large enough for it to belong among the others."""
+def _are_too_large(residuals: Any, values: Any, tolerance: Any) -> Any:
+    """Which residuals are above the tolerance; that of the last pair may be as large as the gap above its value."""
     allowed = jnp.full(len(values), tolerance * jnp.max(values), values.dtype)
     gap = jnp.min(values[:-1]) - values[-1]
-    return errors > allowed.at[-1].max(gap)
+    return residuals > allowed.at[-1].max(gap)

@@ -1,13 +1,14 @@
-"""Decompositions of one matrix, which under vmap take one matrix after the other on CPUs.
+"""Eigendecompositions and singular value decompositions that do not deadlock under vmap on CPUs.
 
-jaxlib 0.10 gives each matrix of a batch to a thread of XLA's, and lets the thread that asks for it wait. As many
-batched calls as there are threads, at one time in one program, wait for each other for ever: two predictions under
-`jax.vmap` hang on two cores. A batch of one is decomposed where it is. Other devices, and later versions, keep their
-batched solvers.
+On CPUs, jaxlib 0.10 decomposes a batch of matrices on other threads of XLA's pool, while the calling thread waits. If a
+program makes as many batched calls at once as the pool has threads, all threads wait for each other: on two cores, two
+predictions under `jax.vmap` deadlock. A single matrix is decomposed on the calling thread, so cannot deadlock. The
+functions here therefore decompose a batch one matrix at a time on CPUs with that version. Other devices and versions
+use JAX's batched solvers.
 
-The derivatives are JAX's own, in both modes and of any order: functions with a batching rule of their own have none in
-reverse mode. Source: Giles (2008), "Collected Matrix Derivative Results for Forward and Reverse Mode Algorithmic
-Differentiation".
+Derivatives are those of JAX's functions, in forward and reverse mode and of any order. They are written out here
+because functions with `jax.custom_batching.custom_vmap` have no derivative in reverse mode. Source: Giles (2008),
+"Collected Matrix Derivative Results for Forward and Reverse Mode Algorithmic Differentiation".
 """
 
 from __future__ import annotations
@@ -21,40 +22,54 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_batching import custom_vmap
 
-__all__ = ["eigh", "eigvalsh", "one_by_one", "singular_values", "svd"]
+__all__ = ["eigh", "eigvalsh", "one_by_one", "rounding_error", "singular_values", "svd"]
 
 _WAITS = importlib.metadata.version("jaxlib").startswith("0.10.")
-"""Whether a batched call blocks the thread on which it runs."""
+"""Whether, on CPUs, the calling thread of a batched decomposition waits for other threads."""
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of arrays, which calls LAPACK, so that it never does with a batch. It has no reverse mode."""
+    """The same function of arrays, but under vmap it is called on one element of the batch at a time on CPUs.
+
+    The result has no derivative in reverse mode.
+    """
     if not _WAITS:
         return function
-    alone = custom_vmap(function)
+    unbatched = custom_vmap(function)
 
-    @alone.def_vmap
+    @unbatched.def_vmap
     def batched(size: int, is_batched: list[bool], *arguments: Array) -> tuple[Any, Any]:
-        pairs = zip(arguments, is_batched, strict=True)
-        each = [array if there else jnp.broadcast_to(array[None], (size, *array.shape)) for array, there in pairs]
-        found = lax.platform_dependent(
-            *each,
-            cpu=lambda *each: lax.map(lambda arguments: alone(*arguments), each),
+        batches = [
+            array if has_batch else jnp.broadcast_to(array[None], (size, *array.shape))
+            for array, has_batch in zip(arguments, is_batched, strict=True)
+        ]
+        results = lax.platform_dependent(
+            *batches,
+            cpu=lambda *batches: lax.map(lambda arguments: unbatched(*arguments), batches),
             default=jax.vmap(function),
         )
-        return found, jax.tree.map(lambda _: True, found)
+        return results, jax.tree.map(lambda _: True, results)
 
-    # so that eager calls trace and compile once
-    return jax.jit(alone)
+    # jit, so that repeated eager calls do not trace and compile again
+    return jax.jit(unbatched)
+
+
+def rounding_error(values: Array, size: int) -> Array:
+    """The threshold size · ε · max(values), up to which an eigenvalue or singular value counts as zero.
+
+    It is the rounding error of a zero value of a matrix with `size` rows; ε is the machine epsilon of the values
+    (..., r), and the maximum is over r.
+    """
+    return size * float(jnp.finfo(values.dtype).eps) * jnp.max(values, axis=-1, initial=0)
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues, ascending, and eigenvectors as columns, of a real matrix (n, n) or of its symmetric part."""
+    """Eigenvalues (n,), ascending, and eigenvectors (n, n), as columns, of the symmetric part of a real matrix."""
     return _eigh((matrix + matrix.T) / 2)
 
 
 def eigvalsh(matrix: Array) -> Array:
-    """The eigenvalues alone."""
+    """Eigenvalues (n,), ascending, of the symmetric part of a real matrix (n, n)."""
     return eigh(matrix)[0]
 
 
@@ -68,44 +83,44 @@ def _eigh(matrix: Array) -> tuple[Array, Array]:
 def _eigh_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     values, vectors = _eigh(*primals)
     with jax.default_matmul_precision("highest"):
-        turned = vectors.T @ tangents[0] @ vectors
-        d_vectors = vectors @ (_inverse_off_diagonal(values[None, :] - values[:, None]) * turned)
-    return (values, vectors), (jnp.diag(turned), d_vectors)
+        change = vectors.T @ tangents[0] @ vectors
+        d_vectors = vectors @ (_inverse_off_diagonal(values[None, :] - values[:, None]) * change)
+    return (values, vectors), (jnp.diag(change), d_vectors)
 
 
 @jax.custom_jvp
 @one_by_one
 def svd(matrix: Array) -> tuple[Array, Array, Array]:
-    """U (m, r), the singular values, descending (r,), and Vᴴ (r, n) of a matrix (m, n), with r = min(m, n)."""
+    """U (m, r), the singular values (r,), descending, and Vᴴ (r, n) of a matrix (m, n), with r = min(m, n)."""
     return tuple(jnp.linalg.svd(matrix, full_matrices=False))
 
 
 @svd.defjvp
 def _svd_jvp(primals: tuple[Array], tangents: tuple[Array]) -> Any:
     left, values, right = svd(*primals)
-    (m, n), (change,) = primals[0].shape, tangents
+    (m, n), (d_matrix,) = primals[0].shape, tangents
     row, column = values[None, :], values[:, None]
     inverse = _inverse_off_diagonal((row - column) * (row + column))
     with jax.default_matmul_precision("highest"):
-        turned = _adjoint(left) @ change @ _adjoint(right)
-        by_row, by_column = row * turned, column * turned
-        # of complex matrices, the phases
-        phases = jnp.diag(1j * jnp.diag(turned).imag / jnp.where(values == 0, 1, values))
-        d_left = left @ (inverse * (by_row + _adjoint(by_row)) + (phases if jnp.iscomplexobj(change) else 0))
+        change = _adjoint(left) @ d_matrix @ _adjoint(right)
+        by_row, by_column = row * change, column * change
+        # singular vectors of a complex matrix are determined up to phases; as in JAX, U takes their derivative
+        phases = jnp.diag(1j * jnp.diag(change).imag / jnp.where(values == 0, 1, values))
+        d_left = left @ (inverse * (by_row + _adjoint(by_row)) + (phases if jnp.iscomplexobj(d_matrix) else 0))
         d_right = (inverse * (by_column + _adjoint(by_column))).T.conj() @ right
         if m > n:
-            moved = change @ _adjoint(right)
-            d_left += (moved - left @ (_adjoint(left) @ moved)) / row
+            image = d_matrix @ _adjoint(right)
+            d_left += (image - left @ (_adjoint(left) @ image)) / row
         if n > m:
-            moved = _adjoint(left) @ change
-            d_right += (moved - (moved @ _adjoint(right)) @ right) / column
-    return (left, values, right), (d_left, jnp.diag(turned).real, d_right)
+            image = _adjoint(left) @ d_matrix
+            d_right += (image - (image @ _adjoint(right)) @ right) / column
+    return (left, values, right), (d_left, jnp.diag(change).real, d_right)
 
 
 @jax.custom_jvp
 @one_by_one
 def singular_values(matrix: Array) -> Array:
-    """Those values alone."""
+    """The singular values (r,), descending, of a matrix (m, n), with r = min(m, n)."""
     return jnp.linalg.svd(matrix, compute_uv=False)
 
 
@@ -121,6 +136,6 @@ def _adjoint(matrix: Array) -> Array:
 
 
 def _inverse_off_diagonal(gaps: Array) -> Array:
-    """1/g off the diagonal, zero on it, where the gap is zero."""
-    same = jnp.eye(len(gaps), dtype=gaps.dtype)
-    return 1 / (gaps + same) - same
+    """1/gap off the diagonal; zero on the diagonal, where gaps are zero."""
+    identity = jnp.eye(len(gaps), dtype=gaps.dtype)
+    return 1 / (gaps + identity) - identity

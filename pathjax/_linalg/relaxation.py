@@ -1,13 +1,17 @@
-"""How the residual of linear dynamics dies away: functions of a symmetric matrix M, applied to a vector.
+"""How a residual v decays under linear dynamics with a symmetric positive semi-definite matrix M.
 
-`left` is what remains of the vector at each time, `moved` is what has passed until then:
+`remaining` is the residual at time t, and `integral` its integral (or its sum over steps) from 0 to t:
 
-    gradient flow       left = e^(−Mt) v     moved = M⁻¹ (I − e^(−Mt)) v
-    gradient descent    left = (I − M)^t v   moved = M⁻¹ (I − (I − M)^t) v
+    gradient flow       remaining = e^(−Mt) v     integral = M⁻¹ (I − e^(−Mt)) v
+    gradient descent    remaining = (I − M)^t v   integral = M⁻¹ (I − (I − M)^t) v
 
-Both are smooth functions of M, `moved` with t·v in the null space. The derivative of an eigendecomposition divides by
-the gaps between eigenvalues, which kernels of several outputs lack. That of a function of M has no such poles: its
-entries in the eigenbasis are divided differences of the function. Source: Daleckii and Krein (1965).
+Both are smooth functions of M; in the null space of M, `integral` is t·v. They are computed from eigenvectors, but not
+differentiated through them: the derivative of eigenvectors divides by gaps between eigenvalues, which are zero if an
+eigenvalue repeats, as in a kernel that is the same for each output. Instead, the derivative of f(M) is, in the
+eigenbasis, the entrywise product of dM with the divided differences f[z_i, z_j] = (f(z_i) − f(z_j)) / (z_i − z_j),
+which are f'(z_i) for z_i = z_j and are computed here without cancellation. Source: Daleckii and Krein (1965).
+
+Shapes: q is the size of M. Eigenvalues are called z.
 """
 
 from __future__ import annotations
@@ -21,36 +25,46 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from pathjax._linalg.lapack import eigh
+from pathjax._linalg.lapack import eigh, rounding_error
 
-__all__ = ["left", "moved"]
+__all__ = ["integral", "remaining"]
 
 _TERMS = 17
-"""Of a series whose terms fall faster than 1 / k!: the next is below the rounding of float64."""
+"""Terms kept of a series whose k-th term is below 1 / k!: the first omitted one is below float64's machine epsilon."""
 
 
-def left(matrix: Array, vector: Array, times: Array, *, flow: bool) -> Array:
-    """What remains of the vector at each time, (t, q). Times may be infinite."""
-    with jax.default_matmul_precision("highest"):  # accelerators would round factors to half of their digits
-        return _applied(_FLOW_LEFT if flow else _DESCENT_LEFT, matrix, vector, times)
+def remaining(matrix: Array, vector: Array, times: Array, *, flow: bool) -> Array:
+    """The residual of a vector (q,) at each time, (t, q). Times may be infinite."""
+    with jax.default_matmul_precision("highest"):  # by default GPUs and TPUs round the factors of products
+        return _applied(_FLOW_REMAINING if flow else _DESCENT_REMAINING, matrix, vector, times)
 
 
-def moved(matrix: Array, vector: Array, times: Array, *, flow: bool) -> Array:
-    """The vector summed over the time until each, as it dies away (t, q); none of the null space at infinity."""
+def integral(matrix: Array, vector: Array, times: Array, *, flow: bool) -> Array:
+    """The integral of the residual of a vector (q,) up to each time, (t, q).
+
+    At infinite times, where the integral over the null space diverges, that part is taken as zero.
+    """
     with jax.default_matmul_precision("highest"):
-        return _applied(_FLOW_MOVED if flow else _DESCENT_MOVED, matrix, vector, times)
+        return _applied(_FLOW_INTEGRAL if flow else _DESCENT_INTEGRAL, matrix, vector, times)
 
 
 class _Function(NamedTuple):
-    """A function of eigenvalues z (t, q) and times (t, 1), its divided differences (t, q, q), its slope over time."""
+    """A function f of eigenvalues and times, with its derivatives by both.
+
+    Attributes:
+        values: f(z, t) for z (t, q) and times (t, 1), of shape (t, q).
+        differences: f[high, low] for pairs of eigenvalues high ≥ low (t, q, q) and times (t, 1, 1), of shape (t, q, q).
+        time_derivative: ∂f/∂t, with arguments and shape of `values`.
+    """
 
     values: Callable[[Array, Array], Array]
     differences: Callable[[Array, Array, Array], Array]
-    slopes: Callable[[Array, Array], Array]
+    time_derivative: Callable[[Array, Array], Array]
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _applied(function: _Function, matrix: Array, vector: Array, times: Array) -> Array:
+    """f(M, t) v for each time t, (t, q)."""
     eigenvalues, eigenvectors = _eigh(matrix, times)
     return (function.values(eigenvalues, times[:, None]) * (eigenvectors.T @ vector)[None, :]) @ eigenvectors.T
 
@@ -62,121 +76,138 @@ def _applied_jvp(
     d_matrix, d_vector, d_times = tangents
     eigenvalues, eigenvectors = _eigh(matrix, times)
     t = times[:, None]
-    values, start = function.values(eigenvalues, t), eigenvectors.T @ vector
-    change = jnp.zeros_like(values)
+    # coordinates of the vector, and below of the derivative of the result, in the eigenbasis
+    values, coordinates = function.values(eigenvalues, t), eigenvectors.T @ vector
+    d_result = jnp.zeros_like(values)
     if not isinstance(d_matrix, SymbolicZero):
         high = jnp.maximum(eigenvalues[:, :, None], eigenvalues[:, None, :])
         low = jnp.minimum(eigenvalues[:, :, None], eigenvalues[:, None, :])
-        turned = eigenvectors.T @ d_matrix @ eigenvectors
-        change += jnp.einsum("tij,ij,j->ti", function.differences(high, low, t[:, None]), turned, start)
+        d_eigenbasis = eigenvectors.T @ d_matrix @ eigenvectors
+        d_result += jnp.einsum("tij,ij,j->ti", function.differences(high, low, t[:, None]), d_eigenbasis, coordinates)
     if not isinstance(d_vector, SymbolicZero):
-        change += values * (eigenvectors.T @ d_vector)[None, :]
+        d_result += values * (eigenvectors.T @ d_vector)[None, :]
     if not isinstance(d_times, SymbolicZero):
-        change += d_times[:, None] * function.slopes(eigenvalues, t) * start[None, :]
-    return (values * start[None, :]) @ eigenvectors.T, change @ eigenvectors.T
+        d_result += d_times[:, None] * function.time_derivative(eigenvalues, t) * coordinates[None, :]
+    return (values * coordinates[None, :]) @ eigenvectors.T, d_result @ eigenvectors.T
 
 
 _applied.defjvp(_applied_jvp, symbolic_zeros=True)
 
 
 def _eigh(matrix: Array, times: Array) -> tuple[Array, Array]:
-    """Eigenvalues for each time (t, q), none below zero; at infinity those that rounding hides are zero."""
+    """Eigenvalues for each time (t, q), and eigenvectors (q, q).
+
+    Negative eigenvalues are set to zero; at infinite times, so are those within rounding of zero.
+    """
     eigenvalues, eigenvectors = eigh(matrix)
-    hidden = eigenvalues <= len(matrix) * jnp.finfo(matrix.dtype).eps * jnp.max(eigenvalues, initial=0)
-    unseen = hidden[None, :] & jnp.isinf(times)[:, None]
-    return jnp.where(unseen, 0, jnp.maximum(eigenvalues, 0)[None, :]), eigenvectors
+    within_rounding = eigenvalues <= rounding_error(eigenvalues, len(matrix))
+    is_zero = within_rounding[None, :] & jnp.isinf(times)[:, None]
+    return jnp.where(is_zero, 0, jnp.maximum(eigenvalues, 0)[None, :]), eigenvectors
 
 
 def _product(z: Array, t: Array) -> Array:
-    """z·t, which is zero for z = 0 at t = ∞ too."""
+    """z·t, with 0·∞ = 0."""
     return jnp.where(z == 0, 0, z * jnp.where(z == 0, 1, t))
 
 
 def _inverse(z: Array) -> Array:
-    """1/z, and 1 for z = 0, where it is not used."""
+    """1/z; for z = 0, where callers do not use the result, 1."""
     return 1 / jnp.where(z == 0, 1, z)
 
 
-def _flow_left(z: Array, t: Array) -> Array:
+def _flow_remaining(z: Array, t: Array) -> Array:
     return jnp.exp(-_product(z, t))
 
 
-def _flow_passed(z: Array, t: Array) -> Array:
+def _flow_decayed(z: Array, t: Array) -> Array:
     """1 − e^(−zt), without cancellation."""
     return -jnp.expm1(-_product(z, t))
 
 
-def _flow_left_differences(high: Array, low: Array, t: Array) -> Array:
+def _flow_remaining_differences(high: Array, low: Array, t: Array) -> Array:
+    """−e^(−low·t) (1 − e^(−gap·t)) / gap with gap = high − low."""
     gap = high - low
-    mean = jnp.where(gap == 0, t, _flow_passed(gap, t) * _inverse(gap))
-    return _finite(high, low, t, -_flow_left(low, t) * mean)
+    quotient = jnp.where(gap == 0, t, _flow_decayed(gap, t) * _inverse(gap))
+    return _zero_between_equals_at_infinity(high, low, t, -_flow_remaining(low, t) * quotient)
 
 
-def _descent_left(z: Array, t: Array) -> Array:
+def _descent_remaining(z: Array, t: Array) -> Array:
+    """(1 − z)^t, for whole t."""
     small = jnp.minimum(z, 0.5)
-    # 1 − z rounds small z away; and a base of 0 or less has no logarithm, but whole powers
+    # e^(t·log(1 − z)) for small z, which 1 − z would round away; a power for z > 0.5, where 1 − z may be negative
     return jnp.where(z <= 0.5, jnp.exp(_product(jnp.log1p(-small), t)), jnp.power(1 - z, t))
 
 
-def _descent_passed(z: Array, t: Array) -> Array:
+def _descent_decayed(z: Array, t: Array) -> Array:
     """1 − (1 − z)^t, without cancellation for small z."""
     small = jnp.minimum(z, 0.5)
     return jnp.where(z <= 0.5, -jnp.expm1(_product(jnp.log1p(-small), t)), 1 - jnp.power(1 - z, t))
 
 
-def _descent_left_differences(high: Array, low: Array, t: Array) -> Array:
-    # −Σ_s (1 − high)^s (1 − low)^(t−1−s): for bases of one sign a geometric sum in their ratio
-    bases, gap = (1 - high, 1 - low), high - low
-    low_is_larger = jnp.abs(bases[1]) >= jnp.abs(bases[0])
-    larger = jnp.where(low_is_larger, low, high)
-    fall = jnp.minimum(gap * _inverse(jnp.abs(1 - larger)), 1.0)  # 1 − the ratio
-    count = jnp.where(fall == 0, t, -jnp.expm1(_product(jnp.log1p(-fall), t)) * _inverse(fall))
-    same = -jnp.where(t == 0, 0, _descent_left(larger, t - 1)) * count
-    apart = (_descent_left(high, t) - _descent_left(low, t)) * _inverse(gap)
-    return _finite(high, low, t, jnp.where(bases[0] * bases[1] < 0, apart, same))
+def _descent_remaining_differences(high: Array, low: Array, t: Array) -> Array:
+    """−Σ_s (1 − high)^s (1 − low)^(t−1−s) over s = 0 … t − 1."""
+    base_high, base_low, gap = 1 - high, 1 - low, high - low
+    # For bases of one sign, a geometric sum: −b^(t−1) (1 − ratio^t) / (1 − ratio), with b the base of larger size.
+    z_of_larger_base = jnp.where(jnp.abs(base_low) >= jnp.abs(base_high), low, high)
+    one_minus_ratio = jnp.minimum(gap * _inverse(jnp.abs(1 - z_of_larger_base)), 1.0)
+    geometric_sum = jnp.where(
+        one_minus_ratio == 0,
+        t,
+        -jnp.expm1(_product(jnp.log1p(-one_minus_ratio), t)) * _inverse(one_minus_ratio),
+    )
+    one_sign = -jnp.where(t == 0, 0, _descent_remaining(z_of_larger_base, t - 1)) * geometric_sum
+    # For bases of opposite signs the gap is at least the size of either base, so dividing by it is accurate.
+    opposite_signs = (_descent_remaining(high, t) - _descent_remaining(low, t)) * _inverse(gap)
+    differences = jnp.where(base_high * base_low < 0, opposite_signs, one_sign)
+    return _zero_between_equals_at_infinity(high, low, t, differences)
 
 
-def _moved(passed: Callable[[Array, Array], Array], z: Array, t: Array) -> Array:
-    in_null_space = jnp.where(jnp.isinf(t), 0, t)
-    return jnp.where(z == 0, in_null_space, passed(z, t) * _inverse(z))
+def _integral(decayed: Callable[[Array, Array], Array], z: Array, t: Array) -> Array:
+    """decayed(z, t) / z; for z = 0 its limit t, or 0 if t is infinite."""
+    value_at_zero = jnp.where(jnp.isinf(t), 0, t)
+    return jnp.where(z == 0, value_at_zero, decayed(z, t) * _inverse(z))
 
 
-def _moved_differences(flow: bool, high: Array, low: Array, t: Array) -> Array:
-    """Of (1 − left)/z: −(moved(low) + left[high, low]) / high, and a series where that would cancel."""
-    function = _FLOW_LEFT if flow else _DESCENT_LEFT
-    passed = _flow_passed if flow else _descent_passed
-    quotient = -(_moved(passed, low, t) + function.differences(high, low, t)) * _inverse(high)
+def _integral_differences(flow: bool, high: Array, low: Array, t: Array) -> Array:
+    """−(integral(low) + remaining[high, low]) / high, or, for high·t < 1, a series, as the sum would cancel there."""
+    function = _FLOW_REMAINING if flow else _DESCENT_REMAINING
+    decayed = _flow_decayed if flow else _descent_decayed
+    quotient = -(_integral(decayed, low, t) + function.differences(high, low, t)) * _inverse(high)
     is_small = _product(high, t) < 1
-    limit = jnp.where(is_small & jnp.isfinite(t), t, 0)
-    return jnp.where(is_small, _moved_series(flow, high, low, limit), quotient)
+    series_t = jnp.where(is_small & jnp.isfinite(t), t, 0)  # zero where the series is not used and might overflow
+    return jnp.where(is_small, _integral_series(flow, high, low, series_t), quotient)
 
 
-def _moved_series(flow: bool, high: Array, low: Array, t: Array) -> Array:
-    """Divided differences of t·Σ_k (−zt)^k c_k with c_k = 1/(k+1)!, or the binomials of t over t^(k+1)."""
+def _integral_series(flow: bool, high: Array, low: Array, t: Array) -> Array:
+    """Divided differences of the series integral(z) = t·Σ_k c_k (−zt)^k.
+
+    c_k is 1 / (k+1)! for gradient flow, and the binomial coefficient (t over k+1) / t^(k+1) for gradient descent. The
+    divided difference of z^k is Σ_j high^j low^(k−1−j).
+    """
     x, y = high * t, low * t
-    coefficient, power, symmetric, total = jnp.ones_like(t), jnp.ones_like(y), jnp.ones_like(x), jnp.zeros_like(x)
+    coefficient, power, homogeneous, total = jnp.ones_like(t), jnp.ones_like(y), jnp.ones_like(x), jnp.zeros_like(x)
     for k in range(1, _TERMS + 1):
-        whole = 1.0 if flow else (t - k) * _inverse(t)
-        coefficient = -coefficient * whole / (k + 1)
-        total += coefficient * symmetric
+        binomial_factor = 1.0 if flow else (t - k) * _inverse(t)
+        coefficient = -coefficient * binomial_factor / (k + 1)
+        total += coefficient * homogeneous
         power = power * y
-        symmetric = symmetric * x + power  # Σ_j x^j y^(k−j)
+        homogeneous = homogeneous * x + power  # Σ_j x^j y^(k−j), for the next k
     return total * t**2
 
 
-def _finite(high: Array, low: Array, t: Array, differences: Array) -> Array:
-    """The differences, and at infinity none between equal eigenvalues: what is left does not depend on them."""
+def _zero_between_equals_at_infinity(high: Array, low: Array, t: Array, differences: Array) -> Array:
+    """The differences, but zero for equal eigenvalues at infinite times, where the formulas would give NaN."""
     return jnp.where(jnp.isinf(t) & (high == low), 0, differences)
 
 
-_FLOW_LEFT = _Function(_flow_left, _flow_left_differences, lambda z, t: -z * _flow_left(z, t))
-_FLOW_MOVED = _Function(
-    functools.partial(_moved, _flow_passed), functools.partial(_moved_differences, True), _flow_left
+_FLOW_REMAINING = _Function(_flow_remaining, _flow_remaining_differences, lambda z, t: -z * _flow_remaining(z, t))
+_FLOW_INTEGRAL = _Function(
+    functools.partial(_integral, _flow_decayed), functools.partial(_integral_differences, True), _flow_remaining
 )
-# steps are whole numbers: nothing changes between them
-_DESCENT_LEFT = _Function(_descent_left, _descent_left_differences, lambda z, t: jnp.zeros_like(z))
-_DESCENT_MOVED = _Function(
-    functools.partial(_moved, _descent_passed),
-    functools.partial(_moved_differences, False),
+# times of gradient descent are whole numbers of steps, so the derivative by them is zero
+_DESCENT_REMAINING = _Function(_descent_remaining, _descent_remaining_differences, lambda z, t: jnp.zeros_like(z))
+_DESCENT_INTEGRAL = _Function(
+    functools.partial(_integral, _descent_decayed),
+    functools.partial(_integral_differences, False),
     lambda z, t: jnp.zeros_like(z),
 )

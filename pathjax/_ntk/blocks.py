@@ -1,47 +1,56 @@
 """A kernel in blocks: chunks of examples against chunks of examples, in the memory of two chunks and of the result.
 
-What a chunk needs is computed when its blocks are and forgotten after them. Of a batch with itself every block is
-computed on one side of the diagonal and mirrored to the other: chunk i meets chunks i, i + 1, … up to half way round,
-so that all rows of blocks are equally long.
+What a chunk needs to be multiplied with others is computed with its blocks and not stored after them. Of a batch with
+itself only half of the blocks are computed, the others are their mirror images. In order that all rows of blocks take
+equally long, chunk i is multiplied with chunks i, i + 1, … modulo their number, up to half of them, and not with all
+chunks after it. On a mesh of devices each device computes some of the rows of blocks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-__all__ = ["Blocks", "chunks", "mirror", "unfolded"]
+__all__ = ["Blocks", "chunks", "mirror", "spread", "unfolded"]
 
 Prepare: TypeAlias = Callable[[Any], Any]
-"""What a chunk (c, ...) of a batch needs to meet others."""
+"""What is computed of a chunk (c, ...) alone, to be multiplied with that of others."""
 
-Meet: TypeAlias = Callable[[Any, Any], Any]
+Multiply: TypeAlias = Callable[[Any, Any], Any]
 """The block (c, d, ...) of two prepared chunks, or (c, ...) on a diagonal."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a kernel is made of blocks: of `size` examples at a time, None for all."""
+    """How a kernel is computed in blocks.
+
+    Attributes:
+        prepare: what is computed of each chunk alone.
+        multiply: the block of two prepared chunks.
+        size: how many examples a chunk has; None for all.
+    """
 
     prepare: Prepare
-    meet: Meet
+    multiply: Multiply
     size: int | None
 
     def rectangular(self, x1: Any, x2: Any) -> Any:
         """The kernel (n, m, ...) of two batches."""
         if self.size is None or self.size >= max(len(x1), len(x2)):
-            return self.meet(self.prepare(x1), self.prepare(x2))
+            return self.multiply(self.prepare(x1), self.prepare(x2))
         columns = chunks(x2, self.size)
 
         def row(chunk: Any) -> Any:
             left = self.prepare(chunk)
-            return lax.map(lambda other: self.meet(left, self.prepare(other)), columns)
+            return lax.map(lambda other: self.multiply(left, self.prepare(other)), columns)
 
         return _joined(lax.map(row, chunks(x1, self.size)))[: len(x1), : len(x2)]
 
@@ -49,61 +58,67 @@ class Blocks:
         """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
         if self.size is None or self.size >= len(x):
             return self._own(self.prepare(x))
-        every = chunks(x, self.size)
-        count = len(every)
+        in_chunks = chunks(x, self.size)
+        count = len(in_chunks)
 
         def row(i: Any) -> Any:
-            mine = self.prepare(every[i])
+            prepared = self.prepare(in_chunks[i])
 
-            def other(step: Any) -> Any:
-                return self.meet(mine, self.prepare(every[(i + step) % count]))
+            def block(step: Any) -> Any:
+                return self.multiply(prepared, self.prepare(in_chunks[(i + step) % count]))
 
-            return jnp.concatenate([self._own(mine)[None], lax.map(other, jnp.arange(1, count // 2 + 1))])
+            return jnp.concatenate([self._own(prepared)[None], lax.map(block, jnp.arange(1, count // 2 + 1))])
 
         return _joined(unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
 
     def diagonal(self, x1: Any, x2: Any | None) -> Any:
-        """Each example of a batch with that of the other in its place, (n, ...); of no other batch, with itself."""
+        """Each example of x1 with the one in its place in x2, (n, ...); with itself where there is no x2."""
 
         def block(pair: tuple[Any, Any]) -> Any:
             left = self.prepare(pair[0])
-            return self.meet(left, left if pair[1] is None else self.prepare(pair[1]))
+            return self.multiply(left, left if pair[1] is None else self.prepare(pair[1]))
 
         if self.size is None or self.size >= len(x1):
             return block((x1, x2))
-        found = lax.map(block, (chunks(x1, self.size), None if x2 is None else chunks(x2, self.size)))
-        return found.reshape(-1, *found.shape[2:])[: len(x1)]
+        blocks = lax.map(block, (chunks(x1, self.size), None if x2 is None else chunks(x2, self.size)))
+        return blocks.reshape(-1, *blocks.shape[2:])[: len(x1)]
 
     def _own(self, prepared: Any) -> Any:
         """The block of a chunk with itself: the mean with its mirror image, which rounding may have set apart."""
-        block = self.meet(prepared, prepared)
+        block = self.multiply(prepared, prepared)
         return (block + mirror(block, 0)) / 2
 
 
 def chunks(x: Any, size: int) -> Any:
-    """A batch in chunks (count, c, ...) as even as they can be, filled up with its last example."""
+    """A batch in chunks (count, c, ...) of up to `size` examples, the last filled up by repeating the last example."""
     count = math.ceil(len(x) / size)
-    each = math.ceil(len(x) / count)
-    rows = np.minimum(np.arange(count * each), len(x) - 1)
-    return jnp.asarray(x)[rows].reshape(count, each, *x.shape[1:])
+    length = math.ceil(len(x) / count)
+    rows = np.minimum(np.arange(count * length), len(x) - 1)
+    return jnp.asarray(x)[rows].reshape(count, length, *x.shape[1:])
 
 
 def unfolded(blocks: Any) -> Any:
-    """All blocks (count, count, c, c, ...), from those of each chunk i with chunks i, i + 1, ... (count, some, ...)."""
+    """All blocks (count, count, c, c, ...) of a symmetric kernel from half of them.
+
+    `blocks` (count, some, c, c, ...) are those of each chunk i with chunks i, i + 1, …, i + some − 1 modulo the count.
+    """
     count, some = blocks.shape[:2]
     row, column = np.indices((count, count))
     first, last = np.minimum(row, column), np.maximum(row, column)
-    # from the first of two chunks on to the last, or from the last round to the first
-    is_ahead = last - first < some
-    start, steps = np.where(is_ahead, first, last), np.where(is_ahead, last - first, count - (last - first))
+    # the block of two chunks is stored with the first of them, or, counted past the end, with the last
+    is_with_first = last - first < some
+    start = np.where(is_with_first, first, last)
+    steps = np.where(is_with_first, last - first, count - (last - first))
     is_mirrored = start != row
-    mirrored = is_mirrored.reshape(count, count, *[1] * (blocks.ndim - 2))
-    taken = blocks[start, steps % count]
-    return jnp.where(mirrored, mirror(taken, 2), taken)
+    in_place = blocks[start, steps % count]
+    return jnp.where(is_mirrored.reshape(count, count, *[1] * (blocks.ndim - 2)), mirror(in_place, 2), in_place)
 
 
 def mirror(block: Any, axis: int) -> Any:
-    """The block of the two chunks in the other order: their axes are `axis` and the next, then come their outputs."""
+    """The block of the same two chunks in the other order.
+
+    Axes `axis` and `axis` + 1 are their examples; the two after these their outputs, if there are any.
+    """
     swapped = jnp.swapaxes(block, axis, axis + 1)
     return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)
 
@@ -112,3 +127,62 @@ def _joined(blocks: Any) -> Any:
     """Blocks (rows, columns, c, d, ...) as one array (rows * c, columns * d, ...)."""
     rows, columns, c, d = blocks.shape[:4]
     return jnp.swapaxes(blocks, 1, 2).reshape(rows * c, columns * d, *blocks.shape[4:])
+
+
+def spread(
+    blocks: Callable[[Any, Any, Any], Blocks], given: Any, x1: Any, x2: Any | None, *, diagonal: bool, mesh: Mesh
+) -> Any:
+    """The kernel, its rows spread over the devices of a mesh.
+
+    `blocks(given, own, others)` says on each device how blocks are computed of its own examples of x1 and the others
+    that they are multiplied with; `given` goes to all devices.
+    """
+    rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([mesh.axis_names], []))
+    n, filled = len(x1), _filled(x1, mesh.size)
+    others = None if x2 is None else _filled(x2, mesh.size) if diagonal else x2
+
+    def on_device(given: Any, own: Any, others: Any) -> Any:
+        if x2 is None and not diagonal:
+            return _row_of_blocks(blocks(given, own, own), own, others, mesh.axis_names, mesh.size)
+        device_blocks = blocks(given, own, others)
+        return device_blocks.diagonal(own, others) if diagonal else device_blocks.rectangular(own, others)
+
+    if x2 is None and not diagonal:
+        others = filled
+    places = (everywhere, rows, rows if diagonal else everywhere)
+    arguments = [jax.device_put(tree, place) for tree, place in zip((given, filled, others), places, strict=True)]
+    specs = tuple(place.spec for place in places)
+    # check_vma would refuse loops in the user's network that start from constants
+    program = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=rows.spec, check_vma=False)
+    kernel = jax.jit(program)(*arguments)
+    if n == len(filled):
+        return kernel
+    kernel = jax.device_put(kernel, everywhere)  # n rows cannot be divided evenly among the devices
+    return kernel[:n, :n] if x2 is None and not diagonal else kernel[:n]
+
+
+def _filled(x: Any, count: int) -> Any:
+    """A batch filled up, by repeating its last example, to a multiple of the count."""
+    size = math.ceil(len(x) / count) * count
+    return x if size == len(x) else x[np.minimum(np.arange(size), len(x) - 1)]
+
+
+def _row_of_blocks(blocks: Blocks, own: Any, everyone: Any, axes: Sequence[str], count: int) -> Any:
+    """The rows of the kernel of a batch with itself that belong to one device.
+
+    With the devices in a ring, this one computes the blocks of its own examples with those of the devices up to half
+    way round, and receives the others, as mirror images, from the devices behind it.
+    """
+    device = lax.axis_index(axes)
+    chunks = everyone.reshape(count, -1, *everyone.shape[1:])
+    row = [blocks.symmetric(own), *[None] * (count - 1)]
+    for step in range(1, count // 2 + 1):
+        computed = blocks.rectangular(own, chunks[(device + step) % count])
+        receivers = [(sender, (sender + step) % count) for sender in range(count)]
+        received = mirror(lax.ppermute(computed, axes, receivers), 0)
+        # at half the ring two devices have computed the same block: both use the copy of the lower-numbered one
+        row[step] = jnp.where(device < step, computed, received) if 2 * step == count else computed
+        if 2 * step != count:
+            row[-step] = received
+    in_place = jnp.stack(row)[(jnp.arange(count) - device) % count]
+    return jnp.swapaxes(in_place, 0, 1).reshape(len(own), -1, *in_place.shape[3:])

@@ -1,11 +1,12 @@
-"""The one door to neural-tangents, which does not import on current JAX by itself.
+"""Imports neural-tangents, which a plain `import` cannot do on current JAX. Nothing else in pathjax imports it.
 
-neural-tangents 0.6.5 is the last release. It takes names that JAX has since moved or removed, and imports TensorFlow
-for a part that nothing here needs. `load` imports it with stand-ins for those names. The stand-ins are seen by the
-modules of neural-tangents alone, through an `import` of their own, so that `jax` itself is never changed, not even
-for a moment. They stay for as long as those modules live, for some names are looked up when a function is called.
+neural-tangents 0.6.5, its last release, uses names that JAX has since moved or removed, and imports TensorFlow for a
+part that pathjax does not need. `load` imports it with stand-ins: modules that have those names and pass on to JAX for
+all others. Only the modules of neural-tangents see the stand-ins, since each of them gets an `__import__` of its own;
+`jax` itself is never changed. The stand-ins remain after the import, because neural-tangents looks up some names only
+when a function is called.
 
-Afterwards `import neural_tangents` gives the same package anywhere in the process.
+After `load`, `import neural_tangents` gives the same package anywhere in the process.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ _LOCK = threading.RLock()
 def load() -> Any:
     """The package neural_tangents, imported on first use.
 
-    Served: `stax`, `predict`, `monte_carlo_kernel_fn`, `linearize`, and `empirical_ntk_fn` with implementations 1 and
-    2. Not served: the TensorFlow part, left empty, and implementations 0 and 3 of the empirical kernel, refused when
-    asked for. A neural_tangents that the process had imported before is returned as it is.
+    These parts work: `stax`, `predict`, `monte_carlo_kernel_fn`, `linearize`, and `empirical_ntk_fn` with
+    implementations 1 and 2. Implementations 0 and 3 raise NotImplementedError when called, and
+    `neural_tangents.experimental`, which needs TensorFlow, is an empty module. If the process has imported
+    neural_tangents before, that package is returned unchanged.
 
-    Raises ModuleNotFoundError where neural-tangents is missing, naming what to install.
+    Raises ModuleNotFoundError if neural-tangents is not installed; the message says what to install.
     """
     with _LOCK:
         if _PACKAGE not in sys.modules:
@@ -51,7 +53,7 @@ def load() -> Any:
 
 
 def _import_package() -> None:
-    _forget()  # what an earlier plain import left half done
+    _remove_from_sys_modules()  # an earlier plain import that failed may have left some modules
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
@@ -59,17 +61,17 @@ def _import_package() -> None:
             warnings.simplefilter("ignore")
             importlib.import_module(_PACKAGE)
     except ModuleNotFoundError as error:
-        _forget()
+        _remove_from_sys_modules()
         raise ModuleNotFoundError(_missing(error.name), name=error.name) from error
     except BaseException:
-        _forget()
+        _remove_from_sys_modules()
         raise
     finally:
         sys.meta_path.remove(finder)
-    _refuse_what_cannot_run()
+    _refuse_unsupported_implementations()
 
 
-def _forget() -> None:
+def _remove_from_sys_modules() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == _PACKAGE]:
         del sys.modules[name]
 
@@ -77,14 +79,14 @@ def _forget() -> None:
 def _missing(name: str | None) -> str:
     return (
         "Infinite-width kernels, and the methods 'jacobian' and 'products' of the finite one, need neural-tangents, "
-        f"but the module `{name}` is not installed. Install it with `pip install pathjax[infinite]`, or without "
-        "TensorFlow, which neural-tangents asks for and does not need here: "
+        f"but the module `{name}` is not installed. Install it with `pip install pathjax[infinite]`, or, without "
+        "TensorFlow, which neural-tangents declares but pathjax does not need, with "
         "`pip install --no-deps neural-tangents && pip install frozendict`."
     )
 
 
-def _refuse_what_cannot_run() -> None:
-    """Name the remedy where neural-tangents would fail deep inside its own jaxpr interpreter."""
+def _refuse_unsupported_implementations() -> None:
+    """Replace implementations 0 and 3, which would fail inside neural-tangents' jaxpr interpreter, by a clear error."""
     empirical = sys.modules[f"{_PACKAGE}._src.empirical"]
     for number, name in ((0, "AUTO"), (3, "STRUCTURED_DERIVATIVES")):
         empirical._implementation_to_ntk_fn[number] = _refusal(name, number)
@@ -93,7 +95,7 @@ def _refuse_what_cannot_run() -> None:
 def _refusal(name: str, number: int) -> Any:
     def refuse(**_: Any) -> NoReturn:
         raise NotImplementedError(
-            f"neural-tangents' implementation {name} ({number}) reads internals that JAX {jax.__version__} no longer "
+            f"neural-tangents' implementation {name} ({number}) uses internals that JAX {jax.__version__} no longer "
             "has. Use implementation 1 (JACOBIAN_CONTRACTION) or 2 (NTK_VECTOR_PRODUCTS); in pathjax.ntk.empirical, "
             "method='jacobian' or method='products'."
         )
@@ -102,7 +104,7 @@ def _refusal(name: str, number: int) -> Any:
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules of neural-tangents, and nothing else, while they are being imported."""
+    """Gives the modules of neural-tangents a loader with stand-ins; leaves all other imports alone."""
 
     def __init__(self) -> None:
         self.stand_ins = _stand_ins()
@@ -113,43 +115,45 @@ class _Finder(MetaPathFinder):
         if fullname.partition(".")[0] != _PACKAGE:
             return None
         if fullname == _TENSORFLOW_PART:
-            return ModuleSpec(fullname, _Empty())
+            return ModuleSpec(fullname, _EmptyModuleLoader())
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            spec.loader = _Loader(fullname, spec.loader.path, self.stand_ins)
+            spec.loader = _StandInLoader(fullname, spec.loader.path, self.stand_ins)
         return spec
 
 
-class _Empty(Loader):
+class _EmptyModuleLoader(Loader):
+    """Creates a module with nothing in it."""
+
     def exec_module(self, module: ModuleType) -> None:
         module.__doc__ = "Left empty: this part of neural-tangents needs TensorFlow."
 
 
-class _Loader(SourceFileLoader):
-    """Runs a module whose `import` statements meet the stand-ins first."""
+class _StandInLoader(SourceFileLoader):
+    """Runs a module whose `import` statements give stand-ins in place of the modules of these names."""
 
     def __init__(self, fullname: str, path: str, stand_ins: dict[str, ModuleType]) -> None:
         super().__init__(fullname, path)
         self.stand_ins = stand_ins
 
     def exec_module(self, module: ModuleType) -> None:
-        # Python reads `__import__` from the `__builtins__` of the importing module, and keeps ours if it finds one.
+        # An `import` statement calls `__import__` from its module's `__builtins__`; Python keeps one that is set here.
         module.__dict__["__builtins__"] = {**vars(builtins), "__import__": self._import}
         super().exec_module(module)
 
     def _import(
         self, name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0
     ) -> ModuleType:
-        # `import a.b` binds a, `from a.b import c` asks a.b
-        asked = name if fromlist else name.partition(".")[0]
-        stand_in = self.stand_ins.get(asked) if level == 0 else None
-        if stand_in is None or asked != name:
+        # `import a.b` needs the module a, `from a.b import c` the module a.b
+        result_name = name if fromlist else name.partition(".")[0]
+        stand_in = self.stand_ins.get(result_name) if level == 0 else None
+        if stand_in is None or result_name != name:
             module = builtins.__import__(name, globals, locals, fromlist, level)
         return module if stand_in is None else stand_in
 
 
 class _StandIn(ModuleType):
-    """A module with names added; every other name is the real module's."""
+    """A module with the names `added`; any other attribute is read from the real module."""
 
     def __init__(self, name: str, real: ModuleType | None, **added: Any) -> None:
         super().__init__(name)
@@ -160,7 +164,7 @@ class _StandIn(ModuleType):
 
 
 def _stand_ins() -> dict[str, ModuleType]:
-    """What neural-tangents expects of JAX modules, by module name."""
+    """The stand-ins by module name: JAX modules with the names that neural-tangents expects in them."""
     extend = jax.extend.core
     core = _StandIn(
         "jax.core",
@@ -170,13 +174,13 @@ def _stand_ins() -> dict[str, ModuleType]:
         Literal=extend.Literal,
         Primitive=extend.Primitive,
         Var=extend.Var,
-        Value=Any,  # an annotation, no more
+        Value=Any,  # used in type annotations only
         AbstractValue=getattr(jax.core, "AbstractValue", Any),
         ShapedArray=type(jax.typeof(0.0)) if hasattr(jax, "typeof") else jax.core.ShapedArray,
         eval_context=jax.ensure_compile_time_eval,
     )
     util = _StandIn("jax.util", None, safe_map=_safe_map, safe_zip=_safe_zip)
-    # the removed primitive is only a key in a table of rules for implementation 3
+    # a new primitive for the removed `zeros_like_p`, which is only a key in the table of rules of implementation 3
     ad = _StandIn("jax.interpreters.ad", jax.interpreters.ad, zeros_like_p=extend.Primitive("zeros_like"))
     interpreters = _StandIn("jax.interpreters", jax.interpreters, ad=ad)
     numpy = _StandIn("jax.numpy", jax.numpy, size=_size)
@@ -185,7 +189,7 @@ def _stand_ins() -> dict[str, ModuleType]:
 
 
 def _size(array: Any, axis: int | None = None) -> int:
-    # jnp.size no longer takes the shape structs on which neural-tangents calls it
+    # neural-tangents calls it on ShapeDtypeStruct, which jnp.size no longer accepts
     return math.prod(array.shape) if axis is None else int(array.shape[axis])
 
 

@@ -1,4 +1,4 @@
-"""Memory: what there is, and the refusal of what would not fit, before it is begun."""
+"""How much memory is free, and errors for kernels that would not fit, raised before the computation starts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["available", "check", "check_whole"]
 
 
 def available() -> int | None:
-    """Free bytes of the first device, or of the machine where the device does not say; None where neither does."""
+    """Free bytes on the first device, or on the host if the device does not report them; None if neither does."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
@@ -27,9 +27,10 @@ def available() -> int | None:
 
 
 def check(result: int, working: Callable[[int], int], n: int, batch_size: int | None) -> None:
-    """Raise MemoryError where a kernel would not fit, naming the chunks that would.
+    """Raise MemoryError if a kernel would not fit; the message names the largest `batch_size` that fits.
 
-    It takes `result` bytes, and `working(c)` besides where c of its n examples are treated at a time.
+    The kernel of n examples takes `result` bytes for its entries, and `working(c)` bytes for computing c examples at a
+    time.
     """
     free = available()
     size = min(n, n if batch_size is None else batch_size)
@@ -42,38 +43,40 @@ def check(result: int, working: Callable[[int], int], n: int, batch_size: int | 
         f"The kernel needs about {_amount(result)} for its result and {_amount(needed)} for {size} examples at a time, "
         f"but {_amount(free)} are free."
     )
-    fitting = _largest(size, lambda c: result + working(c) <= free)
+    fitting = _largest_that_fits(size, lambda c: result + working(c) <= free)
     if fitting:
-        raise MemoryError(f"{problem} Pass `batch_size={fitting}`, which needs {_amount(result + working(fitting))}.")
+        total = _amount(result + working(fitting))
+        raise MemoryError(f"{problem} Pass `batch_size={fitting}`, which needs {total} in all.")
     cause = "The result alone does not fit." if result > free else "One example at a time does not fit either."
     raise MemoryError(
-        f"{cause} {problem} Multiply by the kernel without forming it (`ntk.operator`), or ask for less of it, with "
-        "`trace` or `diagonal`."
+        f"{cause} {problem} Multiply by the kernel without forming it (`ntk.operator`), or compute only a part of it "
+        "(`ntk.empirical_trace`, `ntk.empirical_diagonal`)."
     )
 
 
 def check_whole(needed: int, method: str) -> None:
-    """Raise MemoryError where a method that has no chunks would not fit."""
+    """Raise MemoryError if a method that cannot process examples in batches needs more bytes than are free."""
     free = available()
     if free is not None and needed > free:
         raise MemoryError(
             f"The method {method!r} needs about {_amount(needed)} for whole Jacobians and its result, but "
-            f"{_amount(free)} are free. Leave the method out: layer by layer no Jacobian is formed, and `batch_size` "
-            "bounds the memory."
+            f"{_amount(free)} are free. Leave the method out: the default, layer by layer, forms no Jacobian, and "
+            "`batch_size` bounds its memory."
         )
 
 
-def _largest(below: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 to below − 1 that fits, where all smaller ones do; 0 if none does."""
-    low, high = 0, below
+def _largest_that_fits(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest of 1, …, limit − 1 that fits, by bisection; 0 if none does."""
+    low, high = 0, limit
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
 
 
-def _amount(size: int) -> str:
+def _amount(count: int) -> str:
+    """A number of bytes in decimal units, such as `1.5 MB`."""
     for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.3g} {name}"
-    return f"{size} bytes"
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} bytes"

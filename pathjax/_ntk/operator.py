@@ -18,14 +18,19 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base import network as _network
-from pathjax._base.trees import dot, wide
+from pathjax._base.network import check_batch_size, check_inputs, check_outputs, check_params, kept_weights
+from pathjax._base.trees import check_mask, concrete, dot, wide
 from pathjax._interpreter.convolutions import channels_last
+from pathjax._interpreter.jaxpr import Program
+from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax._linalg import eigenpairs as _eigenpairs
 from pathjax._linalg import estimates
-from pathjax._linalg.lanczos import DENSE, Pairs, largest, plan, warn_of_misses
+from pathjax._linalg.eigenpairs import Eigenpairs, Problem, measured
 from pathjax._linalg.lapack import eigh
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import layerwise
+from pathjax._ntk.contractions import Form
+from pathjax._ntk.matrix import as_matrix
 from pathjax.types import AnyArray, ApplyFn, Estimate, Key, Mask, Params, Real
 
 __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_estimate"]
@@ -34,9 +39,9 @@ __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_est
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["params", "mask", "x"],
-    meta_fields=["apply", "batch_size"],
+    meta_fields=["network", "batch_size"],
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Operator:
     """Θ of a batch with itself, which multiplies arrays (n, o) without being formed.
 
@@ -46,14 +51,14 @@ class Operator:
         params: the parameters.
         mask: which weights are kept; None if all are.
         x: the batch, (n, ...).
-        apply: the network.
+        network: the network, which is traced once for each shape of input, so that products do not call `apply` again.
         batch_size: how many examples go through the network at a time; None for all.
     """
 
     params: Params
     mask: Mask | None
     x: Shaped[Array, "n ..."]
-    apply: ApplyFn
+    network: TracedNetwork
     batch_size: int | None
 
     @property
@@ -77,8 +82,22 @@ class Operator:
 
     def trace(self) -> Float[Array, ""]:
         """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch."""
-        traces = _kernel(self, layerwise.Form(trace=True, diagonal=True))
+        traces = _formed(self, Form(trace=True, diagonal=True))
         return jnp.sum(cast(Array, traces))
+
+    def __repr__(self) -> str:
+        """Sizes alone, as `Operator(n=20, o=10, weights=9,930, kept=993, batch_size=None)`."""
+        weights = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        masks = [concrete(leaf) for leaf in jax.tree.leaves(self.mask)]
+        if self.mask is None:
+            kept = f"{weights:,}"
+        elif any(mask is None for mask in masks):
+            kept = "traced"
+        else:
+            kept = f"{sum(int(np.sum(mask)) for mask in masks if mask is not None):,}"
+        # of several operators in one, as `jax.vmap` gives them, the outputs are not known
+        o = f"{self.shape[1]:,}" if self.network.has_traced(self.x, self.params) else "unknown"
+        return f"Operator(n={len(self.x):,}, o={o}, weights={weights:,}, kept={kept}, batch_size={self.batch_size})"
 
 
 def operator(
@@ -94,7 +113,7 @@ def operator(
     Its products are those with `as_matrix(empirical(apply, params, x, mask=mask))`, at the cost of a few passes through
     the network; the kernel's (n·o)² numbers are never there. `batch_size` is how many examples go through the network
     at a time: memory is then that of one such chunk's activations, of a few trees like `params` and of arrays (n, o).
-    It changes results by rounding alone.
+    It changes results by rounding alone. `apply` is called once for each shape of input, and not by the products.
 
     Assumes what `empirical` assumes, and raises ValueError where it does.
 
@@ -102,18 +121,22 @@ def operator(
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
     >>> params = {"hidden": jnp.ones((4, 5)), "out": jnp.ones((5, 2))}
     >>> kernel = operator(apply, params, jnp.ones((3, 4)))
+    >>> kernel
+    Operator(n=3, o=2, weights=30, kept=30, batch_size=None)
     >>> kernel.matvec(jnp.ones((3, 2)))  # rows sum to 3 · (100 + 20)
     Array([[360., 360.],
            [360., 360.],
            [360., 360.]], dtype=float64)
     """
     x = jnp.asarray(x)
-    _network.check_params(params)
-    _network.check_inputs(x=x)
-    _network.check_batch_size(batch_size)
-    function = apply if mask is None else _network.masked(apply, params, mask)
-    _network.check_outputs(function, params, x, "x")
-    return Operator(params, mask, x, apply, batch_size)
+    check_params(params)
+    check_inputs(x=x)
+    check_batch_size(batch_size)
+    if mask is not None:
+        check_mask(mask, params)
+    kernel = Operator(params, mask, x, traced(apply, params), batch_size)
+    check_outputs(kernel.network, _kept(kernel, params), x, "x")
+    return kernel
 
 
 def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
@@ -144,9 +167,9 @@ def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
 def norm_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
     """The Frobenius norm ‖Θ‖, the root of the mean of ‖Θ z‖² over random signs z, with its standard error.
 
-    `samples` products, one at a time. ‖Θ z‖² is unbiased for the square; the standard error is that of the root to
-    first order, and the root is low by about its square over twice the norm. Where ‖Θ‖ is estimated to be zero, so is
-    its error.
+    `samples` products, one at a time. ‖Θ z‖² is unbiased for the square; the standard error is of
+    first order, and the estimate is biased low by about (standard error)² / (2 ‖Θ‖). Where ‖Θ‖ is estimated to be zero,
+    so is its error.
 
     Raises ValueError where `samples` is below 1.
     Source: Hutchinson (1989), for Θ².
@@ -178,15 +201,16 @@ def top_eigenpairs(
     order: int | None = None,
     tolerance: Real = 1e-5,
     restarts: int | None = None,
-) -> tuple[Float[Array, " r"], Float[Array, "r n o"]]:
-    """The largest eigenvalues of Θ, descending, and their eigenvectors (r, n, o), orthonormal as n·o numbers each.
+) -> Eigenpairs:
+    """The largest eigenvalues of Θ, descending, their eigenvectors (r, n, o), orthonormal as n·o numbers, residuals.
 
-    Up to n·o = 512 Θ is formed and decomposed: exact. Otherwise thick-restarted Lanczos iteration with full
-    reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20, until ‖Θ v − λ v‖ ≤ `tolerance` ·
-    λ_max for each pair, by products with Θ itself, and a round from a new random start has found nothing to add; so
-    repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs. After `restarts` rounds,
-    by default rank + 50, a UserWarning says by how much the tolerance was missed; not under `jit` or `vmap`, where it
-    cannot be known: compare with `kernel.matvec`.
+    Up to n·o = 512 Θ is formed and decomposed, which is exact. Otherwise thick-restarted Lanczos iteration with full
+    reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20. It ends when ‖Θ v − λ v‖ ≤
+    `tolerance` · λ_max for each pair, measured by products with Θ, and a round from a new random start has found no
+    larger eigenvalue; so repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs.
+    After `restarts` rounds, by default rank + 50, it ends too, and a UserWarning says by how much the tolerance was
+    missed. Under `jit` and `vmap`, where that cannot be known, there is no warning: compare `residuals`, which are
+    ‖Θ v − λ v‖ / λ_max, with the tolerance.
 
     At least 3 · rank + 2 · order + 2 products; each further round takes order/2 to rank + order + 1. Stores at most
     (order + 2 · rank + 15) · n·o numbers at a time, besides what one product takes. Of networks in half precision the
@@ -199,22 +223,24 @@ def top_eigenpairs(
     >>> def apply(params, x):
     ...     return x @ params
     >>> kernel = operator(apply, jnp.ones((4, 2)), jnp.diag(jnp.array([3.0, 2.0, 1.0, 0.5]))[:3])
-    >>> eigenvalues, eigenvectors = top_eigenpairs(kernel, 4, key=jax.random.key(0))
-    >>> eigenvalues.round(6), eigenvectors.shape
-    (Array([9., 9., 4., 4.], dtype=float64), (4, 3, 2))
+    >>> pairs = top_eigenpairs(kernel, 4, key=jax.random.key(0))
+    >>> pairs.eigenvalues.round(6), pairs.eigenvectors.shape, bool(pairs.residuals.max() < 1e-12)
+    (Array([9., 9., 4., 4.], dtype=float64), (4, 3, 2), True)
     """
-    size = math.prod(kernel.shape)
-    steps, rounds = plan(rank, size, order=order, restarts=restarts, rows="rows n·o")
-    if size <= DENSE:
-        values, columns = eigh(_matrix(kernel))
-        return values[::-1][:rank], columns.T[::-1][:rank].reshape(rank, *kernel.shape)
-    pairs = _pairs(kernel, key, jnp.asarray(tolerance, float), rank, steps, rounds)
-    warn_of_misses(pairs, tolerance, rounds, of="the Neural Tangent Kernel", stacklevel=2)
-    return pairs.values, pairs.vectors.reshape(rank, *kernel.shape)
+    return _eigenpairs.find(
+        _PROBLEM,
+        kernel,
+        rank,
+        size=math.prod(kernel.shape),
+        key=key,
+        order=order,
+        tolerance=tolerance,
+        restarts=restarts,
+    )
 
 
 class _Maps(NamedTuple):
-    """J: trees like the parameters to arrays (n, o); and its transpose."""
+    """J, which takes trees like the parameters to arrays (n, o), and its transpose."""
 
     forward: Callable[[Any], Any]
     backward: Callable[[Any], Any]
@@ -224,31 +250,33 @@ def _maps(kernel: Operator) -> _Maps:
     """Both maps for use in loops: what depends on neither is computed once, unless that is too large to keep."""
     n, size = len(kernel.x), kernel.batch_size
     if size is None or size >= n:
-        return _maps_of(kernel, kernel.x)
-    every = _blocks.chunks(kernel.x, size)
+        return _maps_at(kernel, kernel.network.program(kernel.x, kernel.params), kernel.x)
+    chunks = _blocks.chunks(kernel.x, size)
+    # traced here, so that no context in which the maps are used changes the precision of the network
+    program = kernel.network.program(jax.ShapeDtypeStruct(chunks.shape[1:], chunks.dtype), kernel.params)
     outputs = _outputs(kernel)
-    filling = every.shape[0] * every.shape[1] - n
+    filling = chunks.shape[0] * chunks.shape[1] - n
 
     def forward(tree: Any) -> Any:
-        found = lax.map(lambda chunk: _maps_of(kernel, chunk).forward(tree), every)
-        return found.reshape(-1, found.shape[-1])[:n]
+        products = lax.map(lambda chunk: _maps_at(kernel, program, chunk).forward(tree), chunks)
+        return products.reshape(-1, products.shape[-1])[:n]
 
     def backward(array: Any) -> Any:
         filled = jnp.pad(jnp.asarray(array, outputs.dtype), [(0, filling), (0, 0)])
 
         def add(sums: Any, part: tuple[Any, Any]) -> tuple[Any, None]:
             chunk, cotangents = part
-            return jax.tree.map(jnp.add, sums, _maps_of(kernel, chunk).backward(cotangents)), None
+            return jax.tree.map(jnp.add, sums, _maps_at(kernel, program, chunk).backward(cotangents)), None
 
         zeros = jax.tree.map(jnp.zeros_like, kernel.params)
-        return lax.scan(add, zeros, (every, filled.reshape(*every.shape[:2], -1)))[0]
+        return lax.scan(add, zeros, (chunks, filled.reshape(*chunks.shape[:2], -1)))[0]
 
     return _Maps(forward, backward)
 
 
-def _maps_of(kernel: Operator, x: Any) -> _Maps:
+def _maps_at(kernel: Operator, program: Program, x: Any) -> _Maps:
     """Both maps for some of the examples."""
-    outputs, transposed = jax.vjp(lambda params: _apply(kernel, params, x), kernel.params)
+    outputs, transposed = jax.vjp(lambda params: program(_kept(kernel, params), x), kernel.params)
 
     def backward(array: Any) -> Any:
         return transposed(jnp.asarray(array, outputs.dtype))[0]
@@ -259,25 +287,20 @@ def _maps_of(kernel: Operator, x: Any) -> _Maps:
     return _Maps(channels_last(forward), channels_last(backward))
 
 
-def _apply(kernel: Operator, params: Params, x: Any) -> Any:
-    return kernel.apply(params if kernel.mask is None else _network.kept(kernel.mask, params), x)
+def _kept(kernel: Operator, params: Params) -> Params:
+    return params if kernel.mask is None else kept_weights(kernel.mask, params)
 
 
 def _outputs(kernel: Operator) -> Any:
     """Shape and dtype of the outputs."""
-    return jax.eval_shape(functools.partial(_apply, kernel), kernel.params, kernel.x)
+    return kernel.network.output(kernel.x, kernel.params)
 
 
-def _kernel(kernel: Operator, form: layerwise.Form) -> Any:
-    """Θ itself."""
+def _formed(kernel: Operator, form: Form) -> Any:
+    """Θ itself, or what `form` asks of it."""
     return layerwise.kernel(
-        kernel.apply, kernel.params, kernel.x, None, mask=kernel.mask, form=form, batch_size=kernel.batch_size
+        kernel.network, kernel.params, kernel.x, None, mask=kernel.mask, form=form, batch_size=kernel.batch_size
     )
-
-
-def _matrix(kernel: Operator) -> Any:
-    size = math.prod(kernel.shape)
-    return wide(_kernel(kernel, layerwise.Form()).swapaxes(1, 2).reshape(size, size))
 
 
 def _random_signs(kernel: Operator, key: Key) -> Any:
@@ -291,40 +314,46 @@ def _mean(sample: Callable[[Any], Any], kernel: Operator, key: Key, samples: int
     return estimates.mean(lax.map(lambda each: sample(_random_signs(kernel, each)), jax.random.split(key, samples)))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4, 5))
-def _pairs(kernel: Operator, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
-    return _iterate(kernel, key, tolerance, rank, steps, rounds)
+# The search for the largest eigenpairs
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4, 5))
-def _iterate(kernel: Operator, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
+def _decomposed(kernel: Operator, rank: int) -> Eigenpairs:
+    matrix = wide(as_matrix(_formed(kernel, Form())))
+    values, columns = eigh(matrix)
+    values, columns = values[::-1][:rank], columns[:, ::-1][:, :rank]
+    return Eigenpairs(values, _arrays(kernel, columns.T), measured(matrix, values, columns))
+
+
+def _product(kernel: Operator) -> Callable[[Any], Any]:
     maps = _maps(kernel)
-
-    def product(vector: Any) -> Any:
-        return wide(maps.forward(maps.backward(vector.reshape(kernel.shape))).ravel())
-
-    def random(key: Key) -> Any:
-        return wide(_random_signs(kernel, key).ravel())
-
-    return largest(product, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
+    return lambda vector: wide(maps.forward(maps.backward(vector.reshape(kernel.shape))).ravel())
 
 
-@_pairs.defjvp
-def _pairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: Any) -> tuple[Pairs, Pairs]:
-    pairs = _pairs(*primals, rank, steps, rounds)
-    vectors = pairs.vectors.reshape(-1, *primals[0].shape)
+def _quotient(kernel: Operator) -> Callable[[Any], Any]:
+    """vᵀ Θ v = ‖Jᵀ v‖²."""
+    backward = _maps(kernel).backward
 
-    def quotients(kernel: Operator) -> Any:
-        backward = _maps(kernel).backward
+    def quotient(vector: Any) -> Any:
+        tree = backward(vector.reshape(kernel.shape))
+        return dot(tree, tree).astype(vector.dtype)
 
-        def quotient(vector: Any) -> Any:
-            # λ = ‖Jᵀ v‖² has λ's own derivative with v held
-            tree = backward(vector)
-            return dot(tree, tree).astype(vectors.dtype)
+    return quotient
 
-        return lax.map(quotient, vectors)
 
-    _, values = jax.jvp(quotients, (primals[0],), (tangents[0],))
-    unknown = jnp.full_like(pairs.vectors, jnp.nan) * values[:, None]
-    still = np.zeros(jnp.shape(pairs.settled), jax.dtypes.float0)
-    return pairs, Pairs(values, unknown, jnp.zeros_like(pairs.residuals), cast(Any, still))
+def _flat_signs(kernel: Operator, key: Key) -> Any:
+    return wide(_random_signs(kernel, key).ravel())
+
+
+def _arrays(kernel: Operator, vectors: Any) -> Any:
+    return vectors.reshape(len(vectors), *kernel.shape)
+
+
+_PROBLEM = Problem(
+    name="the Neural Tangent Kernel",
+    rows="rows n·o",
+    decompose=_decomposed,
+    product=_product,
+    quotient=_quotient,
+    random_signs=_flat_signs,
+    unravel=_arrays,
+)

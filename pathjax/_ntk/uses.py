@@ -1,8 +1,8 @@
-"""Where a network uses its parameters, and what meets them there: the activations, and each output's cotangents.
+"""Where a network uses its parameters, and the activations and each output's cotangents at these places.
 
-At every equation that brings parameters and data together, the derivative of an output by the parameters is that of the
-equation alone, pulled back from the output's cotangent there. One pass backward per output gives all of them, in any
-network, piecewise linear or not; the Jacobian is never formed.
+At every equation whose operands depend on parameters and on data, the derivative of an output by the parameters is that
+of the equation alone, applied to the output's cotangent at its results. One pass backward per output gives all
+cotangents, in any network, piecewise linear or not; the Jacobian is never formed.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 
 from pathjax._interpreter.convolutions import channels_last
-from pathjax._interpreter.jaxpr import Equation, Program, trace, walk
-from pathjax.types import ApplyFn, Params
+from pathjax._interpreter.jaxpr import Equation, Program, walk
+from pathjax._interpreter.traced import TracedNetwork
+from pathjax.types import Params
 
-__all__ = ["Known", "Use", "Uses", "find", "pull"]
+__all__ = ["Arrays", "Known", "Use", "Uses", "find", "pull"]
 
-# Of one leaf these make its entries again, each once.
+# Primitives whose result has the entries of their operand, each once, in another place.
 _MOVES = {"reshape", "transpose", "squeeze", "rev", "copy"}
 
 
@@ -35,10 +36,15 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A value without data in it.
+    """A value that does not depend on data.
 
-    `leaves` are the positions of the parameter leaves that it depends on, `age` grows along the network. Where it holds
-    the entries of one leaf, each once, `moves` takes an array like the leaf to one like the value.
+    Attributes:
+        value: the array.
+        leaves: the positions of the parameter leaves that it depends on.
+        age: the number of the step that made it; it grows along the network.
+        origin: the equation that made it, None for a leaf or a constant.
+        moves: where the value holds the entries of one leaf, each once, what takes an array like the leaf to one like
+            the value; None otherwise.
     """
 
     value: Any
@@ -49,12 +55,12 @@ class Known:
 
 
 Operand: TypeAlias = Known | None
-"""What comes into an equation; None where data does."""
+"""An operand of an equation; None where it depends on data."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """One equation where parameters meet data."""
+    """One equation whose operands depend on parameters and on data."""
 
     equation: Equation
     operands: tuple[Operand, ...]
@@ -76,18 +82,35 @@ class Use:
         return _pulled(self.equation, self.operands, values, self.results, cotangents)
 
 
+class Arrays(NamedTuple):
+    """For each use a list of arrays.
+
+    Attributes:
+        activations: (n, ...) its operands that depend on data.
+        cotangents: (n, o, ...) those of the outputs at its results.
+    """
+
+    activations: list[list[Any]]
+    cotangents: list[list[Any]]
+
+
 @dataclass
 class Uses:
-    """All uses of a network's parameters, in its order."""
+    """All uses of a network's parameters.
+
+    Attributes:
+        program: the network for one example.
+        leaves: the parameters.
+        by_step: the uses, in the order of the network, by the number of their step.
+    """
 
     program: Program
     leaves: list[Any]
-    found: dict[int, Use] = field(default_factory=dict)  # by the number of the step
+    by_step: dict[int, Use] = field(default_factory=dict)
 
-    def meet(self, x: Any) -> tuple[list[list[Any]], list[list[Any]]]:
-        """For each use its operands with data (n, ...) and the outputs' cotangents at its results (n, o, ...)."""
-        met: tuple[list[list[Any]], list[list[Any]]] = channels_last(jax.vmap(self._of_example))(x)
-        return met
+    def arrays(self, x: Any) -> Arrays:
+        """The activations and cotangents of a batch."""
+        return cast(Arrays, channels_last(jax.vmap(self._of_example))(x))
 
     @property
     def output(self) -> jax.ShapeDtypeStruct:
@@ -95,39 +118,41 @@ class Uses:
         (aval,) = self.program.closed.out_avals
         return jax.ShapeDtypeStruct(aval.shape[1:], aval.dtype)
 
-    def shapes(self, n: int) -> tuple[list[list[Any]], list[list[Any]]]:
-        """Shapes and dtypes of what `meet` gives for n examples."""
+    def shapes(self, n: int) -> Arrays:
+        """Shapes and dtypes of what `arrays` gives for n examples."""
         (o,) = self.output.shape
         activations, cotangents = [], []
-        for use in self.found.values():
+        for use in self.by_step.values():
             data = (i for i, operand in enumerate(use.operands) if operand is None)
             before, after = use.equation.inputs, use.equation.outputs
             activations.append([jax.ShapeDtypeStruct((n, *before[i].shape), before[i].dtype) for i in data])
             cotangents.append([jax.ShapeDtypeStruct((n, o, *after[i].shape), after[i].dtype) for i in use.results])
-        return activations, cotangents
+        return Arrays(activations, cotangents)
 
-    def _of_example(self, example: Any) -> tuple[list[list[Any]], list[list[Any]]]:
+    def _of_example(self, example: Any) -> Arrays:
+        # add a zero to each result: the derivative by that zero is the cotangent there
         shifts = {
-            at: [jnp.zeros(use.equation.outputs[i].shape, use.equation.outputs[i].dtype) for i in use.results]
-            for at, use in self.found.items()
+            step: [jnp.zeros(use.equation.outputs[i].shape, use.equation.outputs[i].dtype) for i in use.results]
+            for step, use in self.by_step.items()
         }
 
         def shifted(shifts: dict[int, list[Any]]) -> tuple[Any, dict[int, list[Any]]]:
-            forward = _Forward(self.found, shifts)
+            forward = _Forward(self.by_step, shifts)
             (output,) = _walk(self.program, forward.step, [*self.leaves, example[None]], constant=lambda array: array)
             return output[0], forward.activations
 
         output, back, activations = jax.vjp(shifted, shifts, has_aux=True)
         (cotangents,) = jax.vmap(back)(jnp.eye(output.size, dtype=output.dtype))
-        return [activations[at] for at in self.found], [cotangents[at] for at in self.found]
+        steps = list(self.by_step)
+        return Arrays([activations[step] for step in steps], [cotangents[step] for step in steps])
 
 
-def find(apply: ApplyFn, params: Params, x: Any) -> Uses:
-    """The uses of the parameters in `apply(params, x)`, from the shapes of x alone."""
-    program = trace(apply, params, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype))
+def find(network: TracedNetwork, params: Params, x: Any) -> Uses:
+    """The uses of the parameters in `network(params, x)`, from the shapes of x alone."""
+    program = network.program(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), params)
     uses = Uses(program, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)])
     known = [Known(leaf, frozenset([i]), moves=lambda array: array) for i, leaf in enumerate(uses.leaves)]
-    _walk(program, _Search(uses.found).step, [*known, None], constant=Known)
+    _walk(program, _Search(uses.by_step).step, [*known, None], constant=Known)
     return uses
 
 
@@ -137,7 +162,7 @@ def pull(cotangents: Sequence[tuple[Known, Any]]) -> dict[int, Any]:
     leaves: dict[int, Any] = {}
     _collect(waiting, cotangents)
     while waiting:
-        # the youngest: all that was made of it has been taken back already
+        # the value made last: all cotangents that reach it have been summed already
         known = max(waiting, key=lambda value: value.age)
         part = waiting.pop(known)
         if known.origin is None:
@@ -156,7 +181,7 @@ def _collect(sums: dict[Known, Any], parts: Sequence[tuple[Known, Any]]) -> None
 
 
 def _walk(program: Program, step: Any, arguments: Sequence[Any], *, constant: Callable[[Any], Any]) -> list[Any]:
-    """Functions with a derivative rule of their own are one step, so that the rule holds."""
+    """Interpret the program; a call with a derivative rule of its own is one step, so that the rule holds."""
     return walk(
         program.closed,
         arguments,
@@ -168,9 +193,9 @@ def _walk(program: Program, step: Any, arguments: Sequence[Any], *, constant: Ca
 
 @dataclass
 class _Search:
-    """The walk that finds the uses: data is None, everything else is known."""
+    """The steps that find the uses: operands are None where they depend on data, and known otherwise."""
 
-    found: dict[int, Use]
+    by_step: dict[int, Use]
     steps: int = 0
 
     def step(self, equation: Equation, operands: list[Operand]) -> list[Operand]:
@@ -180,15 +205,15 @@ class _Search:
             return list(_derived(equation, tuple(known), self.steps))
         use = Use(equation, tuple(operands))
         if use.leaves and use.results:
-            self.found[self.steps] = use
+            self.by_step[self.steps] = use
         return [None for _ in equation.outputs]
 
 
 @dataclass
 class _Forward:
-    """The walk that computes: notes what data comes into every use, and shifts what comes out."""
+    """The steps that compute: they note the activations that come into every use, and shift its results."""
 
-    found: dict[int, Use]
+    by_step: dict[int, Use]
     shifts: dict[int, list[Any]]
     steps: int = 0
     activations: dict[int, list[Any]] = field(default_factory=dict)
@@ -196,7 +221,7 @@ class _Forward:
     def step(self, equation: Equation, values: list[Any]) -> list[Any]:
         self.steps += 1
         results = equation.bind(*values)
-        if (use := self.found.get(self.steps)) is None:
+        if (use := self.by_step.get(self.steps)) is None:
             return results
         pairs = zip(use.operands, values, strict=True)
         self.activations[self.steps] = [value for operand, value in pairs if operand is None]
@@ -206,7 +231,7 @@ class _Forward:
 
 
 def _derived(equation: Equation, operands: tuple[Known, ...], age: int) -> list[Known]:
-    """What an equation makes of values without data."""
+    """The results of an equation whose operands do not depend on data."""
     leaves = _leaves(operands)
     moves = _moves(equation, operands)
 
@@ -241,8 +266,8 @@ def _pulled(
     through = {i: operand for i, operand in enumerate(operands) if operand is not None and operand.leaves}
 
     def results(parameters: dict[int, Any]) -> list[Any]:
-        made = equation.bind(*(parameters.get(i, value) for i, value in enumerate(values)))
-        return [made[i] for i in wanted]
+        all_results = equation.bind(*(parameters.get(i, value) for i, value in enumerate(values)))
+        return [all_results[i] for i in wanted]
 
     _, back = jax.vjp(results, {i: values[i] for i in through})
     (parts,) = jax.vmap(back)(list(cotangents))

@@ -1,194 +1,158 @@
-"""What is computed of the spectrum of G: all of it where G is small, its ends and random samples where it is not."""
+"""The spectrum of G, the twin of the Path Kernel: in full if G is small, else its largest pairs and its two ends."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathjax._base.trees import dot, ravel, total
-from pathjax._linalg import estimates
-from pathjax._linalg.lanczos import DENSE, Krylov, Pairs, krylov, largest
-from pathjax._linalg.lapack import eigh, eigvalsh
+from pathjax._base.trees import dot, ravel
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, Problem, measured
+from pathjax._linalg.krylov import Krylov, krylov
+from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error
 from pathjax._path_kernel import twin
 from pathjax._path_kernel.twin import PathKernel
-from pathjax.types import Estimate, Key, Params, Real
+from pathjax.types import Key, Params, Real
 
-__all__ = [
-    "Spectrum",
-    "change_of_norms",
-    "cosine_of_norms",
-    "decompose",
-    "eigenpairs",
-    "ends",
-    "inverse_roots",
-    "product_of_means",
-    "squared_norms",
-]
-
-# Eigenvalues below this many roundings of the largest count as zero.
-_ROUNDINGS = 512
+__all__ = ["PROBLEM", "Ends", "Spectrum", "decompose", "ends", "inverse_roots", "is_nonzero"]
 
 
 class Spectrum(NamedTuple):
-    """All eigenvalues of G on the kept weights, descending, and eigenvectors as columns at `positions`.
+    """All eigenpairs of G on q weights, by descending eigenvalue.
 
-    What is not `alive` stands for weights that a traced mask has pruned: zero, at the end.
+    The q weights are the kept ones or, if the mask is traced and their number therefore unknown, all of the kernel's.
+
+    Attributes:
+        eigenvalues: (q,).
+        eigenvectors: (q, q), as columns.
+        exists: (q,) False for the last pairs, one for each weight that a traced mask prunes; these are set to zero.
+        matrix: (q, q) the matrix G on these weights.
+        positions: (q,) indices of these weights among all parameters, raveled.
     """
 
-    values: Any
-    vectors: Any
-    alive: Any
+    eigenvalues: Any
+    eigenvectors: Any
+    exists: Any
+    matrix: Any
     positions: np.ndarray
 
 
-def decompose(kernel: PathKernel) -> Spectrum:
-    """All of the spectrum, by G on the kept weights in full."""
-    positions = twin.positions(kernel)
-    matrix = twin.matrix(kernel, kernel)
-    alive = jnp.ones(len(positions), bool)
-    if kernel.mask is not None:
-        alive = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
-    below = 1 + jnp.trace(matrix)
-    values, vectors = eigh(matrix - jnp.diag(jnp.where(alive, 0, below)))
-    values, vectors = values[::-1], vectors[:, ::-1]
-    there = values > -below / 2
-    return Spectrum(jnp.where(there, values, 0), jnp.where(there[None, :], vectors, 0), there, positions)
+class Ends(NamedTuple):
+    """The smallest nonzero eigenvalue of G, NaN if it is not resolved, and the largest eigenvalue."""
+
+    smallest: Any
+    largest: Any
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5, 6))
-def eigenpairs(
-    params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int
-) -> Pairs:
-    """The `rank` largest pairs by iteration; `params` are the kernel's, in which the values can be differentiated."""
-    return _iterate(params, kernel, key, tolerance, rank, steps, rounds)
+def is_nonzero(eigenvalues: Any) -> Any:
+    """Which eigenvalues of G count as nonzero: those above 512 ε λ_max, with machine epsilon ε.
 
-
-@functools.partial(jax.jit, static_argnums=(4, 5, 6))
-def _iterate(params: Params, kernel: PathKernel, key: Key, tolerance: Any, rank: int, steps: int, rounds: int) -> Pairs:
-    kernel = dataclasses.replace(kernel, params=params)
-    random = functools.partial(twin.random_signs, kernel)
-    operator = twin.flat(kernel, twin.linear(kernel, kernel))
-    return largest(operator, random, rank, key=key, order=steps, tolerance=tolerance, restarts=rounds)
-
-
-@eigenpairs.defjvp
-def _eigenpairs_jvp(rank: int, steps: int, rounds: int, primals: Any, tangents: Any) -> tuple[Pairs, Pairs]:
-    pairs = eigenpairs(*primals, rank, steps, rounds)
-    params, kernel, *_ = primals
-    vectors = jax.vmap(ravel(params)[1])(pairs.vectors)
-
-    def quotients(params: Params) -> Any:
-        # λ = vᵀ G v has λ's own derivative with v held
-        at = dataclasses.replace(kernel, params=params)
-        return lax.map(lambda vector: dot(vector, twin.cross(at, at)(vector)), vectors)
-
-    _, values = jax.jvp(quotients, (params,), (tangents[0],))
-    unknown = jnp.full_like(pairs.vectors, jnp.nan) * total(tangents[0]).astype(pairs.vectors.dtype)
-    still = np.zeros(jnp.shape(pairs.settled), jax.dtypes.float0)
-    return pairs, Pairs(values, unknown, jnp.zeros_like(pairs.residuals), cast(Any, still))
-
-
-class _Samples(NamedTuple):
-    """Unbiased samples (s, t) of t numbers; one exact row where `exact`."""
-
-    values: Any
-    exact: bool
-
-
-def squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
-    """Samples of the squared norms of the maps of `cross` between pairs of kernels, in units of both sides' traces."""
-    units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
-    if all(twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
-        matrices = [unit * twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
-        return _Samples(jnp.stack([jnp.sum(jnp.square(matrix)) for matrix in matrices])[None], True)
-    products = [twin.flat(right, twin.linear(left, right)) for left, right in maps]
-
-    def sample(sample_key: Key) -> Any:
-        images = [
-            unit * product(twin.random_signs(right, sample_key))
-            for unit, product, (_, right) in zip(units, products, maps, strict=True)
-        ]
-        return jnp.stack([jnp.vdot(image, image) for image in images])
-
-    return _Samples(lax.map(sample, jax.random.split(key, samples)), False)
-
-
-def product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
-    """Π_t mean_t^power_t, with its standard error to first order."""
-    means = jnp.mean(samples.values, axis=0)
-    exponents = jnp.asarray(powers, means.dtype)
-    value = jnp.prod(means**exponents)
-    if samples.exact:
-        return estimates.exact(value)
-    return Estimate(value, value * estimates.mean((samples.values / means[None]) @ exponents).standard_error)
-
-
-def change_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
-    """‖Π − Π_0‖ / ‖Π_0‖ from `squared_norms` of G, of the map between both and of G_0; its error to first order."""
-    traces = kernel.trace() / initial.trace()
-    ratio = traces * jnp.exp2(kernel.exponent - initial.exponent).astype(traces.dtype)
-    size = jnp.maximum(ratio, 1)  # the square of a large ratio may leave the format
-    between = ratio / size / size * twin.cross_factor(kernel, initial, ratio.dtype) ** 2
-    scaled = samples.values * jnp.stack([(ratio / size) ** 2, between, 1 / size / size])[None]
-    initial_norm = jnp.mean(samples.values[:, 2])
-    means = jnp.mean(scaled, axis=0)
-    signs = jnp.array([1.0, -2.0, 1.0], means.dtype)
-    square = jnp.maximum(means @ signs, 0) / initial_norm
-    change = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
-    if samples.exact:
-        return estimates.exact(size * change)
-    errors = (scaled @ signs - square * samples.values[:, 2]) / initial_norm
-    halved = estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
-    return Estimate(size * change, size * jnp.where(change == 0, 0, halved))
-
-
-def cosine_of_norms(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
-    """⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖) from the same."""
-    found = product_of_means(samples, [-0.5, 1.0, -0.5])
-    factor = twin.cross_factor(kernel, initial, found.value.dtype) ** 2
-    return Estimate(factor * found.value, factor * found.standard_error)
-
-
-def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> tuple[Any, Any]:
-    """The smallest nonzero eigenvalue, NaN where it is not resolved, and the largest."""
-    if twin.count(kernel) <= DENSE:
-        values = decompose(kernel).values
-        low = jnp.min(jnp.where(values > _floor(values), values, jnp.inf))
-        return jnp.where(jnp.isfinite(low), low, jnp.nan), values[0]
-    operator = twin.flat(kernel, twin.linear(kernel, kernel))
-    steps = min(order, twin.count(kernel))
-
-    def of_start(start_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, operator(twin.random_signs(kernel, start_key)), steps, to_the_end=True)
-        return _lowest(space, tolerance), eigvalsh(space.matrix)[-1]
-
-    low, high = lax.map(of_start, jax.random.split(key, 2))
-    agree = jnp.abs(low[0] - low[1]) <= tolerance * jnp.min(low)
-    return jnp.where(agree, jnp.min(low), jnp.nan), jnp.max(high)
-
-
-def _lowest(space: Krylov, tolerance: Real) -> Any:
-    """The lowest Ritz value above zero, NaN unless its residual is within the tolerance."""
-    values, vectors = eigh(space.matrix)
-    candidates = jnp.where(values > _floor(values), values, jnp.inf)
-    at = jnp.argmin(candidates)
-    residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, at])
-    return jnp.where(residual <= tolerance * candidates[at], candidates[at], jnp.nan)
+    `eigenvalues` must include λ_max, the largest of G. All functions of G's spectrum use this threshold, which is the
+    rounding error of a zero eigenvalue where 512 weights are kept, the most for which G is decomposed in full. With a
+    lower threshold, rounding errors could pass as the smallest eigenvalue and as eigenvectors on the paths. Each true
+    eigenvalue that counts as zero removes at most 512 ε λ_max(Π) λ_max(K_v) from Θ.
+    """
+    return eigenvalues > rounding_error(eigenvalues, DENSE)
 
 
 def inverse_roots(eigenvalues: Any) -> Any:
-    """λ^(−1/2), and zero for eigenvalues that count as zero."""
-    positive = eigenvalues > _floor(eigenvalues)
-    return jnp.where(positive, jnp.where(positive, eigenvalues, 1) ** -0.5, 0)
+    """λ^(−1/2) of the largest eigenvalues of G; zero for those that count as zero."""
+    nonzero = is_nonzero(eigenvalues)
+    return jnp.where(nonzero, jnp.where(nonzero, eigenvalues, 1) ** -0.5, 0)
 
 
-def _floor(eigenvalues: Any) -> Any:
-    """The size below which an eigenvalue counts as zero."""
-    return _ROUNDINGS * jnp.finfo(eigenvalues.dtype).eps * jnp.max(eigenvalues)
+def decompose(kernel: PathKernel) -> Spectrum:
+    """All eigenpairs of G on the kept weights, from the matrix formed in full."""
+    positions = twin.positions(kernel)
+    matrix = twin.matrix(kernel, kernel)
+    is_kept = jnp.ones(len(positions), bool)
+    if kernel.mask is not None:
+        is_kept = jnp.concatenate([jnp.ravel(mask) for mask in jax.tree.leaves(kernel.mask)])[positions]
+    # A pruned weight gets a negative eigenvalue, which sorts it behind all others and tells it from a zero of G.
+    shift = 1 + jnp.trace(matrix)
+    eigenvalues, vectors = eigh(matrix - jnp.diag(jnp.where(is_kept, 0, shift)))
+    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+    exists = eigenvalues > -shift / 2
+    return Spectrum(
+        jnp.where(exists, eigenvalues, 0), jnp.where(exists[None, :], vectors, 0), exists, matrix, positions
+    )
+
+
+def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> Ends:
+    """The smallest nonzero and the largest eigenvalue of G.
+
+    Exact for up to 512 kept weights; otherwise by `order` Lanczos steps from each of two random starts.
+    """
+    if twin.count(kernel) <= DENSE:
+        eigenvalues = decompose(kernel).eigenvalues
+        smallest = jnp.min(jnp.where(is_nonzero(eigenvalues), eigenvalues, jnp.inf))
+        return Ends(jnp.where(jnp.isfinite(smallest), smallest, jnp.nan), eigenvalues[0])
+    product = _product(kernel)
+    steps = min(order, twin.count(kernel))
+
+    def ends_from_random_start(start_key: Key) -> Ends:
+        # G z is orthogonal to the null space, so that no Ritz value of the space is that of a null vector
+        space = krylov(product, product(twin.random_signs(kernel, start_key)), steps, to_the_end=True)
+        return Ends(_smallest(space, tolerance), eigvalsh(space.matrix)[-1])
+
+    runs = lax.map(ends_from_random_start, jax.random.split(key, 2))
+    smallest = jnp.min(runs.smallest)
+    agree = jnp.abs(runs.smallest[0] - runs.smallest[1]) <= tolerance * smallest
+    return Ends(jnp.where(agree, smallest, jnp.nan), jnp.max(runs.largest))
+
+
+def _smallest(space: Krylov, tolerance: Real) -> Any:
+    """The smallest nonzero Ritz value; NaN if its residual is above `tolerance` times the value."""
+    ritz_values, vectors = eigh(space.matrix)
+    candidates = jnp.where(is_nonzero(ritz_values), ritz_values, jnp.inf)
+    index = jnp.argmin(candidates)
+    residual = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1, index])
+    return jnp.where(residual <= tolerance * candidates[index], candidates[index], jnp.nan)
+
+
+# The search for the largest eigenpairs
+
+
+def _exact_pairs(kernel: PathKernel, rank: int) -> Eigenpairs:
+    spectrum = decompose(kernel)
+    eigenvalues, columns = spectrum.eigenvalues[:rank], spectrum.eigenvectors[:, :rank]
+    trees = twin.trees_at(kernel, spectrum.positions, columns.T)
+    return Eigenpairs(eigenvalues, trees, measured(spectrum.matrix, eigenvalues, columns))
+
+
+def _product(kernel: PathKernel) -> Callable[[Any], Any]:
+    """w ↦ G w on vectors (p,)."""
+    return twin.flat(kernel, twin.linear(kernel, kernel))
+
+
+def _quotient(kernel: PathKernel) -> Callable[[Any], Any]:
+    """w ↦ wᵀ G w on vectors (p,)."""
+    _, unravel = ravel(kernel.params)
+    product = twin.cross(kernel, kernel)
+
+    def quotient(vector: Any) -> Any:
+        tree = unravel(vector)
+        return dot(tree, product(tree))
+
+    return quotient
+
+
+def _stacked_trees(kernel: PathKernel, vectors: Any) -> Params:
+    """Vectors (r, p) as one tree with leaves (r, ...)."""
+    return jax.vmap(ravel(kernel.params)[1])(vectors)
+
+
+PROBLEM = Problem(
+    name="the Path Kernel",
+    rows="kept weights",
+    decompose=_exact_pairs,
+    product=_product,
+    quotient=_quotient,
+    random_signs=twin.random_signs,
+    unravel=_stacked_trees,
+)
+"""What `eigenpairs.find` needs to search the largest eigenpairs of G; eigenvectors are stacked trees like `params`."""

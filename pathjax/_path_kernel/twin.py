@@ -1,11 +1,11 @@
-"""G = (J_θ v)ᵀ(J_θ v), the twin of the Path Kernel, as an operator on trees of parameters.
+"""G = (J_θ v)ᵀ(J_θ v), which has the nonzero eigenvalues of the Path Kernel, as an operator on trees of parameters.
 
 With R₂(u) = Σ_p c_p² Π_{i∈p} u_i over the paths of the lifted network, at u = θ²,
 
     G w = ∇R₂(u) ⊙ w + θ ⊙ (∇²R₂(u) · (θ ⊙ w))
 
-is one Hessian-vector product. R₂(θ₁ ⊙ θ₂) = Σ_p v_p(θ₁) v_p(θ₂) has for its mixed second derivative
-(J_θ v)(θ₁)ᵀ (J_θ v)(θ₂), by which the Path Kernels of two sets of weights are compared; G is that of one with itself.
+is one Hessian-vector product. The mixed second derivative of R₂(θ₁ ⊙ θ₂) = Σ_p v_p(θ₁) v_p(θ₂) by θ₁ and θ₂ is
+(J_θ v)(θ₁)ᵀ (J_θ v)(θ₂), which compares the Path Kernels of two sets of weights; for θ₁ = θ₂ it is G.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
     "trees_at",
 ]
 
-# Numbers in the vectors that are multiplied at once where G is formed.
+# G is formed in blocks of columns, with at most 2^22 numbers in the vectors that it multiplies at once.
 _AT_ONCE = 2**22
 
 
@@ -57,17 +57,17 @@ _AT_ONCE = 2**22
 class PathKernel:
     """The operator G on trees like `params`, scaled: the true G is exp(`log_scale`) times what the methods give.
 
-    A pytree, so that it passes through jit, vmap and grad. Rows and columns of pruned weights, and of leaves that are
-    not chosen, are dropped: they are zero in every result.
+    A pytree, so that it passes through jit, vmap and grad. G has no rows and columns for pruned weights, nor for leaves
+    outside `rows`: their entries are zero in every result.
 
     Attributes:
-        params: the parameters in single precision at least, pruned weights zero.
-        mask: which weights are kept; None if all are.
+        params: the parameters in float32 or wider, with pruned weights set to zero.
+        mask: True for kept weights; None if all are kept.
         example: one all-ones input, (1, ...).
-        exponent: the binary logarithm of the scale.
-        network: the traced network, of the leaves' own types.
-        rows: positions of the leaves whose weights have rows and columns.
-        outputs: positions of the outputs in which paths end; None for all.
+        exponent: the binary logarithm of the scale, exp(`log_scale`).
+        network: the network, traced for parameters of their original types.
+        rows: positions of the parameter leaves whose weights have rows and columns in G.
+        outputs: indices of the outputs at which paths end; None for all.
     """
 
     params: Params
@@ -79,28 +79,28 @@ class PathKernel:
     outputs: tuple[int, ...] | None
 
     def __repr__(self) -> str:
-        total, outputs = size(self), self.network.program(self.example).outputs
+        total, outputs = size(self), self.network.output(self.example).shape[1]
         kept = "?" if self.mask is not None and _row_masks(self) is None else f"{count(self):,}"
         chosen = "all" if self.outputs is None else len(self.outputs)
         return f"PathKernel(x={self.example.shape}, outputs={chosen} of {outputs}, weights={total:,}, kept={kept})"
 
     @property
     def log_scale(self) -> Float[Array, ""]:
-        """Natural logarithm of the factor between the scaled operator and the true one."""
+        """Natural logarithm of the factor from the scaled operator to the true G."""
         return math.log(2.0) * jnp.asarray(self.exponent, float)
 
     def matvec(self, tree: Params) -> Params:
-        """G w for a tree w like `params`: one Hessian-vector product, some three times a gradient's cost.
+        """G w for a tree w like `params`: one Hessian-vector product, about the cost of three gradients.
 
-        Raises ValueError for a tree of another structure.
+        Raises ValueError unless the tree has the structure of `params`.
         """
         check_like(tree, self.params, name="tree")
         return cross(self, self)(tree)
 
     def diagonal(self) -> Params:
-        """diag(G)_i = ∂R₂/∂u_i, and u_i ∂²R₂/∂u_i² more for tied weights, as a tree like `params`.
+        """diag(G)_i = ∂R₂/∂u_i, plus u_i ∂²R₂/∂u_i² for tied weights, as a tree like `params`.
 
-        One gradient; for each entry of a tied leaf one Hessian-vector product.
+        Costs one gradient, and one Hessian-vector product for each entry of a tied leaf.
         """
 
         def scaled_sum(squares: Params) -> tuple[Any, Any]:
@@ -117,7 +117,7 @@ class PathKernel:
         return total(self.diagonal())
 
     def _entries(self, position: int) -> Any:
-        """The diagonal at one leaf, entry by entry."""
+        """The diagonal at one leaf: one product with a unit vector for each entry."""
         leaves, structure = jax.tree.flatten(self.params)
         shape, dtype = leaves[position].shape, leaves[position].dtype
         zeros = [jnp.zeros_like(leaf) for leaf in leaves]
@@ -132,7 +132,7 @@ class PathKernel:
 
 
 def restricted(kernel: PathKernel, tree: Params) -> Params:
-    """The tree, with zeros where the kernel has no rows."""
+    """The tree, with zeros at weights for which the kernel has no row."""
     leaves, structure = jax.tree.flatten(tree)
     masks = [True] * len(leaves) if kernel.mask is None else jax.tree.leaves(kernel.mask)
     kept = [
@@ -143,62 +143,64 @@ def restricted(kernel: PathKernel, tree: Params) -> Params:
 
 
 def _selected_sum(kernel: PathKernel, weights: Params) -> tuple[Any, Any]:
-    """Σ_p c_p² Π_{i∈p} weights_i over the paths to the chosen outputs: array and exponent of the scale."""
-    # zeros keep their scale: where the sum vanishes (a layer initialised at zero) its derivatives need not
+    """Σ_p c_p² Π_{i∈p} weights_i over the paths to the chosen outputs, as a number and the exponent of its scale."""
+    # keep_zeros: where the sum is zero, as with a layer initialized at zero, its derivatives may be nonzero
     program = kernel.network.path_program(kernel.example)
     sums: Scaled = lift(program, weights, kernel.example, phi=absolute_power(2), keep_zeros=True)
     array = sums.array if kernel.outputs is None else sums.array[:, np.array(kernel.outputs)]
     return jnp.sum(array), lax.stop_gradient(sums.exponent)
 
 
-def _rescale(tree: Params, step: Any) -> Params:
-    # the scale is chosen by rounded numbers, which another compilation may round otherwise
-    step = jnp.where(jnp.isfinite(step), step, 0.0)
-    return jax.tree.map(lambda leaf: leaf * power_of_two(step, leaf.dtype), tree)
+def _rescale(tree: Params, shift: Any) -> Params:
+    """The tree times 2^shift; unchanged if the shift is not finite."""
+    # The shift need not be 0 for the kernel's own sum: its scale depends on rounding, which depends on compilation.
+    shift = jnp.where(jnp.isfinite(shift), shift, 0.0)
+    return jax.tree.map(lambda leaf: leaf * power_of_two(shift, leaf.dtype), tree)
 
 
 def cross(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
-    """w ↦ (J_θ v)ᵀ_left (J_θ v)_right w, at the scale of `_cross_exponent`.
+    """w ↦ (J_θ v)ᵀ_left (J_θ v)_right w, divided by 2 to the power `_cross_exponent`.
 
-    ∂/∂θ₁ of the derivative of R₂(θ₁ ⊙ θ₂) along w in θ₂: reverse over forward mode, which is cheaper than the other way
-    around where weights are convolved.
+    It is the gradient by θ₁ of the derivative of R₂(θ₁ ⊙ θ₂) by θ₂ along w. Reverse over forward mode, since forward
+    over reverse mode is slower for convolutions.
     """
-    scale = _cross_exponent(left, right)
+    scale_exponent = _cross_exponent(left, right)
 
     def product(tree: Params) -> Params:
         vector = restricted(right, jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), tree, right.params))
 
-        def slope(weights: Params) -> tuple[Any, Any]:
-            along = multiply(weights, vector)
+        def derivative_along_vector(weights: Params) -> tuple[Any, Any]:
+            direction = multiply(weights, vector)
             _, derivative, exponent = jax.jvp(
-                functools.partial(_selected_sum, left), (multiply(weights, right.params),), (along,), has_aux=True
+                functools.partial(_selected_sum, left), (multiply(weights, right.params),), (direction,), has_aux=True
             )
             return derivative, exponent
 
-        gradient, exponent = jax.grad(slope, has_aux=True)(left.params)
-        return restricted(left, _rescale(gradient, exponent - scale))
+        gradient, exponent = jax.grad(derivative_along_vector, has_aux=True)(left.params)
+        return restricted(left, _rescale(gradient, exponent - scale_exponent))
 
     return product
 
 
 def _cross_exponent(left: PathKernel, right: PathKernel) -> Any:
+    """The mean of the two kernels' exponents, rounded down."""
     return jnp.floor((left.exponent + right.exponent) / 2)
 
 
 def linear(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
-    """The same map for use in loops: what does not depend on w is computed once, about two thirds of the cost."""
+    """The map of `cross` for use in loops: the part that does not depend on w is computed once."""
     _, product = jax.linearize(cross(left, right), jax.tree.map(jnp.zeros_like, right.params))
     return channels_last(product)
 
 
 def size(kernel: PathKernel) -> int:
-    """The number of weights that can have rows, whatever the mask."""
+    """The number of weights in the leaves that have rows, pruned ones included."""
     leaves = jax.tree.leaves(kernel.params)
     return sum(leaves[position].size for position in kernel.rows)
 
 
 def _row_masks(kernel: PathKernel) -> list[Any] | None:
-    """For each leaf of the rows, in order, which weights are kept; None where that cannot be read."""
+    """The masks of the leaves that have rows, in order of position; None if the mask is not known while tracing."""
     leaves = jax.tree.leaves(kernel.params)
     if kernel.mask is None:
         return [np.ones(leaves[position].shape, bool) for position in sorted(kernel.rows)]
@@ -209,13 +211,13 @@ def _row_masks(kernel: PathKernel) -> list[Any] | None:
 
 
 def count(kernel: PathKernel) -> int:
-    """The number of kept weights, or of those that a mask which cannot be read may keep."""
+    """The number of kept weights that have rows; all of `size` if the mask is not known while tracing."""
     masks = None if kernel.mask is None else _row_masks(kernel)
     return size(kernel) if masks is None else sum(int(np.count_nonzero(mask)) for mask in masks)
 
 
 def dimension(kernel: PathKernel) -> Any:
-    """The number of kept weights as an array."""
+    """The number of kept weights that have rows, as an array, so that the mask may be traced."""
     if kernel.mask is None:
         return jnp.asarray(size(kernel))
     masks = jax.tree.leaves(kernel.mask)
@@ -223,17 +225,17 @@ def dimension(kernel: PathKernel) -> Any:
 
 
 def positions(kernel: PathKernel) -> np.ndarray:
-    """Positions of the kept weights, or of those that may be kept, among all the parameters, raveled."""
+    """Raveled indices of the kept weights that have rows; of all that have rows if the mask is not known."""
     leaves = jax.tree.leaves(kernel.params)
     starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
     rows = sorted(kernel.rows)
     masks = _row_masks(kernel) or [np.ones(leaves[position].shape, bool) for position in rows]
-    found = [starts[position] + np.flatnonzero(mask) for position, mask in zip(rows, masks, strict=True)]
-    return np.concatenate(found)
+    indices = [starts[position] + np.flatnonzero(mask) for position, mask in zip(rows, masks, strict=True)]
+    return np.concatenate(indices)
 
 
 def matrix(left: PathKernel, right: PathKernel) -> Any:
-    """The map of `cross` between the kept weights, in full."""
+    """The map of `cross` as a dense matrix, with the kept weights of `left` as rows and those of `right` as columns."""
     rows, columns = positions(left), positions(right)
     product = flat(right, linear(left, right))
     zeros = jnp.zeros_like(ravel(right.params)[0])
@@ -246,24 +248,24 @@ def matrix(left: PathKernel, right: PathKernel) -> Any:
 
 
 def trees_at(kernel: PathKernel, positions: np.ndarray, rows: Any) -> Params:
-    """Stacked trees with these rows (r, kept weights) at the positions."""
+    """Stacked trees, one for each of `rows` (r, kept weights): its numbers at `positions`, zeros elsewhere."""
     vector, unravel = ravel(kernel.params)
     return jax.vmap(lambda row: unravel(jnp.zeros_like(vector).at[positions].set(row)))(rows)
 
 
 def flat(kernel: PathKernel, function: Callable[[Params], Params]) -> Callable[[jax.Array], jax.Array]:
-    """A map of trees like the kernel's parameters as one of vectors (p,)."""
+    """A function of trees like the kernel's parameters, as a function of vectors (p,)."""
     _, unravel = ravel(kernel.params)
     return lambda vector: ravel(function(unravel(vector)))[0]
 
 
 def random_signs(kernel: PathKernel, key: Key) -> Any:
-    """Random signs on the kept weights, raveled."""
+    """A vector (p,) of random signs at the kept weights that have rows, zeros elsewhere."""
     vector, unravel = ravel(kernel.params)
     return ravel(restricted(kernel, unravel(jax.random.rademacher(key, vector.shape, vector.dtype))))[0]
 
 
 def cross_factor(left: PathKernel, right: PathKernel, dtype: Any) -> Any:
-    """1 or 1/√2, by which a product of `cross` comes to be in units of the root of both kernels' scales."""
+    """1 or 1/√2: a result of `cross` times this factor has the geometric mean of both kernels' scales as its unit."""
     difference = _cross_exponent(left, right) - (left.exponent + right.exponent) / 2
     return jnp.exp2(difference.astype(dtype))

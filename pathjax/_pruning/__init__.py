@@ -1,6 +1,8 @@
-"""What scores and masks are made of.
+"""The computations behind `scores` and `masks`. The files do not depend on each other.
 
-`flows`: shares of open-gated path sums through each weight. `losses`: derivatives of a loss over labelled batches.
-`selection`: the largest of many scores without sorting. `apportionment`: how many weights each layer keeps.
-`files`: masks in files, one bit a weight.
+`flows`: the share of a path sum that goes through each weight (SynFlow, PX).
+`losses`: gradients and Hessian-vector products of a loss over labelled batches (SNIP, GraSP).
+`selection`: a mask of the largest scores, without sorting.
+`apportionment`: how many weights each layer keeps when the total is given ("uniform" and "erk").
+`files`: masks saved to files, one bit per weight.
 """

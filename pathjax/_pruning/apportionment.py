@@ -1,4 +1,4 @@
-"""How many weights each leaf keeps, where the total is given."""
+"""How many weights each leaf keeps when the total is given, by Webster's method of apportionment."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ __all__ = ["apportion"]
 
 
 def apportion(total: int, shares: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Counts that add up to `total`: ε·share rounded, at least 1 and at most the size, with one ε for all leaves.
+    """Counts that add up to `total`, one for each leaf: round(ε·share) clipped to 1 … size, with one ε for all leaves.
 
-    Where two round up at the same ε, the first does. Leaf by leaf, a larger total never means a smaller count, which
-    rounding by largest remainders does not keep ("Alabama paradox"). An empty leaf has 0. `total` must lie between the
-    number of leaves that are not empty and the sum of the sizes; all is integer arithmetic but for the search.
+    If two leaves round up at the same ε, the first gets the weight. A larger `total` never gives a leaf a smaller
+    count; rounding by largest remainders can ("Alabama paradox"). An empty leaf gets 0. `total` must lie between the
+    number of leaves that are not empty and the sum of the sizes. A bisection in floating point finds an ε just below
+    the right one; the rest is exact integer arithmetic.
     Source: Balinski and Young, "Fair Representation", 1982, Webster's method.
     """
     share, most = np.asarray(shares, np.int64), np.asarray(sizes, np.int64)
@@ -30,21 +31,22 @@ def apportion(total: int, shares: Sequence[int], sizes: Sequence[int]) -> list[i
     for _ in range(64):
         middle = (low + high) / 2
         low, high = (middle, high) if rounded(middle).sum() <= total else (low, middle)
-    # a little less, so that none is counted for the error of a float; those few follow one by one
+    # an ε slightly too small: rounding errors must not add a weight too many; the few missing are added one by one
     counts = rounded(low * (1 - 1e-9)).tolist()
     return _add_one_by_one(total - sum(counts), counts, shares, sizes)
 
 
 def _add_one_by_one(missing: int, counts: list[int], shares: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """Counts with `missing` more, each where the smallest ε rounds it up."""
+    """Counts with `missing` weights added, each to the leaf whose count rounds up at the smallest ε."""
 
-    def due(leaf: int) -> tuple[Fraction | float, int]:
+    def next_rise(leaf: int) -> tuple[Fraction | float, int]:
+        """Twice the ε at which the leaf's count rounds up by one, and the leaf, which breaks ties."""
         return (Fraction(2 * counts[leaf] + 1, shares[leaf]) if counts[leaf] < sizes[leaf] else math.inf), leaf
 
-    queue = [due(leaf) for leaf in range(len(counts))]
+    queue = [next_rise(leaf) for leaf in range(len(counts))]
     heapq.heapify(queue)
     for _ in range(missing):
         leaf = queue[0][1]
         counts[leaf] += 1
-        heapq.heapreplace(queue, due(leaf))
+        heapq.heapreplace(queue, next_rise(leaf))
     return counts

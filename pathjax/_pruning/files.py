@@ -1,4 +1,4 @@
-"""Masks in files: one bit a weight, beside the key paths and shapes of the tree."""
+"""Save masks to files and load them: one bit per weight, with the key paths and shapes of the tree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["load", "save"]
 
 _VERSION = 1
 
-# of each part, the kind of its numbers and how many axes it has
+# for each array of the file, the kind of its dtype and its number of axes
 _PARTS = {
     "bits": ("u", 1),
     "kept": ("i", 1),
@@ -36,10 +36,12 @@ _PARTS = {
 
 
 def save(path: str | os.PathLike[str], mask: Mask) -> None:
-    """Write a mask to the file `path`, one bit a weight, in one step: the file is whole, or as it was before.
+    """Save a mask to the file `path`, one bit per weight.
 
-    An uncompressed NumPy archive (`.npz`) of `version`, key `paths` (l,), `ranks` (l,) and all `shapes` in one row,
-    the weights `kept` of each leaf (l,), and the `bits` of all leaves, raveled and packed (⌈p/8⌉,). No pickle.
+    The file is replaced atomically: an interrupted call leaves it as it was before. It is an uncompressed NumPy archive
+    (`.npz`, no pickle) with, for l leaves of p weights in all: the format's `version`; the key `paths` (l,); the
+    `ranks` (l,), numbers of axes; the `shapes`, concatenated; the numbers `kept` of kept weights (l,); and the `bits`
+    of all leaves, raveled, concatenated and packed by `numpy.packbits` (⌈p/8⌉,).
 
     Raises TypeError for leaves that are not boolean, and OSError where the file cannot be written.
 
@@ -68,12 +70,13 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
 
 
 def load(path: str | os.PathLike[str], like: Params) -> Mask:
-    """The mask that `save` wrote to the file `path`, in the structure of `like`.
+    """Load the mask that `save` wrote to the file `path`, as a pytree with the structure of `like`.
 
-    `like` is read for its key paths and shapes alone: parameters, a mask, or what `jax.eval_shape` gives.
+    `like` can be the parameters, another mask, or the result of `jax.eval_shape`; only its key paths and shapes are
+    read.
 
-    Raises ValueError where the file is none of `save`, damaged, of a later format, or of a tree with other key paths
-    or shapes than `like` (the message names the first); FileNotFoundError where there is none.
+    Raises ValueError where the file was not written by `save`, is damaged, has a later format, or holds a mask with
+    other key paths or shapes than `like` (names the first difference); FileNotFoundError where there is no file.
 
     >>> import os, tempfile
     >>> import jax, jax.numpy as jnp
@@ -101,7 +104,7 @@ def _split(bits: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
 
 
 def _replace(path: Path, content: memoryview) -> None:
-    """Put a file in place of another in one step."""
+    """Write `content` to the file `path`, atomically: through a temporary file that is renamed when it is complete."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     file = temporary.open("xb")
     try:
@@ -117,12 +120,12 @@ def _replace(path: Path, content: memoryview) -> None:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file, checked against each other."""
+    """The arrays of a file that `save` wrote, with consistent shapes and dtypes."""
     data = path.read_bytes()
     unknown = f"{path} is no mask that pathjax saved, or is damaged"
-    # an archive may have anything before its first and behind its last record: this one has nothing
+    # zip files may have other bytes before the first and after the last record; files of `save` have none
     if not data.startswith(b"PK\x03\x04") or data[-22:-18] != b"PK\x05\x06":
-        raise ValueError(f"{unknown}: it does not begin and end as an archive of NumPy.")
+        raise ValueError(f"{unknown}: it does not begin and end as a NumPy archive does.")
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             members = {name: archive[name] for name in archive.files}
@@ -132,12 +135,12 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     if (version.dtype.kind, version.ndim) == _PARTS["version"] and version > _VERSION:
         raise ValueError(f"{path} has format {version}; this pathjax reads formats up to {_VERSION}. Update pathjax.")
     if not _agree(members):
-        raise ValueError(f"{unknown}: its parts are not {', '.join(_PARTS)} of one mask.")
+        raise ValueError(f"{unknown}: its arrays are not {', '.join(_PARTS)} of one mask.")
     return members
 
 
 def _agree(members: dict[str, np.ndarray]) -> bool:
-    """Whether the parts are those of one mask: by kind, by number of axes and by size."""
+    """Whether the arrays have the dtypes, numbers of axes and sizes that `save` gives those of one mask."""
     if {name: (array.dtype.kind, array.ndim) for name, array in members.items()} != _PARTS:
         return False
     paths, ranks, shapes, kept = (members[name] for name in ("paths", "ranks", "shapes", "kept"))
@@ -154,11 +157,11 @@ def _shapes(members: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
 
 def _check_tree(path: Any, paths: list[str], shapes: list[tuple[int, ...]], like: Params) -> None:
     remedy = "Load it with the parameters of the network that it was saved for."
-    theirs = key_paths(like)
-    for place, (name, other) in enumerate(itertools.zip_longest(paths, theirs, fillvalue="no leaf")):
-        if name != other:
+    like_paths = key_paths(like)
+    for index, (name, like_name) in enumerate(itertools.zip_longest(paths, like_paths, fillvalue="no leaf")):
+        if name != like_name:
             raise ValueError(
-                f"{path} has a mask of another tree: its leaf {place} is {name}, where `like` has {other}. {remedy}"
+                f"{path} has a mask of another tree: its leaf {index} is {name}, where `like` has {like_name}. {remedy}"
             )
     for name, shape, leaf in zip(paths, shapes, jax.tree.leaves(like), strict=True):
         if shape != jnp.shape(leaf):

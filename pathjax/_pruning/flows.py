@@ -1,4 +1,4 @@
-"""Shares of open-gated sums through each weight, and the inputs that such sums begin with."""
+"""The share of a path sum that goes through each weight, and the input and output weights of such sums."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ def flow(
     q: Real,
     mask: Mask | None = None,
     factor: Params | None = None,
-    reached: Array | None = None,
+    output_weights: Array | None = None,
 ) -> Scores:
-    """`factor` ⊙ ∂ log R/∂ φ(θ) for the open-gated sum R and φ(θ) = |θ|^q, zero where there is no path.
+    """The share φ(θ) ⊙ ∂ log R/∂φ(θ) of the path sum R that goes through each weight, φ(θ) = |θ|^q; 0 where R is 0.
 
-    `inputs` (1, ...) are φ(x) already. The factor is φ(θ) itself by default: then this is the share of R that goes
-    through each weight. R is the sum over outputs, each times its number in `reached` (o,) where that is given.
+    R = Σ_o r_o Σ_{p→o} φ(v_p)·φ(x_s(p)), with open gates. `inputs` (1, ...) holds φ(x), not x. `output_weights` (o,)
+    holds the weights r_o of the outputs, 1 by default. A `factor` takes the place of the φ(θ) in front of the
+    derivative.
     """
     phi = absolute_power(q)
     weights = lift_weights(params, phi, mask)
     program = network.path_program(jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
 
-    def mass(weights: Params) -> Array:
+    def path_sum(weights: Params) -> Array:
         output = lift(program, weights, inputs, phi=phi, patches=True).array[0]
-        return jnp.sum(output if reached is None else output * reached.astype(output.dtype))
+        return jnp.sum(output if output_weights is None else output * output_weights.astype(output.dtype))
 
-    total, slopes = jax.value_and_grad(mass)(weights)
+    total, slopes = jax.value_and_grad(path_sum)(weights)
     return relative(multiply(weights if factor is None else factor, slopes), total)
 
 
-def relative(tree: Params, whole: Array) -> Params:
-    """The tree over `whole`, zero where that is zero."""
-    factor = jnp.where(whole > 0, 1.0 / jnp.where(whole > 0, whole, 1.0), 0.0)
+def relative(tree: Params, total: Array) -> Params:
+    """The tree divided by `total`; zeros where `total` is 0."""
+    factor = jnp.where(total > 0, 1.0 / jnp.where(total > 0, total, 1.0), 0.0)
     return jax.tree.map(lambda leaf: leaf * factor.astype(leaf.dtype), tree)
 
 
 def _input_batches(inputs: Any) -> Iterator[Array]:
-    """The inputs in batches, checked, without those of no example."""
+    """The batches of the inputs, with their dtype checked; empty batches are left out."""
     batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
     empty = True
     for batch in map(jnp.asarray, batches):
@@ -76,14 +77,14 @@ def mean_input(inputs: Any, phi: Callable[[Any], Any]) -> Array:
 
 
 class OutputGram(NamedTuple):
-    """log Σ_n K_v(x_n, x_n)_o for each output (o,), and an example of ones, (1, ...), of the inputs' shape."""
+    """log Σ_n K_v(x_n, x_n)_o of each output (o,), and one example of ones (1, ...) with the shape of the inputs."""
 
     log_sums: Array
     ones: Array
 
 
 def log_gram_of_outputs(network: TracedNetwork, params: Params, kept: Mask, inputs: Any, chunk: int) -> OutputGram:
-    """How much data reach each output, over all examples, `chunk` of them at a time."""
+    """log Σ_n K_v(x_n, x_n)_o over the examples of all batches, `chunk` of them computed at a time."""
     ones, real = (lift_weights(params, function, kept) for function in (jnp.ones_like, lambda leaf: leaf))
 
     @jax.jit

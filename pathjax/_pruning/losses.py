@@ -1,4 +1,4 @@
-"""Losses over labelled batches, and their first and second derivatives over all of them in bounded memory."""
+"""Gradients and Hessian-vector products of a mean loss over many batches, with one batch in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathjax.types import Params
 __all__ = ["Batches", "LossFn", "check_labels", "curvature_product", "mean_gradient", "replayable"]
 
 LossFn: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-"""`loss(outputs, labels)`: outputs (n, o) and labels (n,) to the mean over the n examples."""
+"""`loss(outputs, labels)`, the mean loss of n examples with outputs (n, o) and labels (n,)."""
 
 Batches: TypeAlias = Iterable[tuple[Any, Any]]
 """Pairs of inputs (n, ...) and integer labels (n,)."""
 
 
 def mean_gradient(network: TracedNetwork, params: Params, batches: Batches, *, loss: LossFn) -> Params:
-    """g = ∂/∂θ of the mean loss over all examples of all batches, each batch counted by its size."""
+    """The gradient g of the mean loss over all examples of all batches; each batch counts by its number of examples."""
 
     @jax.jit
     def gradient(params: Params, x: Array, y: Array) -> Params:
@@ -35,7 +35,7 @@ def mean_gradient(network: TracedNetwork, params: Params, batches: Batches, *, l
 def curvature_product(
     network: TracedNetwork, params: Params, batches: Batches, vector: Params, *, loss: LossFn
 ) -> Params:
-    """H w for a tree w, H the Hessian of the mean loss over all examples of all batches."""
+    """H w for a pytree w = `vector`, with H the Hessian of the mean loss over all examples of all batches."""
 
     @jax.jit
     def product(params: Params, vector: Params, x: Array, y: Array) -> Params:
@@ -49,12 +49,12 @@ def curvature_product(
 
 
 def replayable(batches: Batches) -> Batches:
-    """Batches that can be read more than once; those of an iterator are kept."""
+    """The batches in a form that can be read more than once: an iterator is read into a list."""
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
 def check_labels(labels: Array, outputs: int) -> None:
-    """Raise TypeError for labels that are not integers, ValueError for one outside 0 … o − 1 where it can be read."""
+    """Raise TypeError for labels that are not integers, ValueError for labels outside 0 … o − 1 unless traced."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
             f"Labels must be integers 0 … {outputs - 1}; they are {labels.dtype}. Convert with .astype(int), or take "
@@ -71,7 +71,7 @@ def check_labels(labels: Array, outputs: int) -> None:
 def _mean_over(
     sum_over: Callable[[Array, Array], Params], network: TracedNetwork, params: Params, batches: Batches
 ) -> Params:
-    """The mean over all examples, where `sum_over` gives the sum over those of one batch."""
+    """The mean over the examples of all batches, where `sum_over(x, y)` is the sum over the examples of one batch."""
     total, examples = jax.tree.map(jnp.zeros_like, params), 0
     for x, y in _labelled(network, batches):
         total, examples = jax.tree.map(jnp.add, total, sum_over(x, y)), examples + x.shape[0]
@@ -84,7 +84,7 @@ def _mean_over(
 
 
 def _labelled(network: TracedNetwork, batches: Batches) -> Iterator[tuple[Array, Array]]:
-    """The batches as arrays, checked, without those of no example."""
+    """The batches as arrays, with shapes and labels checked; empty batches are left out."""
     for x, y in batches:
         x, y = jnp.asarray(x), jnp.asarray(y)
         if x.ndim == 0 or y.shape != x.shape[:1]:
@@ -94,5 +94,5 @@ def _labelled(network: TracedNetwork, batches: Batches) -> Iterator[tuple[Array,
             )
         if x.shape[0] == 0:
             continue
-        check_labels(y, network.program(x).outputs)
+        check_labels(y, network.output(x).shape[1])
         yield x, y

@@ -1,4 +1,8 @@
-"""The largest of many scores without a sort: a threshold between brackets that close in passes which count."""
+"""A mask of the k largest of many scores, in linear time and without sorting.
+
+The scores become ordinals: integers in the same order. A bracket around the k-th largest is narrowed by counting how
+many of them lie above a few thresholds, all in one pass; the first thresholds come from a small sorted sample.
+"""
 
 from __future__ import annotations
 
@@ -16,25 +20,28 @@ from jaxtyping import Array
 from pathjax._base.trees import check_boolean, check_like
 from pathjax.types import Mask, Prunable, Scores
 
-__all__ = ["Contest", "check", "check_density", "select", "sound"]
+__all__ = ["Contest", "Selection", "check", "check_density", "select", "sound"]
 
-# Shares of a bracket that are tried in each pass besides the guesses, so that it closes at worst by quarters. XLA
-# vectorizes a reduction that counts several things at once: on a CPU eight counts take an eighth of the time of one.
+# Fixed thresholds of each pass, as shares of the bracket: even if all guesses miss, the bracket shrinks to a quarter.
+# XLA vectorizes a reduction that counts for several thresholds at once, so these cost next to nothing.
 _GUARDS = (0.25, 0.5, 0.75)
 
-# Distances from the place where the threshold is guessed, in its standard deviations.
+# Further thresholds of each pass: distances from the expected threshold, in standard deviations of that expectation.
 _SPREAD = (-4.0, -1.0, 0.0, 1.0, 4.0)
 
-# Scores of which the first guess is made.
+# Size of the sample from which the first thresholds are taken.
 _SAMPLE = 2**12
 
-# Weights up to which small leaves are joined: fewer vectors compile faster, and to copy long ones would take longer
-# than to read them.
+# Small leaves are concatenated into vectors of at most this many weights: fewer vectors compile faster, but copying
+# large leaves would take longer than reading them.
 _RUN = 2**16
 
 
-class Found(NamedTuple):
-    """The masks of some leaves, whether all scores that compete are finite, and how many compete."""
+class Ranking(NamedTuple):
+    """The masks of leaves ranked together, whether all competing scores are finite, and how many compete.
+
+    A score competes unless an earlier mask has pruned its weight.
+    """
 
     masks: list[Array]
     finite: Array
@@ -42,37 +49,46 @@ class Found(NamedTuple):
 
 
 class Contest(NamedTuple):
-    """What was found among the leaves whose scores compete with each other: of which names, for how many places."""
+    """One ranking: leaves whose scores are ranked together, how many weights to keep, and the result.
 
-    found: Found
+    `within` are the earlier masks of the leaves, or None.
+    """
+
+    ranking: Ranking
     names: list[str]
     scores: tuple[Array, ...]
     kept: Array
     within: tuple[Array, ...] | None
 
 
+class Selection(NamedTuple):
+    """A mask, and the rankings that decided it: one of all leaves together, or one for each leaf."""
+
+    mask: Mask
+    contests: list[Contest]
+
+
 def check_density(density: Any) -> None:
-    """Raise ValueError for a share of weights outside (0, 1]."""
+    """Raise ValueError unless a density, the share of weights to keep, lies in (0, 1]."""
     if not 0.0 < density <= 1.0:
         raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
 
 
-def select(
-    scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable, within: Mask | None
-) -> tuple[Mask, list[Contest]]:
-    """The mask that keeps so many of the largest scores, and the contests that it comes from, not yet checked.
+def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable, within: Mask | None) -> Selection:
+    """The mask that keeps the largest scores, and the rankings that decided it; `check` must still check these.
 
-    `counts` is an integer for scope "global", and otherwise one for each prunable leaf, which is a contest of its own.
+    `counts`, the numbers of weights to keep, is one integer for scope "global". For other scopes it has one integer for
+    each prunable leaf, and each leaf is ranked alone.
     """
     leaves, structure = tree_flatten_with_path(scores)
-    chosen = [index for index, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
-    ranked = tuple(_rankable(*leaves[index]) for index in chosen)
+    indices = [index for index, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
+    prunable_scores = tuple(_rankable(*leaves[index]) for index in indices)
     if within is not None:
         check_like(within, scores, name="within", like_name="scores")
         check_boolean(within, name="within")
-        everywhere = jax.tree.leaves(within)
-        within = tuple(everywhere[index] for index in chosen)
-    wanted_shape = () if scope == "global" else (len(chosen),)
+        earlier_masks = jax.tree.leaves(within)
+        within = tuple(earlier_masks[index] for index in indices)
+    wanted_shape = () if scope == "global" else (len(indices),)
     if jnp.shape(counts) != wanted_shape:
         raise ValueError(
             f'With scope "{scope}", `counts` must have shape {wanted_shape}, as `kept_counts` makes them; '
@@ -88,26 +104,29 @@ def select(
         [(slice(None), counts)] if scope == "global" else [(slice(i, i + 1), kept) for i, kept in enumerate(counts)]
     )
     contests = []
-    for group, kept in groups if chosen else []:
-        allowed = None if within is None else within[group]
-        found = keep_largest(ranked[group], kept, allowed)
-        names = [keystr(leaves[index][0]) for index in chosen[group]]
-        contests.append(Contest(found, names, ranked[group], kept, allowed))
-        for index, mask in zip(chosen[group], found.masks, strict=True):
+    for group, kept in groups if indices else []:
+        earlier = None if within is None else within[group]
+        ranking = keep_largest(prunable_scores[group], kept, earlier)
+        names = [keystr(leaves[index][0]) for index in indices[group]]
+        contests.append(Contest(ranking, names, prunable_scores[group], kept, earlier))
+        for index, mask in zip(indices[group], ranking.masks, strict=True):
             masks[index] = mask
-    return tree_unflatten(structure, masks), contests
+    return Selection(tree_unflatten(structure, masks), contests)
 
 
 def sound(contests: list[Contest]) -> Array:
-    """Whether every contest had finite scores alone, and as many of them as places."""
-    held = [contest.found.finite & (contest.found.available >= contest.kept) for contest in contests]
-    return jnp.all(jnp.stack(held)) if held else jnp.ones((), bool)
+    """Whether in every ranking all competing scores were finite, and at least as many as weights to keep."""
+    are_sound = [contest.ranking.finite & (contest.ranking.available >= contest.kept) for contest in contests]
+    return jnp.all(jnp.stack(are_sound)) if are_sound else jnp.ones((), bool)
 
 
 def check(contest: Contest) -> None:
-    """Raise for scores that are not finite and for too few that compete, as far as their values can be read."""
-    found, names, scores, kept, within = contest
-    if not isinstance(found.finite, jax.core.Tracer) and not found.finite:
+    """Raise ValueError for competing scores that are not finite, and for fewer of them than weights to keep.
+
+    Does nothing where the values are traced.
+    """
+    ranking, names, scores, kept, within = contest
+    if not isinstance(ranking.finite, jax.core.Tracer) and not ranking.finite:
         for index, (name, score) in enumerate(zip(names, scores, strict=True)):
             competing = np.asarray(score) if within is None else np.asarray(score)[np.asarray(within[index])]
             if not np.all(np.isfinite(competing.astype(np.float64))):
@@ -115,10 +134,11 @@ def check(contest: Contest) -> None:
                     f"Scores must be finite; those at {name} have a NaN or an infinity. Look for an overflow in the "
                     "score or for weights that are not finite."
                 )
-    if not any(isinstance(number, jax.core.Tracer) for number in (found.available, kept)) and found.available < kept:
+    traced = any(isinstance(number, jax.core.Tracer) for number in (ranking.available, kept))
+    if not traced and ranking.available < kept:
         group = names[0] if len(names) == 1 else "all prunable leaves"
         raise ValueError(
-            f"Only {found.available} weights of {group} may be kept, fewer than the {kept} wanted. Ask for fewer, or "
+            f"Only {ranking.available} weights of {group} may be kept, fewer than the {kept} wanted. Ask for fewer, or "
             "leave out `within` to let pruned weights return."
         )
 
@@ -134,22 +154,22 @@ def _rankable(path: Any, leaf: Any) -> Array:
 
 
 @jax.jit
-def keep_largest(scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None) -> Found:
-    """Masks that keep the `kept` largest scores of all leaves together."""
-    leaf_keys = _order_keys(scores, within)
-    runs = _runs([key.size for key in leaf_keys])
-    found = _keep_largest_keys([jnp.concatenate([leaf_keys[index] for index in run]) for run in runs], kept)
+def keep_largest(scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None) -> Ranking:
+    """Masks that keep the `kept` largest scores of all these leaves, ranked together."""
+    leaf_ordinals = _ordinals(scores, within)
+    runs = _runs([ordinal.size for ordinal in leaf_ordinals])
+    ranking = _keep_largest_ordinals([jnp.concatenate([leaf_ordinals[index] for index in run]) for run in runs], kept)
     masks = [
         part
-        for mask, run in zip(found.masks, runs, strict=True)
-        for part in jnp.split(mask, np.cumsum([leaf_keys[index].size for index in run])[:-1])
+        for mask, run in zip(ranking.masks, runs, strict=True)
+        for part in jnp.split(mask, np.cumsum([leaf_ordinals[index].size for index in run])[:-1])
     ]
     shaped = [mask.reshape(score.shape) for mask, score in zip(masks, scores, strict=True)]
-    return found._replace(masks=shaped)
+    return ranking._replace(masks=shaped)
 
 
 def _runs(sizes: list[int]) -> list[list[int]]:
-    """Leaves that follow each other, by place, in runs of at most `_RUN` weights or of one leaf."""
+    """Indices of consecutive leaves to concatenate: runs of at most `_RUN` weights, or of one larger leaf."""
     runs: list[list[int]] = [[]]
     for index, size in enumerate(sizes):
         if runs[-1] and size + sum(sizes[other] for other in runs[-1]) > _RUN:
@@ -158,56 +178,60 @@ def _runs(sizes: list[int]) -> list[list[int]]:
     return runs
 
 
-def _order_keys(scores: tuple[Array, ...], within: tuple[Array, ...] | None) -> list[Array]:
-    """The scores, raveled, as signed integers in their order; the lowest integer of all where `within` is False.
+def _ordinals(scores: tuple[Array, ...], within: tuple[Array, ...] | None) -> list[Array]:
+    """The ordinals of the scores, raveled: signed integers in the same order; the lowest one where `within` is False.
 
-    The bits of a float are a sign and a magnitude in the order of its absolute value; as a two's complement, the order
-    is that of the float, and −0 and 0 are one.
+    The bits of a float are a sign bit and an integer that grows with the absolute value. Negating that integer for a
+    set sign bit gives two's complement integers in the order of the floats, with −0 equal to 0.
     """
-    wide, integer = jnp.float32, jnp.int32
+    floating, integer = jnp.float32, jnp.int32
     if any(score.dtype == jnp.float64 for score in scores):
-        wide, integer = jnp.float64, jnp.int64
+        floating, integer = jnp.float64, jnp.int64
     lowest = np.iinfo(integer).min
-    keys = []
+    ordinals = []
     for index, score in enumerate(scores):
-        bits = lax.bitcast_convert_type(score.astype(wide).ravel(), integer)
-        key = jnp.where(bits < 0, lowest - bits, bits)
-        keys.append(key if within is None else jnp.where(within[index].ravel(), key, lowest))
-    return keys
+        bits = lax.bitcast_convert_type(score.astype(floating).ravel(), integer)
+        ordinal = jnp.where(bits < 0, lowest - bits, bits)
+        ordinals.append(ordinal if within is None else jnp.where(within[index].ravel(), ordinal, lowest))
+    return ordinals
 
 
-def _keep_largest_keys(keys: list[Array], kept: Array) -> Found:
-    """Masks that keep the `kept` largest keys, and of equal ones those that come first."""
-    integer = keys[0].dtype
+def _keep_largest_ordinals(ordinals: list[Array], kept: Array) -> Ranking:
+    """Masks that keep the `kept` largest ordinals; of equal ordinals, those that come first."""
+    integer = ordinals[0].dtype
     lowest = np.iinfo(integer).min
     infinity = np.array(np.inf, f"float{integer.itemsize * 8}").view(integer).item()
-    available, finite_or_large, large = _counts(keys, [lowest + 1, 1 - infinity, infinity])
+    # NaN and ±∞ lie outside of the finite ordinals: −∞ and NaN with a sign bit below, ∞ and other NaN above
+    available, finite_or_large, large = _counts(ordinals, [lowest + 1, 1 - infinity, infinity])
     finite = (available == finite_or_large) & (large == 0)
-    # Under jit nothing can be raised: a mask that keeps nothing is seen, one ranked by NaN is not.
+    # Under jit nothing can be raised, and a mask ranked by NaN would go unnoticed: keep nothing, which is noticed.
     kept = jnp.where(finite, kept, 0)
-    found = _threshold(keys, kept)
+    bracket = _threshold(ordinals, kept)
 
     def first_ties() -> list[Array]:
-        # places count down from 0, so that the largest come first
-        starts = np.cumsum([0, *(key.size for key in keys[:-1])])
-        ties = [(key == found.low) & (key > lowest) for key in keys]
+        # positions negated, so that the largest of them are the first ties; found by the same search as the threshold
+        starts = np.cumsum([0, *(ordinal.size for ordinal in ordinals[:-1])])
+        ties = [(ordinal == bracket.low) & (ordinal > lowest) for ordinal in ordinals]
         places = [
             jnp.where(tie, -jnp.arange(start, start + tie.size, dtype=integer), lowest)
             for tie, start in zip(ties, starts, strict=True)
         ]
-        first, past = (jnp.asarray(bound, integer) for bound in (-sum(key.size for key in keys), 1))
-        everywhere = _Bracket(first, past, found.at_least - found.above, jnp.zeros((), jnp.int32))
-        last = _closed(places, kept - found.above, everywhere).low
-        return [(key > found.low) | (tie & (place >= last)) for key, tie, place in zip(keys, ties, places, strict=True)]
+        low, high = (jnp.asarray(bound, integer) for bound in (-sum(ordinal.size for ordinal in ordinals), 1))
+        all_places = _Bracket(low, high, bracket.at_least - bracket.above, jnp.zeros((), jnp.int32))
+        last = _closed(places, kept - bracket.above, all_places).low
+        return [
+            (ordinal > bracket.low) | (tie & (place >= last))
+            for ordinal, tie, place in zip(ordinals, ties, places, strict=True)
+        ]
 
-    def all_above() -> list[Array]:
-        return [(key >= found.low) & (key > lowest) for key in keys]
+    def all_ties() -> list[Array]:
+        return [(ordinal >= bracket.low) & (ordinal > lowest) for ordinal in ordinals]
 
-    return Found(lax.cond(found.at_least == kept, all_above, first_ties), finite, available)
+    return Ranking(lax.cond(bracket.at_least == kept, all_ties, first_ties), finite, available)
 
 
 class _Bracket(NamedTuple):
-    """So many keys are at least `low`, no fewer than wanted, and so many are at least `high`, fewer than wanted."""
+    """Bounds on the threshold: `at_least` ordinals are ≥ `low`, enough; `above` ordinals are ≥ `high`, too few."""
 
     low: Array
     high: Array
@@ -215,30 +239,38 @@ class _Bracket(NamedTuple):
     above: Array
 
 
-def _threshold(keys: list[Array], rank: Array) -> _Bracket:
-    """A bracket whose `low` has `rank` keys at it or above it or, where ties do not allow that, is one below `high`."""
-    integer = keys[0].dtype
+def _threshold(ordinals: list[Array], rank: Array) -> _Bracket:
+    """A bracket around the `rank`-th largest ordinal, closed so that `low` is a threshold.
+
+    Either exactly `rank` ordinals are ≥ `low` or, where ties do not allow that, `high` = `low` + 1.
+    """
+    integer = ordinals[0].dtype
     extremes = np.iinfo(integer)
-    size = sum(key.size for key in keys)
-    whole = _Bracket(
+    size = sum(ordinal.size for ordinal in ordinals)
+    all_integers = _Bracket(
         *(jnp.asarray(number, integer) for number in (extremes.min, extremes.max)),
         *(jnp.asarray(number, jnp.int32) for number in (size, 0)),
     )
-    begin = _narrower(keys, rank, whole, _sampled(keys, rank, size)) if size > 2 * _SAMPLE else whole
-    nothing = _Bracket(whole.high, whole.high, whole.above, whole.above)  # of no key there is no least one
-    return _closed(keys, rank, jax.tree.map(lambda some, none: jnp.where(rank > 0, some, none), begin, nothing))
+    bracket = all_integers
+    if size > 2 * _SAMPLE:
+        bracket = _narrower(ordinals, rank, bracket, _sampled(ordinals, rank, size))
+    # rank 0 has no smallest kept ordinal: its threshold is above all ordinals
+    above_all = _Bracket(all_integers.high, all_integers.high, all_integers.above, all_integers.above)
+    return _closed(ordinals, rank, jax.tree.map(lambda some, none: jnp.where(rank > 0, some, none), bracket, above_all))
 
 
-def _closed(keys: list[Array], rank: Array, bracket: _Bracket) -> _Bracket:
+def _closed(ordinals: list[Array], rank: Array, bracket: _Bracket) -> _Bracket:
+    """The bracket narrowed until exactly `rank` ordinals are ≥ `low`, or `high` = `low` + 1."""
+
     def is_open(bracket: _Bracket) -> Array:
         return (bracket.at_least != rank) & (_width(bracket) > 1)
 
-    return lax.while_loop(is_open, lambda now: _narrower(keys, rank, now, _guesses(now, rank)), bracket)
+    return lax.while_loop(is_open, lambda now: _narrower(ordinals, rank, now, _guesses(now, rank)), bracket)
 
 
-def _narrower(keys: list[Array], rank: Array, bracket: _Bracket, thresholds: Array) -> _Bracket:
-    """The bracket between these thresholds; one pass over the keys."""
-    counts = _counts(keys, list(thresholds))
+def _narrower(ordinals: list[Array], rank: Array, bracket: _Bracket, thresholds: Array) -> _Bracket:
+    """The bracket narrowed to the two nearest of these thresholds; one pass over the ordinals."""
+    counts = _counts(ordinals, list(thresholds))
     enough = counts >= rank
     return _Bracket(
         low=jnp.max(jnp.where(enough, thresholds, bracket.low)),
@@ -248,39 +280,40 @@ def _narrower(keys: list[Array], rank: Array, bracket: _Bracket, thresholds: Arr
     )
 
 
-def _sampled(keys: list[Array], rank: Array, size: int) -> Array:
-    """Thresholds around the place of the rank in an even sample of the keys."""
+def _sampled(ordinals: list[Array], rank: Array, size: int) -> Array:
+    """Thresholds near the `rank`-th largest ordinal, estimated from a sample of evenly spaced ordinals."""
     step = -(-size // _SAMPLE)
-    sample = -jnp.sort(-jnp.concatenate([key[::step] for key in keys]))
+    sample = -jnp.sort(-jnp.concatenate([ordinal[::step] for ordinal in ordinals]))
     share = rank / size
-    place = share * len(sample)
+    expected_index = share * len(sample)
     deviation = jnp.sqrt(share * (1 - share) * len(sample)) + 1
-    places = jnp.stack([place + spread * deviation for spread in _SPREAD]).astype(jnp.int32)
-    tried = sample[jnp.clip(places, 0, len(sample) - 1)]
-    return jnp.concatenate([tried, tried + 1])  # and one above each, for what many keys share
+    places = jnp.stack([expected_index + spread * deviation for spread in _SPREAD]).astype(jnp.int32)
+    thresholds = sample[jnp.clip(places, 0, len(sample) - 1)]
+    # the next integer too: the bracket closes at once around a ordinal that many weights share
+    return jnp.concatenate([thresholds, thresholds + 1])
 
 
 def _guesses(bracket: _Bracket, rank: Array) -> Array:
-    """Thresholds inside a bracket, most of them about where the rank lies if its keys are spread evenly."""
+    """Thresholds inside a bracket, most of them near the `rank`-th largest ordinal if these are spread evenly."""
     width = _width(bracket)
-    inside = (bracket.at_least - bracket.above).astype(jnp.float32)
-    place = (bracket.at_least - rank) / inside
-    deviation = jnp.sqrt(place * (1 - place) / inside) + 0.25 / inside
+    key_count = (bracket.at_least - bracket.above).astype(jnp.float32)
+    place = (bracket.at_least - rank) / key_count
+    deviation = jnp.sqrt(place * (1 - place) / key_count) + 0.25 / key_count
     shares = jnp.stack([place + spread * deviation for spread in _SPREAD] + [jnp.asarray(share) for share in _GUARDS])
     steps = (jnp.clip(shares, 0, 1).astype(jnp.float32) * width.astype(jnp.float32)).astype(width.dtype)
     return bracket.low + jnp.clip(steps, 1, width - 1).astype(bracket.low.dtype)
 
 
 def _width(bracket: _Bracket) -> Array:
-    """high − low, unsigned, as it may leave the signed integers."""
+    """high − low as an unsigned integer; the signed type may not hold it."""
     return lax.bitcast_convert_type(bracket.high - bracket.low, f"uint{bracket.low.dtype.itemsize * 8}")
 
 
-def _counts(keys: list[Array], thresholds: Sequence[ArrayLike]) -> Array:
-    """For each threshold, how many keys are as large or larger; one pass over the keys for all of them."""
+def _counts(ordinals: list[Array], thresholds: Sequence[ArrayLike]) -> Array:
+    """For each threshold, how many ordinals are at least as large; all thresholds in one pass over the ordinals."""
     zeros = (jnp.zeros((), jnp.int32),) * len(thresholds)
     leaves = []
-    for key in keys:
-        reached = tuple((key >= threshold).astype(jnp.int32) for threshold in thresholds)
-        leaves.append(jnp.stack(lax.reduce(reached, zeros, lambda left, right: tuple(map(jnp.add, left, right)), (0,))))
+    for ordinal in ordinals:
+        flags = tuple((ordinal >= threshold).astype(jnp.int32) for threshold in thresholds)
+        leaves.append(jnp.stack(lax.reduce(flags, zeros, lambda left, right: tuple(map(jnp.add, left, right)), (0,))))
     return jnp.sum(jnp.stack(leaves), axis=0, dtype=jnp.int32)

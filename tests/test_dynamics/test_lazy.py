@@ -11,7 +11,7 @@ import pytest
 
 from pathjax import dynamics, enumeration, ntk, path_kernel
 
-from ..tolerances import EXACT
+from ..tolerances import EXACT, ROUNDING
 
 
 def run(width, *, steps=30, seed=0):
@@ -64,7 +64,7 @@ def test_measures_equal_their_definitions():
 
 def test_the_distance_does_not_see_scale_and_resolves_small_turns():
     kernel = jnp.diag(jnp.asarray([1.0, 2.0, 3.0]))
-    assert dynamics.kernel_distance(kernel, 7 * kernel) < 1e-30
+    assert dynamics.kernel_distance(kernel, 7 * kernel) < ROUNDING**2
     np.testing.assert_allclose(
         dynamics.kernel_distance(jnp.diag(jnp.asarray([1.0, 0.0])), jnp.diag(jnp.asarray([1.0, 1e-9]))), 5e-19
     )
@@ -89,20 +89,20 @@ def test_that_of_listed_path_kernels_is_that_of_the_operators():
             *(path_kernel.path_kernel(apply, params, x) for params in sets), key=jax.random.key(1)
         )
 
-    np.testing.assert_allclose(listed, 1 - cosine(*sets).value, rtol=1e-9)
+    np.testing.assert_allclose(listed, 1 - cosine(*sets).value, rtol=EXACT)
 
 
 @pytest.mark.parametrize("measure", [dynamics.kernel_change, dynamics.kernel_distance])
 def test_measures_can_be_jitted_vmapped_and_differentiated_where_nothing_changed(measure):
     kernels = jnp.stack([jnp.eye(3), jnp.ones((3, 3))])
-    np.testing.assert_allclose(jax.jit(jax.vmap(measure))(kernels, kernels), 0, atol=1e-15)
-    assert jnp.isfinite(jax.grad(measure, argnums=1)(kernels[0], kernels[0])).all()
+    np.testing.assert_allclose(jax.jit(jax.vmap(measure))(kernels, kernels), 0, atol=ROUNDING)
+    np.testing.assert_array_equal(jax.grad(measure, argnums=1)(kernels[0], kernels[0]), 0)
 
 
 def test_the_error_can_be_jitted_and_differentiated_at_zero():
     curve = jnp.stack([jnp.zeros((3, 2)), jnp.ones((3, 2))])
     np.testing.assert_array_equal(jax.jit(dynamics.linearization_error)(curve, curve), [0, 0])
-    assert jnp.isfinite(jax.grad(lambda c: dynamics.linearization_error(c, curve).sum())(curve)).all()
+    np.testing.assert_array_equal(jax.grad(lambda c: dynamics.linearization_error(c, curve).sum())(curve), 0)
     assert dynamics.linearization_error(curve + 1, curve)[0] == jnp.inf
 
 

@@ -14,7 +14,7 @@ import scipy.linalg
 from pathjax import dynamics, factorization, ntk
 
 from .. import networks
-from ..tolerances import EXACT, SINGLE
+from ..tolerances import DIFFERENCES, DISCRETE, EXACT, SINGLE, SINGLE_ROUNDING, SUMS
 from .examples import RATE, prediction, problem, trained
 
 SIZES = pytest.mark.parametrize(("n", "o", "p", "m"), [(4, 3, 20, 2), (4, 3, 5, 3), (1, 1, 2, 1), (3, 2, 0, 2)])
@@ -35,7 +35,7 @@ def test_test_outputs_follow_the_flow_of_training_and_test_points_together(n, o,
     start = np.concatenate([residual, np.asarray(case["test_outputs"]).ravel()])
     for time, found in zip(TIMES, linearized(case, TIMES), strict=True):
         moved = scipy.linalg.expm(-RATE * float(time) * together) @ start
-        np.testing.assert_allclose(found.ravel(), moved[n * o :], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found.ravel(), moved[n * o :], rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize(("n", "o", "p", "m"), [(4, 3, 20, 2), (5, 1, 8, 3)])
@@ -51,8 +51,8 @@ def test_outputs_equal_those_of_neural_tangents_at_finite_and_infinite_time(n, o
     ends = predict(None, case["outputs"], case["test_outputs"], k_test_train=case["test_ntk"])
     for test in (False, True):
         found = linearized(case, jnp.append(TIMES, jnp.inf), test=test)
-        np.testing.assert_allclose(found[:-1], theirs[test], rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(found[-1], ends[test], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(found[:-1], theirs[test], rtol=EXACT, atol=EXACT)
+        np.testing.assert_allclose(found[-1], ends[test], rtol=EXACT, atol=EXACT)
 
 
 def test_kernels_of_independent_outputs_equal_those_of_neural_tangents_traced():
@@ -66,7 +66,7 @@ def test_kernels_of_independent_outputs_equal_those_of_neural_tangents_traced():
         "test_outputs": test,
     }
     for place in (False, True):
-        np.testing.assert_allclose(linearized(whole, TIMES, test=place), theirs[place], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(linearized(whole, TIMES, test=place), theirs[place], rtol=EXACT, atol=EXACT)
 
 
 def test_at_infinite_time_a_singular_kernel_moves_what_it_sees():
@@ -74,9 +74,9 @@ def test_at_infinite_time_a_singular_kernel_moves_what_it_sees():
     train, test = (np.asarray(case[f"{name}_jacobian"]).reshape(-1, 5) for name in ("train", "test"))
     weights = np.linalg.lstsq(train, -np.asarray(case["outputs"] - case["targets"]).ravel(), rcond=None)[0]
     found = linearized(case, jnp.asarray([jnp.inf]))[0]
-    np.testing.assert_allclose((found - case["test_outputs"]).ravel(), test @ weights, rtol=0, atol=1e-9)
+    np.testing.assert_allclose((found - case["test_outputs"]).ravel(), test @ weights, rtol=0, atol=EXACT)
     found = linearized(case, jnp.asarray([jnp.inf]), test=False)[0]
-    np.testing.assert_allclose((found - case["outputs"]).ravel(), train @ weights, rtol=0, atol=1e-9)
+    np.testing.assert_allclose((found - case["outputs"]).ravel(), train @ weights, rtol=0, atol=EXACT)
 
 
 def test_where_the_training_kernel_is_zero_test_outputs_move_at_constant_speed():
@@ -95,7 +95,7 @@ def test_gradient_descent_is_that_of_the_linear_network_itself(n, o, p, m, facto
     expected = trained(case, lambda outputs: outputs - np.asarray(case["targets"]), STEPS, rate)
     for test in (False, True):
         found = linearized(case, jnp.asarray(STEPS), test=test, flow=False, rate=rate)
-        np.testing.assert_allclose(found, expected[test], rtol=1e-8, atol=1e-9)
+        np.testing.assert_allclose(found, expected[test], rtol=EXACT, atol=EXACT)
 
 
 def test_gradient_descent_diverges_above_the_critical_learning_rate_and_not_below():
@@ -121,7 +121,7 @@ def test_small_steps_of_gradient_descent_approach_the_flow():
             jnp.abs(linearized(case, jnp.asarray([8 * cut]), test=test, flow=False, rate=RATE / cut) - flow).max()
             for cut in (100, 1000)
         ]
-        np.testing.assert_allclose(gaps[0] / gaps[1], 10, rtol=0.1)
+        np.testing.assert_allclose(gaps[0] / gaps[1], 10, rtol=DISCRETE)
 
 
 def test_the_loss_is_that_of_the_outputs():
@@ -158,7 +158,7 @@ def test_the_part_of_all_modes_predicts_the_loss_of_the_whole_kernel_and_fewer_m
         for rank in (1, 3, count)
     ]
     curves = [loss(factorization.recompose(part)) for part in parts]
-    np.testing.assert_allclose(curves[-1], whole, rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(curves[-1], whole, rtol=EXACT, atol=SUMS)
     assert curves[0][-1] > curves[1][-1] > whole[-1] + 0.01
 
 
@@ -208,7 +208,9 @@ def test_gradients_equal_finite_differences_for_any_spectrum(flow, test, spectru
         step = 1e-6
         ends = [total(case | {name: value + sign * step * direction}) for sign in (1, -1)]
         expected = (ends[0] - ends[1]) / (2 * step)
-        np.testing.assert_allclose(jnp.vdot(slopes[name], direction), expected, rtol=2e-5, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(
+            jnp.vdot(slopes[name], direction), expected, rtol=DIFFERENCES, atol=DIFFERENCES, err_msg=name
+        )
 
 
 def test_single_precision_stays_single_and_accurate():
@@ -218,13 +220,13 @@ def test_single_precision_stays_single_and_accurate():
         times = jnp.asarray([1.0, 1000.0])
         found = linearized(single, times.astype(jnp.float32), flow=flow, rate=rate)
         assert found.dtype == jnp.float32
-        np.testing.assert_allclose(found, linearized(case, times, flow=flow, rate=rate), atol=10 * SINGLE)
+        np.testing.assert_allclose(found, linearized(case, times, flow=flow, rate=rate), atol=SINGLE)
 
 
 def test_small_learning_rates_are_not_rounded_away_in_single_precision():
     kernel, one = jnp.ones((1, 1, 1, 1), jnp.float32), jnp.ones((1, 1), jnp.float32)
     found = dynamics.linearized(kernel, one, 0 * one, jnp.asarray([10_000_000]), learning_rate=1e-8, flow=False)
-    np.testing.assert_allclose(found, np.exp(-0.1), rtol=1e-6)
+    np.testing.assert_allclose(found, np.exp(-0.1), rtol=SINGLE_ROUNDING)
 
 
 # Bad input

@@ -13,7 +13,7 @@ import pytest
 from pathjax import enumeration, ntk
 
 from .. import networks, oracles
-from ..tolerances import EXACT
+from ..tolerances import EXACT, ROUNDING, SUMS
 
 NAMES = networks.names()
 
@@ -57,9 +57,11 @@ def test_values_and_jacobian_equal_the_oracles(name: str) -> None:
     order = [row[-1] for row in ours_sorted(paths)]
     oracle_order = [row[-1] for row in theirs_sorted(listed)]
     values = np.asarray(enumeration.path_values(paths, network.params))[order]
-    np.testing.assert_allclose(values, oracles.values(listed, network.theta)[oracle_order], rtol=EXACT, atol=1e-15)
+    np.testing.assert_allclose(values, oracles.values(listed, network.theta)[oracle_order], rtol=EXACT, atol=ROUNDING)
     jacobian = np.asarray(enumeration.path_jacobian(paths, network.params))[order]
-    np.testing.assert_allclose(jacobian, oracles.jacobian(listed, network.theta)[oracle_order], rtol=EXACT, atol=1e-15)
+    np.testing.assert_allclose(
+        jacobian, oracles.jacobian(listed, network.theta)[oracle_order], rtol=EXACT, atol=ROUNDING
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +69,7 @@ def test_activations_carry_the_network_and_its_ntk(name: str) -> None:
     network, listed, paths = networks.build(name), networks.listed(name), enumerated(name)
     activations = np.asarray(enumeration.path_activations(paths, network.apply, network.params, network.x))
     outputs = activations @ np.asarray(enumeration.path_values(paths, network.params))
-    np.testing.assert_allclose(outputs, network.apply(network.params, network.x), rtol=EXACT, atol=1e-12)
+    np.testing.assert_allclose(outputs, network.apply(network.params, network.x), rtol=EXACT, atol=SUMS)
     kernel = np.asarray(enumeration.path_kernel(paths, network.params))
     composed = np.einsum("nok,kl,mpl->nmop", activations, kernel, activations, optimize=True)
     exact = oracles.neural_tangent_kernel(network.graph, listed, network.theta, np.asarray(network.x))

@@ -1,22 +1,12 @@
-"""Runs made up for tests."""
+"""Trials and kernels made up for tests."""
 
 import dataclasses
 from typing import Any
 
 import numpy as np
 
-from experiments.kernels import Kernels
-from experiments.runs import Run
-from experiments.trials import Trial
-
-
-def example(**changed: Any) -> Run:
-    """A run of snip at density 0.1 in which every number is 1.5, with some fields changed."""
-    fields: dict[str, Any] = {field.name: 1.5 for field in dataclasses.fields(Run) if field.type == "float"}
-    fields |= {field.name: [1.0, 0.25] for field in dataclasses.fields(Run) if field.type == "list[float]"}
-    fields |= {"method": "snip", "density": 0.1, "seed": 2, "kept": 7, "prunable": 70}
-    fields |= {"layer_density": {"Dense_0": 0.1}, "pruned_stay_zero": True}
-    return Run(**fields | changed)
+from experiments.measure.kernel_pictures import KernelPictures
+from experiments.records.trial import Trial
 
 
 def example_trial(**changed: Any) -> Trial:
@@ -28,12 +18,10 @@ def example_trial(**changed: Any) -> Trial:
     return Trial(**fields | changed)
 
 
-def example_kernels(seed: int = 0, **changed: Any) -> Kernels:
-    """Kernels of 3 seeds, 2 samples of 4 nodes, 5 modes, 6 examples of 2 classes, with some fields changed."""
+def example_kernels(seed: int = 0, **changed: Any) -> KernelPictures:
+    """Numbers of pictures with 5 modes and 6 examples of 2 classes, with some fields changed."""
     rng = np.random.default_rng(seed)
     fields: dict[str, Any] = {
-        "log_nodes": np.log(rng.random((3, 2, 4))),
-        "weights": np.full((3, 2, 4), 0.25),
         "log_eigenvalues": np.array([4.0, 3.0, 2.0, 1.0, -np.inf]),
         "shares": np.array([0.2, 0.1, 0.1, 0.05, 0.0]),
         "log_ntk_eigenvalues": np.append(-np.arange(11.0), -np.inf),
@@ -42,7 +30,7 @@ def example_kernels(seed: int = 0, **changed: Any) -> Kernels:
         "alignments": np.array([0.3, 0.2, 0.1]),
         "labels": np.array([1, 0, 1, 0, 1, 0]),
     }
-    return Kernels(**fields | changed)
+    return KernelPictures(**fields | changed)
 
 
 def example_study(
@@ -105,7 +93,11 @@ def _trial(names: tuple[str, str, str, float], *, place: int, places: int, seed:
         gap_linearized=0.02 + 0.01 * rng.random(),
         gap_low_rank=0.1 + 0.1 * rng.random(),
         gap_data_free=0.3 + 0.2 * rng.random(),
+        linearization_error=0.1 + 0.2 * rng.random(),
+        kernel_distance=0.05 + 0.1 * rng.random(),
+        infinite_distance=0.3 if method == "dense" else float("nan"),
         train_loss=[2.3, 1.0, 0.5],
+        steps_to_level=40.0 + 10 * place + 5 * seed,
         test_loss=0.4,
         test_accuracy=min(0.995, float(share + 0.004 * rng.normal())),
         pruned_stay_zero=True,

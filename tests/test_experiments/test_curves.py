@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import curves
+from experiments.measure import curves
 from pathjax import dynamics, masks, ntk
 
 
@@ -75,6 +75,6 @@ def test_the_gap_counts_decades_above_the_floor():
     assert np.isnan(curves.gap(np.array([1.0, np.nan]), np.array([1.0, 0.1])))
 
 
-def test_targets_are_centred():
-    targets = curves.centred_one_hot(jnp.array([1, 0]), 3)
+def test_targets_are_centered():
+    targets = curves.centered_one_hot(jnp.array([1, 0]), 3)
     np.testing.assert_allclose(targets, [[-1 / 3, 2 / 3, -1 / 3], [2 / 3, -1 / 3, -1 / 3]], rtol=1e-6)

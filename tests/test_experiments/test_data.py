@@ -14,14 +14,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from experiments import data
+from experiments.base.errors import InputError
+from experiments.data import augmentation, loading
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A data directory with digits in it, not to be changed."""
     root = tmp_path_factory.mktemp("prepared")
-    data.load("digits", data_dir=root)
+    loading.load("digits", data_dir=root)
     return root
 
 
@@ -33,8 +34,8 @@ def own_copy(prepared, tmp_path):
 
 
 def error_of(name, data_dir):
-    with pytest.raises(data.DataError) as caught:
-        data.load(name, data_dir=data_dir)
+    with pytest.raises(InputError) as caught:
+        loading.load(name, data_dir=data_dir)
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".")
@@ -49,7 +50,7 @@ def bundled(*, test):
 
 
 def test_every_fifth_image_is_a_test_image(prepared):
-    dataset = data.load("digits", data_dir=prepared)
+    dataset = loading.load("digits", data_dir=prepared)
     assert (dataset.name, dataset.classes) == ("digits", 10)
     assert dataset.train_images.shape == (1438, 8, 8, 1)
     assert dataset.test_images.shape == (359, 8, 8, 1)
@@ -59,7 +60,7 @@ def test_every_fifth_image_is_a_test_image(prepared):
 
 
 def test_both_splits_are_standardized_by_the_training_images(prepared):
-    dataset = data.load("digits", data_dir=prepared)
+    dataset = loading.load("digits", data_dir=prepared)
     train, test = bundled(test=False)[0], bundled(test=True)[0]
     for images, raw in ((dataset.train_images, train), (dataset.test_images, test)):
         assert images.dtype == np.float32
@@ -70,43 +71,43 @@ def test_every_channel_has_its_own_mean_and_deviation():
     images = np.zeros((3, 2, 2, 3), np.uint8)
     images[0, ..., 0] = 9
     images[..., 1] = 7
-    mean, deviation = data._channel_moments(images)
+    mean, deviation = loading._channel_moments(images)
     np.testing.assert_allclose(mean, [3, 7, 0])
     np.testing.assert_allclose(deviation, [np.sqrt(18), 1, 1])
 
 
 def test_two_loads_are_identical(prepared):
-    first, second = (data.load("digits", data_dir=prepared) for _ in range(2))
+    first, second = (loading.load("digits", data_dir=prepared) for _ in range(2))
     for name in ("train_images", "train_labels", "test_images", "test_labels"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
 def test_preparing_says_nothing(tmp_path, capfd):
-    data.load("digits", data_dir=tmp_path)
+    loading.load("digits", data_dir=tmp_path)
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_environment_names_the_default_data_directory(prepared, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
-    assert len(data.load("digits").test_labels) == 359
+    assert len(loading.load("digits").test_labels) == 359
 
 
 def test_what_an_interrupted_preparation_left_is_passed_over(tmp_path):
     leftover = tmp_path / "digits" / "incomplete.AB12CD_1.0.0"
     leftover.mkdir(parents=True)
     (leftover / "digits-train.array_record-00000-of-00001").write_bytes(b"cut off")
-    assert len(data.load("digits", data_dir=tmp_path).train_labels) == 1438
+    assert len(loading.load("digits", data_dir=tmp_path).train_labels) == 1438
 
 
 def test_another_process_may_prepare_first(prepared, tmp_path, monkeypatch):
-    from experiments.digits import Digits
+    from experiments.data.digits import Digits
 
     def overtaken(builder):
         shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
         raise OSError(39, "Directory not empty")
 
     monkeypatch.setattr(Digits, "download_and_prepare", overtaken)
-    assert len(data.load("digits", data_dir=tmp_path).train_labels) == 1438
+    assert len(loading.load("digits", data_dir=tmp_path).train_labels) == 1438
 
 
 def test_unknown_name_lists_the_data_sets(tmp_path):
@@ -116,7 +117,7 @@ def test_unknown_name_lists_the_data_sets(tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(data.DATASETS) - {"digits", "tiny_imagenet"}))
+@pytest.mark.parametrize("name", sorted(set(loading.DATASETS) - {"digits", "tiny_imagenet"}))
 def test_unprepared_data_set_says_how_to_prepare_it(name, tmp_path):
     message = error_of(name, tmp_path)
     assert message.startswith(f"The data set {name} is not prepared in {tmp_path}; ")
@@ -137,7 +138,7 @@ STOCK = {
 
 def mocked(name, root, splits):
     """The images and labels of TFDS' mock data, by split, and a data set of them, prepared as TFDS prepares its own."""
-    builder = data._BUILDERS.get(name, name)
+    builder = loading._BUILDERS.get(name, name)
     with tfds.testing.mock_data(num_examples=20):
         source = tfds.data_source(builder, split="train", builder_kwargs={"file_format": "array_record"})
         examples = [source[number] for number in range(len(source))]
@@ -162,14 +163,14 @@ def png(image):
 
 
 def test_every_data_set_is_made_here_or_stock():
-    assert {"digits", "tiny_imagenet", *STOCK} == set(data.DATASETS)
+    assert {"digits", "tiny_imagenet", *STOCK} == set(loading.DATASETS)
 
 
 @pytest.mark.parametrize("name", STOCK)
 def test_stock_data_sets_are_read_as_tfds_prepares_them(name, tmp_path):
     shape, classes, splits = STOCK[name]
     examples = mocked(name, tmp_path, splits)
-    dataset = data.load(name, data_dir=tmp_path)
+    dataset = loading.load(name, data_dir=tmp_path)
     assert (dataset.name, dataset.classes) == (name, classes)
     pixels = examples["train"][0].astype(np.float64)
     mean, deviation = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
@@ -206,12 +207,12 @@ def published(root):
 
 
 def test_tiny_imagenet_is_prepared_from_its_published_folder(tmp_path, capsys):
-    from experiments import tiny_imagenet
+    from experiments.data import tiny_imagenet
 
-    assert "python -m experiments.tiny_imagenet tiny-imagenet-200" in error_of("tiny_imagenet", tmp_path / "data")
+    assert "python -m experiments.data.tiny_imagenet tiny-imagenet-200" in error_of("tiny_imagenet", tmp_path / "data")
     source = published(tmp_path / "tiny-imagenet-200")
     assert tiny_imagenet.main([str(source), "--data-dir", str(tmp_path / "data")]) == 0
-    dataset = data.load("tiny_imagenet", data_dir=tmp_path / "data")
+    dataset = loading.load("tiny_imagenet", data_dir=tmp_path / "data")
     assert dataset.train_images.shape == (6, 64, 64, 3) and dataset.test_images.shape == (2, 64, 64, 3)
     assert dataset.train_labels.tolist() == [0, 0, 0, 1, 1, 1] and dataset.test_labels.tolist() == [0, 1]
     assert (dataset.train_images[:3, ..., 0] > 0).all() and (dataset.train_images[:3, ..., 2] < 0).all()
@@ -219,7 +220,7 @@ def test_tiny_imagenet_is_prepared_from_its_published_folder(tmp_path, capsys):
 
 
 def test_another_folder_is_not_tiny_imagenet(tmp_path, capsys):
-    from experiments import tiny_imagenet
+    from experiments.data import tiny_imagenet
 
     assert tiny_imagenet.main([str(tmp_path), "--data-dir", str(tmp_path / "data")]) == 2
     printed = capsys.readouterr().err
@@ -228,7 +229,7 @@ def test_another_folder_is_not_tiny_imagenet(tmp_path, capsys):
 
 def test_augmented_images_are_windows_of_padded_ones_and_mirror_images_of_these():
     images = jax.random.normal(jax.random.key(0), (200, 8, 16, 2), jnp.float32)
-    found = np.asarray(jax.jit(functools.partial(data.augmented, flip=True))(jax.random.key(1), images))
+    found = np.asarray(jax.jit(functools.partial(augmentation.augmented, flip=True))(jax.random.key(1), images))
     padded = np.pad(images, [(0, 0), (1, 1), (2, 2), (0, 0)])
     seen = set()
     for image, around in zip(found, padded, strict=True):
@@ -246,7 +247,7 @@ def test_augmented_images_are_windows_of_padded_ones_and_mirror_images_of_these(
 
 def test_augmentation_without_flip_mirrors_nothing_and_follows_its_key():
     images = jnp.broadcast_to(jnp.arange(16.0)[None, None, :, None], (20, 8, 16, 1))
-    first, again, other = (data.augmented(jax.random.key(seed), images, flip=False) for seed in (0, 0, 1))
+    first, again, other = (augmentation.augmented(jax.random.key(seed), images, flip=False) for seed in (0, 0, 1))
     assert (np.diff(first[:, 4, 2:-2, 0], axis=1) == 1).all()
     assert (first == again).all() and (first != other).any()
 
@@ -255,7 +256,7 @@ def test_the_newest_prepared_version_is_read(own_copy):
     root = own_copy.parents[1]
     for version in ("3.0.2", "3.0.10"):
         shutil.copytree(own_copy, root / "mnist" / version)
-    assert data._prepared("mnist", root).name == "3.0.10"
+    assert loading._prepared("mnist", root).name == "3.0.10"
 
 
 def test_data_directory_that_is_a_file(tmp_path):
@@ -265,7 +266,7 @@ def test_data_directory_that_is_a_file(tmp_path):
 
 
 def test_data_directory_that_cannot_be_written(tmp_path, monkeypatch):
-    from experiments.digits import Digits
+    from experiments.data.digits import Digits
 
     def refused(builder):
         raise PermissionError(13, "Permission denied")
@@ -343,7 +344,7 @@ def test_labels_out_of_range_are_refused(own_copy):
 
 def test_balanced_batch_takes_the_first_of_every_class():
     labels = np.array([2, 0, 1, 1, 2, 0, 0, 2, 1])
-    np.testing.assert_array_equal(data.balanced_batch(labels, 2), [1, 5, 2, 3, 0, 4])
+    np.testing.assert_array_equal(loading.balanced_batch(labels, 2), [1, 5, 2, 3, 0, 4])
 
 
 @pytest.mark.parametrize(
@@ -354,11 +355,11 @@ def test_balanced_batch_takes_the_first_of_every_class():
     ],
 )
 def test_balanced_batch_refuses(per_class, words):
-    with pytest.raises(data.DataError, match=words):
-        data.balanced_batch(np.array([0, 0, 0, 1]), per_class)
+    with pytest.raises(InputError, match=words):
+        loading.balanced_batch(np.array([0, 0, 0, 1]), per_class)
 
 
 def test_importing_data_leaves_tfds_alone():
-    code = "import sys, experiments.data; sys.exit('tensorflow_datasets' in sys.modules)"
+    code = "import sys, experiments.data.loading; sys.exit('tensorflow_datasets' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

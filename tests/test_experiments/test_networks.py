@@ -8,12 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import networks, steps
-from experiments.networks import NETWORKS
-from experiments.steps import bind
+from experiments.networks import architectures, layers, nnx_example
+from experiments.networks.architectures import ARCHITECTURES as NETWORKS
+from experiments.networks.layers import bind
 from pathjax import paths
-
-from ..tolerances import EXACT
+from tests.tolerances import EXACT
 
 # for ten classes; the counts of VGG are those of PyTorch's common code without its biases before batch norm
 PUBLISHED = {
@@ -51,7 +50,7 @@ def test_networks_have_the_published_number_of_parameters(name):
 
 @pytest.mark.parametrize(("depth", "published"), ((20, 272_474), (32, 466_906), (56, 855_770)))
 def test_projecting_shortcuts_have_the_published_number_of_parameters(depth, published):
-    assert sizes(networks.resnet((32, 32, 3), 10, depth=depth, shortcut="project"))[0] == published
+    assert sizes(architectures.resnet((32, 32, 3), 10, depth=depth, shortcut="project"))[0] == published
 
 
 def narrow(make, most=5, **options):
@@ -60,7 +59,7 @@ def narrow(make, most=5, **options):
     table = {
         name: 2 + int(name[len("stage_")]) if name.startswith("stage_") else most
         for name in widths
-        if name != steps.OUTPUTS
+        if name != layers.OUTPUTS
     }
     return make(SHAPE, 3, widths=table, **options)
 
@@ -84,12 +83,12 @@ SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "lenet_5": (NETWORKS["lenet_5"], {"init": "orthogonal"}),
     "vgg_11": (NETWORKS["vgg_11"], {"activation": "leaky_relu"}),
     "vgg_11 plain": (NETWORKS["vgg_11"], {"batch_norm": False, "init": "delta_orthogonal"}),
-    "resnet_8": (networks.resnet, {"depth": 8}),
-    "resnet_8 ntk": (networks.resnet, {"depth": 8, "shortcut": "project", "init": "ntk"}),
-    "resnet_8 plain": (networks.resnet, {"depth": 8, "batch_norm": False, "activation": "linear"}),
-    "resnet_18": (networks.resnet_18, {}),
-    "wrn_10_2": (networks.wide_resnet, {"depth": 10, "factor": 2}),
-    "wrn_10_1": (networks.wide_resnet, {"depth": 10, "factor": 1, "batch_norm": False}),
+    "resnet_8": (architectures.resnet, {"depth": 8}),
+    "resnet_8 ntk": (architectures.resnet, {"depth": 8, "shortcut": "project", "init": "ntk"}),
+    "resnet_8 plain": (architectures.resnet, {"depth": 8, "batch_norm": False, "activation": "linear"}),
+    "resnet_18": (architectures.resnet_18, {}),
+    "wrn_10_2": (architectures.wide_resnet, {"depth": 10, "factor": 2}),
+    "wrn_10_1": (architectures.wide_resnet, {"depth": 10, "factor": 1, "batch_norm": False}),
 }
 
 
@@ -127,10 +126,10 @@ def test_training_mode_takes_statistics_of_the_batch_and_moves_those_that_run(na
 
 
 def test_batch_norm_and_shortcuts_are_where_the_papers_have_them():
-    layers = {layer.name: layer for layer in networks.resnet(SHAPE, 3, depth=14).layers}
+    layers = {layer.name: layer for layer in architectures.resnet(SHAPE, 3, depth=14).layers}
     assert [name for name, layer in layers.items() if layer.stride == 2] == [f"stage_{s}_block_0_a" for s in (1, 2)]
     assert all(layer.normed and layer.active for name, layer in layers.items() if name != "dense")
-    wide = {layer.name: layer for layer in networks.wide_resnet(SHAPE, 3, depth=16, factor=2).layers}
+    wide = {layer.name: layer for layer in architectures.wide_resnet(SHAPE, 3, depth=16, factor=2).layers}
     assert [name for name, layer in wide.items() if "shortcut" in name] == [
         f"stage_{s}_block_0_shortcut" for s in range(3)
     ]
@@ -168,24 +167,24 @@ def by_hand(params, state, x):
 
 
 def test_a_resnet_is_that_written_by_hand():
-    network = networks.resnet(SHAPE, 3, depth=8, widths={"stage_0": 2, "stage_1": 5, "stage_2": 7})
+    network = architectures.resnet(SHAPE, 3, depth=8, widths={"stage_0": 2, "stage_1": 5, "stage_2": 7})
     params, state = drawn(network)
     x = jax.random.normal(jax.random.key(1), (2, *SHAPE))
     np.testing.assert_allclose(jax.jit(network.apply)(params, state, x), jax.jit(by_hand)(params, state, x), rtol=EXACT)
 
 
-@pytest.mark.parametrize("activation", steps.SLOPES)
+@pytest.mark.parametrize("activation", layers.SLOPES)
 def test_kaiming_kernels_keep_the_size_of_activations(activation):
-    network = networks.fully_connected((8, 8, 1), 400, depth=1, widths={"hidden_0": 500}, activation=activation)
+    network = architectures.fully_connected((8, 8, 1), 400, depth=1, widths={"hidden_0": 500}, activation=activation)
     params, _ = network.init(jax.random.key(0))
-    slope = steps.SLOPES[activation]
+    slope = layers.SLOPES[activation]
     np.testing.assert_allclose(jnp.var(params["dense"]["kernel"]), 2 / (1 + slope**2) / 500, rtol=0.02)
 
 
 def test_orthogonal_kernels_are_orthogonal_and_delta_orthogonal_ones_in_the_middle_alone():
     for init in ("orthogonal", "delta_orthogonal"):
-        network = networks.vgg(SHAPE, 3, depth=11, init=init)
-        table = dict.fromkeys(network.widths, 9) | {"conv_0_0": 6, steps.OUTPUTS: 3}
+        network = architectures.vgg(SHAPE, 3, depth=11, init=init)
+        table = dict.fromkeys(network.widths, 9) | {"conv_0_0": 6, layers.OUTPUTS: 3}
         network = network.resized(table)
         kernel = np.asarray(network.init(jax.random.key(0))[0]["conv_1_0"]["kernel"], np.float64)
         rows = kernel.reshape(-1, 9) if init == "orthogonal" else kernel[1, 1]
@@ -195,14 +194,14 @@ def test_orthogonal_kernels_are_orthogonal_and_delta_orthogonal_ones_in_the_midd
 
 
 def test_orthogonal_kernels_of_several_seeds_are_decomposed_one_by_one():
-    network = networks.fully_connected(SHAPE, 3, widths={"hidden_0": 9}, init="orthogonal")
+    network = architectures.fully_connected(SHAPE, 3, widths={"hidden_0": 9}, init="orthogonal")
     program = jax.jit(jax.vmap(network.init)).lower(jax.random.split(jax.random.key(0), 71))
     calls = re.findall(r"custom_call @lapack_.*", program.as_text())
     assert calls and not any("<71x" in call for call in calls)
 
 
 def test_ntk_weights_are_standard_normal_and_the_network_that_of_kaiming():
-    make = lambda init: networks.fully_connected(SHAPE, 3, widths={"hidden_0": 90}, init=init)  # noqa: E731
+    make = lambda init: architectures.fully_connected(SHAPE, 3, widths={"hidden_0": 90}, init=init)  # noqa: E731
     params, state = make("ntk").init(jax.random.key(0))
     np.testing.assert_allclose(jnp.std(params["hidden_0"]["kernel"]), 1.0, rtol=0.02)
     scaled = {
@@ -225,7 +224,7 @@ def test_images_may_have_any_shape(name, shape):
 
 @pytest.mark.parametrize("batch_norm", (False, True))
 def test_a_network_of_nnx_has_the_same_interface(batch_norm):
-    init, apply, train = networks.nnx_fully_connected(SHAPE, 3, width=5, batch_norm=batch_norm)
+    init, apply, train = nnx_example.nnx_fully_connected(SHAPE, 3, width=5, batch_norm=batch_norm)
     params, state = init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (4, *SHAPE), jnp.float32)
     outputs, new = jax.jit(train)(params, state, x)
@@ -249,12 +248,12 @@ def test_what_there_is_not_is_refused_by_name():
         ({"depth": 18}, r"6 n \+ 2, as 20, 32 and 56; got 18."),
     ):
         with pytest.raises(ValueError, match=words):
-            networks.resnet(SHAPE, 3, **wrong)
+            architectures.resnet(SHAPE, 3, **wrong)
     with pytest.raises(ValueError, match=r"6 n \+ 4, as 16 and 28; got 20."):
-        networks.wide_resnet(SHAPE, 3, depth=20)
+        architectures.wide_resnet(SHAPE, 3, depth=20)
     with pytest.raises(ValueError, match="VGG has depth 11 or 16; got 13."):
-        networks.vgg(SHAPE, 3, depth=13)
+        architectures.vgg(SHAPE, 3, depth=13)
     with pytest.raises(ValueError, match="LeNet-5 needs images of 16 × 16 or more; these are 8 × 20."):
-        networks.lenet_5((8, 20, 1), 3)
+        architectures.lenet_5((8, 20, 1), 3)
     with pytest.raises(ValueError, match="cannot go from 5 channels to 4. Make later stages as wide"):
-        networks.resnet(SHAPE, 3, widths={"stage_0": 5, "stage_1": 4}).init(jax.random.key(0))
+        architectures.resnet(SHAPE, 3, widths={"stage_0": 5, "stage_1": 4}).init(jax.random.key(0))

@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import networks, shrink, steps
+from experiments.networks import architectures, layers, shrink
 from pathjax import masks, pruning, scores
-
-from .test_networks import SHAPE, SMALL, count, drawn, small
+from tests.test_experiments.test_networks import SHAPE, SMALL, count, drawn, small
 
 TOLERANCE = 1e-12
 
@@ -51,13 +50,13 @@ def test_without_pruning_every_unit_stays(name):
     assert smaller.network.widths == network.widths
     for name, layer in params.items():
         for part, leaf in layer.items():
-            scale = steps.kernel_scale(network.options, leaf.shape) if part == "kernel" else 1.0
+            scale = layers.kernel_scale(network.options, leaf.shape) if part == "kernel" else 1.0
             np.testing.assert_allclose(smaller.params[name][part], scale * leaf, rtol=1e-14)
 
 
 def chain(widths=(4, 5, 6), activation="relu", batch_norm=False):
     table = {f"hidden_{i}": width for i, width in enumerate(widths)}
-    network = networks.fully_connected(
+    network = architectures.fully_connected(
         (2, 2, 1), 3, depth=len(widths), widths=table, activation=activation, batch_norm=batch_norm
     )
     return network, *drawn(network)
@@ -98,7 +97,7 @@ def test_units_that_nothing_writes_are_folded_into_biases_and_take_those_behind_
         check(network, params, state, mask, (3, 4, 6))
 
 
-@pytest.mark.parametrize("activation", steps.SLOPES)
+@pytest.mark.parametrize("activation", layers.SLOPES)
 @pytest.mark.parametrize("bias", (-0.5, 0.0, 0.5))
 def test_constants_go_through_the_activation(activation, bias):
     network, params, state = chain(activation=activation)
@@ -119,12 +118,12 @@ def test_a_collapsed_layer_keeps_one_unit_that_nothing_reads():
 def convolutional(valid):
     """Two convolutions, of which the second pads with zeros or leaves the border out; no batch norm."""
     plan = (
-        steps.Layer("one", steps.IMAGE, "one", window=3),
-        steps.Layer("two", "one", "two", window=3, valid=valid),
+        layers.Layer("one", layers.IMAGE, "one", window=3),
+        layers.Layer("two", "one", "two", window=3, valid=valid),
         "flatten",
-        steps.Layer("dense", "two", steps.OUTPUTS, normed=False, active=False),
+        layers.Layer("dense", "two", layers.OUTPUTS, normed=False, active=False),
     )
-    network = steps.build(SHAPE, plan, {"one": 4, "two": 5, steps.OUTPUTS: 3}, {}, steps.Options(batch_norm=False))
+    network = layers.build(SHAPE, plan, {"one": 4, "two": 5, layers.OUTPUTS: 3}, {}, layers.Options(batch_norm=False))
     return network, *drawn(network)
 
 
@@ -144,7 +143,9 @@ def test_constant_channels_stay_before_a_convolution_that_pads_and_only_there(va
 
 @pytest.mark.parametrize("shortcut", ("pad", "project"))
 def test_channels_of_a_stream_go_where_all_that_write_them_let_them(shortcut):
-    network = networks.resnet(SHAPE, 3, depth=14, shortcut=shortcut, widths={"stage_0": 3, "stage_1": 5, "stage_2": 7})
+    network = architectures.resnet(
+        SHAPE, 3, depth=14, shortcut=shortcut, widths={"stage_0": 3, "stage_1": 5, "stage_2": 7}
+    )
     params, state = drawn(network)
     mask = whole(params)
     writers = [layer for layer in network.layers if layer.writes == "stage_1"]
@@ -160,7 +161,7 @@ def test_channels_of_a_stream_go_where_all_that_write_them_let_them(shortcut):
 
 
 def test_channels_that_a_shortcut_without_weights_writes_stay():
-    network = networks.resnet(SHAPE, 3, depth=8, widths={"stage_0": 3, "stage_1": 5, "stage_2": 7})
+    network = architectures.resnet(SHAPE, 3, depth=8, widths={"stage_0": 3, "stage_1": 5, "stage_2": 7})
     params, state = drawn(network)
     mask = whole(params)
     mask["stage_1_block_0_b"]["kernel"][..., [0, 1]] = False  # 0 is padded, 1 is what channel 0 of stage 0 goes on as
@@ -172,7 +173,7 @@ def test_channels_that_a_shortcut_without_weights_writes_stay():
 
 
 def test_channels_go_only_where_they_are_zero_behind_the_norms_that_read_them():
-    network = networks.wide_resnet(SHAPE, 3, depth=16, factor=2, widths={"stage_1": 4})
+    network = architectures.wide_resnet(SHAPE, 3, depth=16, factor=2, widths={"stage_1": 4})
     params, state = drawn(network, moved=False)
     mask = whole(params)
     for layer in network.layers:
@@ -188,7 +189,9 @@ def test_channels_go_only_where_they_are_zero_behind_the_norms_that_read_them():
 
 @pytest.mark.parametrize("shortcut", ("pad", "project"))
 def test_channels_of_a_stream_go_where_nothing_reads_them(shortcut):
-    network = networks.resnet(SHAPE, 3, depth=14, shortcut=shortcut, widths={"stage_0": 3, "stage_1": 5, "stage_2": 7})
+    network = architectures.resnet(
+        SHAPE, 3, depth=14, shortcut=shortcut, widths={"stage_0": 3, "stage_1": 5, "stage_2": 7}
+    )
     params, state = drawn(network)
     mask = whole(params)
     mask["dense"]["kernel"][2] = False
@@ -208,9 +211,9 @@ def test_channels_of_a_stream_go_where_nothing_reads_them(shortcut):
 @pytest.mark.parametrize(
     "make",
     (
-        lambda: networks.fully_connected(SHAPE, 3, widths={"hidden_0": 60, "hidden_1": 40}),
-        lambda: networks.lenet_5(SHAPE, 3),
-        lambda: networks.resnet(SHAPE, 3, depth=8),
+        lambda: architectures.fully_connected(SHAPE, 3, widths={"hidden_0": 60, "hidden_1": 40}),
+        lambda: architectures.lenet_5(SHAPE, 3),
+        lambda: architectures.resnet(SHAPE, 3, depth=8),
     ),
     ids=("dense", "convolutional", "residual"),
 )
@@ -218,7 +221,7 @@ def test_synflow_masks_of_low_density_leave_a_fraction_of_the_units(make):
     network = make()
     params, state = drawn(network, moved=False)
     x_like = jnp.zeros((1, *SHAPE))
-    score = lambda params, key: scores.synflow(steps.bind(network, state), params, x_like)  # noqa: E731
+    score = lambda params, key: scores.synflow(layers.bind(network, state), params, x_like)  # noqa: E731
     mask = pruning.prune(score, params, density=0.02, rounds=10)
     smaller = shrink.shrink(network, params, state, mask)
     outputs = assert_equal_outputs(network, params, state, mask, smaller)

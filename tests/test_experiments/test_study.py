@@ -1,8 +1,12 @@
 import pytest
 
-from experiments import networks, study
-from experiments.data import DATASETS
-from experiments.options import METHODS, InputError
+from experiments import study
+from experiments.base.errors import InputError
+from experiments.base.names import METHODS, NETWORKS, TWINS
+from experiments.data.loading import DATASETS
+from experiments.measure.pruning import METHODS as IMPLEMENTED
+from experiments.networks.by_name import NETWORKS as BUILT
+from experiments.networks.twins import TWINS as WITH_TWIN
 
 PLAIN = """
 data = ["digits"]
@@ -37,7 +41,7 @@ def refusal(config):
     return message
 
 
-@pytest.mark.parametrize("name", ("digits", "fashion-quick", "cifar10-quick", "paper"))
+@pytest.mark.parametrize("name", ("digits", "fashion-quick", "cifar10-quick", "paper", "report"))
 def test_ready_configs_are_good_and_found_with_and_without_suffix(name):
     found = study.read(name, datasets=tuple(DATASETS))
     assert found == study.read(f"{name}.toml", datasets=tuple(DATASETS))
@@ -49,15 +53,16 @@ def test_the_digits_study_has_three_networks_and_all_methods():
     assert len(digits.model) == 3 and digits.method == METHODS
 
 
-def test_the_listed_networks_are_those_that_exist():
-    assert set(study.NETWORKS) == set(networks.NETWORKS)
+def test_the_listed_names_are_those_that_exist():
+    assert tuple(BUILT) == NETWORKS and tuple(WITH_TWIN) == TWINS
+    assert tuple(IMPLEMENTED) == METHODS
 
 
 def test_the_order_of_methods_and_densities_does_not_matter(config):
     name, found = study.read(config(PLAIN), datasets=tuple(DATASETS))
     assert (name, found.method, found.density) == ("own", ("random", "synflow"), (0.5, 0.1))
     assert found.train.epochs == 2 and found.measure.rounds == study.Measures().rounds
-    assert study.cells_of(found)[:3] == [("dense", 1.0), ("random", 0.5), ("synflow", 0.5)]
+    assert found.cells[:3] == [("dense", 1.0), ("random", 0.5), ("synflow", 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,9 @@ def test_the_order_of_methods_and_densities_does_not_matter(config):
         ("[0.1, 0.5]", "0.1", "density must be a list"),
         ("curve_density = [0.1]", "curve_density = [0.3]", "0.3, which is not one of density"),
         ("[[model]]", "[[model", "is not TOML"),
+        ('name = "small"', 'name = "small/fc"', "has a slash"),
+        ("[measure]", "[measure]\nloss_level = inf", "measure.loss_level is inf, but must be a positive number"),
+        ("[measure]", "[measure]\nscore_inputs = -1", "measure.score_inputs is -1, but must be at least 0"),
     ],
 )
 def test_what_means_nothing_is_refused_by_name(config, old, new, words):

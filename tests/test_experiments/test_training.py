@@ -11,19 +11,24 @@ import numpy as np
 import optax
 import pytest
 
-from experiments import networks, training
-from experiments.checkpoints import Checkpoints
-from experiments.lanes import in_lanes
-from experiments.options import Recipe
+from experiments.base.batching import in_batches
+from experiments.networks import architectures
+from experiments.train import training
+from experiments.train.checkpoints import Checkpoints
+from experiments.train.recipe import Recipe
 from pathjax import masks
-
-from . import trained_on_devices
+from tests.test_experiments import trained_on_devices
 
 ROOT = Path(__file__).parents[2]
 
 
 def apply(params, x):
     return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+
+STATELESS = training._Functions(
+    apply=lambda params, state, x: apply(params, x), train=lambda params, state, x: (apply(params, x), state)
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def trained(problem, *, epochs=8, seeds=slice(None), learning_rate=0.1):
     params, mask = jax.tree.map(lambda leaf: leaf[seeds], (params, mask))
     keys = jax.vmap(jax.random.key)(jnp.arange(5, 7))[seeds]
     recipe = Recipe(learning_rate=learning_rate, batch_size=16, epochs=epochs)
-    run = training.trainer(training.stateless(apply), (images, labels), (images, labels), recipe)
+    run = training.trainer(STATELESS, (images, labels), (images, labels), recipe)
     return run(params, {}, mask, keys), mask
 
 
@@ -102,7 +107,7 @@ SHAPE = (8, 8, 1)
 @pytest.fixture(scope="module")
 def normed():
     """Two seeds of a small network with batch norm, a dense mask, keys, and 96 images of two classes."""
-    network = networks.fully_connected(SHAPE, 2, depth=1, widths={"hidden_0": 6}, batch_norm=True)
+    network = architectures.fully_connected(SHAPE, 2, depth=1, widths={"hidden_0": 6}, batch_norm=True)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     params, state = jax.vmap(network.init)(keys)
     images = jax.random.normal(jax.random.key(7), (96, *SHAPE), jnp.float32) + 2
@@ -183,7 +188,7 @@ def test_bfloat16_trains_float32_weights_nearly_alike(normed):
 def test_networks_one_by_one_are_those_side_by_side(normed):
     network, params, state, mask, keys, images, labels = normed
     run = training.trainer(network, (images, labels), (images, labels), Recipe(epochs=2, batch_size=32))
-    together, alone = run(params, state, mask, keys), in_lanes(run, 1)(params, state, mask, keys)
+    together, alone = run(params, state, mask, keys), in_batches(run, 1)(params, state, mask, keys)
     np.testing.assert_allclose(alone.train_loss, together.train_loss, rtol=1e-4)
 
 

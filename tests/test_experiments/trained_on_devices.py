@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data, networks, training
-from experiments.options import Recipe
+from experiments.data import augmentation
+from experiments.networks import architectures
+from experiments.train import training
+from experiments.train.recipe import Recipe
 
 
 def trained(mesh):
     """Two seeds of a small network with batch norm, of images that are augmented."""
-    network = networks.fully_connected((8, 8, 1), 3, depth=1, widths={"hidden_0": 7}, batch_norm=True)
+    network = architectures.fully_connected((8, 8, 1), 3, depth=1, widths={"hidden_0": 7}, batch_norm=True)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     params, state = jax.vmap(network.init)(keys)
     mask = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
@@ -30,7 +32,7 @@ def trained(mesh):
         (images, labels),
         (images[:21], labels[:21]),
         Recipe(epochs=2, batch_size=16, learning_rate=0.02),
-        augment=functools.partial(data.augmented, flip=True),
+        augment=functools.partial(augmentation.augmented, flip=True),
         mesh=mesh,
     )
     return run(params, state, mask, keys)

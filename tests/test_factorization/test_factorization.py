@@ -13,9 +13,8 @@ from pathjax import factorization, ntk, path_kernel, paths
 from pathjax.factorization import Factorization
 
 from .. import networks
-from ..tolerances import SINGLE
+from ..tolerances import CONVERGED, DIFFERENCES, EXACT, SINGLE, SINGLE_ROUNDING, SUMS
 
-TOLERANCE = 1e-9
 KEY = jax.random.key(0)
 
 
@@ -71,9 +70,9 @@ def test_full_rank_is_the_empirical_kernel(name: str) -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     found = factorized(network.apply, network.params, network.x, rank=size)
     exact = ntk.empirical(network.apply, network.params, network.x)
-    np.testing.assert_allclose(factorization.recompose(found), exact, atol=TOLERANCE * float(jnp.abs(exact).max()))
+    np.testing.assert_allclose(factorization.recompose(found), exact, atol=EXACT * float(jnp.abs(exact).max()))
     parts = factorization.layer_kernels(network.apply, network.params, network.x)
-    np.testing.assert_allclose(sum(jax.tree.leaves(parts)), exact, atol=TOLERANCE * float(jnp.abs(exact).max()))
+    np.testing.assert_allclose(sum(jax.tree.leaves(parts)), exact, atol=EXACT * float(jnp.abs(exact).max()))
 
 
 @pytest.mark.parametrize("eager", [False, True])
@@ -85,10 +84,10 @@ def test_what_truncation_leaves_is_positive_semidefinite_with_the_trace_that_is_
         found = factorization.factorize(mlp, params, x, rank=4, key=KEY, mask=mask)
     exact = matrix(ntk.empirical(mlp, params, x, mask=mask))
     left = exact - matrix(factorization.recompose(found))
-    assert np.linalg.eigvalsh(left)[0] > -TOLERANCE * np.trace(exact)
-    np.testing.assert_allclose(found.remainder, np.trace(left), rtol=TOLERANCE)
-    np.testing.assert_allclose(found.trace, np.trace(exact), rtol=TOLERANCE)
-    np.testing.assert_allclose(found.cumulative[-1], 1 - np.trace(left) / np.trace(exact), rtol=TOLERANCE)
+    assert np.linalg.eigvalsh(left)[0] > -EXACT * np.trace(exact)
+    np.testing.assert_allclose(found.remainder, np.trace(left), rtol=EXACT)
+    np.testing.assert_allclose(found.trace, np.trace(exact), rtol=EXACT)
+    np.testing.assert_allclose(found.cumulative[-1], 1 - np.trace(left) / np.trace(exact), rtol=EXACT)
     assert float(found.shares.min()) > 0 and float(found.cumulative[-1]) < 1
 
 
@@ -104,8 +103,8 @@ def test_layer_kernels_are_those_of_a_jacobian_with_a_mask(large: Any, found: Fa
         strict=True,
     ):
         rows = (jacobian * keep[None, None]).reshape(*jacobian.shape[:2], -1)
-        np.testing.assert_allclose(part, jnp.einsum("iap,jbp->ijab", rows, rows), atol=TOLERANCE)
-        np.testing.assert_allclose(trace, jnp.sum(rows**2), rtol=TOLERANCE)
+        np.testing.assert_allclose(part, jnp.einsum("iap,jbp->ijab", rows, rows), atol=EXACT)
+        np.testing.assert_allclose(trace, jnp.sum(rows**2), rtol=EXACT)
 
 
 def test_chunks_masks_that_are_traced_and_pruned_weights_change_nothing(large: Any, found: Factorization) -> None:
@@ -115,7 +114,7 @@ def test_chunks_masks_that_are_traced_and_pruned_weights_change_nothing(large: A
     for other in (find(params, mask), find(spoiled, mask)):
         for ours, theirs in zip(jax.tree.leaves(other), jax.tree.leaves(found), strict=True):
             # with a traced mask eigenpairs are found by iteration, to its tolerance
-            np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(np.abs(ours), np.abs(theirs), rtol=SINGLE, atol=0.1 * SINGLE)
 
 
 def test_seeds_go_through_vmap_and_properties_with_them() -> None:
@@ -127,7 +126,7 @@ def test_seeds_go_through_vmap_and_properties_with_them() -> None:
     for seed in (0, 1, 2):
         alone = factorized(mlp, jax.tree.map(lambda leaf, seed=seed: leaf[seed], stacked), x, rank=7)
         for name in ("eigenvalues", "trace", "shares", "remainder"):
-            np.testing.assert_allclose(getattr(together, name)[seed], getattr(alone, name), rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(getattr(together, name)[seed], getattr(alone, name), rtol=EXACT, atol=SUMS)
 
 
 def test_gradients_are_those_of_finite_differences() -> None:
@@ -145,7 +144,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
         carried(jax.tree.map(lambda leaf, d, s=step: leaf + s * d, params, direction)) for step in (1e-5, -1e-5)
     )
     slope = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True))
-    np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-6)
+    np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=DIFFERENCES)
 
 
 def steep(dtype: Any) -> tuple[Any, Any, Any]:
@@ -164,7 +163,7 @@ def test_float32_agrees_with_float64_where_the_path_kernel_leaves_the_format() -
     wide, single = (factorized(*steep(dtype), rank=3) for dtype in (jnp.float64, jnp.float32))
     assert single.trace.dtype == jnp.float32
     assert float(single.log_scale + jnp.log(single.eigenvalues[0])) > np.log(3.4e38)
-    np.testing.assert_allclose(single.shares, wide.shares, rtol=SINGLE, atol=1e-6)
+    np.testing.assert_allclose(single.shares, wide.shares, rtol=SINGLE, atol=SINGLE_ROUNDING)
     exact = factorization.recompose(wide)
     np.testing.assert_allclose(factorization.recompose(single), exact, atol=SINGLE * float(jnp.abs(exact).max()))
 
@@ -183,15 +182,15 @@ def test_a_linear_layer_reaches_its_bounds() -> None:
     params, x = jnp.ones((4, 3)), inputs(5, 4)
     kernel, gram = path_kernel.path_kernel(apply, params, x), paths.log_data_gram(apply, params, x)
     found = factorization.bounds(ntk.empirical(apply, params, x), kernel, gram, key=KEY)
-    np.testing.assert_allclose(found.slack[jnp.array([0, 2])], 0.0, atol=TOLERANCE)
-    np.testing.assert_allclose(found.log_trace_path_kernel, np.log(12), rtol=TOLERANCE)
+    np.testing.assert_allclose(found.slack[jnp.array([0, 2])], 0.0, atol=EXACT)
+    np.testing.assert_allclose(found.log_trace_path_kernel, np.log(12), rtol=EXACT)
     values = np.linalg.eigvalsh(np.asarray(x @ x.T))
-    np.testing.assert_allclose(10 ** found.slack[1], 4 * values[-1] / values.sum(), rtol=TOLERANCE)
+    np.testing.assert_allclose(10 ** found.slack[1], 4 * values[-1] / values.sum(), rtol=EXACT)
     # inputs that are orthonormal reach the other one too
     eye = jnp.eye(4)
     gram = paths.log_data_gram(apply, params, eye)
     found = factorization.bounds(ntk.empirical(apply, params, eye), kernel, gram, key=KEY)
-    np.testing.assert_allclose(found.slack, 0.0, atol=TOLERANCE)
+    np.testing.assert_allclose(found.slack, 0.0, atol=EXACT)
 
 
 @jax.jit
@@ -214,11 +213,11 @@ def test_alignment_splits_the_eigenvalues_of_the_kernel(large: Any, found: Facto
     aligned = factorization.alignment(found, exact, rank=3)
     values, vectors = np.linalg.eigh(matrix(exact))
     values, vectors = values[::-1][:3], vectors[:, ::-1][:, :3]
-    np.testing.assert_allclose(aligned.eigenvalues, values, rtol=TOLERANCE)
+    np.testing.assert_allclose(aligned.eigenvalues, values, rtol=EXACT)
     kept = vectors.T @ matrix(factorization.recompose(found)) @ vectors
-    np.testing.assert_allclose(aligned.shares.sum(axis=1) * values, np.diag(kept), rtol=TOLERANCE)
+    np.testing.assert_allclose(aligned.shares.sum(axis=1) * values, np.diag(kept), rtol=EXACT)
     modes, _ = np.linalg.qr(np.asarray(found.data_modes).reshape(15, 4))
-    np.testing.assert_allclose(aligned.overlap, np.sum((modes.T @ vectors) ** 2, axis=0), rtol=TOLERANCE)
+    np.testing.assert_allclose(aligned.overlap, np.sum((modes.T @ vectors) ** 2, axis=0), rtol=EXACT)
     assert (np.asarray(aligned.overlap) < 1).all()
 
 
@@ -227,9 +226,9 @@ def test_alignment_at_full_rank_is_whole() -> None:
     size = sum(leaf.size for leaf in jax.tree.leaves(network.params))
     found = factorized(network.apply, network.params, network.x, rank=size)
     aligned = factorization.alignment(found, factorization.recompose(found), rank=6)
-    np.testing.assert_allclose(aligned.overlap, 1.0, rtol=TOLERANCE)
+    np.testing.assert_allclose(aligned.overlap, 1.0, rtol=EXACT)
     live = np.asarray(aligned.eigenvalues) > 1e-9 * float(aligned.eigenvalues[0])
-    np.testing.assert_allclose(aligned.shares.sum(axis=1)[live], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(aligned.shares.sum(axis=1)[live], 1.0, rtol=CONVERGED)
 
 
 def test_kernel_target_alignment_is_that_of_its_definition() -> None:
@@ -238,13 +237,13 @@ def test_kernel_target_alignment_is_that_of_its_definition() -> None:
     target = (labels[:, None] == labels).astype(float)
     plain = np.sum(kernel * target) / (np.linalg.norm(kernel) * np.linalg.norm(target))
     found = factorization.kernel_target_alignment(jnp.asarray(kernel), labels, centered=False)
-    np.testing.assert_allclose(found, plain, rtol=TOLERANCE)
+    np.testing.assert_allclose(found, plain, rtol=EXACT)
     centring = np.eye(6) - 1 / 6
     a, b = centring @ kernel @ centring, centring @ target @ centring
     centred = np.sum(a * b) / (np.linalg.norm(a) * np.linalg.norm(b))
     for added in (0.0, 100.0):  # a constant changes nothing
         found = factorization.kernel_target_alignment(jnp.asarray(kernel + added), labels)
-        np.testing.assert_allclose(found, centred, rtol=TOLERANCE)
+        np.testing.assert_allclose(found, centred, rtol=EXACT)
     huge = factorization.kernel_target_alignment(jnp.asarray(1e30 * target, jnp.float32), labels)
     np.testing.assert_allclose(huge, 1.0, rtol=SINGLE)
 
@@ -264,9 +263,12 @@ REFUSED = {
     "NaN input": (lambda p: {"x": jnp.ones((3, 3)).at[1, 2].set(jnp.nan)}, "first in example 1"),
     "whole numbers": (lambda p: {"x": np.ones((3, 3), np.int32)}, "dtype int32"),
     "no example": (lambda p: {"x": jnp.ones((0, 3))}, "at least one"),
-    "one output less its axis": (lambda p: {"apply": lambda p, x: mlp(p, x)[:, 0]}, r"gives shape \(3,\)"),
-    "outputs summed over examples": (lambda p: {"apply": lambda p, x: mlp(p, x).sum(0)}, r"\(3, o\) was expected"),
-    "a pytree": (lambda p: {"apply": lambda p, x: {"out": mlp(p, x)}}, "gives a pytree"),
+    "one output less its axis": (lambda p: {"apply": lambda p, x: mlp(p, x)[:, 0]}, r"it returned \(3,\)"),
+    "outputs summed over examples": (
+        lambda p: {"apply": lambda p, x: mlp(p, x).sum(0)},
+        r"one array of shape \(n, o\)",
+    ),
+    "a pytree": (lambda p: {"apply": lambda p, x: {"out": mlp(p, x)}}, "a pytree of arrays"),
     "no chunk": (lambda p: {"chunk": 0}, "`chunk` must be at least 1"),
 }
 
@@ -317,3 +319,33 @@ def test_kernels_of_other_batches_are_refused(large: Any, found: Factorization) 
 def unchecked(function: Any) -> Any:
     """The function without the checks of its annotations, which users do not have."""
     return getattr(function, "__wrapped__", function)
+
+
+# What the null space is, and what is printed
+
+
+@pytest.mark.parametrize(("roundings", "is_zero"), [(100, True), (1000, False)])
+def test_zero_means_one_thing_for_the_spectrum_of_the_path_kernel(roundings: int, is_zero: bool) -> None:
+    """Eigenvalues 1, six times, and so many roundings of it, twice."""
+    constant = float(np.sqrt(roundings * np.finfo(np.float64).eps))
+
+    def apply(params: Any, x: Any) -> Any:
+        return x @ params["w"] + (constant * params["b"])[None]
+
+    params, x = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}, jnp.ones((4, 3))
+    kernel = path_kernel.path_kernel(apply, params, x)
+    pairs = path_kernel.top_eigenpairs(kernel, 8, key=KEY)
+    eigenvalues = factorization.factorize(apply, params, x, rank=8, key=KEY).eigenvalues
+    assert int(jnp.sum(eigenvalues > 0)) == (6 if is_zero else 8)
+    ratio = path_kernel.smallest(kernel, key=KEY) / pairs.eigenvalues[0]
+    # of so many roundings, up to ten are lost
+    tolerance = EXACT if is_zero else 10 / roundings
+    np.testing.assert_allclose(ratio, 1.0 if is_zero else constant**2, rtol=tolerance)
+    # all pairs that are not zero count, and each overlaps with itself wholly
+    np.testing.assert_allclose(path_kernel.overlap(kernel, pairs, kernel, pairs), 1.0, rtol=EXACT)
+
+
+def test_factorizations_are_printed_by_their_sizes(found: Factorization) -> None:
+    assert repr(found) == "Factorization(n=5, o=3, r=4, leaves=6)"
+    several = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), found)
+    assert repr(several) == "Factorization(batch=(2,), n=5, o=3, r=4, leaves=6)"

@@ -14,8 +14,7 @@ from jax.flatten_util import ravel_pytree
 from pathjax import factorization, path_kernel, paths
 
 from .. import networks, oracles
-
-TOLERANCE = 1e-9
+from ..tolerances import EXACT, SUMS
 
 
 class Case(NamedTuple):
@@ -76,7 +75,7 @@ def largest(of: Case) -> list[float]:
 def close(actual: Any, exact: Any) -> None:
     """Equal to 1e-9 of the largest entry."""
     exact = np.asarray(exact)
-    np.testing.assert_allclose(actual, exact, rtol=0, atol=TOLERANCE * max(np.abs(exact).max(), 1e-30))
+    np.testing.assert_allclose(actual, exact, rtol=0, atol=EXACT * max(np.abs(exact).max(), 1e-300))
 
 
 @pytest.mark.parametrize("name", networks.covering())
@@ -99,8 +98,8 @@ def test_traces_are_those_of_listed_paths_layer_by_layer(name: str) -> None:
     close(of.found.trace, trace)
     close(jax.tree.leaves(of.found.layer_traces), [np.einsum("iiaa->", part) for part in of.parts])
     # nothing is left out: not in G's null space either
-    assert abs(of.found.remainder) <= TOLERANCE * trace
-    np.testing.assert_allclose(of.found.cumulative[-1], 1.0 if trace else 0.0, atol=TOLERANCE)
+    assert abs(of.found.remainder) <= EXACT * trace
+    np.testing.assert_allclose(of.found.cumulative[-1], 1.0 if trace else 0.0, atol=EXACT)
 
 
 @pytest.mark.parametrize("name", networks.covering())
@@ -119,7 +118,7 @@ def test_modes_of_no_eigenvalue_are_zero(name: str) -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert not np.asarray(found.data_modes)[..., dead].any()
     totals = np.sum(jax.tree.leaves(found.layer_shares), axis=0)
-    np.testing.assert_allclose(totals, np.where(dead, 0.0, 1.0), atol=TOLERANCE)
+    np.testing.assert_allclose(totals, np.where(dead, 0.0, 1.0), atol=EXACT)
 
 
 @pytest.mark.parametrize("name", networks.covering())
@@ -132,14 +131,14 @@ def test_each_mode_is_an_eigenvector_of_the_path_kernel_seen_through_the_data(na
         exact = of.activations @ (of.jacobian @ vectors[:, i]) / np.sqrt(values[i])
         mode = np.asarray(of.found.data_modes[..., i]) * np.exp(-0.5 * of.found.log_scale)
         sign = np.sign(np.sum(mode * exact))
-        np.testing.assert_allclose(mode * sign, exact, rtol=0, atol=TOLERANCE * np.abs(of.activations).max())
+        np.testing.assert_allclose(mode * sign, exact, rtol=0, atol=EXACT * np.abs(of.activations).max())
 
 
 @pytest.mark.parametrize("name", networks.covering())
 def test_bounds_hold(name: str) -> None:
     ntk, trace_ntk, path, trace_path, gram, trace_gram = largest(case(name))
-    assert ntk <= path * gram * (1 + TOLERANCE)
-    assert trace_ntk <= min(gram * trace_path, path * trace_gram) * (1 + TOLERANCE)
+    assert ntk <= path * gram * (1 + EXACT)
+    assert trace_ntk <= min(gram * trace_path, path * trace_gram) * (1 + EXACT)
 
 
 @pytest.mark.parametrize("name", networks.COVERING[1::2])
@@ -153,6 +152,6 @@ def test_bounds_are_those_of_listed_paths(name: str) -> None:
         return factorization.bounds(ntk, kernel, gram, key=jax.random.key(0))
 
     bounds, exact = found(network.params, network.x, of.kernel), largest(of)
-    np.testing.assert_allclose(np.exp(list(bounds)), exact, rtol=TOLERANCE, atol=1e-12)
+    np.testing.assert_allclose(np.exp(list(bounds)), exact, rtol=EXACT, atol=SUMS)
     products = [exact[2] * exact[4], exact[3] * exact[4], exact[2] * exact[5]]
-    np.testing.assert_allclose(bounds.slack, np.log10(products) - np.log10([exact[0], exact[1], exact[1]]), atol=1e-8)
+    np.testing.assert_allclose(bounds.slack, np.log10(products) - np.log10([exact[0], exact[1], exact[1]]), atol=EXACT)

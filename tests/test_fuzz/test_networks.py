@@ -282,7 +282,7 @@ def fuzz(networks: int, seed: int, *, every: int = 16) -> Tally:
     return tally
 
 
-# `make test` holds half of the few networks to their paths, `make long` the others, `make fuzz` as many as told
+# `make test` holds one half of the few networks to their paths, `make long` the other, `make fuzz` all that it is told
 SHARE_PARAMETERS = [pytest.param(i, marks=[pytest.mark.long] if i >= (SHARES + 1) // 2 else []) for i in range(SHARES)]
 
 

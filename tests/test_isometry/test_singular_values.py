@@ -11,7 +11,7 @@ from jax.nn import initializers
 from pathjax import isometry, masks, scores
 
 from .. import networks
-from ..tolerances import EXACT, SINGLE
+from ..tolerances import DIFFERENCES, EXACT, SINGLE, SINGLE_ROUNDING
 
 
 def assert_close(got, want, tolerance=EXACT):
@@ -94,7 +94,7 @@ def test_gradients_are_finite_differences():
     assert float(spread(0.0)) < 100
 
     numeric = (spread(1e-6) - spread(-1e-6)) / 2e-6
-    np.testing.assert_allclose(jax.grad(spread)(0.0), numeric, rtol=1e-6)
+    np.testing.assert_allclose(jax.grad(spread)(0.0), numeric, rtol=DIFFERENCES)
 
 
 # layers
@@ -217,10 +217,10 @@ def test_summary_is_its_formula_over_the_last_axis():
 
 
 @pytest.mark.parametrize("smallest", (0.0, 1e-16))
-def test_singular_layers_have_no_condition_and_finite_gradients(smallest):
+def test_singular_layers_have_no_condition_and_zero_for_its_gradient(smallest):
     values = jnp.array([2.0, 1.0, smallest])
     assert float(isometry.summary(values).condition) == np.inf
-    assert bool(jnp.all(jnp.isfinite(jax.grad(lambda values: isometry.summary(values).condition)(values))))
+    np.testing.assert_array_equal(jax.grad(lambda values: isometry.summary(values).condition)(values), 0)
 
 
 # errors
@@ -232,7 +232,7 @@ def test_what_cannot_be_is_refused():
         isometry.jacobian_singular_values(apply, params, x.at[1].set(jnp.nan))
     with pytest.raises(ValueError, match="`x` has dtype int"):
         isometry.jacobian_singular_values(apply, params, jnp.ones((2, 4), int))
-    with pytest.raises(ValueError, match=r"gives shape \(2,\), but \(2, o\) was expected"):
+    with pytest.raises(ValueError, match=r"one array of shape \(n, o\).*it returned \(2,\)"):
         isometry.jacobian_singular_values(lambda params, x: apply(params, x)[:, 0], params, x)
     with pytest.raises(ValueError, match=r"`mask` has no leaf at \[1\]"):
         isometry.jacobian_singular_values(apply, params, x, mask=[params[0] > 0])
@@ -257,6 +257,6 @@ def test_half_precision_is_widened(dtype):
     found = isometry.layer_singular_values(params, spatial=(5,))
     expected = isometry.layer_singular_values(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), spatial=(5,))
     for path, values in expected.items():
-        np.testing.assert_allclose(found[path], values, rtol=1e-5)
+        np.testing.assert_allclose(found[path], values, rtol=SINGLE_ROUNDING)
     x = jnp.ones((2, 4), dtype)
     assert isometry.jacobian_singular_values(lambda params, x: x @ params["dense"], params, x).shape == (2, 3)

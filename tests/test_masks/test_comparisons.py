@@ -9,7 +9,7 @@ import pytest
 
 from pathjax import masks
 
-from ..tolerances import EXACT
+from ..tolerances import EXACT, STANDARD_ERRORS
 
 SHAPES = {"bias": (5,), "a": (4, 6), "b": (3, 3, 2, 5), "none": (0, 2), "d": (1, 1)}
 
@@ -54,7 +54,8 @@ def test_shuffled_masks_overlap_as_expected():
     keys = jax.random.split(jax.random.key(0), 400)
     mask = {"a": jnp.arange(400).reshape(20, 20) < 150, "b": jnp.arange(300).reshape(30, 10) < 30}
     found = jax.vmap(lambda key: masks.overlap(mask, masks.shuffle(mask, key=key)))(keys)
-    np.testing.assert_allclose(found.jaccard.mean(), found.expected[0], rtol=0.02)
+    error = found.jaccard.std(ddof=1) / np.sqrt(400)
+    np.testing.assert_allclose(found.jaccard.mean(), found.expected[0], rtol=0, atol=STANDARD_ERRORS * error)
     naive = 180**2 / 700 / (360 - 180**2 / 700)  # without regard to the leaves
     assert abs(float(found.expected[0]) / naive - 1) > 0.2
 
@@ -105,9 +106,11 @@ def test_every_place_is_kept_as_often_and_leaves_are_drawn_apart():
     mask = {"a": jnp.arange(12).reshape(3, 4) < 3, "b": jnp.arange(12).reshape(3, 4) < 3}
     keys = jax.random.split(jax.random.key(0), 4000)
     shuffled = jax.vmap(lambda key: masks.shuffle(mask, key=key))(keys)
-    np.testing.assert_allclose(shuffled["a"].mean(axis=0), 0.25, atol=4 * np.sqrt(0.25 * 0.75 / 4000))
+    error = np.sqrt(0.25 * 0.75 / 4000)
+    np.testing.assert_allclose(shuffled["a"].mean(axis=0), 0.25, rtol=0, atol=STANDARD_ERRORS * error)
     together = (shuffled["a"] & shuffled["b"]).mean()
-    np.testing.assert_allclose(together, 0.25**2, atol=0.006)
+    error = np.sqrt(0.25**2 * (1 - 0.25**2) / (4000 * 12))
+    np.testing.assert_allclose(together, 0.25**2, rtol=0, atol=STANDARD_ERRORS * error)
 
 
 def test_the_key_of_random_scores_may_be_used_again():

@@ -7,9 +7,12 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pathjax._ntk import door
+
+from ..tolerances import SUMS
 
 
 def run(program):
@@ -140,4 +143,4 @@ def test_every_part_that_is_served_runs():
     predict = package.predict.gradient_descent_mse(kernel, jnp.ones((3, 2)))
     assert predict(jnp.arange(5.0), jnp.zeros((3, 2))).shape == (5, 3, 2)
     first, second = (jax.jit(package.empirical_ntk_fn(apply, (), (), 0, number))(x, x[:2], params) for number in (1, 2))
-    assert jnp.allclose(first, second, rtol=1e-12)
+    np.testing.assert_allclose(first, second, rtol=SUMS)

@@ -33,16 +33,16 @@ def kernels(mesh):
     """Kernels in all forms, also of numbers of examples that the devices do not divide, and a gradient."""
     apply, params, mask, x = example()
 
-    def kernel(*batches, **options):
-        return jax.jit(lambda params: ntk.empirical(apply, params, *batches, mesh=mesh, **options))(params)
+    def kernel(*batches, of=ntk.empirical, **options):
+        return jax.jit(lambda params: of(apply, params, *batches, mesh=mesh, **options))(params)
 
     def size(params, mask, x):
-        return (ntk.empirical(apply, params, x, mask=mask, trace=True, mesh=mesh) ** 2).sum()
+        return (ntk.empirical_trace(apply, params, x, mask=mask, mesh=mesh) ** 2).sum()
 
     return {
         "symmetric": kernel(x[:8], mask=mask),
         "rectangular": kernel(x[:8], x[:3], batch_size=2),
-        "diagonal": kernel(x, x[::-1], diagonal=True),
+        "diagonal": kernel(x, x[::-1], of=ntk.empirical_diagonal),
         "slope": jax.jit(jax.grad(size))(params, mask, x[:3])["params"]["Dense_0"]["kernel"],
     }
 

@@ -14,6 +14,7 @@ import pytest
 
 from pathjax import ntk
 
+from ..tolerances import SUMS
 from . import on_devices
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ def test_eight_devices_give_the_kernels_of_one(tmp_path):
     found, expected = np.load(file), on_devices.kernels(None)
     assert found["count"] == 8
     for name, kernel in expected.items():
-        np.testing.assert_allclose(found[name], kernel, rtol=0, atol=1e-11 * np.abs(kernel).max(), err_msg=name)
+        np.testing.assert_allclose(found[name], kernel, rtol=0, atol=SUMS * np.abs(kernel).max(), err_msg=name)
     np.testing.assert_array_equal(found["symmetric"], found["symmetric"].transpose(1, 0, 3, 2))
 
 
@@ -36,10 +37,10 @@ def test_one_device_is_a_mesh_too():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))  # without types of axes
 
     def kernel(params, mesh):
-        return ntk.empirical(apply, params, x, mask=mask, trace=True, mesh=mesh)
+        return ntk.empirical_trace(apply, params, x, mask=mask, mesh=mesh)
 
     with_mesh, without = (jax.jit(kernel, static_argnums=1)(params, each) for each in (mesh, None))
-    np.testing.assert_allclose(with_mesh, without, rtol=1e-12)
+    np.testing.assert_allclose(with_mesh, without, rtol=SUMS)
 
 
 def test_methods_that_run_on_one_device_are_refused():

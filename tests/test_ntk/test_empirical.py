@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from pathjax import ntk
 
 from ..networks import build
-from ..tolerances import EXACT, SINGLE
+from ..tolerances import DIFFERENCES, EXACT, SINGLE
 
 METHODS = ("layerwise", "jacobian", "products")
 # one network of the table for each way in which weights meet inputs; compiling for all of them takes minutes
@@ -171,7 +171,7 @@ def test_gradient_of_the_trace_equals_a_finite_difference(method):
     slope = sum(jax.tree.leaves(jax.tree.map(lambda a, b: jnp.vdot(a, b), jax.grad(trace)(params), direction)))
     step = 1e-5
     ahead, behind = (jax.tree.map(lambda w, d, s=s: w + s * d, params, direction) for s in (step, -step))
-    np.testing.assert_allclose(slope, (trace(ahead) - trace(behind)) / (2 * step), rtol=1e-7)
+    np.testing.assert_allclose(slope, (trace(ahead) - trace(behind)) / (2 * step), rtol=DIFFERENCES)
 
 
 # Bad input
@@ -214,10 +214,10 @@ def test_batches_of_different_examples_are_refused():
 @pytest.mark.parametrize(
     ("head", "words"),
     [
-        (lambda y: y[:, 0], r"gives shape \(3,\), but \(3, o\).*single output the shape \(n, 1\)"),
-        (lambda y: y[:, None], r"gives shape \(3, 1, 2\)"),
-        (lambda y: y[:2], r"gives shape \(2, 2\)"),
-        (lambda y: (y, y), "gives a pytree"),
+        (lambda y: y[:, 0], r"it returned \(3,\).*single output the shape \(n, 1\)"),
+        (lambda y: y[:, None], r"it returned \(3, 1, 2\)"),
+        (lambda y: y[:2], r"it returned \(2, 2\)"),
+        (lambda y: (y, y), r"a pytree of arrays \(3, 2\), \(3, 2\)"),
     ],
 )
 def test_outputs_that_are_not_a_row_per_example_are_refused(head, words):

@@ -24,9 +24,9 @@ def shapes(n, width=100, outputs=10):
     return params, jax.ShapeDtypeStruct((n, 20), jnp.float32)
 
 
-def request(n, **options):
+def request(n, kernel=ntk.empirical, **options):
     """Trace a kernel: nothing is computed."""
-    return jax.eval_shape(lambda params, x: ntk.empirical(apply, params, x, **options), *shapes(n))
+    return jax.eval_shape(lambda params, x: kernel(apply, params, x, **options), *shapes(n))
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ def test_what_does_not_fit_names_the_chunk_that_does(free):
 
 def test_a_result_that_does_not_fit_points_to_the_operator(free):
     free(20_000_000)
-    with pytest.raises(MemoryError, match=r"^The result alone does not fit.*`ntk.operator`.*`trace` or `diagonal`"):
+    with pytest.raises(MemoryError, match=r"^The result alone does not fit.*`ntk.operator`.*`ntk.empirical_trace`"):
         request(200, batch_size=1)
-    assert request(200, trace=True).shape == (200, 200)
-    assert request(200, diagonal=True).shape == (200, 10, 10)
+    assert request(200, ntk.empirical_trace).shape == (200, 200)
+    assert request(200, ntk.empirical_diagonal).shape == (200, 10, 10)
 
 
 def test_one_example_that_does_not_fit_is_said_to(free):
@@ -78,8 +78,9 @@ def test_methods_without_chunks_are_refused_with_the_one_that_has_them(free, met
 def test_estimates_are_near_what_xla_plans(monkeypatch):
     planned = []
     monkeypatch.setattr(_memory, "check", lambda result, working, n, size: planned.append(result + working(size or n)))
-    for n, options in ((100, {}), (100, {"batch_size": 20}), (100, {"trace": True})):
-        kernel = jax.jit(lambda params, x, given=options: ntk.empirical(apply, params, x, **given))
+    cases: Any = ((ntk.empirical, {}), (ntk.empirical, {"batch_size": 20}), (ntk.empirical_trace, {}))
+    for n, (function, options) in ((100, case) for case in cases):
+        kernel = jax.jit(lambda params, x, of=function, given=options: of(apply, params, x, **given))
         analysis = cast(Any, kernel.lower(*shapes(n)).compile().memory_analysis())
         actual = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
         assert 0.4 < planned[-1] / actual < 2.5

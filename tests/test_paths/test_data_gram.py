@@ -44,7 +44,7 @@ def test_one_batch_gives_a_symmetric_gram() -> None:
     sign, log_abs = paths.log_data_gram(network.apply, network.params, x, chunk=9)
     gram = np.moveaxis(np.asarray(sign * jnp.exp(log_abs)), -1, 0)
     np.testing.assert_array_equal(gram, np.swapaxes(gram, 1, 2))
-    assert np.linalg.eigvalsh(gram).min() > -1e-9
+    assert np.linalg.eigvalsh(gram).min() > -EXACT
 
 
 def test_one_half_of_the_pairs_is_computed() -> None:

@@ -16,6 +16,8 @@ from pathjax import paths
 from pathjax._interpreter.jaxpr import check_batch
 from pathjax._interpreter.rules import _REASONS, PATH_RULES
 
+from ..tolerances import EXACT
+
 CASES: dict[str, tuple[Callable[[Any], Any], str, str]] = {
     # name: what is done to hidden activations (1, 4), the primitive, a phrase of the reason
     "softmax": (lambda h: jnp.exp(h) / jnp.exp(h).sum(1, keepdims=True), "exp", "is not homogeneous"),
@@ -265,7 +267,7 @@ class TestDeclaredGates:
         reference = build(lambda h: jax.nn.leaky_relu(h, 0.2))
         for gates in ("open", "data"):
             ours = paths.path_sum(build(gate), params, x, gates=gates)
-            np.testing.assert_allclose(ours, paths.path_sum(reference, params, x, gates=gates), rtol=1e-10)
+            np.testing.assert_allclose(ours, paths.path_sum(reference, params, x, gates=gates), rtol=EXACT)
         with pytest.raises(paths.UnsupportedPrimitive):
             paths.path_sum(build(self.leaky), params, x)
 

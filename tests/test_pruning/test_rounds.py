@@ -11,6 +11,8 @@ import pytest
 
 from pathjax import masks, pruning, scores
 
+from ..tolerances import SUMS
+
 SIZE = 4 * 9 + 9 * 3
 
 
@@ -48,8 +50,8 @@ def test_schedules_are_their_formulas_and_end_at_the_density(density, rounds):
     steps = np.arange(1, rounds + 1) / rounds
     exponential = pruning.densities(density=density, rounds=rounds)
     linear = pruning.densities(density=density, rounds=rounds, schedule="linear")
-    np.testing.assert_allclose(exponential, density**steps, rtol=1e-12)
-    np.testing.assert_allclose(linear, 1 - (1 - density) * steps, rtol=1e-12)
+    np.testing.assert_allclose(exponential, density**steps, rtol=SUMS)
+    np.testing.assert_allclose(linear, 1 - (1 - density) * steps, rtol=SUMS)
     assert exponential[-1] == linear[-1] == density
 
 

@@ -1,0 +1,56 @@
+"""The names that configs, results and pages share. Imports nothing heavy."""
+
+from __future__ import annotations
+
+__all__ = ["DENSE", "METHODS", "NETWORKS", "QUANTITIES", "TWINS"]
+
+DENSE = "dense"
+"""The unpruned network's name in tables. Every study measures it, so it is not an option."""
+
+METHODS = (
+    "random",
+    "magnitude",
+    "snip",
+    "grasp",
+    "synflow",
+    "synflow_l2",
+    "synflow_data",
+    "synflow_data_l2",
+    "path_kernel_trace",
+    "px",
+    "ntk_sap",
+)
+"""The pruning methods, in the order in which tables list them; `measure.pruning` has their scores."""
+
+TWINS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")
+"""The networks of `networks.twins`, whose infinite-width limit is known."""
+
+NETWORKS = (
+    *TWINS,
+    "lenet_300_100",
+    "lenet_5",
+    "vgg_11",
+    "vgg_16",
+    "resnet_20",
+    "resnet_32",
+    "resnet_56",
+    "resnet_18",
+    "wrn_16_8",
+    "wrn_28_10",
+)
+"""The networks that a config can name: those with a twin, then those of `networks.architectures`."""
+
+QUANTITIES = {
+    "density": "density",
+    "log_path_count": "log path count",
+    "log_path_norm_1": "log Σ|v|",
+    "log_path_norm_2": "log Σ v²",
+    "log_trace_path_kernel": "log Tr Π",
+    "log_top_path_kernel": "log λmax(Π)",
+    "effective_rank_path_kernel": "effective rank of Π",
+    "log_trace_ntk": "log Tr Θ",
+    "log_top_ntk": "log λmax(Θ)",
+    "effective_rank_ntk": "effective rank of Θ",
+    "log_condition_ntk": "log condition number of Θ",
+}
+"""What is known of a network before training, with the words for it in tables and figures. Density is the baseline."""

@@ -1,0 +1,87 @@
+"""Numbers as words of a sentence: with a true minus sign, in per cent, several in a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["correlation", "counted", "enumerated", "factor", "number", "percent", "points", "share_or_times"]
+
+
+def enumerated(parts: Sequence[str]) -> str:
+    """The parts with commas and a last "and".
+
+    >>> enumerated(["a", "b", "c"])
+    'a, b and c'
+    """
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def number(value: float, form: str = ".2f") -> str:
+    """A number in a format; a dash where there is none, and no zero below zero.
+
+    >>> number(-1.5), number(-0.001), number(float("nan")), number(float("-inf"))
+    ('−1.50', '0.00', '–', '−∞')
+    """
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    words = f"{value:{form}}"
+    return (words if any(digit in words for digit in "123456789") else words.lstrip("-")).replace("-", "−")
+
+
+def percent(share: float) -> str:
+    """A share of one, in per cent.
+
+    >>> percent(0.1234)
+    '12.3%'
+    """
+    return "–" if math.isnan(share) else f"{100 * share:.1f}%"
+
+
+def share_or_times(share: float) -> str:
+    """A share of one in per cent; where it is ten or more, as a factor.
+
+    >>> share_or_times(0.1234), share_or_times(12.34), share_or_times(181763.4), share_or_times(2.1e22)
+    ('12.3%', '12 times', '180,000 times', '2.1e+22 times')
+    """
+    if not 10 <= share < 1e9:
+        return f"{share:.2g} times" if share >= 10 else percent(share)
+    return f"{float(f'{share:.2g}'):,.0f} times"
+
+
+def factor(decades: float) -> str:
+    """The factor that a number of decades is.
+
+    >>> factor(0.05), factor(1.0), factor(3.7)
+    ('1.1', '10', '5,000')
+    """
+    return f"{float(f'{10**decades:.2g}'):,.1f}" if decades < 1 else f"{float(f'{10**decades:.2g}'):,.0f}"
+
+
+def points(share: float) -> str:
+    """A difference of shares, in points.
+
+    >>> points(0.05)
+    '5.0 points'
+    """
+    return f"{100 * share:.1f} points"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """A number with its noun.
+
+    >>> counted(1, "seed"), counted(2, "seed"), counted(3, "density", "densities")
+    ('1 seed', '2 seeds', '3 densities')
+    """
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
+def correlation(value: float) -> str:
+    """A correlation, with its sign.
+
+    >>> correlation(-0.5)
+    '−0.50'
+    """
+    return "–" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")

@@ -1,0 +1,7 @@
+"""What is measured of a network beside its training.
+
+Read `pruning` (methods, from weights to masks), `quantities` (path norms, Path Kernel and NTK before training),
+`curves` (predicted loss curves against real ones) and `changes` (how far training moves the kernels). `kernel_pictures`
+has the numbers of the pictures of kernels, `factorization_check` checks Θ = J Π Jᵀ on listed paths, and `widths`
+compares finite kernels with infinite-width ones.
+"""

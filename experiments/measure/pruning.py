@@ -1,0 +1,141 @@
+"""The pruning methods by name, from parameters to masks of many networks at once, and what a mask keeps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.base.batching import vmap_networks
+from experiments.base.errors import InputError
+from pathjax import masks, pruning, scores
+from pathjax.types import ApplyFn, Key, Mask, Params, Scores
+
+__all__ = [
+    "METHODS",
+    "Evidence",
+    "Method",
+    "check_densities",
+    "dense_mask",
+    "kernel_layers",
+    "layer_name",
+    "masker",
+]
+
+
+class Evidence(NamedTuple):
+    """What a score may read: `inputs` (n, ...) of the train set, a labelled `batch`, and `init(key)`.
+
+    The batch has equally many images of each class; `init` draws new weights.
+    """
+
+    inputs: jax.Array
+    batch: tuple[jax.Array, jax.Array]
+    init: Callable[[Key], Params]
+
+
+class Method(NamedTuple):
+    """`score(apply, params, key, evidence)`, and whether it is computed again in every pruning round."""
+
+    score: Callable[[ApplyFn, Params, Key, Evidence], Scores]
+    iterative: bool
+
+
+_KERNELS: Any = {"prunable": masks.is_kernel}
+
+METHODS: dict[str, Method] = {
+    "random": Method(lambda apply, params, key, evidence: scores.random(params, key=key), iterative=False),
+    "magnitude": Method(lambda apply, params, key, evidence: scores.magnitude(params), iterative=False),
+    "snip": Method(lambda apply, params, key, evidence: scores.snip(apply, params, [evidence.batch]), iterative=False),
+    "grasp": Method(
+        lambda apply, params, key, evidence: scores.grasp(apply, params, [evidence.batch], prunable=masks.is_kernel),
+        iterative=False,
+    ),
+    "synflow": Method(
+        lambda apply, params, key, evidence: scores.synflow(apply, params, evidence.inputs[:1]), iterative=True
+    ),
+    "synflow_l2": Method(
+        lambda apply, params, key, evidence: scores.synflow_l2(apply, params, evidence.inputs[:1]), iterative=True
+    ),
+    "synflow_data": Method(
+        lambda apply, params, key, evidence: scores.synflow_data(apply, params, evidence.inputs), iterative=True
+    ),
+    "synflow_data_l2": Method(
+        lambda apply, params, key, evidence: scores.synflow_data(apply, params, evidence.inputs, q=2), iterative=True
+    ),
+    "path_kernel_trace": Method(
+        lambda apply, params, key, evidence: scores.path_kernel_trace(apply, params, evidence.inputs[:1], **_KERNELS),
+        iterative=True,
+    ),
+    "px": Method(
+        lambda apply, params, key, evidence: scores.px(apply, params, evidence.batch[0], **_KERNELS), iterative=True
+    ),
+    "ntk_sap": Method(
+        lambda apply, params, key, evidence: scores.ntk_sap(
+            apply, params, evidence.batch[0], init=evidence.init, key=key, **_KERNELS
+        ),
+        iterative=True,
+    ),
+}
+
+
+def masker(apply: ApplyFn, evidence: Evidence, *, rounds: int) -> Callable[[str, float, Params, Key], Mask]:
+    """A function (method, density, params, keys) -> mask, with the networks on the leading axis of all but the names.
+
+    One compiled score of each method serves all rounds and densities. Raises ValueError where a mask does not keep
+    exactly the wanted number of weights, which happens where a score is not finite.
+    """
+    compiled: dict[str, Any] = {}
+
+    def mask_of(method: str, density: float, params: Params, keys: Key) -> Mask:
+        if method not in compiled:
+            score = METHODS[method].score
+            compiled[method] = lambda params, key: score(apply, params, key, evidence)
+
+        def prune(params: Params, key: Key) -> Mask:
+            taken = rounds if METHODS[method].iterative else 1
+            return pruning.prune(compiled[method], params, density=density, rounds=taken, key=key)
+
+        mask = vmap_networks(prune)(params, keys)
+        wanted = masks.kept_counts(jax.tree.map(lambda leaf: leaf[0], params), density=density).item()
+        kept = np.asarray(jax.vmap(masks.count)(mask))
+        if np.any(kept != wanted):
+            raise ValueError(f"{method} at density {density:g} kept {kept.tolist()} weights instead of {wanted} each.")
+        return mask
+
+    return mask_of
+
+
+def dense_mask(params: Params) -> Mask:
+    """The mask that keeps everything."""
+    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+
+
+def check_densities(densities: Sequence[float], model: str, params_like: Params) -> None:
+    """Raise InputError at a density that keeps no weight of the model, before anything is computed."""
+    for density in densities:
+        try:
+            masks.kept_counts(params_like, density=density)
+        except ValueError as error:
+            raise InputError(f"Density {density:g} cannot be had of {model}: {error}") from error
+
+
+def kernel_layers(mask: Mask) -> list[masks.LeafStatistics]:
+    """What a mask keeps of each kernel."""
+    leaves = jax.tree_util.tree_flatten_with_path(mask)[0]
+    are_kernels = [masks.is_kernel(path, leaf) for path, leaf in leaves]
+    return [layer for layer, is_kernel in zip(masks.statistics(mask), are_kernels, strict=True) if is_kernel]
+
+
+def layer_name(path: str) -> str:
+    """The name of the layer that a parameter belongs to.
+
+    >>> layer_name("['params']['Dense_0']['kernel']")
+    'Dense_0'
+    """
+    names = re.findall(r"'([^']+)'", path)
+    return names[-2] if len(names) > 1 else path

@@ -1,0 +1,88 @@
+"""Progress of a run: a bar on a terminal, one short line for each finished step elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+
+__all__ = ["Reporter", "reporting"]
+
+
+class Reporter(Protocol):
+    """What a run reports its progress to."""
+
+    def stage(self, words: str, share: float = 0.0) -> None:
+        """Say what is being computed now, and which share of this step is finished."""
+
+    def advance(self, figures: str) -> None:
+        """Say that one step is finished, with its figures."""
+
+
+class _Bar:
+    def __init__(self, progress: Progress, total: int, done: int) -> None:
+        self._progress = progress
+        self._done = done
+        self._task = progress.add_task("", total=total, completed=done, figures="")
+
+    def stage(self, words: str, share: float = 0.0) -> None:
+        self._progress.update(self._task, description=words, completed=self._done + share)
+
+    def advance(self, figures: str) -> None:
+        self._done += 1
+        self._progress.update(self._task, completed=self._done, figures=figures)
+
+
+class _Stack:
+    """A bar, and below it what `below()` returns, drawn again and again."""
+
+    def __init__(self, progress: Progress, below: Callable[[], RenderableType]) -> None:
+        self._progress, self._below = progress, below
+
+    def __rich__(self) -> RenderableType:
+        return Group(self._progress, self._below())
+
+
+class _Lines:
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self._total = total
+        self._done = done
+
+    def stage(self, words: str, share: float = 0.0) -> None:
+        pass  # a log has one line for each finished step, not one for each stage
+
+    def advance(self, figures: str) -> None:
+        self._done += 1
+        self._console.print(f"[{self._done}/{self._total}] {figures}", highlight=False, markup=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def reporting(
+    console: Console, *, total: int, done: int, below: Callable[[], RenderableType] | None = None
+) -> Iterator[Reporter]:
+    """A reporter for `total` steps, of which `done` are finished already. A terminal shows `below()` under the bar."""
+    if not console.is_terminal:
+        yield _Lines(console, total, done)
+        return
+    # on a narrow terminal words are cut short, numbers never
+    whole, words = Column(min_width=7, no_wrap=True), Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    columns = (
+        BarColumn(bar_width=12),
+        MofNCompleteColumn(table_column=whole.copy()),
+        TimeElapsedColumn(table_column=whole.copy()),
+        TextColumn("left", table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=whole.copy()),
+        TextColumn("[bold]{task.description}", table_column=words.copy()),
+        TextColumn("{task.fields[figures]}", table_column=words.copy()),
+    )
+    progress = Progress(*columns, console=console, speed_estimate_period=3600, expand=True)
+    shown = progress if below is None else _Stack(progress, below)
+    # what is below the bar is printed again at the end, since the terminal may have too few lines for it
+    with Live(shown, console=console, refresh_per_second=4, transient=below is not None):
+        yield _Bar(progress, total, done)

@@ -1,0 +1,168 @@
+"""The results of a study as tables: a row for each trial, and a row for each cell with means over its seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from experiments.base.errors import InputError
+from experiments.base.names import DENSE, METHODS, QUANTITIES
+from experiments.records.jsonl import decode
+from experiments.records.rank_association import Association, associate
+from experiments.records.trial import Trial
+
+__all__ = ["CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "StudyTable", "read", "tabulated"]
+
+KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
+"""What is measured before training, with words; without density, which is known anyway."""
+
+OUTCOMES = {"test_accuracy": "test accuracy", "steps_to_level": "steps to the loss level"}
+"""What training decides, with words."""
+
+PREDICTIONS = {"linearized": "Θ", "low_rank": "its part in the leading modes of Π", "data_free": "Π without data"}
+"""What predicts a loss curve, with words."""
+
+CURVES = ("real_loss", *(f"{name}_loss" for name in PREDICTIONS))
+
+CHANGES = {
+    "ntk_change": "change of Θ",
+    "path_kernel_change": "change of Π",
+    "ntk_distance": "turn of Θ",
+    "path_kernel_distance": "turn of Π",
+}
+"""How far training moved the kernels, with words."""
+
+_SETTING = ["data", "model"]
+_CELL = [*_SETTING, "method", "density"]
+_DROPS = [name.replace("_loss", "_drop") for name in CURVES]
+_GAPS = [f"gap_{name}" for name in PREDICTIONS]
+_AVERAGED = [
+    *("test_accuracy", "final_train_loss", "steps_to_level", *KNOWN, "infinite_distance", *_GAPS, *_DROPS),
+    *("linearization_error", "kernel_distance", *CHANGES, "dead_units_mean"),
+]
+
+
+class StudyTable(NamedTuple):
+    """What is in the folder of a study.
+
+    Attributes:
+        config: its options and versions.
+        failed: the trials that failed, in order.
+        trials: a row for each trial that did not; dense first, then methods as listed, densities from high to low.
+        cells: a row for each (data, model, method, density) of these: `NAME_mean` and `NAME_std` over the seeds that
+            have the number.
+    """
+
+    config: dict[str, Any]
+    failed: list[Trial]
+    trials: pd.DataFrame
+    cells: pd.DataFrame
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """Each data set with each model."""
+        rows = self.cells[_SETTING].drop_duplicates().itertuples(index=False)
+        return [(str(data), str(model)) for data, model in rows]
+
+    def restricted(self, data: str, model: str) -> StudyTable:
+        """The part of one data set and model."""
+        trials, cells = (table[(table["data"] == data) & (table["model"] == model)] for table in self[2:])
+        failed = [trial for trial in self.failed if (trial.data, trial.model) == (data, model)]
+        return StudyTable(self.config, failed, trials, cells)
+
+    def parts(self) -> Iterator[tuple[str, StudyTable]]:
+        """Each setting in words, with its part."""
+        for data, model in self.settings:
+            yield f"{data}, {model}", self.restricted(data, model)
+
+    @property
+    def densities(self) -> list[float]:
+        """The densities of the pruned networks, from high to low."""
+        return sorted(self.cells.loc[self.cells["method"] != DENSE, "density"].unique(), reverse=True)
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return int(self.trials["seed"].nunique())
+
+    def pruned_at(self, density: float) -> pd.DataFrame:
+        """The cells of the pruned networks of one density."""
+        return self.cells[(self.cells["density"] == density) & (self.cells["method"] != DENSE)]
+
+    def association(self, known: str, outcome: str, within: Sequence[str]) -> Association:
+        """How the means of two numbers rank over the cells; only cells that agree in all of `within` are compared."""
+        cells = self.cells.reset_index(drop=True)
+        known = "density" if known == "density" else f"{known}_mean"
+        groups = [cells.index.to_numpy()]
+        if within:
+            groups = [group.index.to_numpy() for _, group in cells.groupby(list(within))]
+        return associate(cells[known].to_numpy(float), cells[f"{outcome}_mean"].to_numpy(float), groups)
+
+
+def read(folder: Path) -> StudyTable:
+    """The study in a folder; it need not be finished, and a sweep may be writing to it.
+
+    Raises InputError where there is none, where another version wrote it, and where no trial has come to its end.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        written, _, _ = config["format"], config["options"], config["versions"]
+    except OSError as error:
+        raise InputError(
+            f"{folder} has no results of a study ({Path(error.filename).name}: {error.strerror}); give the folder that "
+            "`python -m experiments sweep` writes to."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'config.json'} is not a configuration of this program.") from error
+    if written != Trial.FORMAT:
+        raise InputError(
+            f"{folder} has results of format {written} and this program reads {Trial.FORMAT}: draw them with pathjax "
+            f"{config['versions'].get('pathjax', 'of then')}, or sweep again into another folder."
+        )
+    trials = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            trials.append(decode(line, Trial))
+        except ValueError as error:
+            raise InputError(
+                f"Line {number} of {folder / 'results.jsonl'} is not a trial of a study ({error}); `sweep` with "
+                "--repair sets a broken line aside."
+            ) from error
+    return tabulated(trials, config, folder)
+
+
+def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> StudyTable:
+    """The tables of these trials. Raises InputError where none has come to its end."""
+    places = {name: place for place, name in enumerate((DENSE, *METHODS))}
+    trials = sorted(
+        trials, key=lambda t: (t.data, t.model, places.get(t.method, len(places)), t.method, -t.density, t.seed)
+    )
+    failed = [trial for trial in trials if trial.reason]
+    whole = [trial for trial in trials if not trial.reason]
+    if not whole:
+        why = f"all {len(failed)} failed, the first with: {failed[0].reason}" if failed else "there are none"
+        raise InputError(f"No trial in {folder} has come to its end: {why}.")
+    table = pd.DataFrame([vars(trial) for trial in whole])
+    for curve, drop in zip(CURVES, _DROPS, strict=True):
+        table[drop] = [_drop(losses) for losses in table[curve]]
+    table["final_train_loss"] = [losses[-1] if losses else np.nan for losses in table["train_loss"]]
+    table["dead_units_mean"] = [float(np.mean([*units.values()])) if units else np.nan for units in table["dead_units"]]
+    with np.errstate(invalid="ignore"):  # the deviation of infinities is not a number
+        averaged = table.groupby(_CELL, sort=False)[_AVERAGED].agg(["mean", "std"])
+    averaged.columns = [f"{name}_{statistic}" for name, statistic in averaged.columns]
+    seeds = table.groupby(_CELL, sort=False)["seed"].count().rename("seeds")
+    kept = table.groupby(_CELL, sort=False)[["kept", "prunable"]].first()
+    return StudyTable(config, failed, table, pd.concat([seeds, kept, averaged], axis=1).reset_index())
+
+
+def _drop(losses: list[float]) -> float:
+    """Decades by which a loss falls from the first step to the last."""
+    if not losses:
+        return np.nan
+    return float(-np.log10(np.maximum(losses[-1], np.finfo(np.float32).tiny)))

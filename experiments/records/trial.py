@@ -1,0 +1,123 @@
+"""One network of a study: what was measured of one (data, model, method, density, seed).
+
+A line of `results.jsonl` is one `Trial`; `jsonl.decode(line, Trial)` reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+__all__ = ["Name", "Trial"]
+
+Name = tuple[str, str, str, float, int]
+"""Data set, model, method, density and seed of a trial."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One masked network before, during and after training.
+
+    Logarithms are natural. `nan` says that a number does not exist or was not asked for. `-inf` in a logarithm says
+    that the quantity is 0, as in a network without a path.
+
+    A trial that failed has its name, a `reason`, and what was measured before it failed; its other numbers are `nan` or
+    0, its lists and tables are empty. Every other trial has the reason "".
+
+    Attributes:
+        data, model, method, density, seed: its name. `model` is the name that the config gives it, `density` the share
+            of prunable weights that is kept; the unpruned network is the method "dense" at density 1.
+        kept, prunable: weights of kernels alone; `kept` of the `prunable` are left.
+        layer_density: kept share of each kernel, by the layer's name, in the order of the parameters.
+        dead_units: share of units that no kept path goes through, by the name of the units.
+        log_path_count … log_condition_ntk: `names.QUANTITIES`, at initialization under the mask. Θ is that of a small
+            fixed batch of n images, as an (n·o, n·o) matrix; batch norm has the running statistics it begins with.
+        infinite_distance: ‖Θ − Θ∞‖ / ‖Θ∞‖ of the dense network to its infinite-width limit, where that is known.
+        log_ntk_eigenvalues: (n·o,) of Θ, descending; −inf below its rounding.
+        log_path_kernel_nodes, path_kernel_weights: quadrature of Π's spectral density over the kept parameters: nodes,
+            and the share of eigenvalues at each, which sum to 1.
+        real_loss, linearized_loss, low_rank_loss, data_free_loss: (T + 1,) squared loss on the batch of Θ in steps of
+            full-batch gradient descent, relative to step 0: what happened, and what Θ, its part of rank r in the
+            eigenbasis of Π, and Π without data predict. Empty where the config asks for no curves of this cell.
+        gap_linearized, gap_low_rank, gap_data_free: mean distance of each to `real_loss`, in decades.
+        linearization_error: relative distance of the outputs after these steps to those of the linearized network.
+        kernel_distance: 1 − ⟨Θ, Θ₀⟩ / (‖Θ‖ ‖Θ₀‖) of Θ after these steps to Θ before them.
+        train_loss: (epochs + 1,) cross-entropy on training images without augmentation, before training and after each
+            epoch, in evaluation mode.
+        steps_to_level: steps of training until `train_loss` first falls to the config's `measure.loss_level`, in nats;
+            inf where it never does.
+        test_loss, test_accuracy: on the full test set after training; accuracy is a share in [0, 1].
+        pruned_stay_zero: whether every pruned weight is exactly 0 after training.
+        ntk_change, path_kernel_change: ‖K − K₀‖ / ‖K₀‖ of Θ and of Π between initialization and the end of training, in
+            the Frobenius norm: near 0 is lazy.
+        ntk_distance, path_kernel_distance: 1 − ⟨K, K₀⟩ / (‖K‖ ‖K₀‖): the part of the change that no scale undoes.
+    """
+
+    FORMAT: ClassVar[int] = 2
+
+    data: str
+    model: str
+    method: str
+    density: float
+    seed: int
+    kept: int
+    prunable: int
+    layer_density: dict[str, float]
+    dead_units: dict[str, float]
+    log_path_count: float
+    log_path_norm_1: float
+    log_path_norm_2: float
+    log_trace_path_kernel: float
+    log_top_path_kernel: float
+    effective_rank_path_kernel: float
+    log_trace_ntk: float
+    log_top_ntk: float
+    effective_rank_ntk: float
+    log_condition_ntk: float
+    infinite_distance: float
+    log_ntk_eigenvalues: list[float]
+    log_path_kernel_nodes: list[float]
+    path_kernel_weights: list[float]
+    real_loss: list[float]
+    linearized_loss: list[float]
+    low_rank_loss: list[float]
+    data_free_loss: list[float]
+    gap_linearized: float
+    gap_low_rank: float
+    gap_data_free: float
+    linearization_error: float
+    kernel_distance: float
+    train_loss: list[float]
+    steps_to_level: float
+    test_loss: float
+    test_accuracy: float
+    pruned_stay_zero: bool
+    ntk_change: float
+    ntk_distance: float
+    path_kernel_change: float
+    path_kernel_distance: float
+    reason: str = ""
+
+    @property
+    def name(self) -> Name:
+        """What tells this trial from every other of its folder."""
+        return self.data, self.model, self.method, self.density, self.seed
+
+    @property
+    def title(self) -> str:
+        """The name in words."""
+        return f"{self.data}, {self.model}, {self.method} at density {self.density:g}, seed {self.seed}"
+
+    @classmethod
+    def partial(cls, name: Name, **measured: Any) -> Trial:
+        """The trial of this name with the fields that were measured; all others are absent."""
+        absent = {"float": math.nan, "int": 0, "bool": False}
+        empty = {"list[float]": list, "dict[str, float]": dict}
+        fields: dict[str, Any] = {
+            field.name: empty[str(field.type)]() if field.type in empty else absent[str(field.type)]
+            for field in dataclasses.fields(cls)
+            if field.name not in ("data", "model", "method", "reason")
+        }
+        named = dict(zip(("data", "model", "method", "density", "seed"), name, strict=True))
+        return cls(**fields | named | measured)

@@ -1,0 +1,161 @@
+"""The figures of what training does: accuracy, training losses, and predicted loss curves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.base.names import DENSE
+from experiments.records.study_table import PREDICTIONS, StudyTable
+from experiments.report.drawing import (
+    INK,
+    MUTED,
+    above_floor,
+    accuracy_panel,
+    blank,
+    dashes,
+    groups,
+    mark_absent,
+    mark_absent_unless_drawn,
+    panels,
+    plain_log_axis,
+    style_of,
+    styled,
+    top_legend,
+)
+
+__all__ = ["accuracy", "curves", "gaps", "mean_rows", "shown_curves", "training"]
+
+_LINES = {
+    "real": ("gradient descent", INK, "solid", 2.0),
+    "linearized": ("predicted from Θ", "#2f7fc1", (0, (5, 2)), 1.5),
+    "low_rank": ("from its part of rank r", "#009e73", (0, (5, 1.5, 1, 1.5)), 1.5),
+    "data_free": ("from Π without data", "#d55e00", (0, (1, 1.2)), 1.8),
+}
+
+
+@styled
+def accuracy(study: StudyTable, footer: str) -> Figure:
+    """Test accuracy over density, a line for each method, a band of one standard deviation over seeds."""
+    parts = list(study.parts())
+    figure, axes, flat = panels(len(parts), footer, width=3.6, height=2.9)
+    for axis, (setting, part) in zip(flat, parts, strict=True):
+        accuracy_panel(axis, part.cells)
+        axis.set(title=setting, xlabel="density", ylabel="test accuracy")
+    return top_legend(figure, axes)
+
+
+@styled
+def training(study: StudyTable, footer: str) -> Figure:
+    """Cross-entropy on the train set after each epoch, mean over seeds; settings in rows, densities in columns."""
+    level = study.config["options"].get("measure.loss_level")
+    parts = list(study.parts())
+    columns = max(1, *[len(_ends(part)) for _, part in parts])
+    figure, axes = blank(3.2 * columns + 0.4, 2.6 * len(parts) + 0.6, footer, rows=len(parts), columns=columns)
+    for row, (setting, part) in zip(axes, parts, strict=True):
+        shown = _ends(part)
+        for axis, density in zip(row, shown, strict=False):
+            trials = part.trials[(part.trials["density"] == density) | (part.trials["method"] == DENSE)]
+            for method, group in groups(trials):
+                losses = mean_rows(group["train_loss"])
+                color, marker = style_of(method)
+                every = max(1, len(losses) // 6)
+                axis.plot(losses, color=color, marker=marker, markevery=every, label=method, **dashes(method))
+            if level is not None:
+                axis.axhline(level, color=MUTED, linewidth=0.8, linestyle=":")
+            axis.set_title(f"density {density:g}", fontsize=9)
+            plain_log_axis(axis)
+        for axis in row[len(shown) :]:
+            axis.set_axis_off()
+        row[0].set_ylabel(f"{setting}\ntraining loss (nats)")
+    for axis in axes[-1]:
+        axis.set_xlabel("epoch")
+    return top_legend(figure, axes)
+
+
+def _ends(part: StudyTable) -> list[float]:
+    """The highest, the middle and the lowest density of the pruned networks."""
+    densities = part.densities or [1.0]
+    return list(dict.fromkeys([densities[0], densities[len(densities) // 2], densities[-1]]))
+
+
+def shown_curves(part: StudyTable) -> list[tuple[str, float]]:
+    """The dense cell and, at the lowest density with curves, the cells of highest, median and lowest accuracy."""
+    there = part.cells[np.isfinite(part.cells["gap_linearized_mean"]) | np.isfinite(part.cells["real_drop_mean"])]
+    pruned = there[there["method"] != DENSE]
+    ordered = pruned[pruned["density"] == pruned["density"].min()].sort_values("test_accuracy_mean", ascending=False)
+    places = dict.fromkeys([0, len(ordered) // 2, len(ordered) - 1]) if len(ordered) else {}
+    names = [(str(ordered.iloc[place]["method"]), float(ordered.iloc[place]["density"])) for place in places]
+    return [(DENSE, 1.0)] * bool((there["method"] == DENSE).any()) + names
+
+
+@styled
+def curves(study: StudyTable, footer: str) -> Figure:
+    """Squared loss under gradient descent and as predicted, mean over seeds; a row for each setting."""
+    parts = list(study.parts())
+    figure, axes = blank(9.6, 2.0 * len(parts) + 0.6, footer, rows=len(parts), columns=4)
+    for row, (setting, part) in zip(axes, parts, strict=True):
+        shown = shown_curves(part)
+        for axis, (method, density) in zip(row, shown, strict=False):
+            chosen = part.trials[(part.trials["method"] == method) & (part.trials["density"] == density)]
+            _curves(axis, chosen)
+            axis.set_title(method if method == DENSE else f"{method}, {density:g}", fontsize=9)
+        for axis in row[len(shown) :]:
+            mark_absent(axis)
+        row[0].set_ylabel(f"{setting}\nloss / start")
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    return top_legend(figure, axes)
+
+
+@styled
+def gaps(study: StudyTable, footer: str) -> Figure:
+    """The distance of each predicted curve to the real one, a point for each cell, with the median."""
+    parts = list(study.parts())
+    figure, axes, flat = panels(len(parts), footer, width=3.6, height=2.7)
+    for axis, (setting, part) in zip(flat, parts, strict=True):
+        methods = groups(part.cells)
+        for place, name in enumerate(PREDICTIONS):
+            column = part.cells[f"gap_{name}_mean"].to_numpy()
+            finite = column[np.isfinite(column)]
+            if len(finite):
+                axis.plot([place - 0.4, place + 0.4], [above_floor(np.median(finite))] * 2, color=INK, linewidth=1.5)
+            for number, (method, group) in enumerate(methods):
+                color, marker = style_of(method)
+                beside = np.full(len(group), place + 0.7 * ((number + 0.5) / len(methods) - 0.5))
+                values = above_floor(group[f"gap_{name}_mean"].to_numpy())
+                axis.plot(beside, values, color=color, marker=marker, linestyle="none", markersize=4.5, label=method)
+        axis.set(title=setting, ylabel="gap (decades)")
+        plain_log_axis(axis)
+        axis.set_xticks(range(len(PREDICTIONS)), ["Θ", "rank r", "Π, no data"])
+        axis.grid(axis="x", visible=False)
+    return top_legend(figure, axes)
+
+
+def _curves(axis: Axes, trials: pd.DataFrame) -> None:
+    low = high = 1.0
+    for name, (words, color, dashed, width) in _LINES.items():
+        losses = mean_rows(trials[f"{name}_loss"])
+        if not np.isfinite(losses).any():
+            continue
+        axis.plot(np.where(losses > 0, losses, np.nan), color=color, linestyle=dashed, linewidth=width, label=words)
+        if name in ("real", "linearized"):
+            low, high = min(low, np.nanmin(losses)), max(high, np.nanmax(losses))
+    # the axis shows the real curve whole; other predictions may leave the picture
+    low = max(low, 1e-6)
+    axis.set_ylim(low ** (1.3 if low < 0.8 else 3), max(1.01, low**-0.1) * high)
+    plain_log_axis(axis)
+    mark_absent_unless_drawn(axis)
+
+
+def mean_rows(rows: pd.Series) -> np.ndarray:
+    """Mean of the finite numbers over rows, up to the length of the shortest row; NaN where none is finite."""
+    there = [row for row in rows if len(row)]
+    if not there:
+        return np.full(1, np.nan)
+    values = np.array([row[: min(map(len, there))] for row in there], float)
+    finite = np.isfinite(values)
+    total, count = np.where(finite, values, 0.0).sum(axis=0), finite.sum(axis=0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

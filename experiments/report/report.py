@@ -1,0 +1,339 @@
+"""The report of a study: its figures with captions computed from its results, tables, and one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from experiments.base.files import write_atomically
+from experiments.base.names import DENSE, QUANTITIES
+from experiments.base.wording import percent
+from experiments.measure import kernel_pictures, widths
+from experiments.measure.factorization_check import factorization_error
+from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS, StudyTable
+from experiments.report import (
+    figures,
+    findings,
+    kernel_figures,
+    kernel_findings,
+    opening,
+    quantity_figures,
+    tables,
+    width_figure,
+)
+from experiments.report.page import Illustration, document, drawn, illustrated, note, pairs, paragraph, section, text
+
+__all__ = ["footer", "illustrations", "page", "write"]
+
+_RECIPE = ("epochs", "learning_rate", "batch_size", "schedule", "rounds", "rank")
+"""Options that the line under a figure names where the study has them."""
+
+
+class Absent(NamedTuple):
+    """A figure that cannot be drawn, and why, in a sentence."""
+
+    title: str
+    why: str
+
+
+def write(study: StudyTable, folder: Path) -> list[str]:
+    """Draw everything into the folder; gives the lines that the console shows.
+
+    Raises InputError where the folder cannot be written to, or the numbers of a picture cannot be read.
+    """
+    shown = list(illustrations(study, folder))
+    pictures = [picture for picture in shown if isinstance(picture, Illustration)]
+    (folder / "figures").mkdir(exist_ok=True)
+    for picture in pictures:
+        write_atomically(folder / "figures" / f"{picture.name}.png", picture.png)
+        write_atomically(folder / "figures" / f"{picture.name}.svg", picture.svg)
+    write_atomically(folder / "summary.csv", study.cells.to_csv(index=False, na_rep="nan"))
+    write_atomically(folder / "associations.csv", tables.associations(study).to_csv(index=False, na_rep="nan"))
+    error = factorization_error()
+    write_atomically(folder / "report.html", page(study, shown, error))
+    return [
+        *(f"{picture.title}: {picture.why}" for picture in shown if isinstance(picture, Absent)),
+        f"Θ = J Π Jᵀ on listed paths: relative error {error:.1e}, in float64",
+        f"{len(pictures)} figures: {folder / 'figures'}",
+        f"Report: {folder / 'report.html'}",
+    ]
+
+
+def footer(study: StudyTable) -> str:
+    """The line under every figure: data, models, seeds, configuration and versions."""
+    options, versions = _flat(study.config["options"]), study.config["versions"]
+    data, models = (", ".join(dict.fromkeys(names)) for names in zip(*study.settings, strict=True))
+    by_last_name = {name.rpartition(".")[2]: value for name, value in options.items()}
+    recipe = [f"{name.replace('_', ' ')} {_spelled(by_last_name[name])}" for name in _RECIPE if name in by_last_name]
+    packages = [f"{name} {versions[name]}" for name in ("pathjax", "jax") if name in versions]
+    return " · ".join([data, models, _seeds(study), *([", ".join(recipe)] if recipe else []), ", ".join(packages)])
+
+
+def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Absent]:
+    """All figures of a study, with captions computed from its results, or why one is not there."""
+    foot = footer(study)
+    over_seeds = f"mean over {study.seeds} seeds" if study.seeds > 1 else "one seed"
+    bands = f"{over_seeds}; bands: one standard deviation" if study.seeds > 1 else "one seed, so without bands"
+
+    def figure(
+        name: str, draw: Callable[[StudyTable, str], Figure], title: str, caption: str, finding: str
+    ) -> Illustration:
+        return Illustration(name, *drawn(draw(study, foot)), title, caption, finding)
+
+    yield figure(
+        "accuracy",
+        figures.accuracy,
+        "Accuracy over density",
+        f"Accuracy on the test set after training ({bands}). Dashed: the dense network.",
+        findings.of_accuracy(study),
+    )
+    yield figure(
+        "training",
+        figures.training,
+        "Training",
+        f"Cross-entropy on the train set after each epoch ({over_seeds}). Dashed: the dense network; dotted: the loss "
+        "level whose first crossing is counted in steps.",
+        findings.of_training(study),
+    )
+    yield from _of_curves(study, figure, over_seeds)
+    yield figure(
+        "path_kernel",
+        quantity_figures.path_kernel,
+        "The Path Kernel and the path norms",
+        f"Before training and without data ({bands}); logarithms are natural. Dashed: the dense network.",
+        findings.of_path_kernel(study),
+    )
+    yield figure(
+        "spectra",
+        quantity_figures.spectra,
+        "Spectra of Θ and of Π",
+        f"Left, the eigenvalues of Θ on a fixed batch, in order ({over_seeds}, of their logarithms), where they are "
+        "above rounding. Right, how the eigenvalues of Π that are not zero spread over the decades, by Lanczos "
+        "quadrature, smoothed by 0.15 decades. Dashed: the dense network.",
+        findings.of_spectra(study),
+    )
+    yield from _of_kernels(study, folder, foot)
+    yield from _of_quantities(study, foot, over_seeds)
+    yield figure(
+        "associations",
+        quantity_figures.associations,
+        "How well the quantities rank the networks",
+        "Spearman’s ρ of each quantity with test accuracy, over all cells and among the methods at one density, with "
+        "95% intervals. The intervals take cells as independent, which neighboring densities of one method are not, so "
+        f"they are too narrow; of {len(QUANTITIES)} quantities, some leave out 0 by luck.",
+        findings.of_associations(study),
+    )
+    yield _of_widths(folder)
+    if _has_lists(study, ("layer_density", "dead_units")):
+        yield figure(
+            "layers",
+            quantity_figures.layers,
+            "Where the weights are kept, and dead units",
+            f"Kept share of each layer’s kernel and share of its units that no kept path goes through, at the lowest "
+            f"density ({over_seeds}); layers are numbered from the input on. Right, the mean of the dead shares over "
+            "the layers. Dotted: the density over all layers.",
+            findings.of_layers(study),
+        )
+    else:
+        yield Absent("Where the weights are kept, and dead units", "No trial has densities of layers.")
+    if _has(study, [f"{name}_mean" for name in CHANGES]):
+        yield figure(
+            "change",
+            quantity_figures.change,
+            "How far training moves the kernels",
+            f"Between initialization and the end of training ({bands}): change, ‖K − K₀‖/‖K₀‖, and turn, "
+            "1 − ⟨K, K₀⟩/(‖K‖‖K₀‖), which no change of scale affects. Near 0 training was lazy. Values below 0.001 are "
+            "drawn at 0.001.",
+            findings.of_change(study),
+        )
+    else:
+        yield Absent("How far training moves the kernels", "No trial has its kernels after training.")
+
+
+def _of_curves(study: StudyTable, figure: Callable[..., Illustration], over_seeds: str) -> Iterator[Any]:
+    """The loss curves of gradient descent, and how far their predictions are off."""
+    title = "Predicted and real loss curves"
+    if not _has_lists(study, CURVES):
+        yield Absent(title, "No trial has loss curves; let the sweep's config ask for them.")
+        return
+    yield figure(
+        "curves",
+        figures.curves,
+        title,
+        f"Squared loss on the batch of Θ under full-batch gradient descent, relative to its start ({over_seeds}), and "
+        "what was predicted before the first step: from Θ, from its part of rank r in the leading modes of the Path "
+        "Kernel Π, and from the spectrum of Π without data. Shown are the dense network and, at the lowest density "
+        "with curves, the methods of the highest, the median and the lowest accuracy.",
+        f"{findings.of_curves(study)}\n{findings.of_laziness(study)}",
+    )
+    if _has(study, [f"gap_{name}_mean" for name in PREDICTIONS]):
+        yield figure(
+            "gaps",
+            figures.gaps,
+            "How far the predicted curves are off",
+            "Mean distance of each predicted curve to the real one, in decades of the loss: a point for each cell "
+            f"({over_seeds}), a line for the median. Values below 0.001 are drawn at 0.001.",
+            findings.of_gaps(study),
+        )
+
+
+def _of_kernels(study: StudyTable, folder: Path, foot: str) -> Iterator[Illustration]:
+    """The pictures of kernels of each setting whose numbers are kept."""
+    for setting, part in study.parts():
+        ((data, model),) = part.settings
+        files = {
+            (str(method), float(density)): kernel_pictures.file_of(folder, data, model, method, density)
+            for method, density in part.cells[["method", "density"]].itertuples(index=False)
+        }
+        kernels = {cell: kernel_pictures.load(file) for cell, file in files.items() if file.exists()}
+        if (DENSE, 1.0) not in kernels or len(kernels) < 2:
+            continue
+        ending = "" if len(study.settings) == 1 else f": {setting}"
+        suffix = "" if len(study.settings) == 1 else f"-{data}-{model}"
+        mapped = [cell for cell in kernel_findings.best_and_worst(part.cells) if cell in kernels]
+        modes = max(len(pictures.shares) for pictures in kernels.values())
+        yield Illustration(
+            f"eigenvalues{suffix}",
+            *drawn(kernel_figures.eigenvalues(kernels, foot)),
+            f"Eigenvalues of Θ over those of Π{ending}",
+            f"The largest {modes} of each, in order and relative to the first (seed 0). On the dotted line the data "
+            "would leave Π’s spectrum as it is; above it Θ falls more slowly, below it faster.",
+            kernel_findings.of_eigenvalues(kernels),
+        )
+        yield Illustration(
+            f"cumulative_shares{suffix}",
+            *drawn(kernel_figures.cumulative_shares(kernels, foot)),
+            f"How much of Θ the leading modes of Π carry{ending}",
+            "The share of Tr Θ in the first terms of Θ = Σ λᵢ bᵢ bᵢᵀ over the eigenpairs of Π (seed 0).",
+            kernel_findings.of_shares(kernels),
+        )
+        yield Illustration(
+            f"heat_maps{suffix}",
+            *drawn(kernel_figures.heat_maps(kernels, mapped, foot)),
+            f"The kernels between examples{ending}",
+            "Cosines between the examples of the batch of Θ less their mean, ordered by class and summed over outputs "
+            f"(seed 0): in Θ, in the part of it that the first {modes} modes of Π carry, and in the data Gram K_v, "
+            "which knows the open paths but no weight on them. Red blocks on the diagonal are classes that a kernel "
+            "holds together. Below the dense network: the best and the worst method at the lowest density.",
+            kernel_findings.of_maps(kernels, mapped),
+        )
+
+
+def _of_quantities(study: StudyTable, foot: str, over_seeds: str) -> Iterator[Illustration]:
+    parts = list(study.parts())
+    together = [("all together", study)] if len(parts) > 1 else []
+    for setting, part in parts + together:
+        associations = {name: part.association(name, "test_accuracy", []) for name in QUANTITIES}
+        titles = {name: f"ρ = {association}" for name, association in associations.items()}
+        mixed = " Data sets and models differ in accuracy whatever is pruned." if part is study else ""
+        yield Illustration(
+            "quantities" + ("" if part is study else "-" + setting.replace(", ", "-")),
+            *drawn(quantity_figures.quantities(part.cells, foot, titles=titles)),
+            f"Before training against accuracy: {setting}",
+            f"A point for each method and density ({over_seeds}); larger points are denser networks. Above each panel, "
+            f"Spearman’s ρ over its cells with its 95% interval.{mixed}",
+            findings.of_quantities(part),
+        )
+
+
+def _of_widths(folder: Path) -> Illustration | Absent:
+    title = "From finite to infinite width"
+    table = folder / "widths" / "widths.csv"
+    if not table.exists():
+        return Absent(title, f"Not measured here: `python -m experiments.widths --out {table.parent}` makes it.")
+    sweeps = widths.read(table)
+    return Illustration(
+        "widths",
+        *drawn(width_figure.figure(sweeps, width_figure.footer(sweeps))),
+        title,
+        "Relative distance of Θ of networks of growing width to its infinite-width limit, dense and with random masks, "
+        "on a few images of noise; bars: one standard deviation over seeds.",
+        findings.of_widths(sweeps),
+    )
+
+
+def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_error: float) -> str:
+    """The whole report as one HTML page that needs no other file."""
+    title = opening.title(study)
+    sentences = (opening.what_was_done(study), opening.what_came_out(study), opening.what_to_trust(study))
+    parts = [f"<h1>{text(title)}</h1>", *(paragraph(sentence, "lead") for sentence in sentences)]
+    parts += [note(findings.failures(study))] if study.failed else []
+    parts += [
+        section("Test accuracy"),
+        tables.accuracies(study),
+        paragraph(
+            "Mean ± standard deviation over seeds. Bold: the largest mean of a density, which may be luck.",
+            "caption",
+        ),
+    ]
+    pictures = [picture for picture in shown if isinstance(picture, Illustration)]
+    parts += [illustrated(number, picture) for number, picture in enumerate(pictures, start=1)]
+    parts += [
+        section("All numbers"),
+        paragraph(
+            "Mean ± standard deviation over seeds. Logarithms are natural, gaps in decades. Steps to level: training "
+            "steps until the training loss first falls to measure.loss_level; “never” where a seed does not reach it. "
+            "The condition number is cut off where the smallest eigenvalue is lost in the rounding of float32."
+        ),
+        tables.all_numbers(study),
+        section("Rank correlations"),
+        paragraph("Spearman’s ρ of what is known before training with what training decides, and its 95% interval."),
+        tables.associations_table(study),
+    ]
+    if study.failed:
+        parts += [section("Failed trials"), pairs({trial.title: trial.reason for trial in study.failed})]
+    absent = {picture.title: picture.why for picture in shown if isinstance(picture, Absent)}
+    parts += [section("Not shown"), pairs(absent)] if absent else []
+    parts += [section("Checks"), pairs(_checks(study, listed_paths_error))]
+    options = {name: _spelled(value) for name, value in _flat(study.config["options"]).items()}
+    parts += [section("Configuration"), pairs(options | {"seeds used": _seeds(study)})]
+    parts += [section("Versions"), pairs(study.config["versions"])]
+    return document(title, parts)
+
+
+def _checks(study: StudyTable, listed_paths_error: float) -> dict[str, str]:
+    """What was checked, and how it came out."""
+    broken = study.trials[~study.trials["pruned_stay_zero"]]
+    checks = {
+        "Θ = J Π Jᵀ on listed paths of a small network, relative error (float64)": f"{listed_paths_error:.1e}",
+        "weights that are not exactly zero though pruned, after training": (
+            f"FAILED in {len(broken)} trials" if len(broken) else "none"
+        ),
+    }
+    for setting, part in study.parts():
+        distance = part.cells.loc[part.cells["method"] == DENSE, "infinite_distance_mean"].dropna()
+        if len(distance):
+            checks[f"{setting}: distance of the dense network’s Θ to its infinite-width limit"] = percent(
+                float(distance.iloc[0])
+            )
+    return checks
+
+
+def _has(study: StudyTable, columns: list[str]) -> bool:
+    return bool(study.cells[columns].notna().any(axis=None))
+
+
+def _has_lists(study: StudyTable, columns: tuple[str, ...]) -> bool:
+    return any(study.trials[name].map(bool).any() for name in columns)
+
+
+def _seeds(study: StudyTable) -> str:
+    seeds = sorted(study.trials["seed"].unique())
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds, {seeds[0]}–{seeds[-1]}"
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options of nested tables under their dotted names; the tables of a list are named by their `name`."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+            value = {str(entry.get("name", place)): entry for place, entry in enumerate(value)}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _spelled(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,80 @@
+"""Checkpoints of a training, kept by Orbax: a long run that is killed goes on from its last checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.train import distributed
+
+__all__ = ["Checkpoints", "checkpointed"]
+
+
+class Checkpoints:
+    """The last state of one training, in a folder of its own.
+
+    Several processes make the same calls; process 0 alone has the folder.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        """`manager` is that of Orbax, or None in a process that does not keep the checkpoints."""
+        self._manager = manager
+
+    def load(self, like: Any) -> tuple[int, Any]:
+        """The finished epochs and the state after them, on the host; 0 and `like` where nothing is kept."""
+        import orbax.checkpoint as ocp
+
+        with distributed.failing_together():
+            epoch = self._manager.latest_step() if self._manager else None
+            state = like = jax.device_get(like)
+            if epoch is not None:
+                state = self._manager.restore(epoch, args=ocp.args.StandardRestore(like))
+        epoch, state = distributed.broadcast_from_first((epoch or 0, state))
+        return int(epoch), state
+
+    def save(self, epoch: int, state: Any) -> None:
+        """Keep the state after `epoch` epochs in place of the one before. It is kept whole, or not at all."""
+        import orbax.checkpoint as ocp
+
+        with distributed.failing_together():
+            if self._manager:
+                self._manager.save(epoch, args=ocp.args.StandardSave(jax.device_get(state)))
+                self._manager.wait_until_finished()
+
+
+@contextmanager
+def checkpointed(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
+    """The checkpoints of the training that begins with the arrays in `identity`; removed when the context ends well."""
+    own_folder = folder.absolute() / _digest(identity)
+    with ExitStack() as stack:
+        with distributed.failing_together():
+            manager = stack.enter_context(_manager(own_folder)) if distributed.is_first() else None
+        yield Checkpoints(manager)
+    if distributed.is_first():
+        shutil.rmtree(own_folder, ignore_errors=True)  # what cannot be removed of a finished training harms nothing
+
+
+def _manager(folder: Path) -> Any:
+    """The Orbax manager of a folder that this process alone uses."""
+    import orbax.checkpoint as ocp
+
+    folder.mkdir(parents=True, exist_ok=True)  # Orbax would make it only if all processes called it
+    alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+    options = ocp.CheckpointManagerOptions(max_to_keep=1, create=False, multiprocessing_options=alone)
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _digest(tree: Any) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        plain = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+        digest.update(np.ascontiguousarray(plain).tobytes())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,270 @@
+"""One data set and one network of a study, with the programs that measure and train it under every mask."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.base.batching import in_batches, vmap_networks
+from experiments.base.errors import InputError
+from experiments.base.names import DENSE, QUANTITIES
+from experiments.base.seeds import key_of
+from experiments.data.augmentation import MIRRORED, augmented
+from experiments.data.loading import Dataset, balanced_batch
+from experiments.measure import kernel_pictures
+from experiments.measure.changes import KernelChanges, kernel_changes
+from experiments.measure.curves import Curves, centered_one_hot, gap, loss_curves
+from experiments.measure.pruning import Evidence, check_densities, dense_mask, kernel_layers, layer_name, masker
+from experiments.measure.quantities import (
+    BeforeTraining,
+    NtkSpectrum,
+    before_training,
+    log_above_rounding,
+    log_nodes,
+    ntk_spectrum,
+)
+from experiments.networks.by_name import builder, scaled
+from experiments.networks.layers import OUTPUTS, Network, bind
+from experiments.networks.shrink import shrink
+from experiments.networks.twins import has_twin, twin_of
+from experiments.records.progress import Reporter
+from experiments.records.trial import Trial
+from experiments.study import Cell, Model, Study
+from experiments.train import distributed, training
+from pathjax import factorization, ntk
+from pathjax.types import ApplyFn, Key, Mask, Params
+
+__all__ = ["LOSS_IMAGES", "Workbench", "network_of"]
+
+LOSS_IMAGES = 10_000
+"""Train images, at most, over which the train loss is taken."""
+
+
+def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
+    """The network that a model of a study names. Raises InputError where it cannot be built."""
+    options: dict[str, Any] = {"activation": model.activation, "init": model.init}
+    if model.batch_norm is not None:
+        options["batch_norm"] = model.batch_norm
+    if model.depth:
+        options["depth"] = model.depth
+    try:
+        network = builder(model.network)(shape, outputs, **options)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The model {model.name} cannot be built: {str(error).rstrip('.')}.") from error
+    if not isinstance(network, Network):
+        raise InputError(f"{model.network} gives a {type(network).__name__}; it has to give what layers.build does.")
+    return scaled(network, model.factor)
+
+
+class _Before(NamedTuple):
+    """What is measured of one cell before training, the seeds on a leading axis."""
+
+    mask: Mask
+    quantities: BeforeTraining
+    spectra: list[NtkSpectrum]
+    curves: Curves | None
+    infinite_distances: np.ndarray
+    pictures: kernel_pictures.KernelPictures | None
+
+
+class Workbench:
+    """One data set and one network, with the programs that measure it, compiled once and used for every cell."""
+
+    def __init__(self, study: Study, model: Model, dataset: Dataset, checkpoints: Path | None = None) -> None:
+        """`checkpoints` is a folder for those of trainings that are longer than the study's `checkpoint_every`."""
+        shape, measure = dataset.train_images.shape[1:], study.measure
+        self._study, self._data, self._model = study, dataset.name, model
+        self._network = network_of(model, shape, dataset.classes)
+        check_densities(study.density, model.name, jax.eval_shape(self._network.init, key_of(0))[0])
+        self.batch_size = _networks_at_a_time(study, self._network, shape)
+        self._params, self._state = jax.jit(jax.vmap(self._network.init))(self._keys("init"))
+        initial_state = jax.tree.map(lambda leaf: leaf[0], self._state)  # running statistics begin alike
+        apply = bind(self._network, initial_state)
+        images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
+        scored = balanced_batch(dataset.train_labels, measure.score_per_class)
+        evidence = Evidence(
+            images[: measure.score_inputs or None],
+            (images[scored], labels[scored]),
+            lambda key: self._network.init(key)[0],
+        )
+        self._masked = masker(apply, evidence, rounds=measure.rounds)
+        per_class = math.ceil(measure.ntk_images / dataset.classes)
+        fixed = balanced_batch(dataset.train_labels, per_class)[: measure.ntk_images]
+        self._batch = images[fixed]
+        self._before_training = in_batches(before_training(apply, self._batch), self.batch_size)
+        self._pictures = kernel_pictures.measurer(apply, self._batch, labels[fixed])
+        targets = centered_one_hot(labels[fixed], dataset.classes)
+        self._curves = in_batches(loss_curves(apply, self._batch, targets, steps=measure.curve_steps), self.batch_size)
+        self._low_rank = in_batches(_low_rank(apply, self._batch, measure.rank), self.batch_size)
+        self._changes = in_batches(kernel_changes(self._network, initial_state, self._batch), self.batch_size)
+        self._steps_per_epoch = len(labels) // min(study.train.batch_size, len(labels))
+        trained = training.trainer(
+            self._network,
+            (images, labels),
+            (jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
+            study.train,
+            augment=functools.partial(augmented, flip=dataset.name in MIRRORED) if study.train.augment else None,
+            measured=LOSS_IMAGES,
+            mesh=training.all_devices(),
+            checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
+        )
+        self._trained = in_batches(trained, self.batch_size)
+
+    def trials(self, cells: Sequence[Cell], reporter: Reporter, folder: Path | None = None) -> list[Trial]:
+        """All seeds of some cells, cell after cell; they are trained together.
+
+        The numbers of pictures of kernels go to the `folder`, where there is one and the study wants them.
+        """
+        with distributed.failing_together():  # a process that fails in a score must not be waited for in training
+            before = [self._before(*cell, reporter) for cell in cells]
+            for cell, measured in zip(cells, before, strict=True):
+                if folder is not None and measured.pictures is not None:
+                    kernel_pictures.save(self._pictures_file(folder, *cell), measured.pictures)
+        count = len(cells)
+        reporter.stage(f"{self._title(*cells[0])}: training", 0.4)
+        params, state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), (self._params, self._state))
+        mask = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[measured.mask for measured in before])
+        keys = jnp.concatenate([self._keys("order")] * count)
+        trained = jax.device_get(self._trained(params, state, mask, keys))
+        reporter.stage(f"{self._title(*cells[0])}: changes", 0.9)
+        zero = training.pruned_stay_zero(trained.params, mask)
+        changes = KernelChanges(*np.full((len(KernelChanges._fields), len(zero)), np.nan))
+        if self._study.measure.changes:
+            kernel = jnp.concatenate([measured.quantities.ntk for measured in before])
+            changes = jax.device_get(self._changes(params, trained.params, trained.state, mask, kernel, keys))
+        trials = []
+        for place, (number, seed) in enumerate(itertools.product(range(count), range(self._study.seeds))):
+            after, changed = jax.tree.map(
+                lambda leaf, at=place: leaf[at], (trained._replace(params=None, state=None), changes)
+            )
+            trials.append(self._trial(cells[number], seed, before[number], after, bool(zero[place]), changed))
+        return trials
+
+    def _pictures_file(self, folder: Path, method: str, density: float) -> Path:
+        return kernel_pictures.file_of(folder, self._data, self._model.name, method, density)
+
+    def _title(self, method: str, density: float) -> str:
+        return f"{self._data} {self._model.name} {method} {density:g}"
+
+    def _keys(self, *names: str | float) -> jax.Array:
+        return jnp.stack([key_of(seed, *names) for seed in range(self._study.seeds)])
+
+    def _before(self, method: str, density: float, reporter: Reporter) -> _Before:
+        """All that is measured of a cell before its training."""
+        reporter.stage(f"{self._title(method, density)}: scores")
+        mask = dense_mask(self._params)
+        if method != DENSE:
+            masked = in_batches(functools.partial(self._masked, method, density), self.batch_size)
+            mask = masked(self._params, self._keys(method, density))
+        reporter.stage(f"{self._title(method, density)}: kernels", 0.2)
+        quantities = jax.device_get(self._before_training(self._params, mask, self._keys("lanczos")))
+        spectra = [ntk_spectrum(kernel) for kernel in quantities.ntk]
+        pictures = None
+        if self._study.measure.kernel_pictures:
+            pictures = self._pictures(self._params, mask, key_of(0, "kernels"), quantities, spectra[0])
+        with_curves = self._study.measure.curve_density
+        curves = None
+        if density in with_curves or (with_curves and method == DENSE):
+            reporter.stage(f"{self._title(method, density)}: curves", 0.3)
+            top = np.array([spectrum.eigenvalues[0] for spectrum in spectra], np.float32)
+            low_rank = self._low_rank(self._params, mask, self._keys("modes"))
+            spectral = (quantities.ntk, top, quantities.nodes, quantities.weights, quantities.parameters)
+            curves = jax.device_get(self._curves(self._params, mask, *spectral, low_rank))
+        distances = np.full(len(spectra), np.nan)
+        if method == DENSE and has_twin(self._network):
+            infinite = ntk.infinite(twin_of(self._network).kernel_fn, self._batch)
+            distances = np.array([ntk.relative_distance(jnp.asarray(kernel), infinite) for kernel in quantities.ntk])
+        return _Before(jax.device_get(mask), quantities, spectra, curves, distances, pictures)
+
+    def _trial(
+        self, cell: Cell, seed: int, before: _Before, after: training.Trained, zero: bool, changes: KernelChanges
+    ) -> Trial:
+        """The record of one network. `after` and `changes` are those of this network alone."""
+        mask, quantities, curves, params, state = jax.tree.map(
+            lambda leaf: leaf[seed], (before.mask, before.quantities, before.curves, self._params, self._state)
+        )
+        spectrum = before.spectra[seed]
+        layers = kernel_layers(mask)
+        units = shrink(self._network, params, state, mask).units
+        widths = {name: width for name, width in self._network.widths.items() if name != OUTPUTS}
+        nodes = log_nodes(quantities.nodes[None], quantities.log_top_path_kernel[None]).ravel()
+        order = np.argsort(-nodes, kind="stable")
+        numbers = quantities._asdict() | spectrum._asdict()
+        measured: dict[str, Any] = {key: float(numbers[key]) for key in QUANTITIES if key in numbers}
+        measured |= {name: float(value) for name, value in changes._asdict().items()}
+        if curves is not None:
+            measured |= _of_curves(curves)
+        return Trial.partial(
+            (self._data, self._model.name, *cell, seed),
+            kept=sum(layer.kept for layer in layers),
+            prunable=sum(layer.size for layer in layers),
+            layer_density={layer_name(layer.path): layer.density for layer in layers},
+            dead_units={key: 1.0 - len(units[key]) / width for key, width in widths.items()},
+            infinite_distance=float(before.infinite_distances[seed]),
+            log_ntk_eigenvalues=log_above_rounding(spectrum.eigenvalues, quantities.ntk.dtype).tolist(),
+            log_path_kernel_nodes=nodes[order].tolist(),
+            path_kernel_weights=(quantities.weights.ravel()[order] / len(quantities.weights)).tolist(),
+            train_loss=np.asarray(after.train_loss, float).tolist(),
+            steps_to_level=training.steps_to_level(
+                after.train_loss, level=self._study.measure.loss_level, steps_per_epoch=self._steps_per_epoch
+            ),
+            test_loss=float(after.test_loss),
+            test_accuracy=float(after.test_accuracy),
+            pruned_stay_zero=zero,
+            reason=_why_not_trained(after.train_loss),
+            **measured,
+        )
+
+
+def _of_curves(curves: Curves) -> dict[str, Any]:
+    """The fields of a trial that come from the loss curves of one network."""
+    fields: dict[str, Any] = {
+        f"{name}_loss": np.asarray(getattr(curves, name), float).tolist()
+        for name in ("real", "linearized", "low_rank", "data_free")
+    }
+    fields |= {
+        f"gap_{name}": gap(getattr(curves, name), curves.real) for name in ("linearized", "low_rank", "data_free")
+    }
+    return fields | {name: float(getattr(curves, name)) for name in ("linearization_error", "kernel_distance")}
+
+
+def _why_not_trained(train_loss: np.ndarray) -> str:
+    """Why a training failed; nothing where it did not."""
+    not_finite = np.flatnonzero(~np.isfinite(train_loss))
+    return f"the training loss is not finite from epoch {not_finite[0]} on" if not_finite.size else ""
+
+
+def _networks_at_a_time(study: Study, network: Network, shape: tuple[int, ...]) -> int:
+    """How many networks are measured and trained side by side: as many as fit the study's memory, on CPUs one.
+
+    Convolutions are many times slower side by side on CPUs, and other layers gain little.
+    """
+    if jax.default_backend() == "cpu":
+        return 1
+    params, state = jax.eval_shape(network.init, key_of(0))
+    x = jax.ShapeDtypeStruct((study.train.batch_size, *shape), jnp.float32)
+    equations = jax.make_jaxpr(network.train)(params, state, x).eqns
+    activations = sum(variable.aval.size for equation in equations for variable in equation.outvars)
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    # weights, gradient and momentum with their next values; activations and their cotangents; in float32
+    bytes_of_one = 4 * (6 * weights + 2 * activations)
+    return max(1, int(study.memory_gib * 2**30 / bytes_of_one))
+
+
+def _low_rank(apply: ApplyFn, batch: jax.Array, rank: int) -> Callable[[Params, Mask, Key], jax.Array]:
+    """A compiled function (params, mask, keys) -> Θ's part of some rank in the eigenbasis of Π."""
+
+    def low_rank(params: Params, mask: Mask, key: Key) -> jax.Array:
+        return factorization.recompose(factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask))
+
+    return jax.jit(vmap_networks(low_rank))

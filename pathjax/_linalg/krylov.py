@@ -1,0 +1,65 @@
+"""The Krylov space of one start, for quadratures. matfree builds it; here is decided where the space is exhausted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = ["Krylov", "Operator", "ROUNDINGS", "krylov"]
+
+# A product is right to this many roundings of the largest eigenvalue.
+ROUNDINGS = 50
+
+Operator: TypeAlias = Callable[[jax.Array], jax.Array]
+"""A linear map of vectors (p,), symmetric and positive semi-definite."""
+
+
+class Krylov(NamedTuple):
+    """A·basis = basis·matrix + residual ⊗ (the last unit vector).
+
+    The space is exhausted after as many steps as the start has parts in eigenspaces of A, and further vectors would be
+    rounding. There the columns, and their rows and columns of the matrix, are zero.
+
+    Attributes:
+        basis: (p, steps), orthonormal columns.
+        matrix: (steps, steps), tridiagonal.
+        exists: (steps,), whether a column is in the space.
+        residual: (p,), zero where the space is exhausted.
+    """
+
+    basis: Any
+    matrix: Any
+    exists: Any
+    residual: Any
+
+
+def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = False) -> Krylov:
+    """The space of `steps` Lanczos steps with full reorthogonalization from a start; empty where that is zero.
+
+    It ends where the next vector is below ε^(2/3) of the operator on the space, ε the rounding of its type. With
+    `to_the_end` it ends only where that is below rounding: then parts of the start that are small from the outset are
+    in the space, and perhaps directions with them that are rounding.
+    """
+    from matfree import decomp  # heavy: on first use
+
+    has_start = jnp.vdot(start, start) > jnp.finfo(start.dtype).tiny
+    # not `tridiag_sym`, which averages the Hessenberg matrix with its transpose and so hides where a space is exhausted
+    arnoldi = decomp.hessenberg(steps, reortho="full", custom_vjp=False)
+    with jax.default_matmul_precision("highest"):
+        basis, hessenberg, residual, _ = arnoldi(operator, jnp.where(has_start, start, jnp.ones_like(start)))
+    diagonal, off_diagonal = jnp.diag(hessenberg), jnp.diag(hessenberg, -1)
+    size = lax.cummax(jnp.abs(diagonal[:-1]) + jnp.abs(off_diagonal))
+    epsilon = jnp.finfo(basis.dtype).eps
+    goes_on = off_diagonal > (ROUNDINGS * epsilon if to_the_end else epsilon ** (2 / 3)) * size
+    exists = jnp.cumprod(jnp.concatenate([has_start[None], goes_on])).astype(bool)
+    matrix = jnp.diag(diagonal) + jnp.diag(off_diagonal, 1) + jnp.diag(off_diagonal, -1)
+    return Krylov(
+        jnp.where(exists[None, :], basis.T, 0),
+        jnp.where(exists[:, None] & exists[None, :], matrix, 0),
+        exists,
+        jnp.where(exists[-1], residual, 0),
+    )

@@ -1,0 +1,36 @@
+"""A kernel as the matrix that it is, and the checks of its shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+__all__ = ["as_matrix", "check_square", "square_matrix"]
+
+
+def as_matrix(kernel: Any) -> Any:
+    """A kernel (n, m, o, o) as a matrix (n·o, m·o), rows and columns ordered by example, then by output."""
+    if kernel.ndim != 4 or kernel.shape[2] != kernel.shape[3]:
+        raise ValueError(
+            f"A finite kernel has shape (n, m, o, o), but {kernel.shape} came. An infinite-width kernel Θ (n, m) has "
+            "the eigenvalues of Θ[:, :, None, None], each o times."
+        )
+    n, m, o, _ = kernel.shape
+    return jnp.swapaxes(kernel, 1, 2).reshape(n * o, m * o)
+
+
+def square_matrix(kernel: Any) -> Any:
+    """The kernel (n, n, o, o) of one batch with itself as a matrix (n·o, n·o)."""
+    check_square(kernel)
+    return as_matrix(kernel)
+
+
+def check_square(kernel: Any) -> None:
+    """Raise ValueError unless this is the kernel (n, n, o, o) of one batch with itself."""
+    if kernel.ndim != 4 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != kernel.shape[3]:
+        raise ValueError(
+            f"The kernel of one batch with itself, (n, n, o, o), was expected, but {kernel.shape} came. Leave out "
+            "`x2` when computing it by `ntk.empirical`; of an infinite-width kernel Θ (n, n), pass "
+            "`jnp.einsum('ij,ab->ijab', Θ, jnp.eye(o))`."
+        )

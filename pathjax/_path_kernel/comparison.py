@@ -1,0 +1,122 @@
+"""Relative change, cosine and overlap of two Path Kernels, and the effective rank of one, from products with vectors.
+
+In the Frobenius norm ‖Π‖ = ‖G‖ and ⟨Π, Π_0⟩ = ‖C‖², where C = (J_θ v)_0ᵀ (J_θ v) maps the weights of one kernel to
+those of the other. For a random sign vector z, ‖C z‖² is an unbiased estimate of ‖C‖².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pathjax._base.trees import dot
+from pathjax._linalg import estimates
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
+from pathjax._path_kernel import twin
+from pathjax._path_kernel.spectrum import inverse_roots
+from pathjax._path_kernel.twin import PathKernel
+from pathjax.types import Estimate, Key
+
+__all__ = ["Comparison", "compare", "effective_rank", "overlap"]
+
+
+class Comparison(NamedTuple):
+    """How far a Path Kernel Π is from an initial one Π_0.
+
+    Attributes:
+        relative_change: ‖Π − Π_0‖ / ‖Π_0‖.
+        cosine: ⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖).
+    """
+
+    relative_change: Estimate
+    cosine: Estimate
+
+
+class _Samples(NamedTuple):
+    """Unbiased estimates of t numbers, one row per sample, `values` (samples, t); one row if they are exact."""
+
+    values: Any
+    is_exact: bool
+
+
+def effective_rank(kernel: PathKernel, key: Key, samples: int) -> Estimate:
+    """(Tr G)² / ‖G‖², with a standard error to first order."""
+    return _product_of_means(_squared_norms([(kernel, kernel)], key, samples), [-1.0])
+
+
+def compare(initial: PathKernel, kernel: PathKernel, key: Key, samples: int) -> Comparison:
+    """The relative change and the cosine, both from the same random sign vectors."""
+    norms = _squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
+    return Comparison(_relative_change(norms, kernel, initial), _cosine(norms, kernel, initial))
+
+
+def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Any:
+    """The mean squared cosine of the principal angles between the eigenspaces of Π on the paths."""
+    images = lax.map(twin.linear(left, right), right_pairs.eigenvectors)
+    products = jax.vmap(lambda vector: jax.vmap(lambda image: dot(vector, image))(images))(left_pairs.eigenvectors)
+    roots = [inverse_roots(pairs.eigenvalues) for pairs in (left_pairs, right_pairs)]
+    cosines = roots[0][:, None] * products * roots[1][None, :] * twin.cross_factor(left, right, products.dtype)
+    dimension = jnp.minimum(*(jnp.sum(root > 0) for root in roots))
+    return jnp.sum(jnp.square(cosines)) / dimension
+
+
+def _squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
+    """‖C‖² of the map C = `twin.cross(left, right)` for each pair (left, right), one column per pair.
+
+    In units of Tr G_left · Tr G_right, so that squares neither overflow nor underflow.
+    """
+    units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
+    if all(twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
+        matrices = [unit * twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
+        return _Samples(jnp.stack([jnp.sum(jnp.square(matrix)) for matrix in matrices])[None], True)
+    products = [twin.flat(right, twin.linear(left, right)) for left, right in maps]
+
+    def sample(sample_key: Key) -> Any:
+        images = [
+            unit * product(twin.random_signs(right, sample_key))
+            for unit, product, (_, right) in zip(units, products, maps, strict=True)
+        ]
+        return jnp.stack([jnp.vdot(image, image) for image in images])
+
+    return _Samples(lax.map(sample, jax.random.split(key, samples)), False)
+
+
+def _product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
+    """The product over columns t of mean_t^power_t, with its standard error to first order."""
+    means = jnp.mean(samples.values, axis=0)
+    exponents = jnp.asarray(powers, means.dtype)
+    value = jnp.prod(means**exponents)
+    if samples.is_exact:
+        return estimates.exact(value)
+    return Estimate(value, value * estimates.mean((samples.values / means[None]) @ exponents).standard_error)
+
+
+def _relative_change(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
+    """‖Π − Π_0‖ / ‖Π_0‖ = √(‖G‖² − 2 ‖C‖² + ‖G_0‖²) / ‖G_0‖ from `_squared_norms` of G, C and G_0, in this order."""
+    scaled_ratio = kernel.trace() / initial.trace()
+    ratio = scaled_ratio * jnp.exp2(kernel.exponent - initial.exponent).astype(scaled_ratio.dtype)
+    size = jnp.maximum(ratio, 1)  # divided out below, since the square of a large ratio of traces may overflow
+    cross_unit = ratio / size / size * twin.cross_factor(kernel, initial, ratio.dtype) ** 2
+    scaled = samples.values * jnp.stack([(ratio / size) ** 2, cross_unit, 1 / size / size])[None]
+    initial_norm = jnp.mean(samples.values[:, 2])
+    means = jnp.mean(scaled, axis=0)
+    signs = jnp.array([1.0, -2.0, 1.0], means.dtype)
+    square = jnp.maximum(means @ signs, 0) / initial_norm
+    change = jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
+    if samples.is_exact:
+        return estimates.exact(size * change)
+    # first order: the error of a quotient of means, then d√s = ds / (2√s)
+    errors = (scaled @ signs - square * samples.values[:, 2]) / initial_norm
+    standard_error = estimates.mean(errors).standard_error / (2 * jnp.where(change == 0, 1, change))
+    return Estimate(size * change, size * jnp.where(change == 0, 0, standard_error))
+
+
+def _cosine(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
+    """⟨Π, Π_0⟩ / (‖Π‖ ‖Π_0‖) = ‖C‖² / (‖G‖ ‖G_0‖) from `_squared_norms` of G, C and G_0, in this order."""
+    value, standard_error = _product_of_means(samples, [-0.5, 1.0, -0.5])
+    factor = twin.cross_factor(kernel, initial, value.dtype) ** 2
+    return Estimate(factor * value, factor * standard_error)

@@ -1,0 +1,395 @@
+"""The figures of a study: drawn whatever is there, and told in sentences that follow the numbers."""
+
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import __main__ as command
+from experiments.base.errors import InputError
+from experiments.base.names import METHODS
+from experiments.measure import kernel_pictures, widths
+from experiments.records import study_table
+from experiments.records.jsonl import encode
+from experiments.records.rank_association import associate, spearman
+from experiments.records.trial import Trial
+from experiments.report import drawing, figures, findings, opening, quantity_figures, report, tables
+from pathjax import scores
+from tests.test_experiments.examples import example_kernels, example_study
+
+CONFIG = {
+    "format": Trial.FORMAT,
+    "options": {
+        "model": [{"name": "fc", "width": 8}, {"name": "resnet20"}],
+        "method": ["random", "snip"],
+        "train": {"epochs": 10, "learning_rate": 0.1},
+    },
+    "versions": {"pathjax": "0.1.0", "jax": "0.10.2"},
+}
+FAILED = Trial.partial(("digits", "fc", "random", 0.02, 1), reason="the training loss is not finite from epoch 1 on")
+ONE: Any = {"data": ("digits",), "models": ("fc",)}
+
+
+def made(trials):
+    return study_table.tabulated(trials, CONFIG, Path("here"))
+
+
+def changed(trials, where, **fields):
+    """The trials, with other fields in those whose name begins with `where` after data and model."""
+    return [
+        dataclasses.replace(trial, **fields) if trial.name[2 : 2 + len(where)] == where else trial for trial in trials
+    ]
+
+
+def kept_in(folder, trials, **config):
+    folder.mkdir(exist_ok=True)
+    (folder / "results.jsonl").write_text("".join(encode(trial) + "\n" for trial in trials), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(CONFIG | config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder with two data sets, two models, three methods, three densities and two seeds, one of which failed."""
+    trials = [FAILED if trial.name == FAILED.name else trial for trial in example_study()]
+    folder = kept_in(tmp_path_factory.mktemp("study"), trials)
+    for seed, cell in enumerate((("dense", 1.0), ("snip", 0.5), ("synflow", 0.02), ("random", 0.02))):
+        kernel_pictures.save(kernel_pictures.file_of(folder, "digits", "fc", *cell), example_kernels(seed))
+    sweep = widths.WidthSweep("fc", 0.25, (4, 16, 64), np.stack([np.array([4.0, 16.0, 64.0]) ** -0.5] * 2, axis=1))
+    (folder / "widths").mkdir()
+    (folder / "widths" / "widths.csv").write_text(widths.table([sweep]))
+    assert command.main(["figures", str(folder)]) == 0
+    return folder
+
+
+class Tags(HTMLParser):
+    """Every tag is closed in the order in which it was opened; figures and their labels are kept."""
+
+    VOID = ("meta", "br", "img", "input", "link", "hr")
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.labels, self.ids = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        named = dict(attrs)
+        if tag == "svg":
+            self.labels.append(named.get("aria-label"))
+        self.ids += [named["id"]] if "id" in named else []
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.ids += [dict(attrs)["id"]] if "id" in dict(attrs) else []
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_command_draws_every_figure_as_png_and_svg(drawn):
+    names = ["accuracy", "associations", "change", "curves", "gaps", "layers", "path_kernel", "quantities", "spectra"]
+    names += ["training", *(f"{name}-digits-fc" for name in ("eigenvalues", "cumulative_shares", "heat_maps"))]
+    names += [f"quantities-{data}-{model}" for data in ("digits", "mnist") for model in ("fc", "resnet20")]
+    names += ["widths"]
+    assert {path.name for path in (drawn / "figures").iterdir()} == {f"{n}.{s}" for n in names for s in ("png", "svg")}
+    for name in names:
+        assert (drawn / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (drawn / "figures" / f"{name}.svg").read_bytes().startswith(b"<?xml")
+    assert len((drawn / "summary.csv").read_text().splitlines()) == 1 + 4 * 10
+
+
+def test_the_page_is_whole_and_needs_no_other_file(drawn):
+    page = (drawn / "report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert len(tags.labels) == 18 and all(tags.labels) and len({*tags.labels}) == 18
+    assert len(tags.ids) == len({*tags.ids})
+    assert "http" not in page and "@import" not in page and not re.search(r"\b(nan|inf)\b", page)
+    assert all(f"<b>Figure {number}.</b>" in page for number in range(1, 19))
+    assert "1 of 80 trials failed" in page and "digits, fc, random at density 0.02, seed 1" in page
+    assert "power of −0.50 to −0.50" in page
+    assert "<th>model.fc.width</th><td>8</td>" in page and "<th>train.epochs</th><td>10</td>" in page
+
+
+def test_the_same_results_give_the_same_page(drawn):
+    before = (drawn / "figures" / "gaps.svg").read_bytes()
+    study = study_table.read(drawn)
+    assert drawing.svg(figures.gaps(study, report.footer(study))) == before
+
+
+def test_every_figure_says_seeds_configuration_and_versions():
+    foot = report.footer(made(example_study()))
+    assert (
+        foot == "digits, mnist · fc, resnet20 · 2 seeds, 0–1 · epochs 10, learning rate 0.1 · pathjax 0.1.0, jax 0.10.2"
+    )
+    assert " · seed 0 · " in report.footer(made(example_study(seeds=1)))
+
+
+SCARCE: dict[str, Any] = dict.fromkeys(
+    ("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *study_table.CURVES), []
+)
+SCARCE |= dict.fromkeys(("gap_linearized", "gap_low_rank", "gap_data_free", *study_table.CHANGES), math.nan)
+SCARCE |= {"layer_density": {}, "dead_units": {}}
+
+
+def test_one_seed_one_density_one_method_and_no_measurements_are_drawn(tmp_path):
+    trials = changed(example_study(**ONE, methods=("snip",), densities=(0.1,), seeds=1), (), **SCARCE)
+    folder = kept_in(tmp_path / "study", trials)
+    said = report.write(study_table.read(folder), folder)
+    absent = [line.rpartition(": ")[0] for line in said[:-3]]
+    assert absent == [
+        "Predicted and real loss curves",
+        "From finite to infinite width: Not measured here",
+        "Where the weights are kept, and dead units",
+        "How far training moves the kernels",
+    ]
+    page = (folder / "report.html").read_text()
+    assert "one seed, so without bands" in page and f"--out {folder / 'widths'}" in page
+    assert "There are not two methods at one density to compare." in page
+    assert "not in these results" in (folder / "figures" / "spectra.svg").read_text()
+    assert not re.search(r"\b(nan|inf)\b", page)
+
+
+BROKEN = {
+    "log_trace_path_kernel": -math.inf,
+    "log_path_norm_1": -math.inf,
+    "log_condition_ntk": math.nan,
+    "effective_rank_path_kernel": math.nan,
+    "test_accuracy": 0.0,
+    "real_loss": [1.0, math.inf, math.nan],
+    "data_free_loss": [1.0, 0.0, 0.0],
+    "gap_linearized": math.inf,
+    "log_ntk_eigenvalues": [-math.inf] * 40,
+    "log_path_kernel_nodes": [-math.inf] * 21,
+    "layer_density": {"layer_0": 0.0, "layer_1": 0.1},
+    "ntk_change": 0.0,
+}
+
+
+def test_numbers_that_do_not_exist_are_drawn_around():
+    trials = changed(example_study(**ONE), ("random", 0.02), **BROKEN)
+    trials = [trial for trial in trials if trial.name[2:4] != ("snip", 0.1)]
+    found = made(changed(trials, ("dense",), ntk_change=math.nan, data_free_loss=[]))
+    for module in (figures, quantity_figures):
+        for name in module.__all__:
+            if name not in ("mean_rows", "shown_curves", "quantities"):
+                drawing.png(getattr(module, name)(found, "footer"))
+    drawing.png(quantity_figures.quantities(found.cells, "footer"))
+    assert "No path is left, and no point drawn, for digits, fc, random at 0.02." in findings.of_path_kernel(found)
+    assert "A layer is emptied in digits, fc, random at 0.02." in findings.of_layers(found)
+    for told in (
+        opening.what_came_out,
+        opening.what_to_trust,
+        findings.of_accuracy,
+        findings.of_training,
+        findings.of_laziness,
+        findings.of_spectra,
+        findings.of_change,
+    ):
+        assert "nan" not in told(found)
+
+
+def captions(trials):
+    found = made(trials)
+    told = {name: getattr(findings, name) for name in findings.__all__ if name not in ("of_widths", "failures")}
+    told |= {name: getattr(opening, name) for name in ("what_was_done", "what_came_out", "what_to_trust")}
+    return {name: tell(found) for name, tell in told.items()}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "moved"),
+    [
+        (
+            "test_accuracy",
+            0.31,
+            {"what_came_out", "what_to_trust", "of_accuracy", "of_curves", "of_quantities", "of_associations"},
+        ),
+        ("gap_linearized", 3.0, {"what_to_trust", "of_gaps"}),
+        ("gap_data_free", 0.001, {"of_gaps"}),
+        ("real_loss", [1.0, 0.01], {"of_gaps", "of_curves"}),
+        ("steps_to_level", math.inf, {"of_training"}),
+        ("kernel_distance", 0.9, {"of_laziness"}),
+        ("log_trace_path_kernel", -40.0, {"of_path_kernel", "of_associations"}),
+        ("log_path_kernel_nodes", [-5.0] * 21, {"of_spectra"}),
+        ("log_ntk_eigenvalues", [1.0] * 3 + [-math.inf] * 37, {"of_spectra"}),
+        ("layer_density", {"layer_0": 0.0, "layer_1": 0.1}, {"of_layers"}),
+        ("dead_units", {"layer_0": 0.9}, {"of_layers"}),
+        ("ntk_change", 0.0123, {"of_change"}),
+    ],
+)
+def test_captions_change_with_the_numbers_that_they_tell_and_with_no_others(field, value, moved):
+    trials = example_study(**ONE, methods=("grasp", "random", "snip", "synflow", "synflow_l2"))
+    before = captions(trials)
+    # the most accurate method falls to the worst, the least of all becomes the most
+    after = captions(changed(trials, ("synflow_l2", 0.02), **{field: value}))
+    assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_accuracy_is_told_as_it_is():
+    trials = example_study(**ONE, densities=(0.02,))
+    for method, accuracy in (("dense", 0.98), ("random", 0.5), ("snip", 0.6), ("synflow", 0.75)):
+        trials = changed(trials, (method,), test_accuracy=accuracy)
+    told = findings.of_accuracy(made(trials))
+    assert told == (
+        "Of 1 comparison at one data set, model and density, the most accurate is synflow (1); 1 of the leads over the "
+        "second exceed two standard errors over seeds. At the lowest density: synflow 75.0 ± 0.0%, 25.0 points above "
+        "random and 23.0 points below the dense network (density 0.02)."
+    )
+    alone = findings.of_accuracy(made([trial for trial in trials if trial.seed == 0]))
+    assert "with one seed, no lead can be told from luck" in alone and "±" not in alone
+
+
+def test_shown_are_the_best_the_median_and_the_worst_of_the_lowest_density_with_curves():
+    trials = changed(example_study(**ONE), (), gap_linearized=math.nan)
+    kept = changed(trials, ("random", 0.1), gap_linearized=0.1)
+    bare = [dataclasses.replace(trial, real_loss=[]) if trial.density == 0.02 else trial for trial in kept]
+    found = made(bare)
+    assert figures.shown_curves(found) == [("dense", 1.0), ("synflow", 0.1), ("snip", 0.1), ("random", 0.1)]
+
+
+def test_quantities_are_ranked_within_densities_and_settings():
+    # among methods of one density the trace falls with accuracy, over densities it rises
+    trials = example_study(methods=("grasp", "random", "snip", "synflow"), seeds=1)
+    places = {"grasp": 0, "random": 1, "snip": 2, "synflow": 3, "dense": 4}
+    trials = [
+        dataclasses.replace(
+            trial,
+            test_accuracy=0.5 + 0.1 * math.log10(trial.density) + 0.01 * places[trial.method],
+            log_trace_path_kernel=10 * math.log10(trial.density) - 0.1 * places[trial.method],
+        )
+        for trial in trials
+    ]
+    found = made(trials)
+    everything = found.association("log_trace_path_kernel", "test_accuracy", [])
+    within = found.association("log_trace_path_kernel", "test_accuracy", ["data", "model", "density"])
+    assert everything.rho > 0.7 and (everything.cells, everything.groups) == (4 * 13, 1)
+    # dense networks are alone at their density
+    assert within.rho == pytest.approx(-1) and (within.cells, within.groups) == (4 * 12, 12)
+    assert not found.association("density", "test_accuracy", ["data", "model", "density"]).groups
+    assert "log Tr Π (−1.00)" in findings.of_associations(found)
+
+
+@pytest.mark.parametrize(("correlation", "groups"), [(0.0, 1), (0.6, 1), (0.6, 4)])
+def test_intervals_cover_the_true_correlation_as_often_as_they_say(correlation, groups):
+    rng = np.random.default_rng(0)
+    true = 6 / np.pi * np.arcsin(correlation / 2)  # Spearman's ρ of a normal pair
+    covered = []
+    for _ in range(500):
+        first, noise = rng.normal(size=(2, 24 * groups))
+        second = correlation * first + np.sqrt(1 - correlation**2) * noise
+        places = np.split(np.arange(24 * groups), groups)
+        found = associate(first, second, places)
+        covered.append(found.low <= true <= found.high)
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_perfect_order_of_few_cells_proves_little():
+    four = associate(np.arange(4.0), np.arange(4.0), [np.arange(4)])
+    assert four.rho == pytest.approx(1) and four.low < 0 and four.high == pytest.approx(1)
+    assert not four.excludes_zero and str(four).startswith("+1.00 [−")
+    assert str(associate(np.arange(3.0), np.arange(3.0), [np.arange(3)])) == "–"
+    constant = associate(np.ones(9), np.arange(9.0), [np.arange(9)])
+    assert constant.groups == 0 and np.isnan(constant.rho)
+
+
+def test_every_method_has_a_color_and_a_marker_of_its_own():
+    named = ("dense", *METHODS, *(name for name in scores.__all__ if name.islower() and "loss" not in name))
+    styles = [drawing.style_of(method) for method in dict.fromkeys(named) if method not in ("cross_entropy",)]
+    assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(styles)
+
+
+def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, capsys):
+    def said(folder):
+        assert command.main(["figures", str(folder)]) == 2
+        return capsys.readouterr().err
+
+    assert "config.json: No such file or directory" in said(tmp_path / "nowhere")
+    assert "format 0 and this program reads 2: draw them with pathjax 0.1.0" in said(
+        kept_in(tmp_path / "old", example_study(**ONE), format=0)
+    )
+    assert "all 1 failed, the first with: the training loss" in said(kept_in(tmp_path / "failed", [FAILED]))
+    assert "there are none" in said(kept_in(tmp_path / "none", []))
+    folder = kept_in(tmp_path / "half", example_study(**ONE))
+    with (folder / "results.jsonl").open("a") as file:
+        file.write('{"data": "dig')
+    assert "Line 21 of" in said(folder)
+    (folder / "config.json").write_text("[]")
+    assert "is not a configuration of this program" in said(folder)
+
+
+def test_widths_are_read_as_they_were_written(tmp_path):
+    sweeps = [widths.WidthSweep("fc", d, (4, 8), np.arange(1.0, 7).reshape(2, 3) / d) for d in (1.0, 0.25)]
+    (tmp_path / "widths.csv").write_text(widths.table(sweeps))
+    for found, expected in zip(widths.read(tmp_path / "widths.csv"), sweeps, strict=True):
+        assert found[:3] == expected[:3]
+        np.testing.assert_allclose(found.distances, expected.distances)
+    (tmp_path / "widths.csv").write_text("model,density\nfc,1\n")
+    with pytest.raises(InputError, match="cannot be read"):
+        widths.read(tmp_path / "widths.csv")
+
+
+def test_the_page_opens_with_three_sentences_from_the_results():
+    trials = example_study(**ONE, densities=(0.02,))
+    for method, accuracy in (("dense", 0.98), ("random", 0.5), ("snip", 0.6), ("synflow", 0.75)):
+        trials = changed(trials, (method,), test_accuracy=accuracy)
+    trials = changed(trials, (), gap_linearized=0.05, gap_data_free=3.7)
+    study = made(trials)
+    assert opening.what_was_done(study) == (
+        "Before training, this study pruned fc on digits by 3 methods to 1 density; then it trained the pruned and the "
+        "unpruned networks with 2 seeds, 8 networks in all, for 2 epochs."
+    )
+    assert opening.what_came_out(study) == (
+        "Unpruned, fc classifies 98.0 ± 0.0% of the test images right; at the lowest density, 0.02, synflow is the "
+        "most accurate method with 75.0 ± 0.0%, and random is the least accurate with 50.0 ± 0.0%."
+    )
+    assert opening.what_to_trust(study) == (
+        "Of the predictions made before training, the loss curves from the Neural Tangent Kernel are close, off by a "
+        "factor of 1.1 in the median and 1.1 at most, and those from the Path Kernel, which reads no data, are not to "
+        "be trusted as numbers, off by a factor of 5,000."
+    )
+    page = report.page(study, [], 1e-16)
+    assert page.index('class="lead"') < page.index("<table") < page.index("All numbers")
+    assert page.count('class="lead"') == 3 and "1.0e-16" in page and "digits, fc: distance of the dense" in page
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_spearman_agrees_with_scipy_ties_included(seed):
+    first, second = np.random.default_rng(seed).integers(0, 5, (2, 12)).astype(float)
+    assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
+
+
+def test_infinities_rank_last_and_nan_is_left_out():
+    known = np.array([1.0, 2.0, 3.0, np.nan, -np.inf])
+    outcome = np.array([2.0, 3.0, np.inf, 0.0, 1.0])
+    assert spearman(known, outcome) == pytest.approx(1.0)
+    assert math.isnan(spearman(known[:2], outcome[:2]))
+
+
+def test_cells_hold_means_and_deviations_over_seeds_in_any_order():
+    trials = [
+        dataclasses.replace(trial, test_accuracy=0.35 + (0.01 if trial.seed else -0.01))
+        for trial in example_study(**ONE)
+    ]
+    cells = made(trials).cells
+    assert cells["method"].tolist() == ["dense", *["random"] * 3, *["snip"] * 3, *["synflow"] * 3]
+    assert cells["density"].tolist() == [1.0, *[0.5, 0.1, 0.02] * 3]
+    assert cells["test_accuracy_mean"].to_numpy() == pytest.approx(0.35)
+    assert cells["test_accuracy_std"].to_numpy() == pytest.approx(0.01 * math.sqrt(2))
+    assert (cells["seeds"] == 2).all()
+    assert made(trials[::-1]).cells.to_csv() == cells.to_csv()
+
+
+def test_a_level_that_a_seed_never_reached_is_infinite_without_a_deviation():
+    trials = example_study(**ONE)
+    trials[0] = dataclasses.replace(trials[0], steps_to_level=math.inf)
+    dense = made(trials).cells.iloc[0]
+    assert dense["steps_to_level_mean"] == math.inf and math.isnan(dense["steps_to_level_std"])
+    assert "never" in tables.all_numbers(made(trials))
