@@ -359,8 +359,9 @@ MUTANTS = [
     # the traced network, and windows
     Mutant("a rule that forgets to return is a gate", INTERPRETER + "rules.py", "if results is None:", "if False:",
            f"{RULES} -k forgets_to_return"),
-    Mutant("every product traces the network", INTERPRETER + "traced.py",
-           "if (types, precision) not in self._programs:", "if True:", "tests/test_tracing -k products"),
+    Mutant("evaluations call the user's function", INTERPRETER + "traced.py",
+           "return self.program(x, params)(params, x)", "return self.apply(params, x)",
+           "tests/test_ntk/test_traced.py -k 'kernels_call or compiled_kernels'"),
     Mutant("networks of other weights are one", INTERPRETER + "traced.py",
            "return self.apply, self.structure,", "return self.apply,",
            "tests/test_ntk/test_traced.py -k 'function_of_any'"),

@@ -9,7 +9,6 @@ constant 0 makes no edge, hence no path. Nothing here imports JAX or the library
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -298,7 +297,8 @@ def _extend(path: Path, edge: Edge) -> Path:
 
 def pruned(graph: Graph, mask: np.ndarray) -> Graph:
     """The same neurons without the edges of pruned weights (mask False): only paths of kept weights are listed."""
-    result = copy.copy(graph)
+    result = Graph()
+    result.sources, result.gates, result.outputs = graph.sources, graph.gates, graph.outputs
     result.edges = [[edge for edge in edges if all(mask[i] for i in edge.weights)] for edges in graph.edges]
     return result
 

@@ -38,8 +38,8 @@ def literal_tolerances(source: str) -> list[str]:
     A tolerance is an argument `rtol`, `atol`, `rel` or `abs`, the argument `tolerance` or the third argument of a
     function `assert_…`, and what follows < or <= in an assertion. Of the arguments, these are reported: a number other
     than 0, a number below 1/100 inside an expression (unless it is below 1e-100, which only keeps a scale from being
-    zero), and a name that the file itself sets to a number. Of comparisons, numbers below 1/100 are reported: others
-    are bounds of what is tested.
+    zero), a name that the file itself sets to a number, and a relative tolerance that `assert_allclose` or `approx` is
+    left to choose. Of comparisons, numbers below 1/100 are reported: others are bounds of what is tested.
     """
     tree = ast.parse(source)
     arguments = [argument for node in ast.walk(tree) for argument in _tolerances(node)]
@@ -52,7 +52,8 @@ def literal_tolerances(source: str) -> list[str]:
     bare = [each for each in [*arguments, *own] if _number(each)]
     bounds = [bound for node in ast.walk(tree) if isinstance(node, ast.Assert) for bound in _upper_bounds(node.test)]
     inside = [node for each in [*arguments, *bounds] for node in ast.walk(each) if 1e-100 < _number(node) < 1e-2]
-    numbers = [node for node in [*bare, *inside] if isinstance(node, ast.expr)]
+    defaults = [node for node in ast.walk(tree) if _leaves_to_default(node)]
+    numbers = [node for node in [*bare, *inside, *defaults] if isinstance(node, ast.expr)]
     return sorted({f"line {node.lineno}: {ast.unparse(node)}" for node in numbers})
 
 
@@ -62,6 +63,14 @@ def _tolerances(node: ast.AST) -> list[ast.expr]:
         named = [keyword.value for keyword in node.keywords if keyword.arg in KEYWORDS | {"tolerance"}]
         return [*node.args[2:3], *named]
     return [node.value] if isinstance(node, ast.keyword) and node.arg in KEYWORDS else []
+
+
+def _leaves_to_default(node: ast.AST) -> bool:
+    """Whether a call takes a relative tolerance and is given none."""
+    if not isinstance(node, ast.Call):
+        return False
+    keyword = {"assert_allclose": "rtol", "approx": "rel"}.get(ast.unparse(node.func).split(".")[-1])
+    return keyword is not None and keyword not in {given.arg for given in node.keywords}
 
 
 def _upper_bounds(test: ast.expr) -> list[ast.expr]:
@@ -94,11 +103,13 @@ def test_tolerances_have_names(file: Path) -> None:
 
 def test_a_literal_tolerance_is_seen() -> None:
     assert literal_tolerances("assert_allclose(a, b, rtol=1e-9)") == ["line 1: 1e-09"]
-    assert literal_tolerances("assert_allclose(a, b, atol=1e-9 * size)") == ["line 1: 1e-09"]
+    assert literal_tolerances("assert_allclose(a, b, rtol=0, atol=1e-9 * size)") == ["line 1: 1e-09"]
     assert literal_tolerances("CLOSE = 1e-9\nassert_allclose(a, b, rtol=CLOSE)") == ["line 1: 1e-09"]
     assert literal_tolerances("def test():\n    c = 1e-9\n    assert_close(a, b, c)") == ["line 2: 1e-09"]
     assert literal_tolerances("assert_close(a, b, 1e-9)") == ["line 1: 1e-09"]
     assert literal_tolerances("assert_close(a, b, tolerance=1e-9)") == ["line 1: 1e-09"]
     assert literal_tolerances("assert abs(a - b) < 1e-9 * size") == ["line 1: 1e-09"]
+    assert literal_tolerances("assert_allclose(a, b)") == ["line 1: assert_allclose(a, b)"]
+    assert literal_tolerances("assert a == approx(b)") == ["line 1: approx(b)"]
     assert literal_tolerances("assert a < b < 0.5 and top_eigenpairs(kernel, tolerance=1e-9)") == []
     assert literal_tolerances("assert_allclose(a, b, rtol=0, atol=4 * EXACT * max(1e-300, size))") == []

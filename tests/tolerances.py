@@ -9,11 +9,9 @@ SUMS = 1e-12
 EXACT = 1e-10
 """Two float64 computations of the same number."""
 
-CONVERGED = 1e-8
-"""Eigenpairs that a search in float64 finds, against those of the matrix in full."""
-
 HALF_THE_DIGITS = 1e-7
-"""Float64 functions that lose half of the digits: the arc cosine of a correlation near 1."""
+"""Float64 results that lose half of the digits: the arc cosine of a correlation near 1, and vectors of a search that
+stops once the eigenvalues, whose errors are the squares of those of the vectors, have all their digits."""
 
 DIFFERENCES = 1e-7
 """Central differences of a float64 function against its derivative."""

@@ -94,7 +94,7 @@ def test_single_precision_stays_single():
     single = {name: part.astype(jnp.float32) for name, part in problem().items()}
     found = predicted(single, TIMES.astype(jnp.float32))
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, predicted(problem()), atol=SINGLE)
+    np.testing.assert_allclose(found, predicted(problem()), rtol=0, atol=SINGLE)
 
 
 # Bad input

@@ -1,11 +1,17 @@
 """What the options of `report` make of configs/report.toml."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from experiments.__main__ import Report, main, report_study
 from experiments.base.errors import InputError
+from experiments.data import loading
 from experiments.study import read
 
+ROOT = Path(__file__).parents[2]
 DATASETS = ("digits", "mnist")
 
 
@@ -64,3 +70,17 @@ def test_bad_options_end_with_one_line_and_status_2(capsys, tmp_path):
         assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
         assert words in printed.err
     assert not (tmp_path / "out").exists()
+
+
+def test_help_explains_every_option_and_bad_input_is_found_before_jax_is_imported():
+    script = (
+        "import sys; from experiments.__main__ import main\n"
+        "assert main(['report', '--method', 'no such']) == 2\n"
+        "heavy = {'jax', 'flax', 'pandas', 'matplotlib', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "main(['report', '--help'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for words in ("--density", "(default: 3)", "--repair", "(0, 1]", *loading.DATASETS):
+        assert words in done.stdout

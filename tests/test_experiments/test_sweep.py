@@ -182,6 +182,21 @@ def test_the_same_command_again_computes_nothing(place, capsys):
     assert "[" not in capsys.readouterr().out.split("Best so far")[0]
 
 
+def test_an_interrupt_ends_in_one_sentence(place, tmp_path):
+    log, config = tmp_path / "log", tmp_path / "out" / "config.json"
+    # a process that is started in the background ignores interrupts, and so do its children
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        job = started(place, tmp_path / "out", log=log)
+    finally:
+        signal.signal(signal.SIGINT, ignored)
+    while not config.exists() and job.poll() is None:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGINT)
+    assert job.wait() == 130
+    assert log.read_text().endswith("Interrupted; every finished run is kept. The same command continues.\n")
+
+
 def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
     out = tmp_path / "out"
     file = out / "results.jsonl"

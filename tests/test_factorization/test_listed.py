@@ -99,7 +99,7 @@ def test_traces_are_those_of_listed_paths_layer_by_layer(name: str) -> None:
     close(jax.tree.leaves(of.found.layer_traces), [np.einsum("iiaa->", part) for part in of.parts])
     # nothing is left out: not in G's null space either
     assert abs(of.found.remainder) <= EXACT * trace
-    np.testing.assert_allclose(of.found.cumulative[-1], 1.0 if trace else 0.0, atol=EXACT)
+    np.testing.assert_allclose(of.found.cumulative[-1], 1.0 if trace else 0.0, rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("name", networks.covering())
@@ -118,7 +118,7 @@ def test_modes_of_no_eigenvalue_are_zero(name: str) -> None:
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
     assert not np.asarray(found.data_modes)[..., dead].any()
     totals = np.sum(jax.tree.leaves(found.layer_shares), axis=0)
-    np.testing.assert_allclose(totals, np.where(dead, 0.0, 1.0), atol=EXACT)
+    np.testing.assert_allclose(totals, np.where(dead, 0.0, 1.0), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("name", networks.covering())
@@ -154,4 +154,6 @@ def test_bounds_are_those_of_listed_paths(name: str) -> None:
     bounds, exact = found(network.params, network.x, of.kernel), largest(of)
     np.testing.assert_allclose(np.exp(list(bounds)), exact, rtol=EXACT, atol=SUMS)
     products = [exact[2] * exact[4], exact[3] * exact[4], exact[2] * exact[5]]
-    np.testing.assert_allclose(bounds.slack, np.log10(products) - np.log10([exact[0], exact[1], exact[1]]), atol=EXACT)
+    np.testing.assert_allclose(
+        bounds.slack, np.log10(products) - np.log10([exact[0], exact[1], exact[1]]), rtol=0, atol=EXACT
+    )

@@ -112,6 +112,7 @@ def test_a_traced_network_is_its_function_of_any_arguments() -> None:
         assert outputs.dtype == network(*arguments).dtype
     assert traced == TracedNetwork(network, params) != TracedNetwork(Counted(), params)
     assert traced != TracedNetwork(network, single[0])
+    assert traced != TracedNetwork(network, list(params.values()))
 
 
 def test_a_precision_that_is_set_around_a_call_holds_for_it() -> None:

@@ -136,7 +136,7 @@ def test_shares_of_every_cut_sum_to_one(name: str, q: int) -> None:
     else:
         biases = np.cumsum(shares["b"].sum(axis=1, dtype=np.float64)[::-1])[::-1]
         cuts = np.append(shares["w"].sum(axis=(1, 2)) + biases, shares["out"].sum())
-    np.testing.assert_allclose(cuts, 1.0, atol=SINGLE)
+    np.testing.assert_allclose(cuts, 1.0, rtol=0, atol=SINGLE)
 
 
 def test_pruned_weights_contribute_nothing_whatever_their_values() -> None:
