@@ -74,6 +74,13 @@ def test_constants_at_the_edge_of_the_format_keep_their_digits(constant: float, 
     np.testing.assert_allclose(norm, np.log(6.0) + np.log(constant) + np.log(weight), rtol=SINGLE)
 
 
+def test_constants_before_any_weight_join_at_one_scale() -> None:
+    """Inputs beside a thousand times themselves: two paths through each weight, of coefficients 1 and 1000."""
+    params = jnp.asarray([[1.0, -2.0, 3.0], [0.5, 4.0, -1.0]])
+    norm = paths.log_path_norm(lambda p, x: (x + 1000.0 * x) @ p, params, jnp.ones((1, 2)))
+    np.testing.assert_allclose(norm, np.log(1001 * 11.5), rtol=EXACT)
+
+
 def test_data_grams_of_small_inputs_do_not_vanish() -> None:
     sign, log_abs = paths.log_data_gram(mlp, weights(1.0, jnp.float32), jnp.full((1, 3), 1e-25, jnp.float32))
     np.testing.assert_allclose(log_abs, np.log(12.0) + 2 * np.log(1e-25), rtol=SINGLE)
