@@ -194,7 +194,7 @@ def test_an_interrupt_ends_in_one_sentence(place, tmp_path):
         time.sleep(0.01)
     job.send_signal(signal.SIGINT)
     assert job.wait() == 130
-    assert log.read_text().endswith("Interrupted; every finished run is kept. The same command continues.\n")
+    assert log.read_text().endswith("Interrupted; every finished network is kept. The same command continues.\n")
 
 
 def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
