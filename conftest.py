@@ -15,6 +15,7 @@ import pytest
 # time. XLA ends the process at a flag that it does not know, hence the condition on the version.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     plain = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    plain += " --xla_cpu_parallel_codegen_split_count=1"
     os.environ["XLA_FLAGS"] = f"{plain} {os.environ.get('XLA_FLAGS', '')}"
 
 # The workers of `make test` share the cores, so NumPy's linear algebra takes one thread in each. (They inherit this; a

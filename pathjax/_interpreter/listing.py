@@ -140,7 +140,8 @@ def _patches(images: np.ndarray, window: tuple[int, ...], convolution: Convoluti
         base_dilation=(1, 1, *convolution.lhs_dilation),
         window_dilation=(1, 1, *convolution.rhs_dilation),
     )
-    return np.asarray(entries_of_windows(jnp.asarray(images), windows))
+    # one program, because each operation would else be compiled on its own
+    return np.asarray(jax.jit(lambda array: entries_of_windows(array, windows))(images))
 
 
 def _count_up(present: np.ndarray) -> np.ndarray:

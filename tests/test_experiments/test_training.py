@@ -203,6 +203,7 @@ def test_eight_devices_train_as_one(tmp_path):
     np.testing.assert_allclose(found["test_loss"], expected.test_loss, rtol=1e-4)
 
 
+@pytest.mark.long  # a study on two processes trains in `make test`
 def test_two_processes_train_as_one(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -24,7 +24,7 @@ def test_dense_kernels_approach_their_limit_as_one_over_the_root_of_the_width():
 
 @pytest.mark.parametrize(
     ("model", "sizes", "seeds", "window"),
-    [("fc", (32, 256), 64, 0.08), ("conv_pool_residual", (8, 64), 96, 0.1)],
+    [("fc", (32, 256), 64, 0.08), pytest.param("conv_pool_residual", (8, 64), 96, 0.1, marks=pytest.mark.long)],
 )
 def test_pruned_kernels_approach_the_rescaled_limit_and_not_the_dense_one(model, sizes, seeds, window):
     sweep = widths.measure(model, density=0.25, widths=sizes, seeds=seeds)

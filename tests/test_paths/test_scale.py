@@ -90,8 +90,9 @@ def computed(name: str, q: int, dtype: str) -> Sums:
     return jax.tree.map(np.asarray, network.run(sums)(network.params))
 
 
+LONG = {("ResNet-110", 1), ("ResNet-110", 2), ("100 layers, unrolled", 1)}
 CASES = [
-    pytest.param(name, q, marks=[pytest.mark.long] if name == "ResNet-110" else []) for name in NETWORKS for q in (1, 2)
+    pytest.param(name, q, marks=[pytest.mark.long] if (name, q) in LONG else []) for name in NETWORKS for q in (1, 2)
 ]
 
 
