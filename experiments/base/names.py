@@ -53,4 +53,4 @@ QUANTITIES = {
     "effective_rank_ntk": "effective rank of Θ",
     "log_condition_ntk": "log condition number of Θ",
 }
-"""What is known of a network before training, with the words for it in tables and figures. Density is the baseline."""
+"""The quantities measured before training, each with its label in tables and figures. Density is the baseline."""

@@ -4,9 +4,12 @@ import collections
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from pathjax import connectivity, enumeration, factorization, masks, path_kernel, paths, scores
+from pathjax import connectivity, enumeration, factorization, masks, path_kernel, paths, scores, transfer
+
+from ..tolerances import EXACT
 
 KEY = jax.random.key(0)
 X = jax.random.normal(jax.random.key(1), (5, 3))
@@ -71,3 +74,20 @@ def test_products_do_not_call_the_network():
     path_kernel.spectral_density(kernel, order=3, samples=2, key=KEY)
     path_kernel.top_eigenpairs(kernel, 2, key=KEY)
     assert not apply.calls
+
+
+def test_a_transfer_calls_the_network_for_its_check_and_for_its_compiled_step():
+    apply = Counted()
+    transfer.neural_tangent_transfer(apply, PARAMS, X, density=0.5, steps=3, key=KEY)
+    assert set(apply.calls.values()) <= {1, 2}, apply.calls
+
+
+def test_what_the_network_reads_may_change_between_calls():
+    scale = {"of outputs": 1.0}
+
+    def apply(params, x):
+        return scale["of outputs"] * (jax.nn.relu(x @ params["first"]) @ params["second"])
+
+    before = paths.log_path_norm(apply, PARAMS, X)
+    scale["of outputs"] = 2.0
+    np.testing.assert_allclose(paths.log_path_norm(apply, PARAMS, X), before + np.log(2.0), rtol=EXACT)
