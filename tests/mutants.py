@@ -359,6 +359,9 @@ MUTANTS = [
     # the traced network, and windows
     Mutant("a rule that forgets to return is a gate", INTERPRETER + "rules.py", "if results is None:", "if False:",
            f"{RULES} -k forgets_to_return"),
+    Mutant("an old trace of the network is handed out", INTERPRETER + "jaxpr.py",
+           "jax.make_jaxpr(fresh, return_shape=True)", "jax.make_jaxpr(apply, return_shape=True)",
+           "tests/test_tracing -k may_change"),
     Mutant("every product traces the network", INTERPRETER + "traced.py",
            "if (types, precision) not in self._programs:", "if True:", "tests/test_tracing -k products"),
     Mutant("evaluations call the user's function", INTERPRETER + "traced.py",
