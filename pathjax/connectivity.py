@@ -20,7 +20,6 @@ from jax import Array
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from pathjax import masks
-from pathjax._base.network import bound
 from pathjax._base.trees import check_mask
 from pathjax._interpreter.lifting import Scaled, absolute_power, lift, lift_weights, one_example, ones_like_example
 from pathjax._interpreter.reach import Branch, Branches, Reach, Reached
@@ -119,7 +118,7 @@ def effective_mask(
     """
     if mask is not None:
         check_mask(mask, params)
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
     dense = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
     kept = dense if mask is None else mask
     on_paths = functools.partial(_on_paths, network, x_like)
@@ -155,7 +154,7 @@ def connectivity(
     >>> left.parameters, left.units, round(2.71828**left.log_paths), left.dead_shortcuts
     (12, 6, 16, ("['shortcut']",))
     """
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
     live = effective_mask(network, params, x_like, mask=mask, prunable=prunable)
     kept = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params) if mask is None else mask
     paths = [path for path, _ in tree_flatten_with_path(params)[0]]
@@ -227,7 +226,7 @@ def _log_paths(network: TracedNetwork, params: Params, x_like: XLike, kept: Mask
 def _shortcuts(network: TracedNetwork, x_like: XLike) -> frozenset[int]:
     """Indices of the leaves that lie on every shortest path, but not on every path."""
     program = network.path_program(one_example(x_like))
-    leaves = range(len(network.leaf_types))
+    leaves = range(len(jax.tree.leaves(network.params_like)))
     weights = [Branch(False, 1, frozenset([index]), frozenset([index])) for index in leaves]
     output = interpret(program, Branches(), weights, Branch(True, 0, frozenset(), frozenset()))
     return output.shortest - output.every

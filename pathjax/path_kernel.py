@@ -431,7 +431,7 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
     check_like(right.params, left.params, name="right.params", like_name="left.params")
-    if left.network.apply != right.network.apply:
+    if left.network != right.network:
         raise ValueError(
             "The two kernels are of different functions `apply`, whose paths, and the constants on them, may differ. "
             "Build both with the same `apply`, and pass what differs between them in `params`; fold running statistics "

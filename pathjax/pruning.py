@@ -18,7 +18,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from pathjax import masks
-from pathjax._base.programs import compiled
+from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete
 from pathjax._pruning import selection
 from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
@@ -138,13 +138,13 @@ def prune(
     counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
     options: dict[str, Any] = {"scope": scope, "prunable": _PrunableNames.read(prunable, params), "revive": revive}
-    compiled_round = compiled(_sound_round, score, static=("scope", "prunable", "revive")) if jit else None
+    compiled_round = kept_for(score, Kept).compiled(_sound_round, **options) if jit else None
     # Computed from the weights, so that under vmap the first mask has the seeds' axis, as all later masks have.
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
         arguments, sound = (mask, params, key, round_, kept), False
         if compiled_round is not None:
-            mask, sound = compiled_round(*arguments, **options)
+            mask, sound = compiled_round(*arguments)
         # After a compiled round with unsound scores, the same round runs uncompiled: it can raise and name the leaf.
         if sound is False or (concrete(sound) is not None and not sound):
             mask, contests = _round(score, *arguments, **options)
@@ -280,12 +280,12 @@ class _PrunableNames:
         return cls(frozenset(keystr(path) for path, leaf in leaves if prunable(path, leaf)))
 
 
-def _sound_round(score: ScoreFn, *arguments: Any, **options: Any) -> tuple[Mask, jax.Array]:
+def _sound_round(kept: Kept, *arguments: Any, **options: Any) -> tuple[Mask, jax.Array]:
     """The mask of `_round`, and whether all its scores were finite and enough.
 
     Returns one boolean in place of the rankings: then a compiled round need not write the scores to memory.
     """
-    mask, contests = _round(score, *arguments, **options)
+    mask, contests = _round(kept.function(), *arguments, **options)
     return mask, selection.sound(contests)
 
 

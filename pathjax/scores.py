@@ -32,7 +32,7 @@ import jax.numpy as jnp
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base.network import bound, kept_weights
+from pathjax._base.network import kept_weights
 from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import traced
@@ -145,7 +145,7 @@ def snip(
     [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
     """
     params = jax.tree.map(wide, params)
-    gradient = mean_gradient(traced(bound(apply, state), params), params, batches, loss=loss)
+    gradient = mean_gradient(traced(apply, params, state), params, batches, loss=loss)
     return _zero_unscored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
 
@@ -181,7 +181,7 @@ def force(
     """
     check_mask(mask, params)
     params = jax.tree.map(wide, params)
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
     gradient = mean_gradient(network, kept_weights(mask, params), batches, loss=loss)
     return _zero_unscored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
 
@@ -227,7 +227,7 @@ def grasp(
     if value is not None and not value > 0:
         raise ValueError(f"`temperature` must be positive, as outputs are divided by it; it is {temperature}.")
     params = jax.tree.map(wide, params)
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
 
     def tempered_loss(logits: Array, labels: Array) -> Array:
         return loss(logits / temperature, labels)
@@ -269,7 +269,7 @@ def synflow(
     >>> synflow(apply, params, jnp.zeros((5, 1)))["first"].tolist()
     [[0.25, 0.75]]
     """
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
     return _zero_unscored(flow(network, params, ones_like_example(x_like), q=1), prunable)
 
 
@@ -301,7 +301,7 @@ def synflow_l2(
     """
     if factor not in ("squared", "absolute"):
         raise ValueError(f'`factor` must be "squared" or "absolute", not {factor!r}.')
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
     multiplier = None if factor == "squared" else lift_weights(params, absolute_power(1), None)
     return _zero_unscored(flow(network, params, ones_like_example(x_like), q=2, factor=multiplier), prunable)
 
@@ -334,7 +334,7 @@ def synflow_data(
     >>> synflow_data(apply, params, inputs)["first"][:, 0].round(4).tolist()  # 3 to 1, over four units
     [0.1875, 0.0625]
     """
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
     return _zero_unscored(flow(network, params, mean_input(inputs, absolute_power(q)), q=q), prunable)
 
 
@@ -371,7 +371,7 @@ def path_kernel_trace(
     ([[0.067, 0.6]], [[0.267], [0.067]])
     """
     keep, params = _kept_mask(params, mask, prunable), jax.tree.map(wide, params)
-    network = traced(bound(apply, state), params)
+    network = traced(apply, params, state)
 
     def trace(params: Params) -> Array:
         return path_kernel(network, params, x_like, mask=keep, where=prunable).trace()
@@ -419,7 +419,7 @@ def px(
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, the number of examples at a time, but is {batch_size}.")
-    network, keep = traced(bound(apply, state), params), _kept_mask(params, mask, prunable)
+    network, keep = traced(apply, params, state), _kept_mask(params, mask, prunable)
     gram = log_gram_of_outputs(network, params, keep, inputs, batch_size)
     # only the ratios of the weights of the outputs matter: divide by the largest, so that exp does not overflow
     largest = jnp.max(gram.log_sums)
@@ -473,7 +473,7 @@ def ntk_sap(
     if repeats < 1:
         raise ValueError(f"`repeats` must be 1 or more, the draws that are averaged; it is {repeats}.")
     check_like(jax.eval_shape(init, key), params, name="init(key)")
-    network, keep = traced(bound(apply, state), jax.tree.map(wide, params)), _kept_mask(params, mask, prunable)
+    network, keep = traced(apply, jax.tree.map(wide, params), state), _kept_mask(params, mask, prunable)
     # in float32 at least: half precision would round a perturbation of 0.01 away
     float_mask = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), keep, params)
     gradient = jax.jit(lambda float_mask, key: jax.grad(squared_change)(float_mask, key))

@@ -19,9 +19,8 @@ from jaxtyping import Array, Float
 
 from pathjax import masks, ntk
 from pathjax._base.network import check_batch_size, check_inputs, check_params
-from pathjax._base.programs import compiled
 from pathjax._base.trees import concrete
-from pathjax._interpreter.traced import traced
+from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
 
 if TYPE_CHECKING:
@@ -113,15 +112,16 @@ def neural_tangent_transfer(
     check_params(params)
     counts = masks.kept_counts(params, density=float(density), scope=scope, prunable=prunable)
     options = _Options(optimizer or _adam(), trace, straight_through, prunable)
-    compiled_step = compiled(_step, apply, static=("options",))
+    network = traced(apply, params)
+    compiled_step = network.compiled(_step, options=options)
     factors = jnp.asarray((kernel_weight, penalty / density))
     weights, state = params, options.optimizer.init(params)
     mask = _largest(params, counts, scope, prunable, "At the start")
     losses = []
     for step, x in enumerate(itertools.islice(_batches(inputs, batch_size, key), steps), start=1):
         if step == 1:
-            ntk.operator(apply, params, x)  # raises where Θ is not defined: outputs not (n, o), or examples mixed
-        weights, state, loss = compiled_step(weights, state, mask, params, x, factors, options=options)
+            ntk.operator(network, params, x)  # raises where Θ is not defined: outputs not (n, o), or examples mixed
+        weights, state, loss = compiled_step(weights, state, mask, params, x, factors)
         losses.append(loss)
         if step % refresh == 0 and step < steps - refresh:
             mask = _largest(weights, counts, scope, prunable, f"After step {step} of {steps}")
@@ -142,7 +142,7 @@ class _Options(NamedTuple):
 
 
 def _step(
-    apply: ApplyFn,
+    network: TracedNetwork,
     weights: Params,
     state: Any,
     mask: Mask,
@@ -153,7 +153,7 @@ def _step(
     options: _Options,
 ) -> tuple[Params, Any, Array]:
     """The weights and optimizer state after one step, and the loss before it; `factors` is (λ, λ₂/ρ)."""
-    masked, network = masks.apply_mask(mask, weights), traced(apply, weights)
+    masked = masks.apply_mask(mask, weights)
     loss, slopes = jax.value_and_grad(_loss, argnums=1)(network, masked, mask, teacher, x, factors, options)
     optimizer = options.optimizer if options.straight_through else masks.freeze(options.optimizer, mask)
     updates, state = optimizer.update(slopes, state, weights)

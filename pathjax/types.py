@@ -9,6 +9,10 @@ params
 x, x_like
     `x` is a batch of inputs (n, ...). `x_like` is an array or `jax.ShapeDtypeStruct` like such a batch; only its shape
     and dtype are read, never its values.
+state
+    What the network reads besides its weights and inputs and is not trained by gradients: a pytree of arrays, such as
+    the running statistics of batch norm, random keys or counters. With a state, the network is `apply(params, state,
+    x)`; it is constant on all paths. None, the default, stands for `apply(params, x)`.
 mask
     A pytree like `params` with boolean leaves: True where a weight is kept. None keeps every weight.
 score
@@ -41,6 +45,9 @@ from jaxtyping import Array, Float
 
 Params: TypeAlias = Any
 """A pytree of floating-point arrays."""
+
+State: TypeAlias = Any
+"""A pytree of arrays that a network reads besides weights and inputs; None where it takes none."""
 
 Mask: TypeAlias = Any
 """A pytree like `params` with boolean leaves, True where a weight is kept."""

@@ -1,6 +1,5 @@
-"""What all other packages build on.
+"""The ground that everything stands on, in the order in which to read it.
 
-`trees`: products, sums and checks of pytrees, with errors that name key paths.
-`network`: a network as a function of weights and inputs, its state and mask applied, its inputs and outputs checked.
-`programs`: compiled programs that are kept as long as the user's function that they call.
+`trees`: products and checks of pytrees. `network`: a mask applied to a network, its arguments checked. `content`: what
+a function computes, as far as Python can tell. `programs`: what was compiled for a function, kept as long as it lives.
 """

@@ -13,7 +13,6 @@ from jax import Array
 from pathjax._base import trees
 
 __all__ = [
-    "bound",
     "check_batch_size",
     "check_inputs",
     "check_outputs",
@@ -22,11 +21,6 @@ __all__ = [
     "kept_weights",
     "masked",
 ]
-
-
-def bound(apply: Callable[..., Any], state: Any) -> Callable[..., Any]:
-    """The network as a function of weights and inputs: with a state, `apply(params, state, x)` at that state."""
-    return apply if state is None else lambda params, x: apply(params, state, x)
 
 
 def masked(apply: Callable[..., Any], params: Any, mask: Any) -> Callable[..., Any]:

@@ -39,7 +39,7 @@ def mixtures(program: Program) -> list[Refusal]:
     """Every equation that mixes examples. The network must be traced for at least two."""
     example_walk = _ExampleWalk(program.input_shape[0])
     weights: list[Placement] = [NoBatch() for _ in program.parameter_shapes]
-    (output,) = example_walk.run(program.closed, [*weights, BatchAxis(0)])
+    (output,) = example_walk.run(program.closed, program.arguments(weights, [BatchAxis(0)], _placement_of_constant))
     in_order = output == BatchAxis(0) or (isinstance(output, NoBatch) and 0 in output.constant_axes)
     if not example_walk.refusals and not in_order:
         example_walk.refusals["output"] = Refusal("output", UnsupportedPrimitive(_OUT_OF_ORDER))

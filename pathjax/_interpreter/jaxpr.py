@@ -6,29 +6,33 @@ this file depends on how JAX represents programs.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from pathjax.types import ApplyFn, Params, XLike
+from pathjax.types import Params, XLike
 
 __all__ = [
     "Equation",
     "Program",
     "Refusal",
+    "Trace",
     "UnsupportedPrimitive",
+    "batch_length",
     "check_batch",
     "check_floating",
     "evaluate",
     "is_concrete",
     "trace",
     "walk",
+    "with_rows_of_outputs",
 ]
 
 T = TypeVar("T")
@@ -168,19 +172,36 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Program:
-    """The equations of a traced network. Its arguments are the parameter leaves and, last, the input."""
+    """The equations of a traced network, with the state that it reads.
+
+    Its arguments are the parameter leaves, the leaves of the state and, last, those of the batch of inputs.
+
+    Attributes:
+        closed: the equations.
+        state: the leaves of the state, which are constants on its paths.
+        inputs: the number of arrays that the batch of inputs consists of.
+    """
 
     closed: ClosedJaxpr
+    state: tuple[Any, ...] = ()
+    inputs: int = 1
 
     @property
     def parameter_shapes(self) -> list[tuple[int, ...]]:
         """Shape of each parameter leaf."""
-        return [tuple(var.aval.shape) for var in self.closed.jaxpr.invars[:-1]]
+        variables = self.closed.jaxpr.invars
+        return [tuple(var.aval.shape) for var in variables[: len(variables) - self.inputs - len(self.state)]]
+
+    @property
+    def input_shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each array of the batch of inputs, (n, ...)."""
+        return [tuple(var.aval.shape) for var in self.closed.jaxpr.invars[-self.inputs :]]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of the batch of inputs."""
-        return tuple(self.closed.jaxpr.invars[-1].aval.shape)
+        """Shape of the batch of inputs, where it is one array."""
+        (shape,) = self.input_shapes
+        return shape
 
     @property
     def output(self) -> jax.ShapeDtypeStruct:
@@ -188,38 +209,90 @@ class Program:
         (aval,) = self.closed.out_avals
         return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
+    def arguments(self, weights: Sequence[T], inputs: Sequence[T], constant: Callable[[Any], T]) -> list[T]:
+        """Values of the arguments, from those of the weights and of the inputs, and of constants for the state."""
+        return [*weights, *map(constant, self.state), *inputs]
+
     def __call__(self, params: Params, x: Any) -> Any:
         """The outputs (n, o) of weights and inputs of the types that were traced, without a call of `apply`."""
-        arguments = [jnp.asarray(leaf) for leaf in (*jax.tree.leaves(params), x)]
-        return jaxpr_as_fun(self.closed)(*arguments)[0]
+        weights, inputs = ([jnp.asarray(leaf) for leaf in jax.tree.leaves(tree)] for tree in (params, x))
+        return jaxpr_as_fun(self.closed)(*self.arguments(weights, inputs, jnp.asarray))[0]
 
 
-def trace(apply: ApplyFn, params_like: Params, x_like: jax.ShapeDtypeStruct) -> Program:
-    """The equations of `apply(params, x)`; only the shapes and dtypes of the leaves and of x are read.
+class Trace(NamedTuple):
+    """The equations of a function, and shape and dtype of each array of its result."""
 
-    Raises ValueError unless the result is one array of shape (n, o).
+    closed: ClosedJaxpr
+    result: Any
+
+
+def trace(function: Callable[..., Any], *arguments_like: Any) -> Trace:
+    """The equations of `function(*arguments)`; only shapes and dtypes are read."""
+
+    def fresh(*arguments: Any) -> Any:
+        # a new function each time: JAX would hand out an old trace of the function, which may read what has changed
+        return function(*arguments)
+
+    return Trace(*jax.make_jaxpr(fresh, return_shape=True)(*arguments_like))
+
+
+def with_rows_of_outputs(traced: Trace, x_like: Any) -> ClosedJaxpr:
+    """The equations of a network, with outputs of more than one axis, (n, ...), made to a row (n, o) for each example.
+
+    Raises ValueError unless its result is one array with a row for each example.
     """
-
-    def fresh(params: Params, x: Any) -> Any:
-        # a new function each time: JAX would hand out an old trace of `apply` itself, which may read what has changed
-        return apply(params, x)
-
-    closed, result = jax.make_jaxpr(fresh, return_shape=True)(params_like, x_like)
+    n, result = batch_length(x_like), traced.result
     shape = tuple(getattr(result, "shape", ()))
-    if len(shape) != 2 or shape[0] != x_like.shape[0]:
+    if not isinstance(result, jax.ShapeDtypeStruct) or len(shape) < 2 or shape[0] != n:
         shapes = [str(tuple(leaf.shape)) for leaf in jax.tree.leaves(result)]
         is_array = isinstance(result, jax.ShapeDtypeStruct)
         result_was = shapes[0] if is_array else f"a pytree of arrays {', '.join(shapes)}" if shapes else "no array"
+        x_shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(x_like))
         raise ValueError(
-            "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, but for x of "
-            f"shape {x_like.shape} it returned {result_was}. Reshape the outputs inside `apply`; give a single output "
-            "the shape (n, 1)."
+            "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, or (n, ...) "
+            f"of more axes, whose entries are all outputs; but for x of shape {x_shapes} it returned {result_was}. "
+            "Reshape the outputs inside `apply`; give a single output the shape (n, 1). Of a tree of outputs, return "
+            "one array or join them: jnp.concatenate([...], axis=1)."
         )
-    return Program(closed)
+    if len(shape) == 2:
+        return traced.closed
+
+    def rows(*arguments: Any) -> Any:
+        (output,) = jaxpr_as_fun(traced.closed)(*arguments)
+        return output.reshape(n, -1) if n else output.reshape(0, math.prod(shape[1:]))
+
+    return jax.make_jaxpr(rows)(*traced.closed.in_avals)
+
+
+def batch_length(x: Any) -> int:
+    """The number of examples of a batch: an array (n, ...), or a tree of such arrays.
+
+    Raises ValueError for what is no such thing.
+    """
+    leaves = jax.tree.leaves(x)
+    shapes = [tuple(getattr(leaf, "shape", ())) for leaf in leaves]
+    if not leaves or not all(shapes):
+        came = "no array" if not leaves else f"{type(leaves[shapes.index(())]).__name__} without axes"
+        raise ValueError(
+            f"`x` must be a batch of examples, an array of shape (n, ...) or a tree of such arrays, but holds {came}. "
+            "Convert it with jnp.asarray; give a single example an axis of its own: x[None]."
+        )
+    if len({shape[0] for shape in shapes}) > 1:
+        raise ValueError(
+            f"The arrays of `x` have the shapes {', '.join(map(str, shapes))}, but the first axis of each counts the "
+            "examples, and they must have as many. What does not depend on the example belongs into `state`."
+        )
+    return int(shapes[0][0])
 
 
 def check_batch(x: Any) -> None:
-    """Raise ValueError unless `x` is an array of examples, (n, ...)."""
+    """Raise ValueError unless `x` is one array of examples, (n, ...), or its shape and dtype: paths start there."""
+    if not hasattr(x, "shape") and len(jax.tree.leaves(x)) > 0 and not isinstance(x, int | float):
+        raise ValueError(
+            f"`x` is a {type(x).__name__} of {len(jax.tree.leaves(x))} arrays, but paths start at one array of real "
+            "inputs, (n, ...). Pass the array that the layers multiply, and close over the others in `apply`, or pass "
+            "them in `state`."
+        )
     if not getattr(x, "shape", ()):
         raise ValueError(
             "`x` must be an array of shape (n, ...), a batch of examples, or its ShapeDtypeStruct, but is "

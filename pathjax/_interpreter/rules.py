@@ -168,10 +168,11 @@ def _arguments(
     shapes = [*program.parameter_shapes, program.input_shape]
     names = [*range(len(weights)), INPUT]
     reals = [[*leaves, x] for leaves, x in points]
-    return [
+    sums: list[Value] = [
         PathSum(prefixes, tuple(real[i] for real in reals), shapes[i], frozenset([names[i]]))
         for i, prefixes in enumerate([*weights, inputs])
     ]
+    return program.arguments(sums[:-1], sums[-1:], Constant)
 
 
 def _output(output: Value, algebra: Algebra[P]) -> P:

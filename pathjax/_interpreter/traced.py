@@ -2,99 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Any
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxpr_as_fun
 
+from pathjax._base.programs import Kept, kept_for, reference
 from pathjax._interpreter.examples import mixtures
-from pathjax._interpreter.jaxpr import Program, Refusal, check_batch, check_floating, trace
+from pathjax._interpreter.jaxpr import (
+    Program,
+    Refusal,
+    Trace,
+    batch_length,
+    check_batch,
+    check_floating,
+    trace,
+    with_rows_of_outputs,
+)
 from pathjax._interpreter.rules import tied_leaves
-from pathjax.types import ApplyFn, Params, XLike
+from pathjax.types import ApplyFn, Params, State, XLike
 
 __all__ = ["TracedNetwork", "traced"]
 
 
-class TracedNetwork:
-    """A network `apply(params, x)`, whose program is traced once for each shape of its arguments and then remembered.
+class _Traces(Kept):
+    """What was traced of a network for parameters of one tree and of certain types, and what was compiled of it."""
 
-    It is itself an `apply`: a call evaluates the remembered program, so functions that take an `apply` do not trace the
-    user's again; `apply` must be pure, as under `jax.jit`. Two traced networks are equal if they have the same
-    function, tree of parameters and leaf types; what JAX compiled for one is then reused for the other.
+    def __init__(self, structure: Any, leaf_types: tuple[jax.ShapeDtypeStruct, ...]) -> None:
+        super().__init__()
+        self.structure = structure
+        self.leaf_types = leaf_types
+        # these by the types of the arguments and by the settings of JAX that decide a trace
+        self.whole: dict[Hashable, Trace] = {}
+        self.rows: dict[Hashable, Any] = {}
+        # these by the types of the arguments alone
+        self.row_types: dict[Hashable, jax.ShapeDtypeStruct] = {}
+        self.mixtures: dict[Hashable, list[Refusal]] = {}
+        self.tied: dict[Hashable, frozenset[int]] = {}
+
+
+@jax.tree_util.register_pytree_node_class
+class TracedNetwork:
+    """A network `apply(params, x)`, or with a state `apply(params, state, x)`, as one value that is handed on.
+
+    Its program is traced once for each shape of its arguments and then remembered, as long as the function lives, for
+    functions of equal content too; `apply` must be pure, as under `jax.jit`. It is itself an `apply`: a call evaluates
+    the remembered program, so functions that take an `apply` do not trace the user's again.
+
+    A pytree, whose leaves are the state's. Two traced networks are equal if their functions have equal content and
+    their parameters the same tree and types; what JAX compiled for one is then used for the other.
 
     Attributes:
         apply: the function that is traced.
-        structure: the tree of the parameters.
-        leaf_types: shape and dtype of each parameter leaf.
+        state: what it reads besides weights and inputs; None where it takes none.
     """
 
-    def __init__(self, apply: ApplyFn, params: Params) -> None:
+    def __init__(self, apply: ApplyFn, params: Params, state: State = None) -> None:
         leaves, structure = jax.tree.flatten(params)
         self.apply = apply
-        self.structure: Any = structure
-        self.leaf_types = tuple(map(_type_of, leaves))
-        self._programs: dict[Hashable, Program] = {}  # by the types of the arguments and the precision of products
-        self._outputs: dict[Hashable, jax.ShapeDtypeStruct] = {}  # by the types of the arguments
-        self._mixtures: dict[Hashable, list[Refusal]] = {}  # by the program
-        self._tied: dict[Hashable, frozenset[int]] = {}  # by the program
+        self.state = state
+        self._traces = kept_for(apply, _Traces, structure, tuple(map(_type_of, leaves)))
+
+    def tree_flatten(self) -> tuple[tuple[Any], _Static]:
+        return (self.state,), _Static(self.apply, self._traces)
+
+    @classmethod
+    def tree_unflatten(cls, static: _Static, children: tuple[Any]) -> TracedNetwork:
+        network = object.__new__(cls)
+        network.apply, network._traces = static.apply, static.traces
+        (network.state,) = children
+        return network
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TracedNetwork) and self._identity == other._identity
+        return isinstance(other, TracedNetwork) and self._traces is other._traces
 
     def __hash__(self) -> int:
-        return hash(self._identity)
+        return hash(self._traces)
 
     def __repr__(self) -> str:
-        weights = sum(leaf.size for leaf in self.leaf_types)
+        weights = sum(leaf.size for leaf in self._traces.leaf_types)
         return (
             f"TracedNetwork({getattr(self.apply, '__qualname__', type(self.apply).__qualname__)}, weights={weights:,})"
         )
 
     @property
-    def _identity(self) -> Hashable:
-        return self.apply, self.structure, tuple((leaf.shape, leaf.dtype) for leaf in self.leaf_types)
-
-    @property
     def params_like(self) -> Params:
         """Shape and dtype of each parameter leaf, as a tree like the parameters."""
-        return jax.tree.unflatten(self.structure, self.leaf_types)
+        return jax.tree.unflatten(self._traces.structure, self._traces.leaf_types)
 
     def __call__(self, params: Params, x: Any) -> Any:
         """The outputs (n, o), for weights and inputs of any shapes and types that `apply` takes."""
         return self.program(x, params)(params, x)
 
+    def outputs(self, params: Params, x: Any) -> Any:
+        """What `apply` returns, of any shape."""
+        traced_whole = self._whole(x, params)
+        arguments = (*jax.tree.leaves(params), *jax.tree.leaves(self.state), *jax.tree.leaves(x))
+        results = jaxpr_as_fun(traced_whole.closed)(*map(jnp.asarray, arguments))
+        return jax.tree.unflatten(jax.tree.structure(traced_whole.result), results)
+
+    def compiled(self, program: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
+        """program(network, *arguments, **static) as a function of the arguments, compiled once for their types.
+
+        `program` must be a function of a module, not one made in the call.
+        """
+
+        def run(*arguments: Any) -> Any:
+            self._traces.function = reference(self.apply)
+            return self._traces.compiled(_run, program=program, **static)(self.state, *arguments)
+
+        return run
+
     def takes(self, params: Params) -> bool:
         """Whether these parameters have the tree and the types of those that the network was made for."""
-        return _types(params, None) == _types(self.params_like, None)
+        return _types(params) == _types(self.params_like)
 
-    def program(self, x: XLike, params: Params | None = None) -> Program:
+    def program(self, x: Any, params: Params | None = None) -> Program:
         """The program for a batch of this shape and type, and for weights like those that the network was made for.
 
         Products in it have the precision that is JAX's default at this moment. With `params`, it is that for weights of
-        their types. Raises ValueError unless the outputs are (n, o).
+        their types. Raises ValueError unless the outputs are one array of a row for each example; those of more axes
+        than (n, o) are brought into rows.
         """
-        types, precision = self._key(x, params), jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-        if (types, precision) not in self._programs:
-            check_batch(x)
-            batch = jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype))
-            # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
-            params_like = self.params_like if params is None else jax.tree.map(_type_of, params)
-            program = trace(self.apply, params_like, batch)
-            self._programs[types, precision], self._outputs[types] = program, program.output
-        return self._programs[types, precision]
+        key, rows = self._key(x, params), self._traces.rows
+        if key not in rows:
+            rows[key] = with_rows_of_outputs(self._whole(x, params), x)
+            (row_type,) = rows[key].out_avals
+            self._traces.row_types[key.types] = jax.ShapeDtypeStruct(row_type.shape, row_type.dtype)
+        state = tuple(jnp.asarray(leaf) for leaf in jax.tree.leaves(self.state))
+        return Program(rows[key], state, len(jax.tree.leaves(x)))
 
-    def output(self, x: XLike, params: Params | None = None) -> jax.ShapeDtypeStruct:
+    def output(self, x: Any, params: Params | None = None) -> jax.ShapeDtypeStruct:
         """Shape and dtype of the outputs (n, o) for such arguments. Raises ValueError unless they are (n, o)."""
-        types = self._key(x, params)
-        return self._outputs[types] if types in self._outputs else self.program(x, params).output
+        types = self._key(x, params).types
+        return self._traces.row_types.get(types) or self.program(x, params).output
 
-    def has_traced(self, x: XLike, params: Params | None = None) -> bool:
+    def has_traced(self, x: Any, params: Params | None = None) -> bool:
         """Whether `apply` has been traced for arguments of these shapes and types."""
-        return self._key(x, params) in self._outputs
-
-    def _key(self, x: XLike, params: Params | None) -> Hashable:
-        return _types(self.params_like if params is None else params, x)
+        return self._key(x, params).types in self._traces.row_types
 
     def path_program(self, x: XLike) -> Program:
         """The program for a batch of this shape, checked to be one that paths can be defined for.
@@ -112,34 +159,79 @@ class TracedNetwork:
     def mixtures(self, x: XLike) -> list[Refusal]:
         """Every equation that mixes the examples of a batch. One example cannot show it: two are traced then."""
         batch = jax.ShapeDtypeStruct((max(2, x.shape[0]), *x.shape[1:]), x.dtype)
-        key = self._key(batch, None)
-        if key not in self._mixtures:
-            self._mixtures[key] = mixtures(self.program(batch))
-        return self._mixtures[key]
+        key = self._key(batch, None).types
+        if key not in self._traces.mixtures:
+            self._traces.mixtures[key] = mixtures(self.program(batch))
+        return self._traces.mixtures[key]
 
     def tied(self, x: XLike) -> frozenset[int]:
         """Positions of the parameter leaves that some path may meet more than once.
 
         Raises UnsupportedPrimitive where a layer is not piecewise linear.
         """
-        key = self._key(x, None)
-        if key not in self._tied:
-            self._tied[key] = tied_leaves(self.path_program(x))
-        return self._tied[key]
+        key = self._key(x, None).types
+        if key not in self._traces.tied:
+            self._traces.tied[key] = tied_leaves(self.path_program(x))
+        return self._traces.tied[key]
+
+    def _whole(self, x: Any, params: Params | None) -> Trace:
+        """The network as `apply` gives it, with outputs of any shape."""
+        key, whole = self._key(x, params), self._traces.whole
+        if key not in whole:
+            batch_length(x)
+            params_like = self.params_like if params is None else params
+            # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
+            likes = [jax.tree.map(_type_of, tree) for tree in (params_like, self.state, x)]
+            whole[key] = trace(self.apply, *(likes if self.state is not None else (likes[0], likes[2])))
+            self._traces.function = reference(self.apply)
+            self._traces.find_again()
+        return whole[key]
+
+    def _key(self, x: Any, params: Params | None) -> _Key:
+        types = _types((self.params_like if params is None else params, self.state, x)), self.state is None
+        settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        return _Key(types, settings)
 
 
-def traced(apply: ApplyFn, params: Params) -> TracedNetwork:
+class _Key(NamedTuple):
+    """What decides a trace: the types of the arguments, and settings of JAX."""
+
+    types: Hashable
+    settings: Hashable
+
+
+class _Static:
+    """What of a traced network is no array: equal where what was traced is the same."""
+
+    def __init__(self, apply: ApplyFn, traces: _Traces) -> None:
+        self.apply, self.traces = apply, traces
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Static) and self.traces is other.traces
+
+    def __hash__(self) -> int:
+        return hash(self.traces)
+
+
+def _run(traces: _Traces, state: State, *arguments: Any, program: Callable[..., Any], **static: Any) -> Any:
+    network = TracedNetwork.tree_unflatten(_Static(traces.function(), traces), (state,))
+    return program(network, *arguments, **static)
+
+
+def traced(apply: ApplyFn, params: Params, state: State = None) -> TracedNetwork:
     """`apply` as a traced network; `apply` itself if it is one already, for such parameters."""
-    if isinstance(apply, TracedNetwork) and apply.takes(params):
-        return apply
-    return TracedNetwork(apply, params)
+    if isinstance(apply, TracedNetwork):
+        return apply if apply.takes(params) else TracedNetwork(apply.apply, params, apply.state)
+    return TracedNetwork(apply, params, state)
 
 
 def _type_of(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
+    dtype = jnp.result_type(leaf)
+    is_extended = jnp.issubdtype(dtype, jax.dtypes.extended)  # such as that of random keys
+    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype if is_extended else jax.dtypes.canonicalize_dtype(dtype))
 
 
-def _types(params: Params, x: Any) -> Hashable:
+def _types(tree: Any) -> Hashable:
     """What decides a program: tree, shapes and types of its arguments."""
-    leaves, structure = jax.tree.flatten((params, x))
-    return structure, tuple((jnp.shape(leaf), jax.dtypes.canonicalize_dtype(jnp.result_type(leaf))) for leaf in leaves)
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(map(_type_of, leaves))

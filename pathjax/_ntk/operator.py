@@ -38,8 +38,8 @@ __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_est
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "mask", "x"],
-    meta_fields=["network", "batch_size"],
+    data_fields=["params", "mask", "x", "network"],
+    meta_fields=["batch_size"],
 )
 @dataclasses.dataclass(frozen=True, repr=False)
 class Operator:

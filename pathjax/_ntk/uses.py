@@ -138,7 +138,13 @@ class Uses:
 
         def shifted(shifts: dict[int, list[Any]]) -> tuple[Any, dict[int, list[Any]]]:
             forward = _Forward(self.by_step, shifts)
-            (output,) = _walk(self.program, forward.step, [*self.leaves, example[None]], constant=lambda array: array)
+            (output,) = _walk(
+                self.program,
+                forward.step,
+                self.leaves,
+                [leaf[None] for leaf in jax.tree.leaves(example)],
+                constant=lambda array: array,
+            )
             return output[0], forward.activations
 
         output, back, activations = jax.vjp(shifted, shifts, has_aux=True)
@@ -149,10 +155,11 @@ class Uses:
 
 def find(network: TracedNetwork, params: Params, x: Any) -> Uses:
     """The uses of the parameters in `network(params, x)`, from the shapes of x alone."""
-    program = network.program(jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype), params)
+    example = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype), x)
+    program = network.program(example, params)
     uses = Uses(program, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)])
     known = [Known(leaf, frozenset([i]), moves=lambda array: array) for i, leaf in enumerate(uses.leaves)]
-    _walk(program, _Search(uses.by_step).step, [*known, None], constant=Known)
+    _walk(program, _Search(uses.by_step).step, known, [None for _ in program.input_shapes], constant=Known)
     return uses
 
 
@@ -180,11 +187,13 @@ def _collect(sums: dict[Known, Any], parts: Sequence[tuple[Known, Any]]) -> None
         sums[known] = sums[known] + part if known in sums else part
 
 
-def _walk(program: Program, step: Any, arguments: Sequence[Any], *, constant: Callable[[Any], Any]) -> list[Any]:
+def _walk(
+    program: Program, step: Any, weights: Sequence[Any], inputs: Sequence[Any], *, constant: Callable[[Any], Any]
+) -> list[Any]:
     """Interpret the program; a call with a derivative rule of its own is one step, so that the rule holds."""
     return walk(
         program.closed,
-        arguments,
+        program.arguments(weights, inputs, constant),
         step=step,
         constant=constant,
         opaque=lambda equation: equation.has_own_derivative,

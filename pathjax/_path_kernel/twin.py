@@ -50,8 +50,8 @@ _AT_ONCE = 2**22
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "mask", "example", "exponent"],
-    meta_fields=["network", "rows", "outputs"],
+    data_fields=["params", "mask", "example", "exponent", "network"],
+    meta_fields=["rows", "outputs"],
 )
 @dataclasses.dataclass(frozen=True)
 class PathKernel:
