@@ -22,7 +22,7 @@ True
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,15 +33,15 @@ from jaxtyping import Array, Float, Shaped
 from pathjax import masks
 from pathjax._base.network import check_inputs, check_outputs, check_params
 from pathjax._base.trees import wide
-from pathjax._interpreter.traced import traced
+from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import lapack
-from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable
+from pathjax.types import AnyArray, ApplyFn, Mask, Params, Prunable, State
 
 __all__ = ["Summary", "jacobian_singular_values", "layer_singular_values", "summary"]
 
 
 def jacobian_singular_values(
-    apply: ApplyFn, params: Params, x: Shaped[AnyArray, "n ..."], *, mask: Mask | None = None
+    apply: ApplyFn, params: Params, x: Shaped[AnyArray, "n ..."], *, mask: Mask | None = None, state: State = None
 ) -> Float[Array, "n r"]:
     """Singular values of the input–output Jacobian ∂f/∂x at each example, the largest first.
 
@@ -65,9 +65,12 @@ def jacobian_singular_values(
     check_params(params)
     check_inputs(x=x)
     weights = masks.apply_mask(mask, params)
-    network = traced(apply, weights)
+    network = traced(apply, weights, state)
     check_outputs(network, weights, x, "x")
+    return cast(Array, network.compiled(_of_jacobian)(weights, x))
 
+
+def _of_jacobian(network: TracedNetwork, weights: Params, x: Array) -> Array:
     def outputs(example: Array) -> Any:
         return network(weights, example[None])[0]
 

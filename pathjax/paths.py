@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pathjax._base.trees import check_mask
 from pathjax._interpreter.context import DECLARED
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, check_floating, is_concrete
 from pathjax._interpreter.lifting import (
@@ -26,8 +27,8 @@ from pathjax._interpreter.lifting import (
     pair_sum,
 )
 from pathjax._interpreter.rules import inspect
-from pathjax._interpreter.traced import traced
-from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, XLike
+from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, State, XLike
 
 __all__ = [
     "DataGram",
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def log_path_norm(
-    apply: ApplyFn, params: Params, x_like: XLike, *, q: Real = 1, mask: Mask | None = None
+    apply: ApplyFn, params: Params, x_like: XLike, *, q: Real = 1, mask: Mask | None = None, state: State = None
 ) -> Float[Array, ""]:
     """Logarithm of the path norm, log Σ_p |v_p|^q, over the paths to all outputs.
 
@@ -64,11 +65,12 @@ def log_path_norm(
     >>> round(float(norm), 4)  # 2 · 3 · 4 paths of |0.5 · −1|
     12.0
     """
-    weights, ones = lift_weights(params, absolute_power(q), mask), ones_like_example(x_like)
-    return open_sum(traced(apply, params).path_program(ones), weights, ones, q=q).log_abs()
+    return _log_open_sum(apply, params, x_like, mask, state, phi=absolute_power(q), q=q)
 
 
-def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | None = None) -> Float[Array, ""]:
+def log_path_count(
+    apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | None = None, state: State = None
+) -> Float[Array, ""]:
     """Logarithm of the number of paths whose weights are all unpruned.
 
     Only the architecture and the mask count: a path through a weight that happens to be 0 counts, a path through a
@@ -84,8 +86,26 @@ def log_path_count(apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask 
     >>> round(float(jnp.exp(log_path_count(apply, params, jnp.zeros((5, 2))))))
     24
     """
-    weights, ones = lift_weights(params, jnp.ones_like, mask), ones_like_example(x_like)
-    return open_sum(traced(apply, params).path_program(ones), weights, ones, q=0).log_abs()
+    return _log_open_sum(apply, params, x_like, mask, state, phi=None, q=0)
+
+
+def _log_open_sum(
+    apply: ApplyFn, params: Params, x_like: XLike, mask: Mask | None, state: State, *, phi: Any, q: Real
+) -> Array:
+    network, ones = traced(apply, params, state), ones_like_example(x_like)
+    network.path_program(ones)  # what is refused is refused before anything is compiled
+    if mask is not None:
+        check_mask(mask, params)
+    program = network.compiled(_log_sum_at, counts_paths=phi is None, q=q)
+    return cast(Array, program(params, mask, ones))
+
+
+def _log_sum_at(
+    network: TracedNetwork, params: Params, mask: Mask | None, ones: Array, *, counts_paths: bool, q: Real
+) -> Array:
+    """log Σ_p |v_p|^q over all outputs, or with `counts_paths` the logarithm of the number of paths."""
+    weights = lift_weights(params, jnp.ones_like if counts_paths else absolute_power(q), mask)
+    return open_sum(network.path_program(ones), weights, ones, q=q).log_abs()
 
 
 def path_sum(
@@ -96,6 +116,7 @@ def path_sum(
     q: Real = 1,
     gates: str = "open",
     mask: Mask | None = None,
+    state: State = None,
 ) -> Float[Array, "n o"]:
     """The path sum Σ_{p→o} |v_p|^q · gate_p · |x_s(p)|^q of each example x and output o.
 
@@ -117,16 +138,27 @@ def path_sum(
     if gates not in ("open", "data"):
         raise ValueError(f'`gates` must be "open" or "data", not {gates!r}.')
     check_batch(x)
+    absolute_power(q)  # raises for a negative q
+    network, x = traced(apply, params, state), jnp.asarray(x)
+    network.path_program(one_example(x))
+    if mask is not None:
+        check_mask(mask, params)
+    return cast(Array, network.compiled(_sums_at, q=q, opens_gates=gates == "open")(params, mask, x))
+
+
+def _sums_at(
+    network: TracedNetwork, params: Params, mask: Mask | None, x: Array, *, q: Real, opens_gates: bool
+) -> Array:
     phi = absolute_power(q)
     weights, real = (lift_weights(params, function, mask) for function in (phi, lambda leaf: leaf))
-    program = traced(apply, params).path_program(one_example(x))
+    program = network.path_program(one_example(x))
 
-    def sums_at(example: jax.Array) -> jax.Array:
-        points = [(real, example[None])] if gates == "data" else []
+    def sums_at(example: Array) -> Array:
+        points = [] if opens_gates else [(real, example[None])]
         return lift(program, weights, phi(example[None]), phi=phi, points=points).value()[0]
 
     # a separate exponent for each example: with a shared one, a large example would underflow the small ones
-    return jax.vmap(sums_at)(jnp.asarray(x))
+    return jax.vmap(sums_at)(x)
 
 
 class DataGram(NamedTuple):
@@ -143,6 +175,7 @@ def log_data_gram(
     x2: Float[AnyArray, "m ..."] | None = None,
     *,
     mask: Mask | None = None,
+    state: State = None,
     chunk: int = 256,
 ) -> DataGram:
     """Sign and logarithm of the data Gram K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s.
@@ -177,18 +210,35 @@ def log_data_gram(
             f"Examples of `x1` have shape {left.shape[1:]} and those of `x2` {right.shape[1:]}, but both go through "
             "the same network. Only the number of examples may differ."
         )
-    ones = lift_weights(params, jnp.ones_like, mask)
+    if mask is not None:
+        check_mask(mask, params)
     check_finite(params, mask)
     for name, x in (("x1", left), ("x2", right)):
         _check_finite_examples(x, name)
-    real = lift_weights(params, lambda leaf: leaf, mask)
-    program = traced(apply, params).path_program(one_example(left))
+    network = traced(apply, params, state)
+    network.path_program(one_example(left))
+    program = network.compiled(_data_gram, chunk=chunk, is_symmetric=x2 is None)
+    return cast(DataGram, program(params, mask, left, right))
 
-    def pair(a: jax.Array, b: jax.Array) -> DataGram:
+
+def _data_gram(
+    network: TracedNetwork,
+    params: Params,
+    mask: Mask | None,
+    left: Array,
+    right: Array,
+    *,
+    chunk: int,
+    is_symmetric: bool,
+) -> DataGram:
+    ones, real = (lift_weights(params, function, mask) for function in (jnp.ones_like, lambda leaf: leaf))
+    program = network.path_program(one_example(left))
+
+    def pair(a: Array, b: Array) -> DataGram:
         gram = pair_sum(program, ones, real, a, b)
         return DataGram(jnp.sign(gram.array), gram.log_abs())
 
-    return cast(DataGram, _over_pairs(pair, left, right, chunk=chunk, upper=x2 is None))
+    return cast(DataGram, _over_pairs(pair, left, right, chunk=chunk, upper=is_symmetric))
 
 
 def _check_finite_examples(x: jax.Array, name: str) -> None:
@@ -259,7 +309,7 @@ class Layer(NamedTuple):
     problems: tuple[str, ...]
 
 
-def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
+def layers(apply: ApplyFn, params: Params, x_like: XLike, *, state: State = None) -> tuple[Layer, ...]:
     """Which layers of a network have paths and which do not, in the order of computation.
 
     An operation without a path rule is reported, not raised: later layers are checked as if its result were a sum over
@@ -276,7 +326,7 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike) -> tuple[Layer, ...]:
     >>> [(layer.name, layer.has_paths) for layer in layers(apply, params, jnp.zeros((5, 2)))]
     [('first', False), ('second', True)]
     """
-    network, example = traced(apply, params), one_example(x_like)
+    network, example = traced(apply, params, state), one_example(x_like)
     check_floating(params, example)
     inspection = inspect(network.program(example))
     problems: dict[str, list[str]] = {name: [] for name in inspection.layers}

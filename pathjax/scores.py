@@ -25,7 +25,7 @@ Float16 and bfloat16 weights are converted to float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +33,12 @@ from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float, Shaped
 
 from pathjax._base.network import kept_weights
+from pathjax._base.programs import Static
 from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
-from pathjax._interpreter.traced import traced
+from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._pruning.flows import flow, log_gram_of_outputs, mean_input, relative
-from pathjax._pruning.losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
+from pathjax._pruning.losses import Batches, Loss, LossFn, check_labels, curvature_product, mean_gradient, replayable
 from pathjax.path_kernel import path_kernel
 from pathjax.types import AnyArray, Key, Mask, Params, Prunable, Real, Scores, XLike
 
@@ -60,20 +61,35 @@ __all__ = [
 def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> Float[Array, ""]:
     """Mean cross-entropy in nats: the mean over examples of −log softmax(logits) at the label.
 
-    Raises TypeError for labels that are not integers and ValueError for labels outside 0 … o − 1. Under `jit`, where
-    values cannot be read, such a label makes the loss and its gradient NaN.
+    Raises TypeError for labels that are not integers, and ValueError for labels outside 0 … o − 1, logits of other
+    than two axes, and labels that are not one for each example. Under `jit`, where values cannot be read, a label
+    outside makes the loss and its gradient NaN.
 
     >>> import jax.numpy as jnp
     >>> round(float(cross_entropy(jnp.zeros((2, 3)), jnp.array([0, 2]))), 4)  # log 3
     1.0986
     """
-    check_labels(labels, logits.shape[-1])
+    _check_classification(logits, labels)
     wider = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))  # narrow types may not hold the number of outputs
     is_valid = (wider >= 0) & (wider < logits.shape[-1])
     index = jnp.where(is_valid, wider, 0).astype(jnp.int32)
     label_logits = jnp.take_along_axis(logits, index[:, None], axis=-1)[:, 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - label_logits
     return jnp.mean(losses * jnp.where(is_valid, 1.0, jnp.nan).astype(logits.dtype))
+
+
+def _check_classification(logits: Any, labels: Any) -> None:
+    """Raise unless the outputs are logits (n, o) and the targets labels (n,)."""
+    shape, label_shape = jnp.shape(logits), jnp.shape(labels)
+    if not hasattr(logits, "shape") or len(shape) != 2 or not hasattr(labels, "shape") or label_shape != shape[:1]:
+        logits_are = f"of shape {shape}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
+        labels_are = f"of shape {label_shape}" if hasattr(labels, "shape") else f"a {type(labels).__name__}"
+        raise ValueError(
+            f"Cross-entropy is of logits (n, o) and labels (n,), but the outputs are {logits_are} and the targets "
+            f"{labels_are}. Pass a `loss` of your own; for logits of more axes, (n, ..., o), it is lambda logits, "
+            "labels: scores.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.ravel())."
+        )
+    check_labels(labels, shape[-1])
 
 
 def random(params: Params, *, key: Key) -> Scores:
@@ -118,6 +134,7 @@ def snip(
     *,
     loss: LossFn = cross_entropy,
     state: Any = None,
+    has_aux: bool = False,
     prunable: Prunable | None = None,
 ) -> Scores:
     """SNIP: |θ ⊙ g|, where g = ∂L/∂θ is the gradient of the mean loss over all examples of all batches.
@@ -145,8 +162,8 @@ def snip(
     [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
     """
     params = jax.tree.map(wide, params)
-    gradient = mean_gradient(traced(apply, params, state), params, batches, loss=loss)
-    return _zero_unscored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
+    gradient = mean_gradient(traced(apply, params, state), params, batches, loss=_loss(loss, has_aux))
+    return _zero_unscored(_magnitude_of_product(params, gradient), prunable)
 
 
 def force(
@@ -157,6 +174,7 @@ def force(
     mask: Mask,
     loss: LossFn = cross_entropy,
     state: Any = None,
+    has_aux: bool = False,
     prunable: Prunable | None = None,
 ) -> Scores:
     """FORCE: |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights and θ are the weights before masking.
@@ -182,8 +200,8 @@ def force(
     check_mask(mask, params)
     params = jax.tree.map(wide, params)
     network = traced(apply, params, state)
-    gradient = mean_gradient(network, kept_weights(mask, params), batches, loss=loss)
-    return _zero_unscored(jax.tree.map(jnp.abs, multiply(params, gradient)), prunable)
+    gradient = mean_gradient(network, kept_weights(mask, params), batches, loss=_loss(loss, has_aux))
+    return _zero_unscored(_magnitude_of_product(params, gradient), prunable)
 
 
 def grasp(
@@ -194,6 +212,7 @@ def grasp(
     loss: LossFn = cross_entropy,
     temperature: Real = 200.0,
     state: Any = None,
+    has_aux: bool = False,
     prunable: Prunable | None = None,
 ) -> Scores:
     """GraSP: θ ⊙ (H g), with the gradient g and Hessian H of the mean loss over all examples of all batches.
@@ -229,12 +248,10 @@ def grasp(
     params = jax.tree.map(wide, params)
     network = traced(apply, params, state)
 
-    def tempered_loss(logits: Array, labels: Array) -> Array:
-        return loss(logits / temperature, labels)
-
-    batches = replayable(batches)
-    gradient = _zero_unscored(mean_gradient(network, params, batches, loss=tempered_loss), prunable)
-    product = curvature_product(network, params, batches, gradient, loss=tempered_loss)
+    batches, at = replayable(batches), _loss(loss, has_aux)
+    gradient = mean_gradient(network, params, batches, loss=at, temperature=temperature)
+    gradient = _zero_unscored(gradient, prunable)
+    product = curvature_product(network, params, batches, gradient, loss=at, temperature=temperature)
     return _zero_unscored(multiply(params, product), prunable)
 
 
@@ -303,7 +320,7 @@ def synflow_l2(
         raise ValueError(f'`factor` must be "squared" or "absolute", not {factor!r}.')
     network = traced(apply, params, state)
     multiplier = None if factor == "squared" else lift_weights(params, absolute_power(1), None)
-    return _zero_unscored(flow(network, params, ones_like_example(x_like), q=2, factor=multiplier), prunable)
+    return _zero_unscored(flow(network, params, ones_like_example(x_like), factor=multiplier, q=2), prunable)
 
 
 def synflow_data(
@@ -424,7 +441,7 @@ def px(
     # only the ratios of the weights of the outputs matter: divide by the largest, so that exp does not overflow
     largest = jnp.max(gram.log_sums)
     output_weights = jnp.exp(gram.log_sums - jnp.where(jnp.isfinite(largest), largest, 0.0))
-    return _zero_unscored(flow(network, params, gram.ones, q=2, mask=keep, output_weights=output_weights), prunable)
+    return _zero_unscored(flow(network, params, gram.ones, keep, None, output_weights, q=2), prunable)
 
 
 def ntk_sap(
@@ -437,6 +454,7 @@ def ntk_sap(
     epsilon: Real = 0.01,
     repeats: int = 1,
     state: Any = None,
+    has_aux: bool = False,
     prunable: Prunable | None = None,
     mask: Mask | None = None,
 ) -> Scores:
@@ -476,35 +494,74 @@ def ntk_sap(
     network, keep = traced(apply, jax.tree.map(wide, params), state), _kept_mask(params, mask, prunable)
     # in float32 at least: half precision would round a perturbation of 0.01 away
     float_mask = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), keep, params)
-    gradient = jax.jit(lambda float_mask, key: jax.grad(squared_change)(float_mask, key))
-
-    def squared_change(float_mask: Params, key: Key) -> Array:
-        weights_key, noise_key, inputs_key = jax.random.split(key, 3)
-        weights = jax.tree.map(wide, init(weights_key))
-        noise = _zero_unscored(_normal_like(noise_key, weights), prunable)
-        perturbed = jax.tree.map(lambda leaf, step: leaf + epsilon * step, weights, noise)
-        x = jax.random.normal(inputs_key, x_like.shape, jnp.promote_types(x_like.dtype, jnp.float32))
-        change = network(multiply(float_mask, weights), x) - network(multiply(float_mask, perturbed), x)
-        return jnp.sum(jnp.square(change)) / x.shape[0]
-
-    gradients = [gradient(float_mask, jax.random.fold_in(key, repeat)) for repeat in range(repeats)]
+    example = jax.ShapeDtypeStruct(x_like.shape, jnp.promote_types(x_like.dtype, jnp.float32))
+    options = {"init": Static(init), "example": example, "has_aux": has_aux, "scored": _scored(params, prunable)}
+    gradient = network.compiled(_slopes_by_mask, **options)
+    gradients = [gradient(float_mask, epsilon, jax.random.fold_in(key, repeat)) for repeat in range(repeats)]
     mean = jax.tree.map(lambda *leaves: jnp.abs(sum(leaves[1:], leaves[0])) / repeats, *gradients)
     return _zero_unscored(mean, prunable)
 
 
+def _slopes_by_mask(
+    network: TracedNetwork,
+    float_mask: Params,
+    epsilon: Any,
+    key: Key,
+    *,
+    init: Callable[[Key], Params],
+    example: jax.ShapeDtypeStruct,
+    has_aux: bool,
+    scored: tuple[bool, ...],
+) -> Params:
+    """The derivative by the mask of the mean squared change of the outputs, for one draw."""
+    weights_key, noise_key, inputs_key = jax.random.split(key, 3)
+    weights = jax.tree.map(wide, init(weights_key))
+    noise = _zero_where_not(scored, _normal_like(noise_key, weights))
+    perturbed = jax.tree.map(lambda leaf, step: leaf + jnp.asarray(epsilon, leaf.dtype) * step, weights, noise)
+    x = jax.random.normal(inputs_key, example.shape, example.dtype)
+
+    def outputs(params: Params) -> Array:
+        result = network.outputs(params, x)
+        return cast(Array, result[0] if has_aux else result)
+
+    def squared_change(float_mask: Params) -> Array:
+        change = outputs(multiply(float_mask, weights)) - outputs(multiply(float_mask, perturbed))
+        return jnp.sum(jnp.square(change)) / len(x)
+
+    return jax.grad(squared_change)(float_mask)
+
+
+def _loss(function: LossFn, has_aux: bool) -> Loss:
+    check = _check_classification if function is cross_entropy else None
+    return Loss(Static(function), has_aux, check)
+
+
+@jax.jit
+def _magnitude_of_product(left: Params, right: Params) -> Scores:
+    return jax.tree.map(jnp.abs, multiply(left, right))
+
+
 def _zero_unscored(tree: Params, prunable: Prunable | None) -> Params:
     """The tree, with zeros in the leaves that `prunable` does not choose."""
-    if prunable is None:
-        return tree
-    leaves, structure = tree_flatten_with_path(tree)
-    is_scored = [prunable(path, leaf) for path, leaf in leaves]
+    return tree if prunable is None else _zero_where_not(_scored(tree, prunable), tree)
+
+
+def _scored(params: Params, prunable: Prunable | None) -> tuple[bool, ...]:
+    """Whether `prunable` chooses each leaf."""
+    leaves = tree_flatten_with_path(params)[0]
+    is_scored = tuple(prunable is None or bool(prunable(path, leaf)) for path, leaf in leaves)
     if not any(is_scored):
         raise ValueError(
             "`prunable` chooses no leaf, so that there is nothing to score. Leaves of two or more axes are usual: "
             "prunable=lambda key_path, leaf: leaf.ndim >= 2."
         )
-    scored = [leaf if keep else jnp.zeros_like(leaf) for (_, leaf), keep in zip(leaves, is_scored, strict=True)]
-    return jax.tree.unflatten(structure, scored)
+    return is_scored
+
+
+def _zero_where_not(is_scored: tuple[bool, ...], tree: Params) -> Params:
+    leaves, structure = jax.tree.flatten(tree)
+    kept = [leaf if keep else jnp.zeros_like(leaf) for leaf, keep in zip(leaves, is_scored, strict=True)]
+    return jax.tree.unflatten(structure, kept)
 
 
 def _kept_mask(params: Params, mask: Mask | None, prunable: Prunable | None) -> Mask:

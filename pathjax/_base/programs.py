@@ -16,7 +16,7 @@ import jax
 
 from pathjax._base.content import Content, content, owner
 
-__all__ = ["Kept", "kept_for", "reference"]
+__all__ = ["Kept", "Static", "kept_for", "reference"]
 
 T = TypeVar("T", bound="Kept")
 
@@ -75,6 +75,28 @@ class Kept:
 _BY_CONTENT: weakref.WeakValueDictionary[Hashable, Kept] = weakref.WeakValueDictionary()
 _BY_OWNER: dict[int, dict[Hashable, Kept]] = {}  # by the id of what must live for it to be kept
 _LATEST: collections.OrderedDict[Hashable, Kept] = collections.OrderedDict()
+
+
+class Static:
+    """A function as a static option of a compiled program: equal to functions of equal content.
+
+    One that captures an array that is being traced is equal to itself alone.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        read = content(function)
+        self._key: Hashable = id(function) if read is None else read.key
+        self._identified = () if read is None else read.identified
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self.function(*arguments, **options)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Static) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 def kept_for(function: Callable[..., Any], kind: type[T], *arguments: Hashable) -> T:

@@ -103,6 +103,10 @@ class TracedNetwork:
         results = jaxpr_as_fun(traced_whole.closed)(*map(jnp.asarray, arguments))
         return jax.tree.unflatten(jax.tree.structure(traced_whole.result), results)
 
+    def outputs_like(self, x: Any, params: Params | None = None) -> Any:
+        """Shape and dtype of each array that `apply` returns."""
+        return self._whole(x, params).result
+
     def compiled(self, program: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
         """program(network, *arguments, **static) as a function of the arguments, compiled once for their types.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,18 +22,34 @@ def flow(
     network: TracedNetwork,
     params: Params,
     inputs: Array,
-    *,
-    q: Real,
     mask: Mask | None = None,
     factor: Params | None = None,
     output_weights: Array | None = None,
+    *,
+    q: Real,
 ) -> Scores:
     """The share φ(θ) ⊙ ∂ log R/∂φ(θ) of the path sum R that goes through each weight, φ(θ) = |θ|^q; 0 where R is 0.
 
     R = Σ_o r_o Σ_{p→o} φ(v_p)·φ(x_s(p)), with open gates. `inputs` (1, ...) holds φ(x), not x. `output_weights` (o,)
     holds the weights r_o of the outputs, 1 by default. A `factor` takes the place of the φ(θ) in front of the
-    derivative.
+    derivative. Compiled once for each network and q.
     """
+    network.path_program(
+        jax.ShapeDtypeStruct(inputs.shape, inputs.dtype)
+    )  # what is refused is refused before compiling
+    return cast(Scores, network.compiled(_flow, q=q)(params, inputs, mask, factor, output_weights))
+
+
+def _flow(
+    network: TracedNetwork,
+    params: Params,
+    inputs: Array,
+    mask: Mask | None,
+    factor: Params | None,
+    output_weights: Array | None,
+    *,
+    q: Real,
+) -> Scores:
     phi = absolute_power(q)
     weights = lift_weights(params, phi, mask)
     program = network.path_program(jax.ShapeDtypeStruct(inputs.shape, inputs.dtype))
@@ -85,18 +101,19 @@ class OutputGram(NamedTuple):
 
 def log_gram_of_outputs(network: TracedNetwork, params: Params, kept: Mask, inputs: Any, batch_size: int) -> OutputGram:
     """log Σ_n K_v(x_n, x_n)_o over the examples of all batches, `batch_size` of them computed at a time."""
-    ones, real = (lift_weights(params, function, kept) for function in (jnp.ones_like, lambda leaf: leaf))
-
-    @jax.jit
-    def of_batch(ones: Params, real: Params, batch: Array) -> Array:
-        program = network.path_program(one_example(batch))
-
-        def of_example(x: Array) -> Array:
-            return pair_sum(program, ones, real, x, x).log_abs()
-
-        return jax.nn.logsumexp(lax.map(of_example, batch, batch_size=min(batch_size, len(batch))), axis=0)
-
+    log_gram = network.compiled(_log_gram, batch_size=batch_size)
     total, example = jnp.asarray(-jnp.inf), jnp.zeros(())
     for batch in _input_batches(inputs):
-        total, example = jnp.logaddexp(total, of_batch(ones, real, batch)), ones_like_example(batch)
+        total, example = jnp.logaddexp(total, log_gram(params, kept, batch)), ones_like_example(batch)
     return OutputGram(lax.stop_gradient(total), example)
+
+
+def _log_gram(network: TracedNetwork, params: Params, kept: Mask, batch: Array, *, batch_size: int) -> Array:
+    """log Σ_n K_v(x_n, x_n)_o over the examples of one batch."""
+    ones, real = (lift_weights(params, function, kept) for function in (jnp.ones_like, lambda leaf: leaf))
+    program = network.path_program(one_example(batch))
+
+    def of_example(x: Array) -> Array:
+        return pair_sum(program, ones, real, x, x).log_abs()
+
+    return jax.nn.logsumexp(lax.map(of_example, batch, batch_size=min(batch_size, len(batch))), axis=0)

@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeAlias
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from pathjax._base.programs import Static
 from pathjax._base.trees import concrete
+from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax.types import Params
 
-__all__ = ["Batches", "LossFn", "check_labels", "curvature_product", "mean_gradient", "replayable"]
+__all__ = ["Batches", "Loss", "LossFn", "check_labels", "curvature_product", "mean_gradient", "replayable"]
 
-LossFn: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
-"""`loss(outputs, labels)`, the mean loss of n examples with outputs (n, o) and labels (n,)."""
+LossFn: TypeAlias = Callable[[Any, Any], jax.Array]
+"""`loss(outputs, targets)`, the mean loss of n examples with the outputs of `apply` and targets of any kind."""
 
-Batches: TypeAlias = Iterable[tuple[Any, Any]]
-"""Pairs of inputs (n, ...) and integer labels (n,)."""
+Batches: TypeAlias = Iterable[Any]
+"""Pairs (x, y) of inputs (n, ...) and targets, or dictionaries of both."""
+
+_TARGET_NAMES = ("y", "label", "labels", "target", "targets")
 
 
-def mean_gradient(network: TracedNetwork, params: Params, batches: Batches, *, loss: LossFn) -> Params:
-    """The gradient g of the mean loss over all examples of all batches; each batch counts by its number of examples."""
+class Loss(NamedTuple):
+    """The loss of a network on a batch, as a static option of compiled programs.
 
-    @jax.jit
-    def gradient(params: Params, x: Array, y: Array) -> Params:
-        return jax.grad(lambda params: loss(network(params, x), y) * x.shape[0])(params)
+    Attributes:
+        function: loss(outputs, targets).
+        has_aux: whether `apply` returns a pair, of which the first is the outputs.
+        check: check(outputs_like, targets) raises for targets that the loss does not take; None where it is the user's.
+    """
 
-    return _mean_over(lambda x, y: gradient(params, x, y), network, params, batches)
+    function: Static
+    has_aux: bool
+    check: Callable[[Any, Any], None] | None
+
+    def at(self, network: TracedNetwork, params: Params, x: Any, y: Any, temperature: Any) -> Array:
+        """The mean loss of a batch, times the number of its examples."""
+        outputs = network.outputs(params, x)
+        outputs = outputs[0] if self.has_aux else outputs
+        if temperature is not None:
+            outputs = jax.tree.map(lambda leaf: leaf / temperature, outputs)
+        return self.function(outputs, y) * batch_length(x)
+
+
+def mean_gradient(
+    network: TracedNetwork, params: Params, batches: Batches, *, loss: Loss, temperature: Any = None
+) -> Params:
+    """The gradient g of the mean loss over all examples of all batches; each batch counts by its number of examples.
+
+    With a `temperature` the outputs are divided by it before the loss.
+    """
+    gradient = network.compiled(_gradient, loss=loss)
+    return _mean_over(lambda x, y: gradient(params, x, y, temperature), network, params, batches, loss)
 
 
 def curvature_product(
-    network: TracedNetwork, params: Params, batches: Batches, vector: Params, *, loss: LossFn
+    network: TracedNetwork, params: Params, batches: Batches, vector: Params, *, loss: Loss, temperature: Any = None
 ) -> Params:
     """H w for a pytree w = `vector`, with H the Hessian of the mean loss over all examples of all batches."""
-
-    @jax.jit
-    def product(params: Params, vector: Params, x: Array, y: Array) -> Params:
-        def slope(params: Params) -> Array:
-            # reverse over forward mode: one gradient of the derivative along w
-            return jax.jvp(lambda params: loss(network(params, x), y), (params,), (vector,))[1] * x.shape[0]
-
-        return jax.grad(slope)(params)
-
-    return _mean_over(lambda x, y: product(params, vector, x, y), network, params, batches)
+    product = network.compiled(_product, loss=loss)
+    return _mean_over(lambda x, y: product(params, vector, x, y, temperature), network, params, batches, loss)
 
 
 def replayable(batches: Batches) -> Batches:
@@ -57,8 +78,8 @@ def check_labels(labels: Array, outputs: int) -> None:
     """Raise TypeError for labels that are not integers, ValueError for labels outside 0 … o − 1 unless traced."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(
-            f"Labels must be integers 0 … {outputs - 1}; they are {labels.dtype}. Convert with .astype(int), or take "
-            "the arg max of one-hot labels."
+            f"Labels must be integers 0 … {outputs - 1}; they are {labels.dtype}. Convert with .astype(int), take the "
+            "arg max of one-hot labels: jnp.argmax(labels, axis=-1). For targets of another kind pass your own `loss`."
         )
     values = concrete(labels)
     if values is None or values.size == 0:
@@ -68,31 +89,102 @@ def check_labels(labels: Array, outputs: int) -> None:
             raise ValueError(f"Labels must lie in 0 … {outputs - 1}, as there are {outputs} outputs; one is {value}.")
 
 
+def _gradient(network: TracedNetwork, params: Params, x: Any, y: Any, temperature: Any, *, loss: Loss) -> Params:
+    """The gradient of the loss of one batch, summed over its examples."""
+    return jax.grad(lambda params: loss.at(network, params, x, y, temperature))(params)
+
+
+def _product(
+    network: TracedNetwork, params: Params, vector: Params, x: Any, y: Any, temperature: Any, *, loss: Loss
+) -> Params:
+    """The Hessian of the loss of one batch, summed over its examples, times a vector."""
+
+    def slope(params: Params) -> Array:
+        # reverse over forward mode: one gradient of the derivative along w
+        return jax.jvp(lambda params: loss.at(network, params, x, y, temperature), (params,), (vector,))[1]
+
+    return jax.grad(slope)(params)
+
+
 def _mean_over(
-    sum_over: Callable[[Array, Array], Params], network: TracedNetwork, params: Params, batches: Batches
+    sum_over: Callable[[Any, Any], Params], network: TracedNetwork, params: Params, batches: Batches, loss: Loss
 ) -> Params:
     """The mean over the examples of all batches, where `sum_over(x, y)` is the sum over the examples of one batch."""
-    total, examples = jax.tree.map(jnp.zeros_like, params), 0
-    for x, y in _labelled(network, batches):
-        total, examples = jax.tree.map(jnp.add, total, sum_over(x, y)), examples + x.shape[0]
-    if examples == 0:
+    total, examples = None, 0
+    for x, y in _labelled(network, params, batches, loss):
+        part = sum_over(x, y)
+        total, examples = part if total is None else _added(total, part), examples + batch_length(x)
+    if total is None:
         raise ValueError(
             "`batches` has no examples. Give at least one pair (x, y); an iterator that was read before is empty, a "
             "list is not."
         )
-    return jax.tree.map(lambda leaf: leaf / examples, total)
+    return _divided(total, examples)
 
 
-def _labelled(network: TracedNetwork, batches: Batches) -> Iterator[tuple[Array, Array]]:
-    """The batches as arrays, with shapes and labels checked; empty batches are left out."""
-    for x, y in batches:
-        x, y = jnp.asarray(x), jnp.asarray(y)
-        if x.ndim == 0 or y.shape != x.shape[:1]:
+@jax.jit
+def _added(left: Params, right: Params) -> Params:
+    return jax.tree.map(jnp.add, left, right)
+
+
+@functools.partial(jax.jit, static_argnames="number")
+def _divided(tree: Params, number: int) -> Params:
+    return jax.tree.map(lambda leaf: leaf / number, tree)
+
+
+def _labelled(network: TracedNetwork, params: Params, batches: Batches, loss: Loss) -> Iterator[tuple[Any, Any]]:
+    """The batches as trees of arrays, with shapes and labels checked; empty batches are left out."""
+    for batch in _each(batches):
+        x, y = (jax.tree.map(jnp.asarray, part) for part in _pair(batch))
+        n = batch_length(x)
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(y)}
+        if lengths - {(n,)}:
+            x_shapes, y_shapes = (", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(part)) for part in (x, y))
             raise ValueError(
-                f"In a batch (x, y), y must hold one label for each example of x, (n,) for (n, ...): the shapes are "
-                f"{y.shape} and {x.shape}."
+                "In a batch (x, y), y must hold one label for each example of x, (n,) for (n, ...), or one target, "
+                f"(n, ...): the shapes are {y_shapes} and {x_shapes}."
             )
-        if x.shape[0] == 0:
+        if n == 0:
             continue
-        check_labels(y, network.output(x).shape[1])
+        if loss.check is not None:
+            if not loss.has_aux:
+                network.output(x)  # raises where there is no row of outputs for each example
+            outputs = network.outputs_like(x)
+            loss.check(outputs[0] if loss.has_aux else outputs, y)
         yield x, y
+
+
+def _each(batches: Batches) -> Iterator[Any]:
+    remedy = "Pass an iterable of pairs: [(x, y)] for a single batch."
+    if isinstance(batches, Mapping):
+        raise TypeError(
+            f"`batches` is one dictionary, but must be an iterable of batches. {remedy[:-1]}, or [{{...}}]."
+        )
+    if isinstance(batches, jax.Array | np.ndarray) or (
+        isinstance(batches, tuple | list) and len(batches) == 2 and all(hasattr(part, "shape") for part in batches)
+    ):
+        shapes = [tuple(part.shape) for part in batches] if isinstance(batches, tuple | list) else [batches.shape]
+        raise TypeError(f"`batches` holds bare arrays, of shape {' and '.join(map(str, shapes))}, not pairs. {remedy}")
+    return iter(batches)
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    """The inputs and the targets of a batch."""
+    if isinstance(batch, Mapping):
+        targets = [name for name in batch if name in _TARGET_NAMES]
+        if len(targets) != 1 or len(batch) < 2:
+            raise ValueError(
+                f"A batch is a dictionary with the keys {', '.join(map(repr, batch))}, of which exactly one must be "
+                f"that of the targets ({', '.join(map(repr, _TARGET_NAMES))}). Pass pairs instead: "
+                '((batch["image"], batch["class"]) for batch in batches).'
+            )
+        inputs = {name: value for name, value in batch.items() if name not in targets}
+        # one array is the input itself; several are a dictionary of inputs
+        return next(iter(inputs.values())) if len(inputs) == 1 else inputs, batch[targets[0]]
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        came = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise TypeError(
+            f"A batch must be a pair (x, y) of inputs and targets, or a dictionary of both, but one is {came}. Pass an "
+            "iterable of pairs: [(x, y)] for a single batch."
+        )
+    return batch[0], batch[1]
