@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from pathjax._base.network import check_outputs, kept_weights
+from pathjax._base.network import kept_weights
 from pathjax._base.trees import check_mask
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.lifting import check_finite
@@ -481,7 +481,7 @@ def _check_network(network: TracedNetwork, params: Params, x: jax.Array, mask: M
     check_finite(params, mask)
     _check_inputs(x)
     weights = params if mask is None else kept_weights(mask, params)
-    check_outputs(network, weights, x, "x")
+    network.check_outputs(weights, x, "x")
 
 
 def _check_inputs(x: jax.Array) -> None:

@@ -31,7 +31,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, Shaped
 
 from pathjax import masks
-from pathjax._base.network import check_inputs, check_outputs, check_params
+from pathjax._base.network import check_inputs, check_params
 from pathjax._base.trees import wide
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import lapack
@@ -63,10 +63,10 @@ def jacobian_singular_values(
     """
     x = jnp.asarray(x)
     check_params(params)
-    check_inputs(x=x)
+    check_inputs(reals_only=True, x=x)
     weights = masks.apply_mask(mask, params)
     network = traced(apply, weights, state)
-    check_outputs(network, weights, x, "x")
+    network.check_outputs(weights, x, "x")
     return cast(Array, network.compiled(_of_jacobian)(weights, x))
 
 

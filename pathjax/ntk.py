@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base.network import check_batch_size, check_inputs, check_outputs, check_params, kept_weights, masked
+from pathjax._base.network import check_batch_size, check_inputs, check_params, kept_weights, masked
 from pathjax._base.trees import check_mask, wide
+from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import traced
 from pathjax._linalg.eigenpairs import Eigenpairs
 from pathjax._linalg.lapack import eigvalsh, rounding_error
@@ -25,7 +26,7 @@ from pathjax._ntk import matrix as _matrix
 from pathjax._ntk import memory as _memory
 from pathjax._ntk.contractions import Form
 from pathjax._ntk.operator import Operator, norm_estimate, operator, top_eigenpairs, trace_estimate
-from pathjax.types import AnyArray, ApplyFn, Mask, Params
+from pathjax.types import AnyArray, ApplyFn, Inputs, Mask, Params, State
 
 __all__ = [
     "Eigenpairs",
@@ -51,10 +52,11 @@ _IMPLEMENTATIONS = {"jacobian": 1, "products": 2}
 def empirical(
     apply: ApplyFn,
     params: Params,
-    x1: Shaped[AnyArray, "n ..."],
-    x2: Shaped[AnyArray, "m ..."] | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     mask: Mask | None = None,
+    state: State = None,
     method: str = "layerwise",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -111,16 +113,17 @@ def empirical(
     >>> empirical(apply, params, x1, batch_size=2).shape
     (3, 3, 2, 2)
     """
-    return _kernel(Form(), apply, params, x1, x2, mask, method, batch_size, mesh)
+    return _kernel(Form(), apply, params, x1, x2, mask, state, method, batch_size, mesh)
 
 
 def empirical_trace(
     apply: ApplyFn,
     params: Params,
-    x1: Shaped[AnyArray, "n ..."],
-    x2: Shaped[AnyArray, "m ..."] | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     mask: Mask | None = None,
+    state: State = None,
     method: str = "layerwise",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -141,16 +144,17 @@ def empirical_trace(
            [200., 200.],
            [200., 200.]], dtype=float64)
     """
-    return _kernel(Form(trace=True), apply, params, x1, x2, mask, method, batch_size, mesh)
+    return _kernel(Form(trace=True), apply, params, x1, x2, mask, state, method, batch_size, mesh)
 
 
 def empirical_diagonal(
     apply: ApplyFn,
     params: Params,
-    x1: Shaped[AnyArray, "n ..."],
-    x2: Shaped[AnyArray, "n ..."] | None = None,
+    x1: Inputs,
+    x2: Inputs | None = None,
     *,
     mask: Mask | None = None,
+    state: State = None,
     method: str = "layerwise",
     batch_size: int | None = None,
     mesh: Mesh | None = None,
@@ -173,7 +177,7 @@ def empirical_diagonal(
     Array([[100.,  20.],
            [ 20., 100.]], dtype=float64)
     """
-    return _kernel(Form(diagonal=True), apply, params, x1, x2, mask, method, batch_size, mesh)
+    return _kernel(Form(diagonal=True), apply, params, x1, x2, mask, state, method, batch_size, mesh)
 
 
 def infinite(
@@ -202,6 +206,7 @@ def infinite(
            [70.]], dtype=float64)
     """
     x1, x2 = _as_arrays(x1, x2)
+    check_inputs(reals_only=True, x1=x1)
     check_inputs(x1=x1, x2=x2)
     kernel = kernel_fn(x1, x2, get="ntk")
     expected = (len(x1), len(x1 if x2 is None else x2))
@@ -290,9 +295,10 @@ def _kernel(
     form: Form,
     apply: ApplyFn,
     params: Params,
-    x1: AnyArray,
-    x2: AnyArray | None,
+    x1: Inputs,
+    x2: Inputs | None,
     mask: Mask | None,
+    state: State,
     method: str,
     batch_size: int | None,
     mesh: Mesh | None,
@@ -302,28 +308,35 @@ def _kernel(
     x1, x2 = _as_arrays(x1, x2)
     check_params(params)
     check_inputs(x1=x1, x2=x2)
-    if form.diagonal and x2 is not None and len(x1) != len(x2):
+    n, m = batch_length(x1), batch_length(x1 if x2 is None else x2)
+    if form.diagonal and n != m:
         raise ValueError(
-            f"Each example of `x1` meets the one of `x2` in its place, but there are {len(x1)} and {len(x2)}. Pass as "
-            "many, or take all pairs of examples by `ntk.empirical`."
+            f"Each example of `x1` meets the one of `x2` in its place, but there are {n} and {m}. Pass as many, or "
+            "take all pairs of examples by `ntk.empirical`."
         )
     if mask is not None:
         check_mask(mask, params)
+    network = traced(apply, params, state)
     weights = params if mask is None else kept_weights(mask, params)
-    network = traced(apply, params)
+    output = network.output(x1, weights)
+    if 0 in (n, m):
+        examples, outputs = (n,) if form.diagonal else (n, m), () if form.trace else output.shape[1:] * 2
+        return jnp.zeros((*examples, *outputs), output.dtype)
     for name, x in (("x1", x1), ("x2", x2)):
         if x is not None:
-            check_outputs(network, weights, x, name)
-    if method == "layerwise":
+            network.check_outputs(weights, x, name)
+    if method == "layerwise" and mesh is not None:
         kernel = layerwise.kernel(network, params, x1, x2, mask=mask, form=form, batch_size=batch_size, mesh=mesh)
         return cast(Array, kernel)
-    _check_memory(network.output(x1, weights), params, x1, x2, method, form)
+    if method == "layerwise":
+        return cast(Array, layerwise.compiled(network, params, x1, x2, mask=mask, form=form, batch_size=batch_size))
+    _check_memory(output, params, n, m, x2 is None, method, form)
     function = network if mask is None else masked(network, params, mask)
     return _by_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], form)
 
 
-def _as_arrays(x1: AnyArray, x2: AnyArray | None) -> tuple[Array, Array | None]:
-    return jnp.asarray(x1), None if x2 is None else jnp.asarray(x2)
+def _as_arrays(x1: Any, x2: Any) -> tuple[Any, Any]:
+    return jax.tree.map(jnp.asarray, x1), jax.tree.map(jnp.asarray, x2)
 
 
 def _check_method(method: str, batch_size: int | None, mesh: Mesh | None) -> None:
@@ -352,10 +365,10 @@ def _by_neural_tangents(
     return kernel * jax.eval_shape(network, params, x1).shape[1] if form.trace else kernel
 
 
-def _check_memory(outputs: Any, params: Params, x1: Array, x2: Array | None, method: str, form: Form) -> None:
-    n, m, o = len(x1), len(x1 if x2 is None else x2), outputs.shape[1]
+def _check_memory(outputs: Any, params: Params, n: int, m: int, is_symmetric: bool, method: str, form: Form) -> None:
+    o = outputs.shape[1]
     numbers = form.examples(n, m) * form.outputs(o)
     if method == "jacobian":
-        rows = n if x2 is None else n + m
+        rows = n if is_symmetric else n + m
         numbers += rows * o * sum(leaf.size for leaf in jax.tree.leaves(params))
     _memory.check_whole(numbers * outputs.dtype.itemsize, method)

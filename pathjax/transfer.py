@@ -233,7 +233,7 @@ def _drawn(inputs: Array, batch_size: int, key: Key) -> Iterator[Array]:
 
 def _checked(batch: Any) -> Array:
     batch = jnp.asarray(batch)
-    check_inputs(inputs=batch)
+    check_inputs(reals_only=True, inputs=batch)
     if len(batch) == 0:
         raise ValueError("`inputs` has a batch without examples. Give at least one example in each.")
     return batch

@@ -64,6 +64,9 @@ Real: TypeAlias = int | float
 AnyArray: TypeAlias = jax.Array | np.ndarray
 """A JAX or NumPy array as an argument; results are always JAX arrays."""
 
+Inputs: TypeAlias = Any
+"""A batch of inputs: an array (n, ...) of any type, or a tree of such arrays, as the network takes them."""
+
 XLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 """A batch of inputs of which only the shape and dtype are read."""
 

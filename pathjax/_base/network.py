@@ -13,10 +13,11 @@ from jax import Array
 from pathjax._base import trees
 
 __all__ = [
+    "check_apart",
     "check_batch_size",
     "check_inputs",
-    "check_outputs",
     "check_params",
+    "concrete_floats",
     "epsilon",
     "kept_weights",
     "masked",
@@ -51,33 +52,57 @@ def check_params(params: Any) -> None:
             )
 
 
-def check_inputs(**batches: Array | None) -> None:
-    """Raise ValueError unless the batches are floating-point, have examples of one shape, and hold no NaN.
+def check_inputs(*, reals_only: bool = False, **batches: Any) -> None:
+    """Raise ValueError unless the batches are trees of arrays (n, ...) with examples of one shape that hold no NaN.
 
-    NaN is not looked for while tracing.
+    With `reals_only` they must be single floating-point arrays. NaN is not looked for while tracing.
     """
     given = {name: x for name, x in batches.items() if x is not None}
     for name, x in given.items():
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise ValueError(
-                f"`{name}` has dtype {x.dtype}, but kernels are of floating-point inputs. Convert it first."
-            )
-        if x.ndim == 0:
-            raise ValueError(f"`{name}` is a single number, but a batch of examples (n, ...) was expected.")
-        values = trees.concrete(x)
-        if values is not None and np.isnan(values).any():
-            first = int(np.isnan(values).reshape(len(values), -1).any(axis=1).argmax())
-            raise ValueError(
-                f"`{name}` holds NaN, first in example {first}, which would make every entry of the kernel with that "
-                "example NaN. Remove such examples, or fill the missing values."
-            )
+        if reals_only:
+            _check_real(name, x)
+        for leaf in jax.tree.leaves(x):
+            if jnp.ndim(leaf) == 0:
+                raise ValueError(f"`{name}` is a single number, but a batch of examples (n, ...) was expected.")
+            _check_no_nan(name, leaf)
     (first_name, first_x), *rest = given.items()
     for name, x in rest:
-        if first_x.shape[1:] != x.shape[1:]:
+        shapes = [[jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(batch)] for batch in (first_x, x)]
+        structures: list[Any] = [jax.tree.structure(batch) for batch in (first_x, x)]
+        if structures[0] != structures[1] or shapes[0] != shapes[1]:
+            first_shapes, other_shapes = (", ".join(map(str, each)) for each in shapes)
             raise ValueError(
-                f"Examples of `{first_name}` have shape {first_x.shape[1:]} and those of `{name}` {x.shape[1:]}, but "
-                "both go through the same network. Only the number of examples may differ."
+                f"Examples of `{first_name}` have shape {first_shapes} and those of `{name}` {other_shapes}, but both "
+                "go through the same network. Only the number of examples may differ."
             )
+
+
+def _check_real(name: str, x: Any) -> None:
+    if not hasattr(x, "dtype"):
+        raise ValueError(
+            f"`{name}` is a {type(x).__name__} of several arrays, but derivatives are taken by one array of inputs. "
+            "Pass that array, and close over the others in `apply`."
+        )
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"`{name}` has dtype {x.dtype}, but derivatives are taken by it, so that it must be floating-point. "
+            "Convert it first, as in x.astype(jnp.float32), or pass the part of the network after its embedding."
+        )
+
+
+def _check_no_nan(name: str, leaf: Any) -> None:
+    values = concrete_floats(leaf)
+    if values is not None and np.isnan(values).any():
+        first = int(np.isnan(values).reshape(len(values), -1).any(axis=1).argmax())
+        raise ValueError(
+            f"`{name}` holds NaN, first in example {first}, which would make every entry of the kernel with that "
+            "example NaN. Remove such examples, or fill the missing values."
+        )
+
+
+def concrete_floats(leaf: Any) -> np.ndarray | None:
+    """A floating-point array as NumPy's; None for others, and while tracing."""
+    return trees.concrete(leaf) if jnp.issubdtype(jnp.result_type(leaf), jnp.floating) else None
 
 
 def check_batch_size(batch_size: int | None) -> None:
@@ -88,28 +113,20 @@ def check_batch_size(batch_size: int | None) -> None:
         )
 
 
-def check_outputs(apply: Callable[..., Any], params: Any, x: Array, name: str) -> None:
-    """Raise ValueError unless the outputs of a traced network are (n, o) and each row depends on its example alone.
+def check_apart(gap: Array, largest: Array, name: str) -> None:
+    """Raise ValueError where examples have other outputs in a batch than alone, unless that is not known while tracing.
 
-    The second is tested by running the network on each example alone, not while tracing.
+    Outputs differ by up to `gap` and have absolute values of up to `largest`.
     """
-    jax.eval_shape(apply, params, x)  # raises where the outputs are not (n, o)
-    if len(x) > 1 and all(trees.concrete(leaf) is not None for leaf in jax.tree.leaves((params, x))):
-        _check_examples_apart(apply, params, x, name)
+    difference, size = trees.concrete(gap), trees.concrete(largest)
+    if difference is not None and size is not None and difference > epsilon(gap) ** 0.5 * size:
+        raise ValueError(
+            f"`apply(params, {name})` gives an example other outputs in the batch than alone (they differ by up to "
+            f"{float(difference):.3g}), so the kernel of two examples is not defined. Let batch norm use its running "
+            "statistics, and pass dropout `deterministic=True`."
+        )
 
 
 def epsilon(array: Array) -> float:
     """The machine epsilon of an array's dtype."""
     return float(jnp.finfo(array.dtype).eps)
-
-
-def _check_examples_apart(apply: Callable[..., Any], params: Any, x: Array, name: str) -> None:
-    together = apply(params, x)
-    alone = jax.vmap(lambda example: apply(params, example[None])[0])(x)
-    tolerance = epsilon(together) ** 0.5 * jnp.max(jnp.abs(together))
-    if trees.concrete(gap := jnp.max(jnp.abs(together - alone))) is not None and gap > tolerance:
-        raise ValueError(
-            f"`apply(params, {name})` gives an example other outputs in the batch than alone (they differ by up to "
-            f"{float(gap):.3g}), so the kernel of two examples is not defined. Let batch norm use its running "
-            "statistics."
-        )

@@ -24,6 +24,9 @@ T = TypeVar("T", bound="Kept")
 _LAST = 16
 _SMALL = 2**24
 
+# How many compiled programs are kept for one function: masks, for one, may each need their own.
+_MOST_PROGRAMS = 64
+
 
 class Kept:
     """What is kept for a function. It does not hold the function itself, which would then never be let go.
@@ -40,7 +43,7 @@ class Kept:
     identified: tuple[Any, ...] = ()
 
     def __init__(self) -> None:
-        self._programs: dict[Hashable, Any] = {}
+        self._programs: collections.OrderedDict[Hashable, Any] = collections.OrderedDict()
 
     def compiled(self, program: Callable[..., Any], /, **static: Hashable) -> Callable[..., Any]:
         """`jax.jit` of program(kept, ..., **static), made once for each program and its static options."""
@@ -55,6 +58,9 @@ class Kept:
 
             run.__name__ = run.__qualname__ = program.__name__
             self._programs[key] = jax.jit(run), traces
+            if len(self._programs) > _MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
         jitted, traces = self._programs[key]
 
         def call(*arguments: Any) -> Any:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
+from pathjax._base.network import check_apart
 from pathjax._base.programs import Kept, kept_for, reference
 from pathjax._interpreter.examples import mixtures
 from pathjax._interpreter.jaxpr import (
@@ -18,6 +19,7 @@ from pathjax._interpreter.jaxpr import (
     batch_length,
     check_batch,
     check_floating,
+    is_concrete,
     trace,
     with_rows_of_outputs,
 )
@@ -41,6 +43,7 @@ class _Traces(Kept):
         self.row_types: dict[Hashable, jax.ShapeDtypeStruct] = {}
         self.mixtures: dict[Hashable, list[Refusal]] = {}
         self.tied: dict[Hashable, frozenset[int]] = {}
+        self.facts: dict[Hashable, Any] = {}
 
 
 @jax.tree_util.register_pytree_node_class
@@ -107,6 +110,17 @@ class TracedNetwork:
         """Shape and dtype of each array that `apply` returns."""
         return self._whole(x, params).result
 
+    def check_outputs(self, params: Params, x: Any, name: str) -> None:
+        """Raise ValueError unless the outputs are rows (n, o), each of which depends on its example alone.
+
+        The second is tested by running the network on each example alone, not while tracing.
+        """
+        self.program(x, params)
+        known = all(map(is_concrete, jax.tree.leaves((params, self.state, x))))
+        if batch_length(x) > 1 and known:
+            gap, largest = self.compiled(_gap_to_examples_alone)(params, x)
+            check_apart(gap, largest, name)
+
     def compiled(self, program: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
         """program(network, *arguments, **static) as a function of the arguments, compiled once for their types.
 
@@ -118,6 +132,11 @@ class TracedNetwork:
             return self._traces.compiled(_run, program=program, **static)(self.state, *arguments)
 
         return run
+
+    @property
+    def facts(self) -> dict[Hashable, Any]:
+        """What has been found out about the network, by what it was asked."""
+        return self._traces.facts
 
     def takes(self, params: Params) -> bool:
         """Whether these parameters have the tree and the types of those that the network was made for."""
@@ -220,6 +239,13 @@ class _Static:
 def _run(traces: _Traces, state: State, *arguments: Any, program: Callable[..., Any], **static: Any) -> Any:
     network = TracedNetwork.tree_unflatten(_Static(traces.function(), traces), (state,))
     return program(network, *arguments, **static)
+
+
+def _gap_to_examples_alone(network: TracedNetwork, params: Params, x: Any) -> tuple[jax.Array, jax.Array]:
+    """How far outputs of examples in a batch differ from those alone, and the largest output."""
+    together = network(params, x)
+    alone = jax.vmap(lambda example: network(params, jax.tree.map(lambda leaf: leaf[None], example))[0])(x)
+    return jnp.max(jnp.abs(together - alone), initial=0.0), jnp.max(jnp.abs(together), initial=0.0)
 
 
 def traced(apply: ApplyFn, params: Params, state: State = None) -> TracedNetwork:

@@ -19,6 +19,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from pathjax._interpreter.jaxpr import batch_length
+
 __all__ = ["Blocks", "chunks", "mirror", "spread", "unfolded"]
 
 Prepare: TypeAlias = Callable[[Any], Any]
@@ -44,7 +46,7 @@ class Blocks:
 
     def rectangular(self, x1: Any, x2: Any) -> Any:
         """The kernel (n, m, ...) of two batches."""
-        if self.size is None or self.size >= max(len(x1), len(x2)):
+        if self.size is None or self.size >= max(batch_length(x1), batch_length(x2)):
             return self.multiply(self.prepare(x1), self.prepare(x2))
         columns = chunks(x2, self.size)
 
@@ -52,24 +54,25 @@ class Blocks:
             left = self.prepare(chunk)
             return lax.map(lambda other: self.multiply(left, self.prepare(other)), columns)
 
-        return _joined(lax.map(row, chunks(x1, self.size)))[: len(x1), : len(x2)]
+        return _joined(lax.map(row, chunks(x1, self.size)))[: batch_length(x1), : batch_length(x2)]
 
     def symmetric(self, x: Any) -> Any:
         """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
-        if self.size is None or self.size >= len(x):
+        n = batch_length(x)
+        if self.size is None or self.size >= n:
             return self._own(self.prepare(x))
         in_chunks = chunks(x, self.size)
-        count = len(in_chunks)
+        count = batch_length(in_chunks)
 
         def row(i: Any) -> Any:
-            prepared = self.prepare(in_chunks[i])
+            prepared = self.prepare(_at(in_chunks, i))
 
             def block(step: Any) -> Any:
-                return self.multiply(prepared, self.prepare(in_chunks[(i + step) % count]))
+                return self.multiply(prepared, self.prepare(_at(in_chunks, (i + step) % count)))
 
             return jnp.concatenate([self._own(prepared)[None], lax.map(block, jnp.arange(1, count // 2 + 1))])
 
-        return _joined(unfolded(lax.map(row, jnp.arange(count))))[: len(x), : len(x)]
+        return _joined(unfolded(lax.map(row, jnp.arange(count))))[:n, :n]
 
     def diagonal(self, x1: Any, x2: Any | None) -> Any:
         """Each example of x1 with the one in its place in x2, (n, ...); with itself where there is no x2."""
@@ -78,10 +81,11 @@ class Blocks:
             left = self.prepare(pair[0])
             return self.multiply(left, left if pair[1] is None else self.prepare(pair[1]))
 
-        if self.size is None or self.size >= len(x1):
+        n = batch_length(x1)
+        if self.size is None or self.size >= n:
             return block((x1, x2))
         blocks = lax.map(block, (chunks(x1, self.size), None if x2 is None else chunks(x2, self.size)))
-        return blocks.reshape(-1, *blocks.shape[2:])[: len(x1)]
+        return blocks.reshape(-1, *blocks.shape[2:])[:n]
 
     def _own(self, prepared: Any) -> Any:
         """The block of a chunk with itself: the mean with its mirror image, which rounding may have set apart."""
@@ -91,10 +95,16 @@ class Blocks:
 
 def chunks(x: Any, size: int) -> Any:
     """A batch in chunks (count, c, ...) of up to `size` examples, the last filled up by repeating the last example."""
-    count = math.ceil(len(x) / size)
-    length = math.ceil(len(x) / count)
-    rows = np.minimum(np.arange(count * length), len(x) - 1)
-    return jnp.asarray(x)[rows].reshape(count, length, *x.shape[1:])
+    n = batch_length(x)
+    count = math.ceil(n / size)
+    length = math.ceil(n / count)
+    rows = np.minimum(np.arange(count * length), n - 1)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows].reshape(count, length, *leaf.shape[1:]), x)
+
+
+def _at(x: Any, index: Any) -> Any:
+    """The example, or the chunk, with this index, of a tree of arrays."""
+    return jax.tree.map(lambda leaf: leaf[index], x)
 
 
 def unfolded(blocks: Any) -> Any:
@@ -138,7 +148,7 @@ def spread(
     that they are multiplied with; `given` goes to all devices.
     """
     rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ([mesh.axis_names], []))
-    n, filled = len(x1), _filled(x1, mesh.size)
+    n, filled = batch_length(x1), _filled(x1, mesh.size)
     others = None if x2 is None else _filled(x2, mesh.size) if diagonal else x2
 
     def on_device(given: Any, own: Any, others: Any) -> Any:
@@ -155,7 +165,7 @@ def spread(
     # check_vma would refuse loops in the user's network that start from constants
     program = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=rows.spec, check_vma=False)
     kernel = jax.jit(program)(*arguments)
-    if n == len(filled):
+    if n == batch_length(filled):
         return kernel
     kernel = jax.device_put(kernel, everywhere)  # n rows cannot be divided evenly among the devices
     return kernel[:n, :n] if x2 is None and not diagonal else kernel[:n]
@@ -163,8 +173,9 @@ def spread(
 
 def _filled(x: Any, count: int) -> Any:
     """A batch filled up, by repeating its last example, to a multiple of the count."""
-    size = math.ceil(len(x) / count) * count
-    return x if size == len(x) else x[np.minimum(np.arange(size), len(x) - 1)]
+    n = batch_length(x)
+    size = math.ceil(n / count) * count
+    return x if size == n else _at(x, np.minimum(np.arange(size), n - 1))
 
 
 def _row_of_blocks(blocks: Blocks, own: Any, everyone: Any, axes: Sequence[str], count: int) -> Any:
@@ -174,10 +185,10 @@ def _row_of_blocks(blocks: Blocks, own: Any, everyone: Any, axes: Sequence[str],
     way round, and receives the others, as mirror images, from the devices behind it.
     """
     device = lax.axis_index(axes)
-    chunks = everyone.reshape(count, -1, *everyone.shape[1:])
+    chunks = jax.tree.map(lambda leaf: leaf.reshape(count, -1, *leaf.shape[1:]), everyone)
     row = [blocks.symmetric(own), *[None] * (count - 1)]
     for step in range(1, count // 2 + 1):
-        computed = blocks.rectangular(own, chunks[(device + step) % count])
+        computed = blocks.rectangular(own, _at(chunks, (device + step) % count))
         receivers = [(sender, (sender + step) % count) for sender in range(count)]
         received = mirror(lax.ppermute(computed, axes, receivers), 0)
         # at half the ring two devices have computed the same block: both use the copy of the lower-numbered one
@@ -185,4 +196,4 @@ def _row_of_blocks(blocks: Blocks, own: Any, everyone: Any, axes: Sequence[str],
         if 2 * step != count:
             row[-step] = received
     in_place = jnp.stack(row)[(jnp.arange(count) - device) % count]
-    return jnp.swapaxes(in_place, 0, 1).reshape(len(own), -1, *in_place.shape[3:])
+    return jnp.swapaxes(in_place, 0, 1).reshape(batch_length(own), -1, *in_place.shape[3:])

@@ -6,8 +6,10 @@ cheapest way; of all other uses of weights the Jacobian is formed.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +19,7 @@ from jax.sharding import Mesh
 
 from pathjax._base.network import kept_weights
 from pathjax._interpreter.convolutions import channels_last
-from pathjax._interpreter.jaxpr import is_concrete
+from pathjax._interpreter.jaxpr import batch_length, is_concrete
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax._interpreter.windows import Windows, entries_of_windows
 from pathjax._ntk import blocks as _blocks
@@ -26,7 +28,70 @@ from pathjax._ntk.contractions import Form, Matrices, Part, Rows, contracted, ke
 from pathjax._ntk.uses import Use, Uses, find, pull
 from pathjax.types import Mask, Params
 
-__all__ = ["kernel"]
+__all__ = ["compiled", "kernel"]
+
+
+def compiled(
+    network: TracedNetwork,
+    params: Params,
+    x1: Any,
+    x2: Any | None,
+    *,
+    mask: Mask | None,
+    form: Form,
+    batch_size: int | None,
+) -> Any:
+    """The same on one device, compiled once for each network, form, chunk and mask whose entries are known.
+
+    Raises MemoryError where less memory is free than was needed when it was compiled.
+    """
+    is_known = mask is not None and all(map(is_concrete, jax.tree.leaves(mask)))
+    known, given = (_KnownMask(mask), None) if is_known else (None, mask)
+    options: dict[str, Any] = {"known": known, "form": form, "batch_size": batch_size}
+    arguments = params, given, x1, x2
+    needed, free = network.facts.get(_memory_key(*arguments, **options)), _memory.available()
+    if needed is not None and free is not None and needed > free:
+        jax.eval_shape(functools.partial(_on_one_device, network, **options), *arguments)  # raises, with the remedy
+    return network.compiled(_on_one_device, **options)(*arguments)
+
+
+def _on_one_device(
+    network: TracedNetwork,
+    params: Params,
+    mask: Mask | None,
+    x1: Any,
+    x2: Any | None,
+    *,
+    known: _KnownMask | None,
+    form: Form,
+    batch_size: int | None,
+) -> Any:
+    def note(needed: int) -> None:
+        network.facts[_memory_key(params, mask, x1, x2, known=known, form=form, batch_size=batch_size)] = needed
+
+    mask = mask if known is None else known.mask
+    return kernel(network, params, x1, x2, mask=mask, form=form, batch_size=batch_size, note_memory=note)
+
+
+def _memory_key(*arguments: Any, **options: Any) -> Hashable:
+    leaves, structure = jax.tree.flatten(arguments)
+    return "memory", structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), *options.values()
+
+
+class _KnownMask:
+    """A mask whose entries are known, as a static option of a compiled program: equal to masks of equal entries."""
+
+    def __init__(self, mask: Mask) -> None:
+        self.mask = jax.tree.map(np.asarray, mask)
+        leaves, structure = jax.tree.flatten(self.mask)
+        digest = hashlib.blake2b(b"".join(np.packbits(leaf).tobytes() for leaf in leaves)).digest()
+        self._key = structure, tuple(leaf.shape for leaf in leaves), digest
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _KnownMask) and self._key == other._key
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 def kernel(
@@ -39,21 +104,26 @@ def kernel(
     form: Form,
     batch_size: int | None,
     mesh: Mesh | None = None,
+    note_memory: Callable[[int], None] = lambda needed: None,
 ) -> Any:
-    """Θ of a network on two batches or one, or what `form` asks of it; on a mesh, its rows spread over the devices."""
+    """Θ of a network on two batches or one, or what `form` asks of it; on a mesh, its rows spread over the devices.
+
+    `note_memory` is given the number of bytes that this needs.
+    """
     weights = params if mask is None else kept_weights(mask, params)
     kept = None if mask is None else jax.tree.leaves(mask)
 
     def blocks(weights: Params, kept: Sequence[Any] | None, x1: Any, x2: Any | None) -> _blocks.Blocks:
         uses = find(network, weights, x1)
-        if not uses.by_step:
+        if not uses.by_step and not uses.output_leaves:
             raise ValueError(
                 "No leaf of `params` reaches the outputs of `apply`, so that the kernel of its weights is zero. Pass "
                 "the weights that the network uses."
             )
-        _check_memory(uses, kept, form, len(x1), None if x2 is None else len(x2), batch_size)
+        m = None if x2 is None else batch_length(x2)
+        note_memory(_check_memory(uses, kept, form, batch_length(x1), m, batch_size))
         return _blocks.Blocks(
-            lambda x: _parts(uses, kept, *uses.arrays(x)),
+            lambda x: _parts(uses, kept, batch_length(x), *uses.arrays(x)),
             lambda left, right: contracted(left, right, form),
             batch_size,
         )
@@ -76,7 +146,9 @@ def kernel(
 
 def _check_memory(
     uses: Uses, mask: Sequence[Any] | None, form: Form, n: int, m: int | None, batch_size: int | None
-) -> None:
+) -> int:
+    """The number of bytes that are needed. Raises MemoryError where fewer are free."""
+
     def working(size: int) -> int:
         has_one_chunk = m is None and (size >= n or form.diagonal)
         return _working(uses, mask, form, [min(size, n)] if has_one_chunk else [min(size, n), min(size, m or n)])
@@ -85,14 +157,14 @@ def _check_memory(
     numbers = form.examples(n, m or n) * form.outputs(o)
     # the sum over layers so far, and the part that is added to it
     result = 2 * numbers * uses.output.dtype.itemsize
-    _memory.check(result, working, max(n, m or n), batch_size)
+    return _memory.check(result, working, max(n, m or n), batch_size)
 
 
-def _parts(uses: Uses, mask: Sequence[Any] | None, activations: Any, cotangents: Any) -> list[Part]:
+def _parts(uses: Uses, mask: Sequence[Any] | None, n: int, activations: Any, cotangents: Any) -> list[Part]:
     """The parts of the leaves in Θ on a batch; leaves that share a use, and all uses of a leaf, are taken together."""
     all_uses = list(zip(uses.by_step.values(), activations, cotangents, strict=True))
     parts: list[Part] = []
-    rows: list[Any] = []
+    rows: list[Any] = _rows_of_constant_outputs(uses, mask, n)
     for leaves in _groups([use.leaves for use in uses.by_step.values()]):
         group = [entry for entry in all_uses if entry[0].leaves <= leaves]
         part = _matrices(*group[0], mask) if len(group) == 1 else None
@@ -108,7 +180,7 @@ def _working(uses: Uses, mask: Sequence[Any] | None, form: Form, sizes: Sequence
     totals = []
 
     def measure(*batches: Any) -> None:
-        chunks = [_parts(uses, mask, *batch) for batch in batches]
+        chunks = [_parts(uses, mask, size, *batch) for size, batch in zip(sizes, batches, strict=True)]
         stored = sum(_bytes(array) for chunk in chunks for part in chunk for array in part[:2])
         totals.append(stored + max(temporary(a, b, form) for a, b in zip(chunks[0], chunks[-1], strict=True)))
 
@@ -137,6 +209,19 @@ def _rows(group: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> 
     return [
         kept_columns(jacobian.reshape(*jacobian.shape[:2], -1), None if mask is None else mask[leaf])
         for leaf, jacobian in jacobians.items()
+    ]
+
+
+def _rows_of_constant_outputs(uses: Uses, mask: Sequence[Any] | None, n: int) -> list[Any]:
+    """The Jacobian of outputs that do not read x, such as biases alone: the same rows for every example."""
+    if not uses.output_leaves:
+        return []
+    return [
+        jnp.broadcast_to(rows[None], (n, *rows.shape))
+        for rows in (
+            kept_columns(jacobian.reshape(1, len(jacobian), -1), None if mask is None else mask[leaf])[0]
+            for leaf, jacobian in uses.jacobians_of_constant_output().items()
+        )
     ]
 
 

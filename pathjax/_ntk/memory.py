@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 
@@ -11,13 +13,17 @@ __all__ = ["available", "check", "check_whole"]
 
 
 def available() -> int | None:
-    """Free bytes on the first device, or on the host if the device does not report them; None if neither does."""
+    """Free bytes on the first device, or on the host and in its container if the device does not report them.
+
+    None if nothing does.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     try:
         with open("/proc/meminfo") as file:
-            return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+            free = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+        return min(free, *_free_in_container())
     except (OSError, StopIteration):
         pass
     try:
@@ -26,19 +32,43 @@ def available() -> int | None:
         return None
 
 
-def check(result: int, working: Callable[[int], int], n: int, batch_size: int | None) -> None:
-    """Raise MemoryError if a kernel would not fit; the message names the largest `batch_size` that fits.
+# The limit of a container on its processes' memory and what they take, of Linux's control groups in both versions.
+_LIMITS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
+
+def _free_in_container() -> list[int]:
+    """What is left of each limit that the process's container sets; files that can be dropped from memory are free."""
+    free = [sys.maxsize]
+    for limit, used, statistics, droppable in _LIMITS:
+        try:
+            taken = int(Path(used).read_text())
+            lines = (line.split() for line in Path(statistics).read_text().splitlines())
+            dropped = next((int(size) for name, size in lines if name == droppable), 0)
+            free.append(max(0, int(Path(limit).read_text()) - taken + dropped))
+        except (OSError, ValueError):  # no such group, or its limit is "max"
+            continue
+    return free
+
+
+def check(result: int, working: Callable[[int], int], n: int, batch_size: int | None) -> int:
+    """The bytes that a kernel needs. Raise MemoryError if it would not fit; the message names a `batch_size` that fits.
 
     The kernel of n examples takes `result` bytes for its entries, and `working(c)` bytes for computing c examples at a
     time.
     """
     free = available()
     size = min(n, n if batch_size is None else batch_size)
-    if free is None or n == 0:
-        return
     needed = working(size)
-    if result + needed <= free:
-        return
+    if free is None or result + needed <= free:
+        return result + needed
     problem = (
         f"The kernel needs about {_amount(result)} for its result and {_amount(needed)} for {size} examples at a time, "
         f"but {_amount(free)} are free."

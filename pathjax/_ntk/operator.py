@@ -16,12 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
-from pathjax._base.network import check_batch_size, check_inputs, check_outputs, check_params, kept_weights
+from pathjax._base.network import check_batch_size, check_inputs, check_params, kept_weights
 from pathjax._base.trees import check_mask, concrete, dot, wide
 from pathjax._interpreter.convolutions import channels_last
-from pathjax._interpreter.jaxpr import Program
+from pathjax._interpreter.jaxpr import Program, batch_length
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import eigenpairs as _eigenpairs
 from pathjax._linalg import estimates
@@ -31,7 +31,7 @@ from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import layerwise
 from pathjax._ntk.contractions import Form
 from pathjax._ntk.matrix import as_matrix
-from pathjax.types import AnyArray, ApplyFn, Estimate, Key, Mask, Params, Real
+from pathjax.types import ApplyFn, Estimate, Inputs, Key, Mask, Params, Real, State
 
 __all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_estimate"]
 
@@ -57,7 +57,7 @@ class Operator:
 
     params: Params
     mask: Mask | None
-    x: Shaped[Array, "n ..."]
+    x: Inputs
     network: TracedNetwork
     batch_size: int | None
 
@@ -82,6 +82,8 @@ class Operator:
 
     def trace(self) -> Float[Array, ""]:
         """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch."""
+        if self.shape[0] == 0:
+            return jnp.zeros((), _outputs(self).dtype)
         traces = _formed(self, Form(trace=True, diagonal=True))
         return jnp.sum(cast(Array, traces))
 
@@ -97,15 +99,17 @@ class Operator:
             kept = f"{sum(int(np.sum(mask)) for mask in masks if mask is not None):,}"
         # of several operators in one, as `jax.vmap` gives them, the outputs are not known
         o = f"{self.shape[1]:,}" if self.network.has_traced(self.x, self.params) else "unknown"
-        return f"Operator(n={len(self.x):,}, o={o}, weights={weights:,}, kept={kept}, batch_size={self.batch_size})"
+        n, size = batch_length(self.x), self.batch_size
+        return f"Operator(n={n:,}, o={o}, weights={weights:,}, kept={kept}, batch_size={size})"
 
 
 def operator(
     apply: ApplyFn,
     params: Params,
-    x: Shaped[AnyArray, "n ..."],
+    x: Inputs,
     *,
     mask: Mask | None = None,
+    state: State = None,
     batch_size: int | None = None,
 ) -> Operator:
     """The Neural Tangent Kernel of a batch with itself as an operator, for n·o in the tens of thousands.
@@ -128,14 +132,14 @@ def operator(
            [360., 360.],
            [360., 360.]], dtype=float64)
     """
-    x = jnp.asarray(x)
+    x = jax.tree.map(jnp.asarray, x)
     check_params(params)
     check_inputs(x=x)
     check_batch_size(batch_size)
     if mask is not None:
         check_mask(mask, params)
-    kernel = Operator(params, mask, x, traced(apply, params), batch_size)
-    check_outputs(kernel.network, _kept(kernel, params), x, "x")
+    kernel = Operator(params, mask, x, traced(apply, params, state), batch_size)
+    kernel.network.check_outputs(_kept(kernel, params), x, "x")
     return kernel
 
 
@@ -248,14 +252,16 @@ class _Maps(NamedTuple):
 
 def _maps(kernel: Operator) -> _Maps:
     """Both maps for use in loops: what depends on neither is computed once, unless that is too large to keep."""
-    n, size = len(kernel.x), kernel.batch_size
+    n, size = batch_length(kernel.x), kernel.batch_size
     if size is None or size >= n:
         return _maps_at(kernel, kernel.network.program(kernel.x, kernel.params), kernel.x)
     chunks = _blocks.chunks(kernel.x, size)
+    count, length = jax.tree.leaves(chunks)[0].shape[:2]
     # traced here, so that no context in which the maps are used changes the precision of the network
-    program = kernel.network.program(jax.ShapeDtypeStruct(chunks.shape[1:], chunks.dtype), kernel.params)
+    chunk_like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), chunks)
+    program = kernel.network.program(chunk_like, kernel.params)
     outputs = _outputs(kernel)
-    filling = chunks.shape[0] * chunks.shape[1] - n
+    filling = count * length - n
 
     def forward(tree: Any) -> Any:
         products = lax.map(lambda chunk: _maps_at(kernel, program, chunk).forward(tree), chunks)
@@ -269,7 +275,7 @@ def _maps(kernel: Operator) -> _Maps:
             return jax.tree.map(jnp.add, sums, _maps_at(kernel, program, chunk).backward(cotangents)), None
 
         zeros = jax.tree.map(jnp.zeros_like, kernel.params)
-        return lax.scan(add, zeros, (chunks, filled.reshape(*chunks.shape[:2], -1)))[0]
+        return lax.scan(add, zeros, (chunks, filled.reshape(count, length, -1)))[0]
 
     return _Maps(forward, backward)
 

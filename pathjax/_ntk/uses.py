@@ -102,15 +102,28 @@ class Uses:
         program: the network for one example.
         leaves: the parameters.
         by_step: the uses, in the order of the network, by the number of their step.
+        constant_output: the outputs, where they do not depend on data; None otherwise.
     """
 
     program: Program
     leaves: list[Any]
     by_step: dict[int, Use] = field(default_factory=dict)
+    constant_output: Known | None = None
 
     def arrays(self, x: Any) -> Arrays:
         """The activations and cotangents of a batch."""
         return cast(Arrays, channels_last(jax.vmap(self._of_example))(x))
+
+    @property
+    def output_leaves(self) -> frozenset[int]:
+        """The parameter leaves that the outputs depend on, where they do not depend on data."""
+        return frozenset() if self.constant_output is None else self.constant_output.leaves
+
+    def jacobians_of_constant_output(self) -> dict[int, Any]:
+        """The Jacobian (o, ...) by each leaf of outputs that do not depend on data."""
+        (o,), known = self.output.shape, self.constant_output
+        assert known is not None
+        return pull([(known, jnp.eye(o, dtype=self.output.dtype)[:, None])])
 
     @property
     def output(self) -> jax.ShapeDtypeStruct:
@@ -159,7 +172,9 @@ def find(network: TracedNetwork, params: Params, x: Any) -> Uses:
     program = network.program(example, params)
     uses = Uses(program, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)])
     known = [Known(leaf, frozenset([i]), moves=lambda array: array) for i, leaf in enumerate(uses.leaves)]
-    _walk(program, _Search(uses.by_step).step, known, [None for _ in program.input_shapes], constant=Known)
+    (uses.constant_output,) = _walk(
+        program, _Search(uses.by_step).step, known, [None for _ in program.input_shapes], constant=Known
+    )
     return uses
 
 
