@@ -9,7 +9,7 @@ Source: Vysogorets, Kempe, "Connectivity matters: neural network pruning through
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +19,6 @@ import numpy as np
 from jax import Array
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from pathjax import masks
 from pathjax._base.trees import check_mask
 from pathjax._interpreter.lifting import Scaled, absolute_power, lift, lift_weights, one_example, ones_like_example
 from pathjax._interpreter.reach import Branch, Branches, Reach, Reached
@@ -91,15 +90,16 @@ def effective_mask(
     mask: Mask | None = None,
     state: Any = None,
     biases: bool = False,
-    prunable: Prunable = masks.is_kernel,
+    prunable: Prunable | None = None,
 ) -> Mask:
     """The mask without its dead weights: the kept weights that lie on a path from an input to an output.
 
     Removing dead weights leaves the outputs as they are, with one exception: weights that carry a bias to an output
     and that no input reaches. Pass `biases=True` to keep those too. Only the mask is read, not the values of the
-    weights; a constant 0 in the network ends a path. Leaves that `prunable` does not choose are True throughout; with
-    `prunable=lambda key_path, leaf: True` the biases and scales of dead units are removed too. Idempotent. The passes
-    replace every result by whether it is positive, so that no depth overflows.
+    weights; a constant 0 in the network ends a path. Leaves that `prunable` does not choose, by default all that
+    are no kernels (`paths.kernels`), are True throughout; with `prunable=lambda key_path, leaf: True` the biases
+    and scales of dead units are removed too. Idempotent. The passes replace every result by whether it is positive,
+    so that no depth overflows.
 
     Cost: three forward and backward passes, or one with `biases`; loops (`scan`) are unrolled. With `state`, the
     network is `apply(params, state, x)`. Works under `jit` and `vmap`.
@@ -121,9 +121,14 @@ def effective_mask(
     network = traced(apply, params, state)
     dense = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
     kept = dense if mask is None else mask
-    on_paths = functools.partial(_on_paths, network, x_like)
+    choose = prunable or network.kernels(one_example(x_like))
+    network.path_program(one_example(x_like))  # what is refused is refused before anything is compiled
+
+    def on_paths(kept: Mask, *, constants: bool) -> Mask:
+        return network.compiled(_on_paths, example=one_example(x_like), constants=constants)(kept)
+
     live = on_paths(kept, constants=True) if biases else _live_from_inputs(on_paths, kept, dense)
-    leaves = [prunable(path, leaf) for path, leaf in tree_flatten_with_path(params)[0]]
+    leaves = [bool(choose(path, leaf)) for path, leaf in tree_flatten_with_path(params)[0]]
     is_prunable = jax.tree.unflatten(jax.tree.structure(params), leaves)
     return jax.tree.map(lambda may_prune, alive: alive | (not may_prune), is_prunable, live)
 
@@ -135,7 +140,7 @@ def connectivity(
     *,
     mask: Mask | None = None,
     state: Any = None,
-    prunable: Prunable = masks.is_kernel,
+    prunable: Prunable | None = None,
 ) -> Connectivity:
     """Counts of what a mask leaves of a network: paths, live weights and units, collapsed layers and dead shortcuts.
 
@@ -155,7 +160,8 @@ def connectivity(
     (12, 6, 16, ("['shortcut']",))
     """
     network = traced(apply, params, state)
-    live = effective_mask(network, params, x_like, mask=mask, prunable=prunable)
+    choose = prunable or network.kernels(one_example(x_like))
+    live = effective_mask(network, params, x_like, mask=mask, prunable=choose)
     kept = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params) if mask is None else mask
     paths = [path for path, _ in tree_flatten_with_path(params)[0]]
     layers = {
@@ -163,14 +169,14 @@ def connectivity(
         for index, (path, keep, alive) in enumerate(
             zip(paths, jax.tree.leaves(kept), jax.tree.leaves(live), strict=True)
         )
-        if prunable(path, keep)
+        if choose(path, keep)
     }
     size = max(1, sum(layer.size for layer in layers.values()))
     collapsed = [index for index, layer in layers.items() if layer.size and not layer.live]
     shortcuts = _shortcuts(network, x_like)
     return Connectivity(
         layers=tuple(layers.values()),
-        log_paths=float(_log_paths(network, params, x_like, kept)),
+        log_paths=float(network.compiled(_log_paths, example=one_example(x_like))(params, kept)),
         density=sum(layer.kept for layer in layers.values()) / size,
         effective_density=sum(layer.live for layer in layers.values()) / size,
         collapsed=tuple(layers[index].path for index in collapsed),
@@ -180,13 +186,12 @@ def connectivity(
 
 def _layer(path: str, kept: np.ndarray, live: np.ndarray) -> LayerConnectivity:
     units = kept.shape[-1] if kept.ndim else 1
-    unit_is_live = live.reshape(-1, units).any(axis=0)
+    unit_is_live = live.reshape(math.prod(live.shape[:-1]), units).any(axis=0)
     return LayerConnectivity(path, kept.size, int(kept.sum()), int(live.sum()), units, int(unit_is_live.sum()))
 
 
-def _on_paths(network: TracedNetwork, x_like: XLike, kept: Mask, *, constants: bool) -> Mask:
+def _on_paths(network: TracedNetwork, kept: Mask, *, example: jax.ShapeDtypeStruct, constants: bool) -> Mask:
     """Which kept weights lie on a path from an input or, with `constants`, from an input or a bias."""
-    example = one_example(x_like)
     program = network.path_program(example)
 
     def live_outputs(kept: Params) -> Array:
@@ -209,9 +214,9 @@ def _live_from_inputs(on_paths: Callable[..., Mask], kept: Mask, dense: Mask) ->
     return on_paths(live_or_bias, constants=True)
 
 
-def _log_paths(network: TracedNetwork, params: Params, x_like: XLike, kept: Mask) -> Array:
+def _log_paths(network: TracedNetwork, params: Params, kept: Mask, *, example: jax.ShapeDtypeStruct) -> Array:
     """Logarithm of the number of kept paths that start at an input."""
-    weights, example = lift_weights(params, jnp.ones_like, kept), ones_like_example(x_like)
+    weights, ones = lift_weights(params, jnp.ones_like, kept), ones_like_example(example)
     program = network.path_program(example)
 
     def count(x: Array) -> tuple[Array, Any]:
@@ -219,7 +224,7 @@ def _log_paths(network: TracedNetwork, params: Params, x_like: XLike, kept: Mask
         return jnp.sum(sums.array), sums.exponent
 
     # the count is affine in the inputs: its derivative along them leaves out the constant part, the paths from biases
-    _, paths, exponent = jax.jvp(count, (example,), (example,), has_aux=True)
+    _, paths, exponent = jax.jvp(count, (ones,), (ones,), has_aux=True)
     return Scaled(paths, exponent).log_abs()
 
 

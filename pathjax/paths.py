@@ -28,13 +28,14 @@ from pathjax._interpreter.lifting import (
 )
 from pathjax._interpreter.rules import inspect
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax.types import AnyArray, ApplyFn, Mask, Params, Real, State, XLike
+from pathjax.types import AnyArray, ApplyFn, Inputs, Mask, Params, Prunable, Real, State, XLike
 
 __all__ = [
     "DataGram",
     "Layer",
     "UnsupportedPrimitive",
     "declare_gate",
+    "kernels",
     "layers",
     "log_data_gram",
     "log_path_count",
@@ -333,6 +334,29 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike, *, state: State = None
     for refusal in [*inspection.refusals, *network.mixtures(example)]:
         problems.setdefault(refusal.layer, []).append(str(refusal.error))
     return tuple(Layer(name, not reasons, tuple(reasons)) for name, reasons in problems.items())
+
+
+def kernels(apply: ApplyFn, params: Params, x_like: Inputs, *, state: State = None) -> Prunable:
+    """Which parameter leaves are kernels, by what they do: a predicate to pass as `prunable`.
+
+    A kernel multiplies activations, and the products are summed over, as in dense layers and convolutions. Biases and
+    positional embeddings are added, scales multiply entry by entry, and lookups pick rows; these are no kernels,
+    however many axes their leaves have. Functions that take an `apply` choose so by themselves; those that do not, such
+    as `masks.from_scores` and `pruning.prune`, go by `masks.is_kernel`, which knows shapes and names alone.
+
+    Works for any network, piecewise linear or not. The network is traced and not run; only shapes and dtypes of
+    `x_like` are read.
+
+    Raises ValueError for an `apply` that does not return one array with a row for each example.
+
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["w"] + params["shift"]) @ params["v"]
+    >>> params = {"shift": jnp.ones((1, 4)), "v": jnp.ones((4, 1)), "w": jnp.ones((2, 4))}
+    >>> prunable = kernels(apply, params, jnp.zeros((5, 2)))
+    >>> [path[0].key for path, leaf in jax.tree_util.tree_leaves_with_path(params) if prunable(path, leaf)]
+    ['v', 'w']
+    """
+    return traced(apply, params, state).kernels(x_like)
 
 
 def declare_gate(activation: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -6,7 +6,6 @@ Pruning in one shot is `masks.from_scores` on one score.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,10 +13,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import keystr, tree_flatten_with_path
 from jax.typing import ArrayLike
 
 from pathjax import masks
+from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete
 from pathjax._pruning import selection
@@ -137,7 +136,7 @@ def prune(
         _check_falling(planned)
     counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
-    options: dict[str, Any] = {"scope": scope, "prunable": _PrunableNames.read(prunable, params), "revive": revive}
+    options: dict[str, Any] = {"scope": scope, "prunable": ChosenLeaves.read(prunable, params), "revive": revive}
     compiled_round = kept_for(score, Kept).compiled(_sound_round, **options) if jit else None
     # Computed from the weights, so that under vmap the first mask has the seeds' axis, as all later masks have.
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
@@ -260,24 +259,6 @@ def _round(
     scores = score(masks.apply_mask(mask, params), round_key)
     check_like(scores, params, name="score")
     return selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
-
-
-@dataclasses.dataclass(frozen=True)
-class _PrunableNames:
-    """The prunable leaves by name, as a predicate that is equal for equal names.
-
-    As a static argument of a compiled function it avoids compiling again for another predicate that chooses the same.
-    """
-
-    names: frozenset[str]
-
-    def __call__(self, key_path: tuple[Any, ...], leaf: Any) -> bool:
-        return keystr(key_path) in self.names
-
-    @classmethod
-    def read(cls, prunable: Prunable, params: Params) -> _PrunableNames:
-        leaves = tree_flatten_with_path(params)[0]
-        return cls(frozenset(keystr(path) for path, leaf in leaves if prunable(path, leaf)))
 
 
 def _sound_round(kept: Kept, *arguments: Any, **options: Any) -> tuple[Mask, jax.Array]:

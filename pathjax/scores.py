@@ -16,7 +16,7 @@ prunable
     ValueError where it chooses no leaf.
 mask
     Which weights are kept, for the scores that must tell a pruned weight from a weight that is 0. By default, weights
-    of 0 count as pruned in the leaves that `prunable` chooses, or without `prunable` in leaves of two or more axes:
+    of 0 count as pruned in the leaves that `prunable` chooses, or without `prunable` in the kernels (`paths.kernels`):
     `pruning.prune` sets pruned weights to 0. For a network with kernels of 0 that are not pruned, pass a mask of True.
 
 Float16 and bfloat16 weights are converted to float32.
@@ -37,7 +37,7 @@ from pathjax._base.programs import Static
 from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax._pruning.flows import flow, log_gram_of_outputs, mean_input, relative
+from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_input, relative
 from pathjax._pruning.losses import Batches, Loss, LossFn, check_labels, curvature_product, mean_gradient, replayable
 from pathjax.path_kernel import path_kernel
 from pathjax.types import AnyArray, Key, Mask, Params, Prunable, Real, Scores, XLike
@@ -387,8 +387,9 @@ def path_kernel_trace(
     >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()
     ([[0.067, 0.6]], [[0.267], [0.067]])
     """
-    keep, params = _kept_mask(params, mask, prunable), jax.tree.map(wide, params)
+    params = jax.tree.map(wide, params)
     network = traced(apply, params, state)
+    keep = _kept_mask(network, params, x_like, mask, prunable)
 
     def trace(params: Params) -> Array:
         return path_kernel(network, params, x_like, mask=keep, where=prunable).trace()
@@ -436,7 +437,8 @@ def px(
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, the number of examples at a time, but is {batch_size}.")
-    network, keep = traced(apply, params, state), _kept_mask(params, mask, prunable)
+    network, inputs = traced(apply, params, state), replayable(inputs)
+    keep = _kept_mask(network, params, first_example(inputs), mask, prunable)
     gram = log_gram_of_outputs(network, params, keep, inputs, batch_size)
     # only the ratios of the weights of the outputs matter: divide by the largest, so that exp does not overflow
     largest = jnp.max(gram.log_sums)
@@ -491,7 +493,8 @@ def ntk_sap(
     if repeats < 1:
         raise ValueError(f"`repeats` must be 1 or more, the draws that are averaged; it is {repeats}.")
     check_like(jax.eval_shape(init, key), params, name="init(key)")
-    network, keep = traced(apply, jax.tree.map(wide, params), state), _kept_mask(params, mask, prunable)
+    network = traced(apply, jax.tree.map(wide, params), state)
+    keep = _kept_mask(network, params, x_like, mask, prunable)
     # in float32 at least: half precision would round a perturbation of 0.01 away
     float_mask = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), keep, params)
     example = jax.ShapeDtypeStruct(x_like.shape, jnp.promote_types(x_like.dtype, jnp.float32))
@@ -552,8 +555,8 @@ def _scored(params: Params, prunable: Prunable | None) -> tuple[bool, ...]:
     is_scored = tuple(prunable is None or bool(prunable(path, leaf)) for path, leaf in leaves)
     if not any(is_scored):
         raise ValueError(
-            "`prunable` chooses no leaf, so that there is nothing to score. Leaves of two or more axes are usual: "
-            "prunable=lambda key_path, leaf: leaf.ndim >= 2."
+            "`prunable` chooses no leaf, so that there is nothing to score. Kernels are usual: "
+            "prunable=masks.is_kernel."
         )
     return is_scored
 
@@ -564,15 +567,14 @@ def _zero_where_not(is_scored: tuple[bool, ...], tree: Params) -> Params:
     return jax.tree.unflatten(structure, kept)
 
 
-def _kept_mask(params: Params, mask: Mask | None, prunable: Prunable | None) -> Mask:
-    """The mask, or if it is None: False for weights of 0 in prunable leaves (by default of two or more axes)."""
+def _kept_mask(network: TracedNetwork, params: Params, x: Any, mask: Mask | None, prunable: Prunable | None) -> Mask:
+    """The mask, or if it is None: False for weights of 0 in prunable leaves, by default in the network's kernels."""
     if mask is not None:
         check_mask(mask, params)
         return mask
+    may_prune = prunable or network.kernels(x)
     leaves, structure = tree_flatten_with_path(params)
-    is_prunable = [prunable(path, leaf) if prunable else jnp.ndim(leaf) >= 2 for path, leaf in leaves]
-    nonzero = [(leaf != 0) | (not may_prune) for (_, leaf), may_prune in zip(leaves, is_prunable, strict=True)]
-    return jax.tree.unflatten(structure, nonzero)
+    return jax.tree.unflatten(structure, [(leaf != 0) | (not may_prune(path, leaf)) for path, leaf in leaves])
 
 
 def _normal_like(key: Key, tree: Params) -> Params:

@@ -18,10 +18,11 @@ from jax.tree_util import tree_leaves_with_path
 from jaxtyping import Array, Float
 
 from pathjax import masks, ntk
+from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_batch_size, check_inputs, check_params
 from pathjax._base.trees import concrete
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real
+from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real, State
 
 if TYPE_CHECKING:
     import optax
@@ -56,7 +57,8 @@ def neural_tangent_transfer(
     scope: str = "local",
     trace: bool = False,
     straight_through: bool = False,
-    prunable: Prunable = masks.is_kernel,
+    prunable: Prunable | None = None,
+    state: State = None,
     progress: Progress | None = None,
 ) -> Transferred:
     """A mask and weights whose outputs and Neural Tangent Kernel approximate those of the dense network `params`.
@@ -110,21 +112,23 @@ def neural_tangent_transfer(
     """
     _check_steps(steps, refresh)
     check_params(params)
-    counts = masks.kept_counts(params, density=float(density), scope=scope, prunable=prunable)
-    options = _Options(optimizer or _adam(), trace, straight_through, prunable)
-    network = traced(apply, params)
+    network, batches = traced(apply, params, state), _batches(inputs, batch_size, key)
+    first = next(batches)
+    chosen = ChosenLeaves.read(prunable or network.kernels(first, params), params)
+    counts = masks.kept_counts(params, density=float(density), scope=scope, prunable=chosen)
+    options = _Options(optimizer or _adam(), trace, straight_through, chosen)
     compiled_step = network.compiled(_step, options=options)
     factors = jnp.asarray((kernel_weight, penalty / density))
-    weights, state = params, options.optimizer.init(params)
-    mask = _largest(params, counts, scope, prunable, "At the start")
+    weights, optimizer_state = params, options.optimizer.init(params)
+    mask = _largest(params, counts, scope, chosen, "At the start")
     losses = []
-    for step, x in enumerate(itertools.islice(_batches(inputs, batch_size, key), steps), start=1):
+    for step, x in enumerate(itertools.islice(itertools.chain([first], batches), steps), start=1):
         if step == 1:
             ntk.operator(network, params, x)  # raises where Θ is not defined: outputs not (n, o), or examples mixed
-        weights, state, loss = compiled_step(weights, state, mask, params, x, factors)
+        weights, optimizer_state, loss = compiled_step(weights, optimizer_state, mask, params, x, factors)
         losses.append(loss)
         if step % refresh == 0 and step < steps - refresh:
-            mask = _largest(weights, counts, scope, prunable, f"After step {step} of {steps}")
+            mask = _largest(weights, counts, scope, chosen, f"After step {step} of {steps}")
         if progress is not None:
             progress(step, steps, loss)
     stacked_losses = jnp.stack(losses)

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import jaxpr_as_fun
 
+from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_apart
 from pathjax._base.programs import Kept, kept_for, reference
+from pathjax._base.trees import key_paths
 from pathjax._interpreter.examples import mixtures
 from pathjax._interpreter.jaxpr import (
     Program,
@@ -23,6 +25,7 @@ from pathjax._interpreter.jaxpr import (
     trace,
     with_rows_of_outputs,
 )
+from pathjax._interpreter.kernels import kernel_leaves
 from pathjax._interpreter.rules import tied_leaves
 from pathjax.types import ApplyFn, Params, State, XLike
 
@@ -43,6 +46,7 @@ class _Traces(Kept):
         self.row_types: dict[Hashable, jax.ShapeDtypeStruct] = {}
         self.mixtures: dict[Hashable, list[Refusal]] = {}
         self.tied: dict[Hashable, frozenset[int]] = {}
+        self.kernels: dict[Hashable, ChosenLeaves] = {}
         self.facts: dict[Hashable, Any] = {}
 
 
@@ -196,6 +200,15 @@ class TracedNetwork:
         if key not in self._traces.tied:
             self._traces.tied[key] = tied_leaves(self.path_program(x))
         return self._traces.tied[key]
+
+    def kernels(self, x: Any, params: Params | None = None) -> ChosenLeaves:
+        """The parameter leaves that are kernels: they multiply activations, and the products are summed over."""
+        key = self._key(x, params).types
+        if key not in self._traces.kernels:
+            names = key_paths(self.params_like)
+            positions = kernel_leaves(self.program(x, params))
+            self._traces.kernels[key] = ChosenLeaves(frozenset(names[i] for i in positions))
+        return self._traces.kernels[key]
 
     def _whole(self, x: Any, params: Params | None) -> Trace:
         """The network as `apply` gives it, with outputs of any shape."""

@@ -15,7 +15,7 @@ from pathjax._interpreter.lifting import absolute_power, lift, lift_weights, one
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax.types import Mask, Params, Real, Scores
 
-__all__ = ["OutputGram", "flow", "log_gram_of_outputs", "mean_input", "relative"]
+__all__ = ["OutputGram", "first_example", "flow", "log_gram_of_outputs", "mean_input", "relative"]
 
 
 def flow(
@@ -82,6 +82,11 @@ def _input_batches(inputs: Any) -> Iterator[Array]:
             yield batch
     if empty:
         raise ValueError("`inputs` has no examples. Give at least one; an iterator that was read before is empty.")
+
+
+def first_example(inputs: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of one example of the inputs."""
+    return one_example(next(_input_batches(inputs)))
 
 
 def mean_input(inputs: Any, phi: Callable[[Any], Any]) -> Array:
