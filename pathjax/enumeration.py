@@ -23,8 +23,8 @@ from pathjax._interpreter.jaxpr import Program
 from pathjax._interpreter.lifting import Lifting, Scaled, absolute_power, one_example
 from pathjax._interpreter.listing import Recorder, list_paths, trimmed
 from pathjax._interpreter.rules import interpret
-from pathjax._interpreter.traced import traced
-from pathjax.types import AnyArray, ApplyFn, Params, XLike
+from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax.types import AnyArray, ApplyFn, Params, State, XLike
 
 __all__ = ["Paths", "enumerate_paths", "path_activations", "path_jacobian", "path_kernel", "path_values"]
 
@@ -66,7 +66,7 @@ class Paths:
         return f"Paths(paths={len(self):,}, longest={self.factors.shape[-1]}, {sizes})"
 
 
-def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int) -> Paths:
+def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int, state: State = None) -> Paths:
     """All paths of the network, as arrays with one row per path, ordered by output.
 
     A path through a weight that happens to be 0 is listed, a path through a constant 0 is not. The structure of the
@@ -84,7 +84,7 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
     (24, [0, 6], 0, 0)
     """
     example = one_example(x_like)
-    program = traced(apply, params).path_program(example)
+    program = traced(apply, params, state).path_program(example)
     count = _count(program)
     if count > limit:
         number = f"{count:,}" if count < 10**15 else f"about {Decimal(count):.3e}"
@@ -191,7 +191,7 @@ def path_kernel(paths: Paths, params: Params) -> Float[Array, "k k"]:
 
 
 def path_activations(
-    paths: Paths, apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."]
+    paths: Paths, apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *, state: State = None
 ) -> Float[Array, "n o k"]:
     """J_v f: a_p(x) · x_s(p) at the output where path p ends, 0 at the other outputs.
 
@@ -216,9 +216,13 @@ def path_activations(
             "List the paths again with this shape of input."
         )
     x = jnp.asarray(x)
-    program = traced(apply, params).program(one_example(x))
-    slopes = jax.vmap(lambda example: _slopes(program, params, example[None]))(x)
+    slopes = traced(apply, params, state).compiled(_slopes_of_examples)(params, x)
     return _activations(paths, slopes, x.reshape(len(x), paths.inputs))
+
+
+def _slopes_of_examples(network: TracedNetwork, params: Params, x: Any) -> Any:
+    program = network.program(one_example(x))
+    return jax.vmap(lambda example: _slopes(program, params, example[None]))(x)
 
 
 @jax.jit

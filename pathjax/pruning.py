@@ -20,15 +20,18 @@ from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete
 from pathjax._pruning import selection
-from pathjax.types import Key, Mask, Params, Prunable, Real, Scores
+from pathjax.types import Key, Mask, Params, Prunable, Real, Scores, State
 
 __all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
 
 ScoreFn: TypeAlias = Callable[[Params, Key | None], Scores]
 """`score(masked_params, key)` returns scores, a pytree like `params`; the weights of largest score are kept."""
 
-TrainFn: TypeAlias = Callable[[Params, Mask, int, int, Key | None], Params]
-"""`train(params, mask, start, stop, key)` gives the weights after steps `start` … `stop` − 1, pruned weights fixed."""
+TrainFn: TypeAlias = Callable[..., Any]
+"""`train(params, mask, start, stop, key)` gives the weights after steps `start` … `stop` − 1, pruned weights fixed.
+
+With a state it is `train(params, state, mask, start, stop, key)`, which gives the weights and the state.
+"""
 
 InitFn: TypeAlias = Callable[[Key], Params]
 """`init(key)` returns new random weights."""
@@ -154,10 +157,17 @@ def prune(
 
 
 class Ticket(NamedTuple):
-    """A sparse network to train: its mask, and the weights to start from, with pruned weights at 0."""
+    """A sparse network to train: its mask, and what to start from.
+
+    Attributes:
+        mask: which weights are kept.
+        params: the weights at the rewind step, with pruned weights at 0.
+        state: the state at the rewind step, such as the running statistics of batch norm; None where there is none.
+    """
 
     mask: Mask
     params: Params
+    state: State = None
 
 
 def lottery_ticket(
@@ -171,6 +181,7 @@ def lottery_ticket(
     scope: str = "global",
     key: Key | None = None,
     reinitialize: InitFn | None = None,
+    state: State = None,
     prunable: Prunable = masks.is_kernel,
     progress: Progress | None = None,
 ) -> Ticket:
@@ -188,6 +199,11 @@ def lottery_ticket(
     a mask of all True for steps 0 … k − 1. Its key is `jax.random.fold_in(key, ℓ)` in level ℓ, with ℓ = 0 for the call
     before the levels, or None where `key` is None. `progress(level, levels, density)` is called after each level. With
     `density=1` there is no level.
+
+    With a `state`, such as the running statistics of batch norm, training is `train(params, state, mask, start, stop,
+    key)` and returns a pair, the weights and the state. Each level starts from the state of step k, as from its
+    weights; the ticket holds that state, with which its training starts: `train(ticket.params, ticket.state,
+    ticket.mask, k, steps, key)`.
 
     With `reinitialize`, a function `init(key)`, each level trains new random weights in place of rewound ones, and the
     ticket holds new random weights too: a control for what the mask is worth without its weights. It needs k = 0 and a
@@ -223,15 +239,13 @@ def lottery_ticket(
         key, init_key = jax.random.split(key)
         starts = _drawn(reinitialize, params, init_key)
     elif rewind > 0:
-        early = train(params, mask, 0, rewind, _folded(key, 0))
-        check_like(early, params, name="train")
+        early, state = _trained(train, params, state, mask, 0, rewind, _folded(key, 0))
         starts = itertools.repeat(early)
     else:
         starts = itertools.repeat(params)
     for level, kept in enumerate(counts, start=1):
         start = masks.apply_mask(mask, next(starts))
-        trained = train(start, mask, rewind, steps, _folded(key, level))
-        check_like(trained, params, name="train")
+        trained, _ = _trained(train, start, state, mask, rewind, steps, _folded(key, level))
         sizes = jax.tree.map(jnp.abs, trained)
         try:
             mask = masks.keep_largest(sizes, kept, scope=scope, prunable=prunable, within=mask)
@@ -239,7 +253,25 @@ def lottery_ticket(
             raise ValueError(f"In level {level} of {len(counts)}, of the trained weights: {error}") from error
         if progress is not None:
             progress(level, len(counts), kept.sum().item() / size)
-    return Ticket(mask, masks.apply_mask(mask, next(starts)))
+    return Ticket(mask, masks.apply_mask(mask, next(starts)), state)
+
+
+def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[Params, State]:
+    """The weights and the state after training, both checked."""
+    if state is None:
+        trained = train(params, *rest)
+    else:
+        result = train(params, state, *rest)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise ValueError(
+                f"`train` returned a {type(result).__name__}, but with a `state` it must return a pair, the weights "
+                "and the state after training."
+            )
+        trained, after = result
+        check_like(after, state, name="the state that `train` returned", like_name="state")
+        state = after
+    check_like(trained, params, name="train")
+    return trained, state
 
 
 def _round(
