@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,15 @@ from pathjax import masks
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete
+from pathjax._interpreter.traced import traced
 from pathjax._pruning import selection
-from pathjax.types import Key, Mask, Params, Prunable, Real, Scores, State
+from pathjax._pruning.losses import first_inputs, replayable
+from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
 
-__all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["Sparse", "Ticket", "densities", "lottery_ticket", "prune", "sparsify"]
 
 ScoreFn: TypeAlias = Callable[[Params, Key | None], Scores]
 """`score(masked_params, key)` returns scores, a pytree like `params`; the weights of largest score are kept."""
@@ -154,6 +159,78 @@ def prune(
         if progress is not None:
             progress(round_, len(counts), kept.sum().item() / size)
     return mask
+
+
+class Sparse(NamedTuple):
+    """A pruned network, ready to train: the weights, with pruned ones at 0, and an optimizer that keeps them there.
+
+    Attributes:
+        params: the weights to start from.
+        optimizer: the optax optimizer, frozen by the mask.
+        mask: which weights are kept.
+    """
+
+    params: Params
+    optimizer: optax.GradientTransformationExtraArgs
+    mask: Mask
+
+
+def sparsify(
+    score: Callable[..., Scores],
+    apply: ApplyFn,
+    params: Params,
+    data: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    density: Real,
+    rounds: int = 1,
+    scope: str = "global",
+    state: State = None,
+    key: Key | None = None,
+    prunable: Prunable | None = None,
+    progress: Progress | None = None,
+) -> Sparse:
+    """Prune a network before training, and freeze its optimizer: all that a training script needs, in one call.
+
+    `score` is one of `pathjax.scores`, and `data` what it reads: `x_like` for `scores.synflow`, a list of batches (x,
+    y) for `scores.snip`. Options of the score that this function has not are bound by `functools.partial`. SynFlow
+    prunes in 100 `rounds`, SNIP in 1. Pruned are the network's kernels (`paths.kernels`), unless `prunable` says
+    otherwise. The `key` is for scores that draw random numbers, which get another one in each round.
+
+    The steps are `prune`, `masks.apply_mask` and `masks.freeze`; call these for other schedules or for revival. Cost
+    and errors are theirs.
+
+    Source: of the methods, see `pathjax.scores`.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from pathjax import masks, scores
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> params = {"first": jax.random.normal(jax.random.key(0), (4, 20)), "second": jnp.ones((20, 3))}
+    >>> params, optimizer, mask = sparsify(
+    ...     scores.synflow, apply, params, jnp.zeros((8, 4)), optax.adam(1e-3), density=0.1, rounds=100
+    ... )
+    >>> int(masks.count(mask)), sum(int(jnp.count_nonzero(leaf)) for leaf in params.values())
+    (14, 14)
+    """
+    data = replayable(data)
+    chosen = ChosenLeaves.read(prunable or traced(apply, params, state).kernels(first_inputs(data)), params)
+
+    def score_of_round(masked: Params, key: Key | None) -> Scores:
+        options = {} if key is None else {"key": key}
+        return score(apply, masked, data, state=state, prunable=chosen, **options)
+
+    mask = prune(
+        score_of_round,
+        params,
+        density=density,
+        rounds=rounds,
+        scope=scope,
+        key=key,
+        prunable=chosen,
+        progress=progress,
+    )
+    return Sparse(masks.apply_mask(mask, params), masks.freeze(optimizer, mask), mask)
 
 
 class Ticket(NamedTuple):

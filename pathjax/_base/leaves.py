@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from jax.tree_util import keystr, tree_flatten_with_path
-
-from pathjax.types import Params, Prunable
 
 __all__ = ["ChosenLeaves"]
 
@@ -28,7 +27,7 @@ class ChosenLeaves:
         return keystr(key_path) in self.names
 
     @classmethod
-    def read(cls, prunable: Prunable, params: Params) -> ChosenLeaves:
+    def read(cls, prunable: Callable[[tuple[Any, ...], Any], bool], params: Any) -> ChosenLeaves:
         """The leaves of `params` that a predicate chooses."""
         if isinstance(prunable, cls):
             return prunable

@@ -225,6 +225,11 @@ class Trace(NamedTuple):
     closed: ClosedJaxpr
     result: Any
 
+    def __call__(self, *arguments: Any) -> Any:
+        """The result for arguments of the types that were traced, without a call of the function."""
+        results = jaxpr_as_fun(self.closed)(*map(jnp.asarray, jax.tree.leaves(arguments)))
+        return jax.tree.unflatten(jax.tree.structure(self.result), results)
+
 
 def trace(function: Callable[..., Any], *arguments_like: Any) -> Trace:
     """The equations of `function(*arguments)`; only shapes and dtypes are read."""

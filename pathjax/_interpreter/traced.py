@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_apart
@@ -105,10 +104,7 @@ class TracedNetwork:
 
     def outputs(self, params: Params, x: Any) -> Any:
         """What `apply` returns, of any shape."""
-        traced_whole = self._whole(x, params)
-        arguments = (*jax.tree.leaves(params), *jax.tree.leaves(self.state), *jax.tree.leaves(x))
-        results = jaxpr_as_fun(traced_whole.closed)(*map(jnp.asarray, arguments))
-        return jax.tree.unflatten(jax.tree.structure(traced_whole.result), results)
+        return self._whole(x, params)(params, self.state, x)
 
     def outputs_like(self, x: Any, params: Params | None = None) -> Any:
         """Shape and dtype of each array that `apply` returns."""

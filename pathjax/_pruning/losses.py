@@ -17,7 +17,16 @@ from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax.types import Params
 
-__all__ = ["Batches", "Loss", "LossFn", "check_labels", "curvature_product", "mean_gradient", "replayable"]
+__all__ = [
+    "Batches",
+    "Loss",
+    "LossFn",
+    "check_labels",
+    "curvature_product",
+    "first_inputs",
+    "mean_gradient",
+    "replayable",
+]
 
 LossFn: TypeAlias = Callable[[Any, Any], jax.Array]
 """`loss(outputs, targets)`, the mean loss of n examples with the outputs of `apply` and targets of any kind."""
@@ -72,6 +81,15 @@ def curvature_product(
 def replayable(batches: Batches) -> Batches:
     """The batches in a form that can be read more than once: an iterator is read into a list."""
     return list(batches) if isinstance(batches, Iterator) else batches
+
+
+def first_inputs(data: Any) -> Any:
+    """The inputs that come first in what a score reads: an array of inputs, an iterable of such, or of batches."""
+    if hasattr(data, "shape"):
+        return data
+    for batch in _each(data):
+        return batch if hasattr(batch, "shape") else jax.tree.map(jnp.asarray, _pair(batch)[0])
+    raise ValueError("`data` has no batches. Give at least one; an iterator that was read before is empty.")
 
 
 def check_labels(labels: Array, outputs: int) -> None:

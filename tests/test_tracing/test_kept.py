@@ -1,5 +1,6 @@
 """What was traced and compiled serves functions of equal content, and is let go with what it was made for."""
 
+import collections
 import functools
 import gc
 import types
@@ -92,7 +93,7 @@ def test_what_the_network_reads_may_change_between_calls(change):
     model.kernel[...] = jnp.ones((3, 4))
     module = types.ModuleType("user")
     exec("SCALE = 1.0\nread = lambda params, x: SCALE * apply(params, x)", module.__dict__)
-    module.apply = apply
+    module.__dict__["apply"] = apply
     functions = {
         "list": (lambda params, x: items[0] * apply(params, x), lambda: items.__setitem__(0, 2.0)),
         "dict": (lambda params, x: table["scale"] * apply(params, x), lambda: table.update(scale=2.0)),
@@ -113,7 +114,7 @@ def test_what_the_network_reads_may_change_between_calls(change):
 
 
 def test_a_lambda_made_anew_is_traced_once():
-    traces = []
+    traces: list[tuple[int, ...]] = []
 
     def counted(params, x):
         traces.append(x.shape)
@@ -167,7 +168,7 @@ def test_second_calls_neither_trace_nor_compile():
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_programs_go_with_what_they_were_made_for(size, monkeypatch):
     monkeypatch.setattr(programs, "_SMALL", 2**10)
-    monkeypatch.setattr(programs, "_LATEST", programs.collections.OrderedDict())
+    monkeypatch.setattr(programs, "_LATEST", collections.OrderedDict())
     array = jnp.ones((3, 3)) if size == "small" else jnp.ones((3, 100))
 
     def captures(params, x):
