@@ -51,7 +51,9 @@ class Dense(nn.Module):
 
 
 def key(function):
-    return content(function).key
+    read = content(function)
+    assert read is not None
+    return read.key
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_a_lambda_made_anew_is_traced_once():
 
 
 def test_a_score_made_anew_is_compiled_once():
-    traces = []
+    traces: list[tuple[int, ...]] = []
 
     def counted(params):
         traces.append(None)
