@@ -131,7 +131,7 @@ def test_a_score_made_anew_is_compiled_once():
     traces: list[tuple[int, ...]] = []
 
     def counted(params):
-        traces.append(None)
+        traces.append(())
         return jax.tree.map(jnp.abs, params)
 
     for density in (0.5, 0.25):
