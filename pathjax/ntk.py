@@ -307,8 +307,7 @@ def _kernel(
             f"Each example of `x1` meets the one of `x2` in its place, but there are {len(x1)} and {len(x2)}. Pass as "
             "many, or take all pairs of examples by `ntk.empirical`."
         )
-    if mask is not None:
-        check_mask(mask, params)
+    mask = check_mask(mask, params)
     weights = params if mask is None else kept_weights(mask, params)
     network = traced(apply, params)
     for name, x in (("x1", x1), ("x2", x2)):

@@ -225,15 +225,13 @@ def lottery_ticket(
         starts = _drawn(reinitialize, params, init_key)
     elif rewind > 0:
         early = train(params, mask, 0, rewind, _folded(key, 0))
-        check_like(early, params, name="train")
-        starts = itertools.repeat(early)
+        starts = itertools.repeat(check_like(early, params, name="train"))
     else:
         starts = itertools.repeat(params)
     for level, kept in enumerate(counts, start=1):
         start = masks.apply_mask(mask, next(starts))
         trained = train(start, mask, rewind, steps, _folded(key, level))
-        check_like(trained, params, name="train")
-        sizes = jax.tree.map(jnp.abs, trained)
+        sizes = jax.tree.map(jnp.abs, check_like(trained, params, name="train"))
         try:
             mask = masks.keep_largest(sizes, kept, scope=scope, prunable=prunable, within=mask)
         except ValueError as error:
@@ -258,7 +256,7 @@ def _round(
     """The mask after one more round, and the rankings that decided it, whose scores are not checked yet."""
     round_key = _folded(key, round_)
     scores = score(masks.apply_mask(mask, params), round_key)
-    check_like(scores, params, name="score")
+    scores = check_like(scores, params, name="score")
     return selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
 
 
@@ -305,8 +303,7 @@ def _drawn(reinitialize: InitFn, params: Params, key: Key) -> Iterator[Params]:
     """New random weights at each step of the iterator."""
     for number in itertools.count():
         drawn = reinitialize(jax.random.fold_in(key, number))
-        check_like(drawn, params, name="reinitialize")
-        yield drawn
+        yield check_like(drawn, params, name="reinitialize")
 
 
 def _levels(density: Real, pruned: Real) -> tuple[float, ...]:

@@ -179,7 +179,7 @@ def force(
     >>> force(lambda params, x: x @ params["kernel"], params, [(x, y)], mask=mask)["kernel"].round(3).tolist()
     [[0.167, 0.061, 0.045], [0.0, 0.0, 0.0]]
     """
-    check_mask(mask, params)
+    mask = check_mask(mask, params)
     params = jax.tree.map(wide, params)
     network = traced(bound(apply, state), params)
     gradient = mean_gradient(network, kept_weights(mask, params), batches, loss=loss)
@@ -510,8 +510,7 @@ def _zero_unscored(tree: Params, prunable: Prunable | None) -> Params:
 def _kept_mask(params: Params, mask: Mask | None, prunable: Prunable | None) -> Mask:
     """The mask, or if it is None: False for weights of 0 in prunable leaves (by default of two or more axes)."""
     if mask is not None:
-        check_mask(mask, params)
-        return mask
+        return check_mask(mask, params)
     leaves, structure = tree_flatten_with_path(params)
     is_prunable = [prunable(path, leaf) if prunable else jnp.ndim(leaf) >= 2 for path, leaf in leaves]
     nonzero = [(leaf != 0) | (not may_prune) for (_, leaf), may_prune in zip(leaves, is_prunable, strict=True)]

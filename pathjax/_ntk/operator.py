@@ -132,8 +132,7 @@ def operator(
     check_params(params)
     check_inputs(x=x)
     check_batch_size(batch_size)
-    if mask is not None:
-        check_mask(mask, params)
+    mask = check_mask(mask, params)
     kernel = Operator(params, mask, x, traced(apply, params), batch_size)
     check_outputs(kernel.network, _kept(kernel, params), x, "x")
     return kernel
