@@ -432,7 +432,8 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
     check_like(right.params, left.params, name="right.params", like_name="left.params")
-    if jax.tree.structure(right.params) != jax.tree.structure(left.params):
+    structures: list[Any] = [jax.tree.structure(kernel.params) for kernel in (left, right)]
+    if structures[0] != structures[1]:
         raise ValueError(
             "The weights of the two kernels have the same names, but lie in containers of different types, such as a "
             "dict and a FrozenDict. Build both kernels from weights in the same containers."

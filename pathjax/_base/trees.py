@@ -53,6 +53,7 @@ def check_like(tree: Any, like: Any, *, name: str, like_name: str = "params", le
     Nodes of `like` of the type `left_out` stand for parts of the tree that are not there; leaves of `tree` at these
     places are dropped.
     """
+    structure: Any
     leaves, structure = tree_flatten_with_path(tree)
     like_leaves, like_structure = tree_flatten_with_path(like)
     if structure != like_structure:
