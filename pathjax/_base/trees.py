@@ -109,12 +109,12 @@ def _matched(paths: list[Any], like_paths: list[Any]) -> list[int] | None:
 def _outside(leaves: list[Any], like: Any, left_out: type) -> list[Any]:
     """The leaves without those at or below the nodes of `like` of the type `left_out`."""
     nodes = tree_flatten_with_path(like, is_leaf=lambda node: isinstance(node, left_out))[0]
-    holes = {_names(path) for path, node in nodes if isinstance(node, left_out)}
-    return [
-        (path, leaf)
-        for path, leaf in leaves
-        if not any(_names(path)[:length] in holes for length in range(len(path) + 1))
-    ]
+    holes = {spell(path) for path, node in nodes if isinstance(node, left_out) for spell in (_names, plain_path)}
+
+    def is_left_out(names: tuple[Any, ...]) -> bool:
+        return any(names[:length] in holes for length in range(len(names) + 1))
+
+    return [(path, leaf) for path, leaf in leaves if not (is_left_out(_names(path)) or is_left_out(plain_path(path)))]
 
 
 def _first_difference(leaves: list[Any], like_leaves: list[Any], name: str, like_name: str) -> str:

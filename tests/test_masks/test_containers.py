@@ -39,7 +39,7 @@ DENSE = jax.random.normal(jax.random.key(0), (3, 4))
 WEIGHTS = {"bias": jnp.ones(4), "kernel": DENSE}
 
 # trees of the same names, which differ in their containers alone
-SAME = {
+SAME: dict[str, list[Any]] = {
     "dicts": [
         {"one": WEIGHTS},
         freeze({"one": WEIGHTS}),
@@ -102,7 +102,8 @@ def problem():
     params = {"bias": jnp.ones(4), "a": jax.random.normal(keys[0], (3, 4)), "c": jax.random.normal(keys[1], (4, 2))}
     mask = masks.from_scores(scores.random(params, key=keys[2]), density=0.7)
     # a mask of the same names whose leaves are in another order
-    return params, mask, OrderedDict(bias=mask["bias"], c=mask["c"], a=mask["a"])
+    turned: Any = OrderedDict(bias=mask["bias"], c=mask["c"], a=mask["a"])
+    return params, mask, turned
 
 
 READERS = {
@@ -133,7 +134,7 @@ def test_every_function_takes_a_mask_in_other_containers(name):
 def test_a_score_may_come_in_other_containers():
     params, _, _ = problem()
     magnitude = lambda params, key: jax.tree.map(jnp.abs, params)  # noqa: E731
-    turned = lambda params, key: FrozenDict(magnitude(params, key))  # noqa: E731
+    turned: Any = lambda params, key: FrozenDict(magnitude(params, key))  # noqa: E731
     expected, got = (pruning.prune(score, params, density=0.4, rounds=3) for score in (magnitude, turned))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
 

@@ -1,5 +1,7 @@
 """Seeds stacked on a leading axis: each is treated alone, as under `jax.vmap`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,14 +55,12 @@ def test_descriptions_are_those_of_each_seed(form):
         np.testing.assert_array_equal(got, jax.vmap(describe)(left))
         np.testing.assert_array_equal(got, [describe(seed) for seed in seeds])
         np.testing.assert_array_equal(got, jax.jit(lambda mask, f=describe: f(mask, stacked=True))(left))
-    got = masks.overlap(left, right, stacked=True)
-    jax.tree.map(np.testing.assert_array_equal, got, jax.vmap(masks.overlap)(left, right))
-    rows = masks.statistics(left, stacked=True)
+    overlaps = masks.overlap(left, right, stacked=True)
+    jax.tree.map(np.testing.assert_array_equal, overlaps, jax.vmap(masks.overlap)(left, right))
+    rows: Any = masks.statistics(left, stacked=True)
     for seed, mask in enumerate(seeds):
-        alone = masks.statistics(mask)
-        assert [(row.path, row.kept[seed], row.size, row.density[seed]) for row in rows] == [
-            tuple(row) for row in alone
-        ]
+        of_seed = [(row.path, row.kept[seed], row.size, row.density[seed]) for row in rows]
+        assert of_seed == [tuple(row) for row in masks.statistics(mask)]
 
 
 def test_a_density_of_stacked_seeds_is_not_that_of_their_biases():
