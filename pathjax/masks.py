@@ -26,17 +26,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+from jax.tree_util import tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pathjax._base.network import kept_weights
 from pathjax._base.trees import check_boolean, check_like, check_mask, key_paths
 from pathjax._pruning import selection
-from pathjax._pruning.apportionment import apportion
+from pathjax._pruning.apportionment import check_scope, kept_counts
 from pathjax._pruning.files import load, save
 from pathjax._pruning.freezing import freeze
-from pathjax._pruning.kernels import is_kernel
+from pathjax._pruning.kernels import is_kernel, prunable_leaves
 from pathjax.types import Key, Mask, Params, Prunable, Scores
 
 __all__ = [
@@ -58,8 +58,6 @@ __all__ = [
     "shuffle",
     "statistics",
 ]
-
-_SCOPES = ("global", "local", "uniform", "erk")
 
 
 def from_scores(
@@ -147,63 +145,6 @@ def _select(
     return selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
 
 
-def kept_counts(params: Params, *, density: float, scope: str = "global", prunable: Prunable = is_kernel) -> np.ndarray:
-    """How many weights a density keeps: one integer for scope "global", else one for each prunable leaf (l,).
-
-    The scopes are those of `from_scores`. Only the shapes of `params` are read.
-
-    Raises ValueError where the density is outside (0, 1] or so low that it keeps no weight at all or, with other scopes
-    than "global", none of some leaf that is not empty; and where no leaf is prunable.
-
-    >>> import jax.numpy as jnp
-    >>> params = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2)), "third": jnp.ones((40, 50))}
-    >>> kept_counts(params, density=0.1).item()
-    202
-    >>> for scope in ("local", "uniform", "erk"):
-    ...     print(kept_counts(params, density=0.1, scope=scope))
-    [  2   1 200]
-    [  1   1 200]
-    [ 15  10 177]
-    """
-    _check_scope(scope)
-    selection.check_density(density)
-    leaves = [(keystr(path), jnp.shape(leaf)) for path, leaf in _prunable_leaves(params, prunable)]
-    sizes = [math.prod(shape) for _, shape in leaves]
-    size = sum(sizes)
-    if size == 0:
-        raise ValueError(
-            "`prunable` leaves no weight to prune. By default kernels are prunable, as `masks.is_kernel` tells them by "
-            "name and shape; pass prunable=lambda key_path, leaf: ... to choose other leaves."
-        )
-    if size > np.iinfo(np.int32).max:
-        raise ValueError(f"At most 2**31 - 1 prunable weights can be ranked; these are {size}.")
-    total = _rounded(density, size, "the prunable weights")
-    if scope == "global":
-        return np.asarray(total, np.int32)
-    if scope == "local":
-        return np.asarray(
-            [_rounded(density, size, path) for (path, _), size in zip(leaves, sizes, strict=True)], np.int32
-        )
-    filled = sum(size > 0 for size in sizes)
-    if total < filled:
-        raise ValueError(
-            f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, each of "
-            f'which keeps one or more with scope "{scope}". The smallest possible density is about {filled / size:.3g}.'
-        )
-    shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
-    return np.asarray(apportion(total, shares, sizes), np.int32)
-
-
-def _rounded(density: float, size: int, group: str) -> int:
-    kept = round(float(density) * size)
-    if size > 0 and kept == 0:
-        raise ValueError(
-            f"density {density} keeps none of {group}, {size} in number. "
-            f"The smallest density that keeps one is about {1.0 / size:.3g}."
-        )
-    return kept
-
-
 def keep_largest(
     scores: Scores,
     counts: ArrayLike,
@@ -225,7 +166,7 @@ def keep_largest(
     >>> masks["kernel"].astype(int).tolist()
     [[[0, 0], [0, 1], [0, 0]], [[1, 0], [0, 1], [0, 1]]]
     """
-    _check_scope(scope)
+    check_scope(scope)
     mask, contests = selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
     for contest in contests:
         selection.check(contest)
@@ -271,7 +212,7 @@ def count(mask: Mask, *, prunable: Prunable = is_kernel, stacked: bool = False) 
     if stacked:
         _check_stacked(mask, name="mask")
         return jax.vmap(functools.partial(count, prunable=prunable))(mask)
-    kept = [jnp.sum(leaf, dtype=jnp.int32) for _, leaf in _prunable_leaves(mask, prunable)]
+    kept = [jnp.sum(leaf, dtype=jnp.int32) for _, leaf in prunable_leaves(mask, prunable)]
     return sum(kept, start=jnp.zeros((), jnp.int32))
 
 
@@ -292,7 +233,7 @@ def density(mask: Mask, *, prunable: Prunable = is_kernel, stacked: bool = False
         check_boolean(mask, name="mask")
         _check_stacked(mask, name="mask")
         return jax.vmap(functools.partial(density, prunable=prunable))(mask)
-    size = sum(leaf.size for _, leaf in _prunable_leaves(mask, prunable))
+    size = sum(leaf.size for _, leaf in prunable_leaves(mask, prunable))
     return count(mask, prunable=prunable) / size if size else jnp.ones(())
 
 
@@ -367,7 +308,7 @@ def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel, stacked:
         _check_stacked(left, name="left")
         return jax.vmap(functools.partial(overlap, prunable=prunable))(left, right)
     kept, shared, expected = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(())
-    for (_, a), (_, b) in zip(_prunable_leaves(left, prunable), _prunable_leaves(right, prunable), strict=True):
+    for (_, a), (_, b) in zip(prunable_leaves(left, prunable), prunable_leaves(right, prunable), strict=True):
         kept_by_a, kept_by_b = jnp.sum(a, dtype=jnp.int32), jnp.sum(b, dtype=jnp.int32)
         kept, shared = kept + kept_by_a + kept_by_b, shared + jnp.sum(a & b, dtype=jnp.int32)
         expected = expected + kept_by_a * (kept_by_b / max(jnp.size(a), 1))
@@ -454,12 +395,3 @@ def _check_stacked(tree: Any, *, name: str) -> None:
                 f"{first_path} has shape {jnp.shape(first)} and {path} has {jnp.shape(leaf)}. Stack whole networks, as "
                 "`jax.vmap` over their seeds does, or leave out `stacked` for a single network."
             )
-
-
-def _prunable_leaves(tree: Any, prunable: Prunable) -> list[tuple[Any, Any]]:
-    return [(path, leaf) for path, leaf in tree_flatten_with_path(tree)[0] if prunable(path, leaf)]
-
-
-def _check_scope(scope: str) -> None:
-    if scope not in _SCOPES:
-        raise ValueError(f'Unknown scope "{scope}". The scopes are {", ".join(_SCOPES)}.')

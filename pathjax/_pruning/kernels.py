@@ -6,10 +6,12 @@ import re
 from typing import Any
 
 import jax.numpy as jnp
+from jax.tree_util import tree_flatten_with_path
 
 from pathjax._base.trees import plain_path
+from pathjax.types import Prunable
 
-__all__ = ["is_kernel"]
+__all__ = ["is_kernel", "prunable_leaves"]
 
 # Last words of the names of leaves that are added to activations, scale them along one axis, are looked up, or are
 # statistics.
@@ -70,6 +72,11 @@ def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
         is_lookup = "kernel" not in words and _LOOKUP.search(module) and len(shape) == 2
         return not is_scale and not is_lookup
     return long_axes >= 2 or (len(shape) == 2 and words not in (["b"], ["g"]))
+
+
+def prunable_leaves(tree: Any, prunable: Prunable) -> list[tuple[Any, Any]]:
+    """The leaves that `prunable` chooses, with their key paths."""
+    return [(path, leaf) for path, leaf in tree_flatten_with_path(tree)[0] if prunable(path, leaf)]
 
 
 def _module_and_name(key_path: tuple[Any, ...]) -> tuple[str, str]:

@@ -41,7 +41,7 @@ def test_a_network_is_pruned_trained_saved_and_loaded(method, tmp_path):
 
     # prune, with batch norm and dropout in evaluation mode
     model.eval()
-    graphdef, params, state = nnx.split(model, nnx.Param, ...)
+    graphdef, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
 
     def apply(params, state, x):
         return nnx.merge(graphdef, params, state)(x)
