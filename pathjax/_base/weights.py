@@ -43,9 +43,9 @@ def check_weights(params: Any) -> None:
     """Raise unless all leaves of `params` are floating-point arrays and none is known to be no weight.
 
     Raises TypeError for leaves that are no arrays, such as the functions of an Equinox model, and ValueError for
-    PRNG keys, for arrays that are not floating-point, for the whole variables of a Flax linen model with its batch
-    statistics, and for an NNX model or state that holds variables of other types than `nnx.Param`. The message names
-    the key path, and the remedy for the framework. Reads types, names and dtypes only, so works while tracing.
+    PRNG keys, for arrays that are not floating-point, for all variables of a Flax linen model with its batch statistics
+    among them, and for an NNX model or state that holds batch statistics, caches or random state. The message names the
+    key path and the remedy for the framework. Only types, names and dtypes are read, so this works while tracing.
     """
     if isinstance(params, Mapping):
         collections = [name for name in _COLLECTIONS if name in params]

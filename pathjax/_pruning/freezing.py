@@ -85,5 +85,5 @@ def _check_pruned(mask: Mask, params: Params) -> None:
                 f"The weights handed to `init` are not masked: {nonzero} of the pruned ones at {keystr(path)} are not "
                 "0, and a frozen optimizer would leave them as they are for ever. Begin with params = "
                 "masks.apply_mask(mask, params), and use these weights from there on (for a Flax NNX model: "
-                "nnx.update(model, masks.apply_mask(mask, nnx.state(model, nnx.Param)))."
+                "nnx.update(model, masks.apply_mask(mask, nnx.state(model, nnx.Param))))."
             )
