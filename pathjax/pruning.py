@@ -225,7 +225,8 @@ def lottery_ticket(
         starts = _drawn(reinitialize, params, init_key)
     elif rewind > 0:
         early = train(params, mask, 0, rewind, _folded(key, 0))
-        starts = itertools.repeat(check_like(early, params, name="train"))
+        early = check_like(early, params, name="train")
+        starts = itertools.repeat(early)
     else:
         starts = itertools.repeat(params)
     for level, kept in enumerate(counts, start=1):
