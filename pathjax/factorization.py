@@ -198,6 +198,7 @@ def factorize(
     x = jnp.asarray(x)
     _check_chunk(chunk)
     network = traced(apply, params)
+    mask = check_mask(mask, params)
     _check_network(network, params, x, mask)
     kernel = path_kernel(network, params, x, mask=mask)
     pairs = top_eigenpairs(kernel, rank, key=key)
@@ -249,6 +250,7 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
            [0., 2.]], dtype=float64)
     """
     x, network = jnp.asarray(x), traced(apply, params)
+    mask = check_mask(mask, params)
     _check_network(network, params, x, mask)
     leaves, structure = jax.tree.flatten(params)
     masks = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
@@ -474,7 +476,6 @@ def _check_chunk(chunk: int) -> None:
 def _check_network(network: TracedNetwork, params: Params, x: jax.Array, mask: Mask | None) -> None:
     """Raise if the mask or shapes do not fit, or, unless traced, if kept weights or inputs are not finite."""
     if mask is not None:
-        check_mask(mask, params)
         masks = jax.tree.leaves(mask)
         if all(map(is_concrete, masks)) and not any(np.asarray(leaf).any() for leaf in masks):
             raise ValueError("`mask` prunes every weight, so the NTK is zero. Keep at least one weight.")

@@ -23,7 +23,7 @@ from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
-from pathjax._base.trees import check_like, wide
+from pathjax._base.trees import check_like, check_mask, wide
 from pathjax._interpreter.lifting import (
     absolute_power,
     check_finite,
@@ -99,6 +99,7 @@ def path_kernel(
     >>> round(float(part.trace() * jnp.exp(part.log_scale)), 4)  # 2 paths to output 2, each 2²
     8.0
     """
+    mask = check_mask(mask, params)
     masked = lift_weights(params, wide, mask)
     check_finite(params, mask, squared=True)
     leaves = tree_flatten_with_path(params)[0]
@@ -431,6 +432,12 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
     check_like(right.params, left.params, name="right.params", like_name="left.params")
+    structures: list[Any] = [jax.tree.structure(kernel.params) for kernel in (left, right)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "The weights of the two kernels have the same names, but lie in containers of different types, such as a "
+            "dict and a FrozenDict. Build both kernels from weights in the same containers."
+        )
     if left.network != right.network:
         raise ValueError(
             "The two kernels are of different functions `apply`, whose paths, and the constants on them, may differ. "

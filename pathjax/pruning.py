@@ -345,10 +345,8 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
                 "and the state after training."
             )
         trained, after = result
-        check_like(after, state, name="the state that `train` returned", like_name="state")
-        state = after
-    check_like(trained, params, name="train")
-    return trained, state
+        state = check_like(after, state, name="the state that `train` returned", like_name="state")
+    return check_like(trained, params, name="train"), state
 
 
 def _round(
@@ -366,7 +364,7 @@ def _round(
     """The mask after one more round, and the rankings that decided it, whose scores are not checked yet."""
     round_key = _folded(key, round_)
     scores = score(masks.apply_mask(mask, params), round_key)
-    check_like(scores, params, name="score")
+    scores = check_like(scores, params, name="score")
     return selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
 
 
@@ -395,8 +393,7 @@ def _drawn(reinitialize: InitFn, params: Params, key: Key) -> Iterator[Params]:
     """New random weights at each step of the iterator."""
     for number in itertools.count():
         drawn = reinitialize(jax.random.fold_in(key, number))
-        check_like(drawn, params, name="reinitialize")
-        yield drawn
+        yield check_like(drawn, params, name="reinitialize")
 
 
 def _levels(density: Real, pruned: Real) -> tuple[float, ...]:

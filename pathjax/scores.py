@@ -197,7 +197,7 @@ def force(
     >>> force(lambda params, x: x @ params["kernel"], params, [(x, y)], mask=mask)["kernel"].round(3).tolist()
     [[0.167, 0.061, 0.045], [0.0, 0.0, 0.0]]
     """
-    check_mask(mask, params)
+    mask = check_mask(mask, params)
     params = jax.tree.map(wide, params)
     network = traced(apply, params, state)
     gradient = mean_gradient(network, kept_weights(mask, params), batches, loss=_loss(loss, has_aux))
@@ -570,8 +570,7 @@ def _zero_where_not(is_scored: tuple[bool, ...], tree: Params) -> Params:
 def _kept_mask(network: TracedNetwork, params: Params, x: Any, mask: Mask | None, prunable: Prunable | None) -> Mask:
     """The mask, or if it is None: False for weights of 0 in prunable leaves, by default in the network's kernels."""
     if mask is not None:
-        check_mask(mask, params)
-        return mask
+        return check_mask(mask, params)
     may_prune = prunable or network.kernels(x)
     leaves, structure = tree_flatten_with_path(params)
     return jax.tree.unflatten(structure, [(leaf != 0) | (not may_prune(path, leaf)) for path, leaf in leaves])

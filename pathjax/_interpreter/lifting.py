@@ -344,7 +344,7 @@ def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -
     """φ(θ) of the kept weights; zero for pruned ones."""
     if mask is None:
         return jax.tree.map(lambda leaf: phi(jnp.asarray(leaf)), params)
-    check_mask(mask, params)
+    mask = check_mask(mask, params)
     # φ is given 1 in place of a pruned weight, which may be infinite or NaN and would make derivatives NaN
     return jax.tree.map(lambda leaf, kept: jnp.where(kept, phi(jnp.where(kept, leaf, 1)), 0), params, mask)
 
@@ -355,7 +355,7 @@ def check_finite(params: Params, mask: Mask | None, *, squared: bool = False) ->
     With `squared`, the weight's square in single precision or wider must be finite too.
     """
     leaves = tree_flatten_with_path(params)[0]
-    masks = [True] * len(leaves) if mask is None else jax.tree.leaves(mask)
+    masks = [True] * len(leaves) if mask is None else jax.tree.leaves(check_mask(mask, params))
     for (path, leaf), kept in zip(leaves, masks, strict=True):
         if not is_concrete(leaf) or not is_concrete(kept):
             continue

@@ -12,6 +12,7 @@ from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_apart
 from pathjax._base.programs import Kept, kept_for, reference
 from pathjax._base.trees import key_paths
+from pathjax._base.weights import check_weights
 from pathjax._interpreter.examples import mixtures
 from pathjax._interpreter.jaxpr import (
     Program,
@@ -66,6 +67,7 @@ class TracedNetwork:
     """
 
     def __init__(self, apply: ApplyFn, params: Params, state: State = None) -> None:
+        check_weights(params)
         leaves, structure = jax.tree.flatten(params)
         self.apply = apply
         self.state = state

@@ -136,8 +136,7 @@ def operator(
     check_params(params)
     check_inputs(x=x)
     check_batch_size(batch_size)
-    if mask is not None:
-        check_mask(mask, params)
+    mask = check_mask(mask, params)
     kernel = Operator(params, mask, x, traced(apply, params, state), batch_size)
     kernel.network.check_outputs(_kept(kernel, params), x, "x")
     return kernel

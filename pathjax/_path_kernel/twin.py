@@ -94,8 +94,7 @@ class PathKernel:
 
         Raises ValueError unless the tree has the structure of `params`.
         """
-        check_like(tree, self.params, name="tree")
-        return cross(self, self)(tree)
+        return cross(self, self)(check_like(tree, self.params, name="tree"))
 
     def diagonal(self) -> Params:
         """diag(G)_i = ∂R₂/∂u_i, plus u_i ∂²R₂/∂u_i² for tied weights, as a tree like `params`.
