@@ -155,12 +155,15 @@ def _labelled(network: TracedNetwork, params: Params, batches: Batches, loss: Lo
     for batch in _each(batches):
         x, y = (jax.tree.map(jnp.asarray, part) for part in _pair(batch))
         n = batch_length(x)
-        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(y)}
-        if lengths - {(n,)}:
+        shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(y)}
+        # without a loss of the user's the targets are labels, one for each example
+        if {shape[: None if loss.check is not None else 1] for shape in shapes} - {(n,)}:
             x_shapes, y_shapes = (", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(part)) for part in (x, y))
             raise ValueError(
                 "In a batch (x, y), y must hold one label for each example of x, (n,) for (n, ...), or one target, "
-                f"(n, ...): the shapes are {y_shapes} and {x_shapes}."
+                f"(n, ...): the shapes are {y_shapes} and {x_shapes}. For targets of another shape than (n,) pass a "
+                "`loss` of your own; for logits (n, ..., o) it is lambda logits, labels: "
+                "scores.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.ravel())."
             )
         if n == 0:
             continue
