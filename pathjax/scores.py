@@ -36,7 +36,7 @@ from pathjax._base.network import bound, kept_weights
 from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import traced
-from pathjax._pruning.flows import flow, log_gram_of_outputs, mean_input, relative
+from pathjax._pruning.flows import flow, log_gram_of_outputs, mean_input
 from pathjax._pruning.losses import Batches, LossFn, check_labels, curvature_product, mean_gradient, replayable
 from pathjax.path_kernel import path_kernel
 from pathjax.types import AnyArray, Key, Mask, Params, Prunable, Real, Scores, XLike
@@ -373,12 +373,12 @@ def path_kernel_trace(
     keep, params = _kept_mask(params, mask, prunable), jax.tree.map(wide, params)
     network = traced(bound(apply, state), params)
 
-    def trace(params: Params) -> Array:
-        return path_kernel(network, params, x_like, mask=keep, where=prunable).trace()
+    def log_trace(params: Params) -> Array:
+        return path_kernel(network, params, x_like, mask=keep, where=prunable).log_trace()
 
-    total, slopes = jax.value_and_grad(trace)(params)
+    slopes = jax.grad(log_trace)(params)
     # θ ⊙ ∂/∂θ = 2 u ⊙ ∂/∂u for u = θ²
-    return _zero_unscored(relative(multiply(params, slopes), 2 * total), prunable)
+    return _zero_unscored(jax.tree.map(lambda leaf, slope: leaf * slope / 2, params, slopes), prunable)
 
 
 def px(
