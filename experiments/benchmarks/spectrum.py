@@ -73,7 +73,7 @@ def eigenpairs(of: Problem) -> str:
     compiled = jax.jit(find).lower(of.kernel, key=jax.random.key(0)).compile()
     compilation = time.perf_counter() - begin
     begin = time.perf_counter()
-    values, vectors, _ = jax.block_until_ready(compiled(of.kernel, key=jax.random.key(0)))
+    values, vectors, *_ = jax.block_until_ready(compiled(of.kernel, key=jax.random.key(0)))
     line = _line(f"top {_RANK}", time.perf_counter() - begin, of)
     multiply = jax.jit(lambda kernel, tree: kernel.matvec(tree))
     residuals = []

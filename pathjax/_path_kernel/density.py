@@ -148,7 +148,8 @@ class SpectralDensity(NamedTuple):
             errors = estimates.mean(densities - density * nonzero_shares / unit)
             return density, errors.standard_error, jnp.mean(below)
 
-        return BroadenedDensity(points, *lax.map(at_point, points), 1 - nonzero_share)
+        density, standard_error, cumulative = lax.map(at_point, points)
+        return BroadenedDensity(points, density, standard_error, cumulative, 1 - nonzero_share)
 
     def __repr__(self) -> str:
         """The sizes, such as `SpectralDensity(samples=4, order=20)`; batch axes come first."""
