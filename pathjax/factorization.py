@@ -28,7 +28,7 @@ from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg.eigenpairs import log_positive
 from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error, svd
 from pathjax._ntk.matrix import square_matrix
-from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero, roots, scaled_eigenvalues
+from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero, logarithms, roots, scaled_eigenvalues
 from pathjax._path_kernel.twin import in_true_units, restricted
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params
@@ -56,25 +56,32 @@ class Factorization(NamedTuple):
     Attributes:
         eigenvalues: (r,) the λ_i of Π, descending; zero beyond the rank of G. May overflow in float32.
         data_modes: (n, o, r) the b_i, each determined up to its sign; zero where the eigenvalue is zero.
-        log_eigenvalues: (r,) natural logarithms of the λ_i, at any depth; −∞ beyond the rank of G.
         trace: () Tr Θ, of all terms.
         layer_traces: a tree like `params` with Tr Θ_ℓ, (), at each leaf ℓ, where Θ = Σ_ℓ Θ_ℓ.
         layer_shares: a tree like `params` with the share of each mode, (r,), at each leaf: the squared norm of the
             leaf's entries in the unit eigenvector of G. The shares of a mode sum to 1 over the leaves, or to 0 if its
             eigenvalue is zero. Over all modes, Σ_i λ_i times a leaf's share is the trace of its part of Π.
+        scaled_eigenvalues: (r,) for internal use: the λ_i / 2^`exponent`, which stay within the format.
+        exponent: () for internal use: a whole number.
     """
 
     eigenvalues: Float[Array, " r"]
     data_modes: Float[Array, "n o r"]
-    log_eigenvalues: Float[Array, " r"]
     trace: Float[Array, ""]
     layer_traces: Params
     layer_shares: Params
+    scaled_eigenvalues: Float[Array, " r"]
+    exponent: Float[Array, ""]
 
     @property
     def log_scale(self) -> Float[Array, ...]:
         """Always 0: all fields are in true units, and an eigenvalue times exp(`log_scale`) is the eigenvalue itself."""
         return jnp.zeros_like(self.trace)
+
+    @property
+    def log_eigenvalues(self) -> Float[Array, "... r"]:
+        """Natural logarithms of the λ_i, at any depth; −∞ where the eigenvalue is zero."""
+        return logarithms(self.eigenvalues, self.scaled_eigenvalues, self.exponent[..., None])
 
     @property
     def weighted_modes(self) -> Float[Array, "... n o r"]:
@@ -219,10 +226,11 @@ def factorize(
     return Factorization(
         eigenvalues=jnp.where(nonzero, pairs.eigenvalues, 0.0),
         data_modes=_over_root_of_unit(kernel, products * inverse_roots(scaled)[None, None, :].astype(products.dtype)),
-        log_eigenvalues=jnp.where(nonzero, pairs.log_eigenvalues, -jnp.inf),
         trace=sum(jax.tree.leaves(traces), start=jnp.zeros((), products.dtype)),
         layer_traces=traces,
         layer_shares=jax.tree.map(lambda leaf: _squared_norms(leaf) * nonzero, pairs.eigenvectors),
+        scaled_eigenvalues=jnp.where(nonzero, scaled, 0.0),
+        exponent=kernel.exponent,
     )
 
 
@@ -406,7 +414,7 @@ def _over_root_of_unit(kernel: PathKernel, modes: jax.Array) -> jax.Array:
     """The modes over √(2^exponent): those of G from those of G / 2^exponent."""
     half = jnp.floor(kernel.exponent / 2)
     rest = (kernel.exponent - 2 * half) / 2  # 0 or 1/2
-    return cast(jax.Array, in_true_units(modes, -half) * jnp.exp2(-rest).astype(modes.dtype))
+    return cast(jax.Array, in_true_units(modes, -half) * jnp.exp2(-rest.astype(modes.dtype)))
 
 
 def _products(kernel: PathKernel, x: jax.Array, vectors: Params, chunk: int) -> jax.Array:

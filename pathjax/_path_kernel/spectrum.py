@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from pathjax._base.trees import dot, key_paths, ravel
-from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, Problem, measured, with_logarithms
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, Problem, log_positive, measured, with_logarithms
 from pathjax._linalg.krylov import Krylov, krylov
 from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error
 from pathjax._path_kernel import twin
@@ -36,6 +36,7 @@ __all__ = [
     "inverse_roots",
     "is_nonzero",
     "leaf_shares",
+    "logarithms",
     "roots",
     "scaled_eigenvalues",
     "true_pairs",
@@ -157,6 +158,13 @@ def scaled_eigenvalues(kernel: PathKernel, pairs: Eigenpairs) -> Any:
         jnp.exp(jnp.where(has_left, logarithms - log_unit, 0)),
         twin.in_true_units(jnp.where(has_left, 1, true), -kernel.exponent),
     )
+
+
+def logarithms(eigenvalues: Any, scaled: Any, exponent: Any) -> Any:
+    """log λ of true eigenvalues, from those over 2^exponent where they have left the format; −∞ for zeros."""
+    from_scaled = twin.log_in_true_units(scaled, exponent)
+    has_left = has_left_format(eigenvalues, from_scaled)
+    return jnp.where(has_left, from_scaled, log_positive(jnp.where(has_left, 1, eigenvalues)))
 
 
 def roots(eigenvalues: Any, log_eigenvalues: Any) -> Any:

@@ -141,11 +141,13 @@ def in_true_units(tree: Any, exponent: Any) -> Any:
 
     def scaled(leaf: Any) -> Any:
         form = jnp.finfo(leaf.dtype)
-        # In two factors, each within the format: 2^exponent alone may overflow where its product with a small number
-        # does not, and infinity times zero would be NaN. Beyond these limits every normal number leaves the format.
-        limited = jnp.clip(jnp.asarray(exponent, jnp.float32), 2 * form.minexp, 2 * (form.maxexp - 1))
-        half = jnp.floor(limited / 2)
-        return leaf * power_of_two(half, leaf.dtype) * power_of_two(limited - half, leaf.dtype)
+        remaining = jnp.asarray(exponent, jnp.float32)
+        # In three factors, each within the format: 2^exponent alone may overflow where its product with a small number
+        # does not, and infinity times zero would be NaN. Three take any normal number out of the format.
+        for _ in range(3):
+            step = jnp.clip(remaining, form.minexp, form.maxexp - 1)
+            leaf, remaining = leaf * power_of_two(step, leaf.dtype), remaining - step
+        return leaf
 
     return jax.tree.map(scaled, tree)
 
