@@ -12,7 +12,7 @@ import pytest
 from pathjax import factorization, masks, ntk, path_kernel, scores
 from pathjax._path_kernel import twin
 
-from ..tolerances import EXACT, HALF, SINGLE, SINGLE_ROUNDING
+from ..tolerances import EXACT, HALF, SINGLE, SINGLE_ROUNDING, STANDARD_ERRORS
 
 KEY = jax.random.key(0)
 
@@ -69,7 +69,14 @@ def test_the_trace_of_ten_layers_needs_no_scale(density: float, trace: float) ->
     # code that multiplies by the scale, as was right once, is right still
     assert float(kernel.log_scale) == 0.0
     pairs = path_kernel.top_eigenpairs(kernel, 1, key=KEY)
-    assert exact / 200 < float(pairs.eigenvalues[0]) < exact
+    vector = jax.tree.map(lambda leaf: leaf[0], pairs.eigenvectors)
+    for product, leaf in zip(kernel.matvec(vector), vector, strict=True):
+        error = np.abs(np.asarray(product) - float(pairs.eigenvalues[0]) * np.asarray(leaf)).max()
+        assert error < SINGLE * float(pairs.eigenvalues[0])
+    spectrum = path_kernel.spectral_density(kernel, order=3, samples=30, key=KEY)
+    value, standard_error = spectrum.estimate(lambda eigenvalue: eigenvalue)
+    assert abs(float(value) - exact) < STANDARD_ERRORS * float(standard_error)
+    assert float(spectrum.log_scale) == 0.0
 
 
 @DIRECTIONS
@@ -130,7 +137,7 @@ def test_spectra_hold_where_eigenvalues_leave_the_format(direction: str, width: 
     density = path_kernel.spectral_density(kernel, order=6, samples=20, key=KEY)
     assert np.isfinite(density.log_nodes.max()) and np.isfinite(density.broadened().density).all()
     relative, error = density.estimate_from_logs(lambda logs: jnp.exp(logs - kernel.log_trace()))
-    assert abs(float(relative) - 1) < 4 * float(error)
+    assert abs(float(relative) - 1) < STANDARD_ERRORS * float(error)
 
 
 def test_the_smallest_eigenvalue_has_a_logarithm() -> None:
