@@ -15,7 +15,7 @@ Source: Gebhart et al. (2021), section 3, for Π and its trace.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,24 +34,28 @@ from pathjax._interpreter.lifting import (
 from pathjax._interpreter.traced import traced
 from pathjax._linalg import eigenpairs, estimates
 from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
-from pathjax._linalg.krylov import krylov
-from pathjax._linalg.lapack import eigh
-from pathjax._path_kernel import comparison, spectrum, twin
+from pathjax._path_kernel import comparison, density, spectrum, twin
 from pathjax._path_kernel.comparison import Comparison
+from pathjax._path_kernel.density import BroadenedDensity, SpectralDensity
+from pathjax._path_kernel.spectrum import LeafShares
 from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
 
 __all__ = [
+    "BroadenedDensity",
     "Comparison",
     "Eigenpairs",
     "Estimate",
+    "LeafShares",
     "PathKernel",
     "SpectralDensity",
     "change_and_cosine",
     "condition_number",
     "cosine",
     "effective_rank",
+    "leaf_shares",
     "log_determinant",
+    "log_smallest",
     "overlap",
     "path_kernel",
     "relative_change",
@@ -72,10 +76,11 @@ def path_kernel(
 ) -> PathKernel:
     """The Path Kernel of a network as an operator: products with G, its diagonal and its trace.
 
-    The operator is scaled to stay finite at any depth: the true G is exp(`log_scale`) times what its methods give. Only
-    the shape of `x_like`, (n, ...), is read. Cost: one forward pass of the lifted network here, and further passes for
-    each method. With a mask, pruned weights are zero and G has no rows and columns for them: the derivative of a path
-    value by a pruned weight may be nonzero, but a pruned weight does not train.
+    All its methods give true numbers, which may overflow to infinity in float32 for deep networks; `log_trace` and
+    `log_diagonal`, and the `log_eigenvalues` of `top_eigenpairs`, do not. Only the shape of `x_like`, (n, ...), is
+    read. Cost: one forward pass of the lifted network here, and further passes for each method. With a mask, pruned
+    weights are zero and G has no rows and columns for them: the derivative of a path value by a pruned weight may be
+    nonzero, but a pruned weight does not train.
 
     `where(key_path, leaf)` selects the leaves whose weights have rows and columns in G, such as those of one layer; the
     other weights still multiply the paths. Such a kernel is a principal submatrix of G, and the traces and the Π of
@@ -91,12 +96,11 @@ def path_kernel(
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0)}
     >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))
-    >>> trace = kernel.trace() * jnp.exp(kernel.log_scale)
-    >>> round(float(trace), 4)  # 6 paths, each 2² + 0.5²
-    25.5
+    >>> round(float(kernel.trace()), 4), round(float(kernel.log_trace()), 4)  # 6 paths, each 2² + 0.5²
+    (25.5, 3.2387)
     >>> first = lambda key_path, leaf: key_path[0].key == "first"
     >>> part = path_kernel(apply, params, jnp.zeros((5, 1)), where=first, outputs=[2])
-    >>> round(float(part.trace() * jnp.exp(part.log_scale)), 4)  # 2 paths to output 2, each 2²
+    >>> round(float(part.trace()), 4)  # 2 paths to output 2, each 2²
     8.0
     """
     mask = check_mask(mask, params)
@@ -134,11 +138,17 @@ def top_eigenpairs(
     tolerance: Real = 1e-5,
     restarts: int | None = None,
 ) -> Eigenpairs:
-    """The `rank` largest eigenvalues of G, descending, with their eigenvectors and residuals.
+    """The `rank` largest eigenvalues of G, descending, with their logarithms, eigenvectors and residuals.
 
-    Eigenvectors are a pytree like `params` with a leading axis (r, ...). Eigenvalues are those of the scaled G;
-    multiply by exp(kernel.log_scale) for those of the true Path Kernel. Its eigenvectors on the paths are
+    Eigenvalues are those of the Path Kernel, in true units: they may overflow to infinity in float32 for deep networks;
+    `log_eigenvalues`, their natural logarithms, do not. Eigenvectors are a pytree like `params` with a leading axis
+    (r, ...); `leaf_shares` tells which leaves carry them. The Path Kernel's eigenvectors on the paths are
     J_θ v V Λ^(−1/2).
+
+    The bias of an output, added last, is a path of its own, on which there is no other weight. Each such bias thus has
+    an eigenvalue of exactly 1, whose eigenvector is that bias alone, decoupled from all other weights. These pairs say
+    nothing of the network, and come first where all other eigenvalues are below 1. To leave them out, select the other
+    leaves by `where` of `path_kernel`, as in the second example.
 
     For up to 512 kept weights, G is formed and decomposed, which is exact. For more, thick-restart Lanczos iteration
     with full reorthogonalization searches a space of rank + order + 1 vectors; `order` is rank + 20 by default. It ends
@@ -166,8 +176,18 @@ def top_eigenpairs(
     >>> pairs = top_eigenpairs(kernel, 4, key=jax.random.key(0))
     >>> pairs.eigenvalues.shape, pairs.eigenvectors["second"].shape, bool(pairs.residuals.max() < 1e-12)
     ((4,), (4, 2, 3), True)
+
+    >>> def biased(params, x):
+    ...     return apply(params, x) + params["bias"][None]
+    >>> params["bias"] = jnp.zeros(3)
+    >>> not_bias = lambda key_path, leaf: key_path[0].key != "bias"
+    >>> for where in (None, not_bias):  # the three ones are those of the biases
+    ...     kernel = path_kernel(biased, params, jnp.zeros((5, 1)), where=where)
+    ...     print(top_eigenpairs(kernel, 6, key=jax.random.key(0)).eigenvalues.round(4))
+    [12.25 12.25  1.    1.    1.    0.25]
+    [12.25 12.25  0.25  0.25  0.25  0.25]
     """
-    return eigenpairs.find(
+    scaled = eigenpairs.find(
         spectrum.PROBLEM,
         kernel,
         rank,
@@ -177,39 +197,35 @@ def top_eigenpairs(
         tolerance=tolerance,
         restarts=restarts,
     )
+    return spectrum.true_pairs(kernel, scaled)
 
 
-class SpectralDensity(NamedTuple):
-    """Quadrature of the spectral density of G on the kept weights, one row per random start.
+def leaf_shares(pairs: Eigenpairs) -> LeafShares:
+    """Which parameter leaves carry each eigenvector: the share of each leaf in its squared norm.
 
-    Attributes:
-        nodes: (samples, order) approximate eigenvalues, ascending; multiply by exp(`log_scale`) for the true ones.
-        weights: (samples, order) the share of eigenvalues at each node; nonnegative, each row sums to 1.
-        log_scale: () natural logarithm of the scale, as of the kernel.
-        dimension: () the number of kept weights, which is the number of eigenvalues.
+    `pairs` come from `top_eigenpairs`. The result has the key paths of the leaves and the shares (r, l), each row of
+    which sums to 1; `leading` is the position of the leaf with the largest share. The eigenvalue times a share is what
+    the pair adds to the trace of that leaf's part of G.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"] + params["bias"][None]
+    >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0), "bias": jnp.zeros(3)}
+    >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))
+    >>> carried = leaf_shares(top_eigenpairs(kernel, 4, key=jax.random.key(0)))
+    >>> [carried.paths[leaf] for leaf in carried.leading], carried.shares.shape
+    (["['first']", "['first']", "['bias']", "['bias']"], (4, 3))
     """
-
-    nodes: Float[Array, "samples order"]
-    weights: Float[Array, "samples order"]
-    log_scale: Float[Array, ""]
-    dimension: Float[Array, ""]
-
-    def estimate(self, function: Callable[[Any], Any]) -> Estimate:
-        """Tr f(G), the sum of `function` over the eigenvalues, with its standard error over the samples.
-
-        `function` is elementwise and takes scaled eigenvalues, as in `nodes`. The estimate is unbiased if it is a
-        polynomial of degree below 2 · order, and nearly so if it is close to such a polynomial.
-        """
-        sums = self.dimension * jnp.sum(self.weights * function(self.nodes), axis=-1)
-        return estimates.mean(sums)
+    return spectrum.leaf_shares(pairs)
 
 
 def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) -> SpectralDensity:
     """Spectral density of G on the kept weights, by stochastic Lanczos quadrature.
 
     For each of `samples` random sign vectors, `order` Lanczos steps with full reorthogonalization give the nodes and
-    weights of a Gauss quadrature. The method `estimate` of the result gives sums of a function over the eigenvalues,
-    with standard errors. Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers.
+    weights of a Gauss quadrature. The nodes are in true units and may overflow to infinity in float32 for deep
+    networks; `log_nodes`, their logarithms, do not. The methods `estimate` and `estimate_from_logs` of the result give
+    sums of a function over the eigenvalues, with standard errors; `broadened` gives the density as a curve to plot.
+    Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers.
 
     Raises ValueError if `order` or `samples` is below 1.
     Source: Golub, Meurant (2009), "Matrices, Moments and Quadrature"; Ubaru, Chen, Saad (2017).
@@ -226,25 +242,16 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
     True
     """
     _check_probes(order=order, samples=samples)
-    steps = min(order, twin.size(kernel))
-    operator = twin.flat(kernel, twin.linear(kernel, kernel))
-
-    def quadrature(sample_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, twin.random_signs(kernel, sample_key), steps)
-        nodes, vectors = eigh(space.matrix)
-        return nodes, jnp.square(vectors[0])
-
-    nodes, weights = lax.map(quadrature, jax.random.split(key, samples))
-    return SpectralDensity(nodes, weights, kernel.log_scale, twin.dimension(kernel).astype(nodes.dtype))
+    return density.quadrature(kernel, order, samples, key)
 
 
 def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 40, samples: int = 10) -> Estimate:
-    """log det(G + εI) of the true G on the kept weights, Σ_i log(exp(log_scale) λ_i + ε), with its standard error.
+    """log det(G + εI) on the kept weights, Σ_i log(λ_i + ε), with its standard error.
 
-    `epsilon` is in units of the true Path Kernel; each eigenvalue of zero contributes log ε. Exact for up to 512 kept
-    weights, and otherwise estimated by `spectral_density` with `order` and `samples`. The estimate is biased if ε is
-    far below the smallest eigenvalues that `order` steps resolve. The standard error does not include this bias: repeat
-    with a larger `order` to see it.
+    `epsilon` is in the units of the Path Kernel, as its eigenvalues are. Finite at any depth. Each eigenvalue of zero
+    contributes log ε. Exact for up to 512 kept weights, and otherwise estimated by `spectral_density` with `order` and
+    `samples`. The estimate is biased if ε is far below the smallest eigenvalues that `order` steps resolve. The
+    standard error does not include this bias: repeat with a larger `order` to see it.
 
     Raises ValueError if ε is not positive (unless traced), or if `order` or `samples` is below 1.
     Source: Ubaru, Chen, Saad (2017), "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature".
@@ -262,16 +269,17 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
             f"`epsilon` must be positive, but is {epsilon}. G has eigenvalues of zero, whose logarithm is not finite."
         )
 
-    def logarithm(eigenvalues: Any) -> Any:
-        positive = eigenvalues > 0
-        log_eigenvalues = jnp.log(jnp.where(positive, eigenvalues, 1)) + kernel.log_scale.astype(eigenvalues.dtype)
+    def log_of_sum(log_eigenvalues: Any) -> Any:
+        """log(λ + ε)."""
+        positive = log_eigenvalues > -jnp.inf
         log_epsilon = jnp.log(jnp.asarray(epsilon, log_eigenvalues.dtype))
-        return jnp.where(positive, jnp.logaddexp(log_eigenvalues, log_epsilon), log_epsilon)
+        return jnp.where(positive, jnp.logaddexp(jnp.where(positive, log_eigenvalues, 0), log_epsilon), log_epsilon)
 
     if twin.count(kernel) <= DENSE:
         decomposed = spectrum.decompose(kernel)
-        return estimates.exact(jnp.sum(jnp.where(decomposed.exists, logarithm(decomposed.eigenvalues), 0)))
-    return spectral_density(kernel, order=order, samples=samples, key=key).estimate(logarithm)
+        log_eigenvalues = twin.log_in_true_units(decomposed.eigenvalues, kernel.exponent)
+        return estimates.exact(jnp.sum(jnp.where(decomposed.exists, log_of_sum(log_eigenvalues), 0)))
+    return density.quadrature(kernel, order, samples, key).estimate_from_logs(log_of_sum)
 
 
 def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
@@ -297,8 +305,9 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
     """The smallest nonzero eigenvalue of G on the kept weights; NaN if it cannot be resolved.
 
-    Multiply by exp(kernel.log_scale) for that of the true Path Kernel. Eigenvalues up to 512 ε λ_max, with machine
-    epsilon ε, count as zero, so condition numbers above about 16,000 in float32 and 10¹³ in float64 are not resolved.
+    In true units: may overflow to infinity in float32 for deep networks; `log_smallest` does not. Eigenvalues up to
+    512 ε λ_max, with machine epsilon ε, count as zero, so condition numbers above about 16,000 in float32 and 10¹³ in
+    float64 are not resolved.
 
     Exact for up to 512 kept weights. For more, `order` Lanczos steps start from G z, which is orthogonal to the null
     space, for each of two random z. The result is NaN unless both runs give an eigenvalue with a residual of at most
@@ -314,11 +323,27 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
     >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))  # its eigenvalues are 9, 1 and 0
-    >>> round(float(smallest(kernel, key=jax.random.key(0)) * jnp.exp(kernel.log_scale)), 4)
+    >>> round(float(smallest(kernel, key=jax.random.key(0))), 4)
     1.0
     """
     _check_probes(order=order)
-    return cast(Array, spectrum.ends(kernel, key, order, tolerance).smallest)
+    return cast(Array, twin.in_true_units(spectrum.ends(kernel, key, order, tolerance).smallest, kernel.exponent))
+
+
+def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
+    """The natural logarithm of `smallest`, at any depth; NaN if the eigenvalue cannot be resolved.
+
+    Arguments, cost, limits and errors are those of `smallest`.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
+    >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))  # its eigenvalues are 9, 1 and 0
+    >>> abs(round(float(log_smallest(kernel, key=jax.random.key(0))), 4))
+    0.0
+    """
+    _check_probes(order=order)
+    return cast(Array, twin.log_in_true_units(spectrum.ends(kernel, key, order, tolerance).smallest, kernel.exponent))
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -343,8 +368,7 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
 
     The kernels are of two sets of weights of one network, for example before and after training, so that both Π have
     the same paths. With C = (J_θ v)₁ᵀ (J_θ v)₂ the cosine is ‖C‖² / (‖G₁‖ ‖G₂‖). It is not that of G₁ and G₂, which
-    would change differently from Π's if a hidden unit of one network is rescaled. `log_scale` does not enter. NaN if a
-    kernel is zero.
+    would change differently from Π's if a hidden unit of one network is rescaled. NaN if a kernel is zero.
 
     Exact if both kernels have up to 512 kept weights. Otherwise the three squared norms are means of ‖C z‖², ‖G₁ z‖²
     and ‖G₂ z‖² over the same `samples` random sign vectors z, three products each; since z is shared, the cosine of a

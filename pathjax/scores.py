@@ -37,7 +37,7 @@ from pathjax._base.programs import Static
 from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_input, relative
+from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_input
 from pathjax._pruning.losses import Batches, Loss, LossFn, check_labels, curvature_product, mean_gradient, replayable
 from pathjax.path_kernel import path_kernel
 from pathjax.types import AnyArray, Key, Mask, Params, Prunable, Real, Scores, XLike
@@ -391,12 +391,12 @@ def path_kernel_trace(
     network = traced(apply, params, state)
     keep = _kept_mask(network, params, x_like, mask, prunable)
 
-    def trace(params: Params) -> Array:
-        return path_kernel(network, params, x_like, mask=keep, where=prunable).trace()
+    def log_trace(params: Params) -> Array:
+        return path_kernel(network, params, x_like, mask=keep, where=prunable).log_trace()
 
-    total, slopes = jax.value_and_grad(trace)(params)
+    slopes = jax.grad(log_trace)(params)
     # θ ⊙ ∂/∂θ = 2 u ⊙ ∂/∂u for u = θ²
-    return _zero_unscored(relative(multiply(params, slopes), 2 * total), prunable)
+    return _zero_unscored(jax.tree.map(lambda leaf, slope: leaf * slope / 2, params, slopes), prunable)
 
 
 def px(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 from pathjax._linalg.lanczos import Pairs, largest
 from pathjax.types import Key, Real
 
-__all__ = ["DENSE", "Eigenpairs", "Problem", "find", "measured"]
+__all__ = ["DENSE", "Eigenpairs", "Problem", "find", "log_positive", "measured", "with_logarithms"]
 
 # Up to this many rows a matrix is formed and decomposed: that is exact, and cheaper than to iterate.
 DENSE = 512
@@ -31,14 +31,24 @@ class Eigenpairs(NamedTuple):
     """The largest eigenpairs (λ, v) of a symmetric matrix A, by descending eigenvalue.
 
     Attributes:
-        eigenvalues: (r,) the λ.
+        eigenvalues: (r,) the λ, in true units; of deep networks they may overflow to infinity in float32, or underflow
+            to zero.
         eigenvectors: (r, ...) the v, orthonormal; an array or a pytree of arrays, of the form of what A multiplies.
         residuals: (r,) ‖A v − λ v‖ over the largest eigenvalue; they have a derivative of zero.
+        log_eigenvalues: (r,) natural logarithms of the λ, which neither overflow nor underflow; −∞ where λ is zero or,
+            by rounding, negative.
     """
 
     eigenvalues: Float[Array, " r"]
     eigenvectors: Any
     residuals: Float[Array, " r"]
+    log_eigenvalues: Float[Array, " r"]
+
+    def __repr__(self) -> str:
+        """The number of pairs and of the arrays that make up an eigenvector, such as `Eigenpairs(r=10, leaves=6)`."""
+        *batch, r = np.shape(self.eigenvalues)
+        batched = f"batch={tuple(batch)}, " if batch else ""
+        return f"Eigenpairs({batched}r={r:,}, leaves={len(jax.tree.leaves(self.eigenvectors))})"
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def find(
     tolerance: Real,
     restarts: int | None,
 ) -> Eigenpairs:
-    """The `rank` largest eigenpairs of a kernel with `size` rows.
+    """The `rank` largest eigenpairs of a kernel with `size` rows, in the units of the problem's products.
 
     A UserWarning, which names the line that called this function's caller, says by how much the iteration missed the
     tolerance, where that can be known. Raises ValueError for a rank that is not between 1 and the number of rows, and
@@ -94,7 +104,20 @@ def find(
         return problem.decompose(kernel, rank)
     pairs = _iterate(problem, effort, kernel, key, jnp.asarray(tolerance, float))
     _warn_of_misses(problem, effort, pairs, tolerance)
-    return Eigenpairs(pairs.values, problem.unravel(kernel, pairs.vectors), _relative(pairs.residuals, pairs.values))
+    residuals = _relative(pairs.residuals, pairs.values)
+    return with_logarithms(pairs.values, problem.unravel(kernel, pairs.vectors), residuals)
+
+
+def with_logarithms(eigenvalues: Any, eigenvectors: Any, residuals: Any) -> Eigenpairs:
+    """Eigenpairs with the logarithms of these eigenvalues."""
+    return Eigenpairs(eigenvalues, eigenvectors, residuals, log_positive(eigenvalues))
+
+
+def log_positive(numbers: Any) -> Any:
+    """Natural logarithms; −∞ for zero and, since rounding may make a zero negative, for negative numbers."""
+    not_positive = numbers <= 0
+    # the inner `where` keeps derivatives finite at zero
+    return jnp.where(not_positive, -jnp.inf, jnp.log(jnp.where(not_positive, 1, numbers)))
 
 
 def measured(matrix: Any, eigenvalues: Any, columns: Any) -> Any:

@@ -25,7 +25,7 @@ from pathjax._interpreter.jaxpr import Program, batch_length
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import eigenpairs as _eigenpairs
 from pathjax._linalg import estimates
-from pathjax._linalg.eigenpairs import Eigenpairs, Problem, measured
+from pathjax._linalg.eigenpairs import Eigenpairs, Problem, measured, with_logarithms
 from pathjax._linalg.lapack import eigh
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import layerwise
@@ -326,7 +326,7 @@ def _decomposed(kernel: Operator, rank: int) -> Eigenpairs:
     matrix = wide(as_matrix(_formed(kernel, Form())))
     values, columns = eigh(matrix)
     values, columns = values[::-1][:rank], columns[:, ::-1][:, :rank]
-    return Eigenpairs(values, _arrays(kernel, columns.T), measured(matrix, values, columns))
+    return with_logarithms(values, _arrays(kernel, columns.T), measured(matrix, values, columns))
 
 
 def _product(kernel: Operator) -> Callable[[Any], Any]:

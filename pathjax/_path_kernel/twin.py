@@ -6,6 +6,10 @@ With R₂(u) = Σ_p c_p² Π_{i∈p} u_i over the paths of the lifted network, a
 
 is one Hessian-vector product. The mixed second derivative of R₂(θ₁ ⊙ θ₂) = Σ_p v_p(θ₁) v_p(θ₂) by θ₁ and θ₂ is
 (J_θ v)(θ₁)ᵀ (J_θ v)(θ₂), which compares the Path Kernels of two sets of weights; for θ₁ = θ₂ it is G.
+
+The methods of a `PathKernel` give true numbers, which in a deep network may leave the format. All else in this package
+computes with G / 2^exponent, whose entries stay within it: `cross`, `linear`, `matrix`, `scaled_diagonal` and
+`scaled_trace`; `in_true_units` and `log_in_true_units` convert what a user reads.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from pathjax._base.trees import check_like, multiply, ravel, total
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.lifting import Scaled, absolute_power, lift, power_of_two
 from pathjax._interpreter.traced import TracedNetwork
+from pathjax._linalg.eigenpairs import log_positive
 from pathjax.types import Key, Mask, Params
 
 __all__ = [
@@ -35,11 +40,15 @@ __all__ = [
     "cross_factor",
     "dimension",
     "flat",
+    "in_true_units",
     "linear",
+    "log_in_true_units",
     "matrix",
     "positions",
     "random_signs",
     "restricted",
+    "scaled_diagonal",
+    "scaled_trace",
     "size",
     "trees_at",
 ]
@@ -55,7 +64,10 @@ _AT_ONCE = 2**22
 )
 @dataclasses.dataclass(frozen=True)
 class PathKernel:
-    """The operator G on trees like `params`, scaled: the true G is exp(`log_scale`) times what the methods give.
+    """The operator G on trees like `params`: products with it, its diagonal and its trace.
+
+    All methods give true numbers. In a deep network these may overflow to infinity in float32, or underflow to zero;
+    `log_trace` and `log_diagonal` do neither.
 
     A pytree, so that it passes through jit, vmap and grad. G has no rows and columns for pruned weights, nor for leaves
     outside `rows`: their entries are zero in every result.
@@ -64,7 +76,7 @@ class PathKernel:
         params: the parameters in float32 or wider, with pruned weights set to zero.
         mask: True for kept weights; None if all are kept.
         example: one all-ones input, (1, ...).
-        exponent: the binary logarithm of the scale, exp(`log_scale`).
+        exponent: for internal use: a whole number such that G / 2^exponent stays finite.
         network: the network, traced for parameters of their original types.
         rows: positions of the parameter leaves whose weights have rows and columns in G.
         outputs: indices of the outputs at which paths end; None for all.
@@ -86,48 +98,95 @@ class PathKernel:
 
     @property
     def log_scale(self) -> Float[Array, ""]:
-        """Natural logarithm of the factor from the scaled operator to the true G."""
-        return math.log(2.0) * jnp.asarray(self.exponent, float)
+        """Always 0: all numbers are in true units, and a result times exp(`log_scale`) is the result itself."""
+        return jnp.zeros_like(self.exponent, float)
 
     def matvec(self, tree: Params) -> Params:
         """G w for a tree w like `params`: one Hessian-vector product, about the cost of three gradients.
 
+        In true units: may overflow to infinity in float32 for deep networks. A product is linear in w, so pass w / c
+        for G w / c; `log_trace` bounds how large G is.
+
         Raises ValueError unless the tree has the structure of `params`.
         """
-        return cross(self, self)(check_like(tree, self.params, name="tree"))
+        return in_true_units(cross(self, self)(check_like(tree, self.params, name="tree")), self.exponent)
 
     def diagonal(self) -> Params:
         """diag(G)_i = ∂R₂/∂u_i, plus u_i ∂²R₂/∂u_i² for tied weights, as a tree like `params`.
 
-        Costs one gradient, and one Hessian-vector product for each entry of a tied leaf.
+        In true units: may overflow to infinity in float32 for deep networks; `log_diagonal` does not. Costs one
+        gradient, and one Hessian-vector product for each entry of a tied leaf.
         """
+        return in_true_units(scaled_diagonal(self), self.exponent)
 
-        def scaled_sum(squares: Params) -> tuple[Any, Any]:
-            return _selected_sum(self, squares)
-
-        gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, self.params))
-        leaves, structure = jax.tree.flatten(_rescale(gradient, exponent - self.exponent))
-        for position in self.network.tied(self.example) & self.rows:
-            leaves[position] = self._entries(position)
-        return restricted(self, jax.tree.unflatten(structure, leaves))
+    def log_diagonal(self) -> Params:
+        """Natural logarithms of the entries of `diagonal`, at any depth; −∞ where an entry is zero."""
+        return jax.tree.map(lambda leaf: log_in_true_units(leaf, self.exponent), scaled_diagonal(self))
 
     def trace(self) -> Float[Array, ""]:
-        """Tr Π = Tr G, the sum of the diagonal."""
-        return total(self.diagonal())
+        """Tr Π = Tr G, the sum of the diagonal.
 
-    def _entries(self, position: int) -> Any:
-        """The diagonal at one leaf: one product with a unit vector for each entry."""
-        leaves, structure = jax.tree.flatten(self.params)
-        shape, dtype = leaves[position].shape, leaves[position].dtype
-        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
-        product = linear(self, self)
+        In true units: may overflow to infinity in float32 for deep networks; `log_trace` does not.
+        """
+        return in_true_units(scaled_trace(self), self.exponent)
 
-        def entry(index: Any) -> Any:
-            unit = jnp.zeros(math.prod(shape), dtype).at[index].set(1).reshape(shape)
-            direction = jax.tree.unflatten(structure, [*zeros[:position], unit, *zeros[position + 1 :]])
-            return jax.tree.leaves(product(direction))[position].ravel()[index]
+    def log_trace(self) -> Float[Array, ""]:
+        """log Tr Π, the natural logarithm, at any depth, and so is its derivative; −∞ if the trace is zero."""
+        return log_in_true_units(scaled_trace(self), self.exponent)
 
-        return lax.map(entry, jnp.arange(math.prod(shape)), batch_size=64).reshape(shape)
+
+def in_true_units(tree: Any, exponent: Any) -> Any:
+    """The tree times 2^exponent; infinity above the format, zero below it."""
+
+    def scaled(leaf: Any) -> Any:
+        form = jnp.finfo(leaf.dtype)
+        remaining = jnp.asarray(exponent, jnp.float32)
+        # In three factors, each within the format: 2^exponent alone may overflow where its product with a small number
+        # does not, and infinity times zero would be NaN. Three take any normal number out of the format.
+        for _ in range(3):
+            step = jnp.clip(remaining, form.minexp, form.maxexp - 1)
+            leaf, remaining = leaf * power_of_two(step, leaf.dtype), remaining - step
+        return leaf
+
+    return jax.tree.map(scaled, tree)
+
+
+def log_in_true_units(numbers: Any, exponent: Any) -> Any:
+    """Natural logarithms of the numbers times 2^exponent; −∞ for zero and negative numbers."""
+    return log_positive(numbers) + math.log(2.0) * jnp.asarray(exponent, numbers.dtype)
+
+
+def scaled_diagonal(kernel: PathKernel) -> Params:
+    """diag(G) / 2^exponent."""
+
+    def scaled_sum(squares: Params) -> tuple[Any, Any]:
+        return _selected_sum(kernel, squares)
+
+    gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, kernel.params))
+    leaves, structure = jax.tree.flatten(_rescale(gradient, exponent - kernel.exponent))
+    for position in kernel.network.tied(kernel.example) & kernel.rows:
+        leaves[position] = _entries(kernel, position)
+    return restricted(kernel, jax.tree.unflatten(structure, leaves))
+
+
+def scaled_trace(kernel: PathKernel) -> Any:
+    """Tr G / 2^exponent."""
+    return total(scaled_diagonal(kernel))
+
+
+def _entries(kernel: PathKernel, position: int) -> Any:
+    """The scaled diagonal at one leaf: one product with a unit vector for each entry."""
+    leaves, structure = jax.tree.flatten(kernel.params)
+    shape, dtype = leaves[position].shape, leaves[position].dtype
+    zeros = [jnp.zeros_like(leaf) for leaf in leaves]
+    product = linear(kernel, kernel)
+
+    def entry(index: Any) -> Any:
+        unit = jnp.zeros(math.prod(shape), dtype).at[index].set(1).reshape(shape)
+        direction = jax.tree.unflatten(structure, [*zeros[:position], unit, *zeros[position + 1 :]])
+        return jax.tree.leaves(product(direction))[position].ravel()[index]
+
+    return lax.map(entry, jnp.arange(math.prod(shape)), batch_size=64).reshape(shape)
 
 
 def restricted(kernel: PathKernel, tree: Params) -> Params:
