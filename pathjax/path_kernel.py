@@ -31,7 +31,7 @@ from pathjax._interpreter.lifting import (
     lift_weights,
     ones_like_example,
 )
-from pathjax._interpreter.traced import traced
+from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import eigenpairs, estimates
 from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
 from pathjax._path_kernel import comparison, density, spectrum, twin
@@ -39,7 +39,7 @@ from pathjax._path_kernel.comparison import Comparison
 from pathjax._path_kernel.density import BroadenedDensity, SpectralDensity
 from pathjax._path_kernel.spectrum import LeafShares
 from pathjax._path_kernel.twin import PathKernel
-from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
+from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, State, XLike
 
 __all__ = [
     "BroadenedDensity",
@@ -73,6 +73,7 @@ def path_kernel(
     mask: Mask | None = None,
     where: Callable[[tuple[Any, ...], Any], bool] | None = None,
     outputs: Sequence[int] | None = None,
+    state: State = None,
 ) -> PathKernel:
     """The Path Kernel of a network as an operator: products with G, its diagonal and its trace.
 
@@ -108,17 +109,23 @@ def path_kernel(
     check_finite(params, mask, squared=True)
     leaves = tree_flatten_with_path(params)[0]
     rows = frozenset(i for i, (key_path, leaf) in enumerate(leaves) if where is None or where(key_path, leaf))
-    network, example = traced(apply, params), ones_like_example(x_like)
-    program, squares = network.path_program(example), jax.tree.map(jnp.square, masked)
-    sums = lift(program, squares, example, phi=absolute_power(2), keep_zeros=True)
+    network, example = traced(apply, params, state), ones_like_example(x_like)
+    program = network.path_program(example)  # what is refused is refused before anything is compiled
     selected = None if outputs is None else _checked_outputs(outputs, program.output.shape[1])
-    exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
-    exponent = jnp.where(jnp.isfinite(exponent), exponent, 0.0)
+    exponent = network.compiled(_exponent)(masked, example)
     kernel = PathKernel(masked, mask, example, exponent, network, rows, selected)
     if twin.count(kernel) == 0:
         cause = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
         raise ValueError(f"{cause}, so that the Path Kernel has no row. Keep at least one weight.")
     return kernel
+
+
+def _exponent(network: TracedNetwork, params: Params, example: Array) -> Array:
+    """The binary logarithm of the scale of Σ_p v_p², as a whole number; 0 where the sum is 0."""
+    squares = jax.tree.map(jnp.square, params)
+    sums = lift(network.path_program(example), squares, example, phi=absolute_power(2), keep_zeros=True)
+    exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
+    return jnp.where(jnp.isfinite(exponent), exponent, 0.0)
 
 
 def _checked_outputs(outputs: Sequence[int], size: int) -> tuple[int, ...]:

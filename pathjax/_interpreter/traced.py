@@ -126,12 +126,16 @@ class TracedNetwork:
     def compiled(self, program: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
         """program(network, *arguments, **static) as a function of the arguments, compiled once for their types.
 
-        `program` must be a function of a module, not one made in the call.
+        `program` must be a function of a module, not one made in the call. The arguments may hold this network.
         """
 
         def run(*arguments: Any) -> Any:
             self._traces.function = reference(self.apply)
-            return self._traces.compiled(_run, program=program, **static)(self.state, *arguments)
+            # JAX keeps the trees of the arguments, and would keep the network in them alive
+            slots = jax.tree.map(
+                lambda node: _Slot(node.state) if _is_network(node) else node, arguments, is_leaf=_is_network
+            )
+            return self._traces.compiled(_run, program=program, **static)(self.state, *slots)
 
         return run
 
@@ -247,9 +251,35 @@ class _Static:
         return hash(self.traces)
 
 
+@jax.tree_util.register_pytree_node_class
+class _Slot:
+    """The place of the network among the arguments of a compiled program, with its state."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        return (self.state,), None
+
+    @classmethod
+    def tree_unflatten(cls, static: None, children: tuple[Any]) -> _Slot:
+        return cls(*children)
+
+
+def _is_network(node: Any) -> bool:
+    return isinstance(node, TracedNetwork)
+
+
 def _run(traces: _Traces, state: State, *arguments: Any, program: Callable[..., Any], **static: Any) -> Any:
-    network = TracedNetwork.tree_unflatten(_Static(traces.function(), traces), (state,))
-    return program(network, *arguments, **static)
+    fixed = _Static(traces.function(), traces)
+
+    def with_network(node: Any) -> Any:
+        return TracedNetwork.tree_unflatten(fixed, (node.state,)) if isinstance(node, _Slot) else node
+
+    network, *filled = jax.tree.map(
+        with_network, (_Slot(state), *arguments), is_leaf=lambda node: isinstance(node, _Slot)
+    )
+    return program(network, *filled, **static)
 
 
 def _gap_to_examples_alone(network: TracedNetwork, params: Params, x: Any) -> tuple[jax.Array, jax.Array]:

@@ -164,11 +164,11 @@ def _warn_of_misses(problem: Problem, effort: Effort, pairs: Pairs, tolerance: R
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _iterate(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance: Any) -> Pairs:
-    return _compiled(problem, effort, kernel, key, tolerance)
+    # both kinds of kernels hold the traced network that they are of
+    return cast(Pairs, kernel.network.compiled(_search, problem=problem, effort=effort)(kernel, key, tolerance))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance: Any) -> Pairs:
+def _search(network: Any, kernel: Any, key: Key, tolerance: Any, *, problem: Problem, effort: Effort) -> Pairs:
     return largest(
         problem.product(kernel),
         functools.partial(problem.random_signs, kernel),

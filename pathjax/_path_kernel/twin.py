@@ -17,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pathjax._base.leaves import KnownMask
 from pathjax._base.trees import check_like, multiply, ravel, total
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.lifting import Scaled, absolute_power, lift, power_of_two
@@ -47,6 +48,8 @@ __all__ = [
     "positions",
     "random_signs",
     "restricted",
+    "run",
+    "run_at_mask",
     "scaled_diagonal",
     "scaled_trace",
     "size",
@@ -109,7 +112,7 @@ class PathKernel:
 
         Raises ValueError unless the tree has the structure of `params`.
         """
-        return in_true_units(cross(self, self)(check_like(tree, self.params, name="tree")), self.exponent)
+        return run(_matvec, (self,), check_like(tree, self.params, name="tree"))
 
     def diagonal(self) -> Params:
         """diag(G)_i = ∂R₂/∂u_i, plus u_i ∂²R₂/∂u_i² for tied weights, as a tree like `params`.
@@ -117,22 +120,81 @@ class PathKernel:
         In true units: may overflow to infinity in float32 for deep networks; `log_diagonal` does not. Costs one
         gradient, and one Hessian-vector product for each entry of a tied leaf.
         """
-        return in_true_units(scaled_diagonal(self), self.exponent)
+        return run(_diagonal, (self,))
 
     def log_diagonal(self) -> Params:
         """Natural logarithms of the entries of `diagonal`, at any depth; −∞ where an entry is zero."""
-        return jax.tree.map(lambda leaf: log_in_true_units(leaf, self.exponent), scaled_diagonal(self))
+        return run(_log_diagonal, (self,))
 
     def trace(self) -> Float[Array, ""]:
         """Tr Π = Tr G, the sum of the diagonal.
 
         In true units: may overflow to infinity in float32 for deep networks; `log_trace` does not.
         """
-        return in_true_units(scaled_trace(self), self.exponent)
+        return cast(Array, run(_trace, (self,)))
 
     def log_trace(self) -> Float[Array, ""]:
         """log Tr Π, the natural logarithm, at any depth, and so is its derivative; −∞ if the trace is zero."""
-        return log_in_true_units(scaled_trace(self), self.exponent)
+        return cast(Array, run(_log_trace, (self,)))
+
+
+def run(function: Callable[..., Any], kernels: tuple[PathKernel, ...], *arguments: Any, **static: Any) -> Any:
+    """function(*kernels, *arguments, **static), compiled once for each network, choice of rows and outputs, and types.
+
+    The kernels are of one network; `function` is one of a module. One program serves every mask.
+    """
+    return kernels[0].network.compiled(_run, function=function, **static)(kernels, *arguments)
+
+
+def _run(
+    network: TracedNetwork, kernels: Sequence[PathKernel], *arguments: Any, function: Callable[..., Any], **static: Any
+) -> Any:
+    return function(*kernels, *arguments, **static)
+
+
+def run_at_mask(function: Callable[..., Any], kernels: tuple[PathKernel, ...], *arguments: Any, **static: Any) -> Any:
+    """The same, compiled for the kernels' masks, where their entries are known: `function` can read them."""
+    known = tuple(KnownMask.read(kernel.mask) for kernel in kernels)
+    stripped = tuple(
+        kernel if mask is None else dataclasses.replace(kernel, mask=None)
+        for kernel, mask in zip(kernels, known, strict=True)
+    )
+    return kernels[0].network.compiled(_run_at_mask, function=function, known=known, **static)(stripped, *arguments)
+
+
+def _run_at_mask(
+    network: TracedNetwork,
+    kernels: Sequence[PathKernel],
+    *arguments: Any,
+    function: Callable[..., Any],
+    known: Sequence[KnownMask | None],
+    **static: Any,
+) -> Any:
+    masked = [
+        kernel if mask is None else dataclasses.replace(kernel, mask=mask.mask)
+        for kernel, mask in zip(kernels, known, strict=True)
+    ]
+    return function(*masked, *arguments, **static)
+
+
+def _matvec(kernel: PathKernel, tree: Params) -> Params:
+    return in_true_units(cross(kernel, kernel)(tree), kernel.exponent)
+
+
+def _diagonal(kernel: PathKernel) -> Params:
+    return in_true_units(scaled_diagonal(kernel), kernel.exponent)
+
+
+def _log_diagonal(kernel: PathKernel) -> Params:
+    return jax.tree.map(lambda leaf: log_in_true_units(leaf, kernel.exponent), scaled_diagonal(kernel))
+
+
+def _trace(kernel: PathKernel) -> Any:
+    return in_true_units(scaled_trace(kernel), kernel.exponent)
+
+
+def _log_trace(kernel: PathKernel) -> Any:
+    return log_in_true_units(scaled_trace(kernel), kernel.exponent)
 
 
 def in_true_units(tree: Any, exponent: Any) -> Any:
