@@ -6,6 +6,7 @@ this file depends on how JAX represents programs.
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from pathjax.types import ApplyFn, Params, XLike
@@ -152,18 +154,36 @@ class Equation:
         results = primitive.bind(*arrays, **primitive.get_bind_params(self.source.params | changed))
         return list(results) if primitive.multiple_results else [results]
 
-    def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
-        """The error that refuses this equation."""
+    @property
+    def called_around(self) -> list[str]:
+        """The names of the called functions that it stands in, the outermost first."""
+        return [_called(caller) for caller in self.callers]
+
+    @property
+    def functions(self) -> list[str]:
+        """The qualified names of the functions whose code it stands in, the innermost first, up to `apply`."""
+        names: list[str] = []
+        for eqn in (self.source, *reversed(self.callers)):
+            names += [frame.function_name for frame in _frames_inside_apply(eqn)]
+            names += [_called(eqn)] if eqn is not self.source else []
+        return names
+
+    def refuse(self, reason: str, remedy: str, *, name: str | None = None) -> UnsupportedPrimitive:
+        """The error that refuses this equation, under the primitive's name or `name`."""
         site = f"{self._line}, in layer `{self._scope}`" if self._scope else self._line
-        return UnsupportedPrimitive(f"No path rule for `{self.name}` ({site}). {reason} {remedy}")
+        return UnsupportedPrimitive(f"No path rule for `{name or self.name}` ({site}). {reason} {remedy}")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An equation for which paths are not defined, recorded by a walk that continues after it."""
+    """An equation for which paths are not defined, recorded by a walk that continues after it.
+
+    `is_unknown` says that its primitive is not in any table of this package.
+    """
 
     layer: str
     error: UnsupportedPrimitive
+    is_unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,6 +271,7 @@ def walk(
     opaque: Callable[[Equation], bool] = lambda equation: False,
     enter: Callable[[Equation], None] = lambda equation: None,
     callers: tuple[JaxprEqn, ...] = (),
+    skip_empty: bool = False,
 ) -> list[Any]:
     """The results of a program on `arguments`, which are values of any kind.
 
@@ -262,6 +283,8 @@ def walk(
         opaque: whether a call is one step, and not walked.
         enter: called before a call of a function with a custom derivative rule is walked.
         callers: the calls that the program stands in, the outermost first.
+        skip_empty: do not walk equations whose results have no entries, nor what only they need: their results are
+            made by `constant`.
     """
     if isinstance(program, ClosedJaxpr):
         jaxpr, consts = program.jaxpr, [constant(value) for value in program.consts]
@@ -269,7 +292,10 @@ def walk(
         jaxpr, consts = program, []
     environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
-    for eqn in _needed(jaxpr):
+    for eqn in _needed(jaxpr, skip_empty):
+        if skip_empty and _gives_no_entries(eqn):
+            environment.update((var, constant(np.zeros(_shape(var), np.bool_))) for var in eqn.outvars)
+            continue
         equation = Equation(eqn, callers)
         inputs = [_read(environment, atom, constant) for atom in eqn.invars]
         name = eqn.primitive.name
@@ -278,7 +304,14 @@ def walk(
                 enter(equation)
             inner, inner_callers = eqn.params[_CALLS[name]], (*callers, eqn)
             results = walk(
-                inner, inputs, step=step, constant=constant, opaque=opaque, enter=enter, callers=inner_callers
+                inner,
+                inputs,
+                step=step,
+                constant=constant,
+                opaque=opaque,
+                enter=enter,
+                callers=inner_callers,
+                skip_empty=skip_empty,
             )
         else:
             results = step(equation, inputs)
@@ -299,13 +332,24 @@ def _called(eqn: JaxprEqn) -> str:
     return str(eqn.params.get("name", ""))
 
 
-def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(getattr(var.aval, "shape", ()))
+
+
+def _gives_no_entries(eqn: JaxprEqn) -> bool:
+    """Whether every result is an array with an axis of size 0."""
+    return all(0 in _shape(var) for var in eqn.outvars)
+
+
+def _needed(jaxpr: Jaxpr, skip_empty: bool) -> list[JaxprEqn]:
     """The equations on which the results depend, in order."""
     wanted = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
         if wanted.intersection(eqn.outvars):
             kept.append(eqn)
+            if skip_empty and _gives_no_entries(eqn):
+                continue
             wanted.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
     return kept[::-1]
 
@@ -328,6 +372,14 @@ def _user_frame(eqn: JaxprEqn) -> Any:
     traceback = eqn.source_info.traceback
     frames: list[Any] = list(traceback.frames) if traceback is not None else []
     return next((frame for frame in frames if not frame.file_name.startswith(_folders(_LIBRARIES))), None)
+
+
+def _frames_inside_apply(eqn: JaxprEqn) -> list[Any]:
+    """The frames of the code that made the equation, the innermost first, down to the call of `apply`."""
+    traceback = eqn.source_info.traceback
+    frames: list[Any] = list(traceback.frames) if traceback is not None else []
+    ours = _folders(("pathjax",))
+    return list(itertools.takewhile(lambda frame: not frame.file_name.startswith(ours), frames))
 
 
 def _folders(packages: Sequence[str]) -> tuple[str, ...]:

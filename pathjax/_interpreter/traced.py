@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pathjax._interpreter.examples import mixtures
+from pathjax._interpreter.examples import mixtures, raise_first
 from pathjax._interpreter.jaxpr import Program, Refusal, check_batch, check_floating, trace
 from pathjax._interpreter.rules import tied_leaves
 from pathjax.types import ApplyFn, Params, XLike
@@ -105,8 +105,7 @@ class TracedNetwork:
         check_batch(x)
         check_floating(self.params_like, x)
         program = self.program(x)
-        for refusal in self.mixtures(x):
-            raise refusal.error
+        raise_first(program, self.mixtures(x))
         return program
 
     def mixtures(self, x: XLike) -> list[Refusal]:
