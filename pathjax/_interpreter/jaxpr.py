@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,9 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
+_TRANSFORMATION = re.compile(r"^(?:vmap|jvp|transpose|checkpoint|remat)\((.*)\)$")
 _CUSTOM_DERIVATIVE = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_UNKNOWN = "unknown line"
 _LIBRARIES = ("jax", "jaxlib", "flax", "haiku", "equinox", "neural_tangents", "pathjax")
 
 
@@ -101,14 +104,16 @@ class Equation:
     def _scope(self) -> str:
         """The names of the scopes around it, such as `block_1/Dense_0`."""
         stacks = (str(eqn.source_info.name_stack) for eqn in (*self.callers, self.source))
-        return "/".join(stack for stack in stacks if stack)
+        # vmap(Dense) is the layer Dense; vmap() is none, and neither is the ij,jk->ik of an einsum
+        names = (_TRANSFORMATION.sub(r"\1", name) for stack in stacks for name in stack.split("/"))
+        return "/".join(name for name in names if name and "->" not in name)
 
     @property
     def _line(self) -> str:
         """The user's file and line: of the equation, or of the innermost call around it that the user's code makes."""
         frames = (_user_frame(eqn) for eqn in (self.source, *reversed(self.callers)))
         frame = next((frame for frame in frames if frame is not None), None)
-        return f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else "unknown line"
+        return f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else _UNKNOWN
 
     @property
     def params(self) -> dict[str, Any]:
@@ -170,7 +175,8 @@ class Equation:
 
     def refuse(self, reason: str, remedy: str, *, name: str | None = None) -> UnsupportedPrimitive:
         """The error that refuses this equation, under the primitive's name or `name`."""
-        site = f"{self._line}, in layer `{self._scope}`" if self._scope else self._line
+        layer = f"in layer `{self._scope}`" if self._scope else ""
+        site = f"{self._line}, {layer}" if self._line != _UNKNOWN and layer else layer or self._line
         return UnsupportedPrimitive(f"No path rule for `{name or self.name}` ({site}). {reason} {remedy}")
 
 
@@ -233,7 +239,7 @@ def trace(apply: ApplyFn, params_like: Params, x_like: jax.ShapeDtypeStruct) -> 
         raise ValueError(
             "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, but for x of "
             f"shape {x_like.shape} it returned {result_was}. Reshape the outputs inside `apply`; give a single output "
-            "the shape (n, 1)."
+            f"the shape (n, 1).{'' if is_array else ' Concatenate several heads along the last axis, or return one.'}"
         )
     return Program(closed)
 
@@ -243,7 +249,8 @@ def check_batch(x: Any) -> None:
     if not getattr(x, "shape", ()):
         raise ValueError(
             "`x` must be an array of shape (n, ...), a batch of examples, or its ShapeDtypeStruct, but is "
-            f"{type(x).__name__ if not hasattr(x, 'shape') else 'of shape ()'}. Convert it with jnp.asarray."
+            f"{type(x).__name__ if not hasattr(x, 'shape') else 'of shape ()'}. Convert it with jnp.asarray; make "
+            "several inputs one array, and split it inside `apply`."
         )
 
 
@@ -252,7 +259,8 @@ def check_floating(params_like: Params, x_like: XLike) -> None:
     if not jnp.issubdtype(x_like.dtype, jnp.floating):
         raise ValueError(
             f"`x` has dtype {x_like.dtype}; paths start at real-valued inputs. Convert it first, as in "
-            "x.astype(jnp.float32), or pass the part of the network after its embedding."
+            "x.astype(jnp.float32); if these are tokens, which an embedding looks up, pass the part of the network "
+            "after its embedding, and the embedded vectors as x."
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(params_like)[0]:
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):

@@ -11,7 +11,16 @@ from typing import NamedTuple
 
 from pathjax._interpreter.jaxpr import Equation, UnsupportedPrimitive
 
-__all__ = ["ANY_REASON", "OF_WEIGHTS", "REASONS", "Words", "refusal", "refusal_of_mixing", "refusal_of_position"]
+__all__ = [
+    "ANY_REASON",
+    "COMPLEX",
+    "OF_WEIGHTS",
+    "REASONS",
+    "Words",
+    "refusal",
+    "refusal_of_mixing",
+    "refusal_of_position",
+]
 
 
 class Words(NamedTuple):
@@ -70,13 +79,14 @@ def _refusal_of_examples(equation: Equation, words: Words) -> UnsupportedPrimiti
 def _layer_of(equation: Equation, is_meant: Callable[[_Layer], bool] = lambda layer: True) -> tuple[str, Words] | None:
     """The innermost layer or activation that the equation belongs to: its name in the code, and its words."""
     activation: tuple[str, Words] | None = None
+    plain_activation = ""
     for name in (part for function in equation.functions for part in _class_and_function(function)):
         plain = name.replace("_", "").lower()
-        if activation is None and plain in _ACTIVATIONS:
-            activation = name, _ACTIVATIONS[plain]
-            inner = plain
+        if plain in _ACTIVATIONS:
+            activation, plain_activation = (name, _ACTIVATIONS[plain]), plain  # the outermost: mish calls softplus
         for layer in _LAYERS:
-            if plain in layer.names and is_meant(layer) and (activation is None or inner in layer.activations):
+            explains = activation is None or plain_activation in layer.activations
+            if plain in layer.names and is_meant(layer) and explains:
                 return name, layer.words
     return activation if is_meant(_ANY_LAYER) else None
 
@@ -97,8 +107,8 @@ _MIXING = Words(
     "Let every example go through the network alone, with running statistics for instance.",
 )
 _POSITION = Words(
-    "It mixes the examples of a batch with what differs by their position, such as the random mask of dropout or a "
-    "bias for each place in the batch; paths are those of one example.",
+    "It treats the examples of a batch differently, by their position, as the random mask of dropout or a bias for "
+    "each place in the batch does; paths are those of one example alone.",
     "Leave dropout out, and use constants that are the same for every example.",
 )
 
@@ -131,8 +141,8 @@ _LAYERS = (
     _Layer(
         _names("dropout dropout1d dropout2d dropout3d droppath stochasticdepth"),
         Words(
-            "Dropout is on: its random mask mixes the examples of a batch with their position, and paths are those of "
-            "one example.",
+            "Dropout is on: its random mask is another one at each place in the batch, but paths are those of one "
+            "example alone.",
             "Turn it off: deterministic=True, model.eval() or inference mode.",
         ),
         mixes_examples=True,
@@ -176,7 +186,9 @@ _LAYERS = (
 _ANY_LAYER = _Layer(frozenset(), _MIXING)
 
 
-# Activations
+# Activations and other functions
+
+_ORDER = Words("The order of activations has no slope of its own.", "Use jnp.max or max pooling.")
 
 
 def _curved(title: str) -> Words:
@@ -222,6 +234,8 @@ _ACTIVATIONS: dict[str, Words] = {
     "logsoftmax": _softmax("The logarithm of softmax"),
     "logsumexp": _softmax("The logarithm of a sum of exponentials"),
     "standardize": _norm("Standardization"),
+    "norm": Words("A norm of activations, a root or power of an activation, is curved.", _NO_NORM),
+    **dict.fromkeys(("median", "quantile", "percentile", "nanmedian"), _ORDER),
     "var": Words("A variance of activations is not of first order in the input.", _NO_NORM),
     "std": Words("A standard deviation of activations, a root or power of an activation, is curved.", _NO_NORM),
 }
@@ -235,9 +249,13 @@ _ARITHMETIC = {
 
 # Primitives
 
+COMPLEX = Words(
+    "It computes with complex numbers, but paths are products of real ones.", "Write it with real matrices."
+)
 ANY_REASON = Words(
     "pathjax does not know this operation. Paths are defined for piecewise-linear, positively homogeneous layers.",
-    "Replace the layer by a piecewise-linear one, or declare a rule with `paths.declare_gate`.",
+    "Replace it by piecewise-linear operations of jax.numpy or jax.lax; an activation that acts on each entry alone can "
+    "be declared with `paths.declare_gate`.",
 )
 OF_WEIGHTS = Words(
     "It is computed from parameters alone, as in weight norm, spectral norm, weight standardization or quantization, "
@@ -274,7 +292,7 @@ REASONS: dict[str, Words] = {
     ),
     **dict.fromkeys(
         ("sort", "argmax", "argmin", "top_k", "approx_top_k"),
-        Words("The order of activations has no slope of its own.", "Use jnp.max or max pooling."),
+        _ORDER,
     ),
     **dict.fromkeys(
         ("floor", "ceil", "round", "rem", "is_finite"),
@@ -286,7 +304,25 @@ REASONS: dict[str, Words] = {
     ),
     **dict.fromkeys(
         ("complex", "real", "imag", "conj", "fft"),
-        Words("It computes with complex numbers or a Fourier transform.", "Write it with real matrices."),
+        COMPLEX,
+    ),
+    **dict.fromkeys(
+        ("reduce_or", "reduce_and", "reduce_xor"),
+        Words(
+            "It combines the comparisons of several activations, which says nothing of a single path.",
+            "Select with a comparison of each activation, as in jnp.where(x > 0, ...).",
+        ),
+    ),
+    **dict.fromkeys(
+        ("bcoo_dot_general", "bcoo_spdot_general", "bcsr_dot_general"),
+        Words("Products with sparse arrays have no path rule.", "Multiply by the dense array, matrix.todense()."),
+    ),
+    **dict.fromkeys(
+        ("scatter-min", "scatter-max"),
+        Words(
+            "A maximum or minimum at some entries has no path rule.",
+            "Take jnp.maximum or jnp.minimum of the whole array, and select the entries with jnp.where.",
+        ),
     ),
     "while": Words(
         "How often the loop runs may depend on data.",

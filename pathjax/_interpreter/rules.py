@@ -29,6 +29,9 @@ __all__ = ["PATH_RULES", "Inspection", "Walk", "inspect", "interpret", "tied_lea
 
 P = TypeVar("P")
 
+# What the result of a refused equation depends on: neither a weight nor x, so that its products are not refused too.
+_AFTER_REFUSAL = frozenset([-2])
+
 
 def interpret(
     program: Program,
@@ -121,7 +124,7 @@ class Walk:
             return self._results(equation, values)
         except UnsupportedPrimitive as error:
             self._refuse(equation, error)
-            return [PathSum(None, (), output.shape, frozenset()) for output in equation.outputs]
+            return [PathSum(None, (), output.shape, _AFTER_REFUSAL) for output in equation.outputs]
 
     def _refuse(self, equation: Equation, error: UnsupportedPrimitive) -> None:
         if self.refusals is None:
@@ -133,7 +136,7 @@ class Walk:
         """The results of an equation, on values of any kind."""
         if all(isinstance(value, Constant) for value in values):
             return _constants(equation, [value for value in values if isinstance(value, Constant)])
-        context = Context(equation, self.algebra, self.tied, self.slopes_at_zero, self.run, INPUT in depends_on(values))
+        context = Context(equation, self.algebra, self.tied, self.slopes_at_zero, self.run, _reads_input(values))
         results: Any = _rule(context, values)(context, values)
         if results is None:
             raise TypeError(f"The path rule of `{equation.name}` returned nothing; return results, or GATE.")
@@ -150,6 +153,11 @@ class Walk:
             _value(result, tuple(at_this_point[i] for at_this_point in real), output.shape, depends)
             for i, (result, output) in enumerate(zip(given, equation.outputs, strict=True))
         ]
+
+
+def _reads_input(values: Sequence[Value]) -> bool:
+    """Whether any operand depends on something else than weights; results of refused equations may."""
+    return any(name < 0 for name in depends_on(values))
 
 
 def _value(

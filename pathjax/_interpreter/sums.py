@@ -11,6 +11,7 @@ import numpy as np
 from pathjax._interpreter.algebra import INPUT, Constant, Convolution, Gate, PathSum, Value
 from pathjax._interpreter.context import Context, Lift, Results, shape_of
 from pathjax._interpreter.gates import combine_gates, known_number, pass_through
+from pathjax._interpreter.refusals import COMPLEX
 
 __all__ = [
     "ENTRIES", "add", "add_running", "conv", "copy", "divide", "dot", "indexed", "multiply", "negate", "power",
@@ -24,6 +25,8 @@ ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1)
 def copy(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value]:
     """Copies, and conversions between floating-point types."""
     for value, output in zip(values, context.equation.outputs, strict=True):
+        if isinstance(value, PathSum) and jnp.issubdtype(output.dtype, jnp.complexfloating):
+            raise context.refuse(*COMPLEX)
         if isinstance(value, PathSum) and not jnp.issubdtype(output.dtype, jnp.floating):
             raise context.refuse(
                 "An activation is rounded to whole numbers, which is a step function.",
@@ -83,7 +86,7 @@ def divide(context: Context, values: Sequence[Value]) -> Results:
         divisor = "an activation" if INPUT in denominator.depends else "a parameter"
         raise context.refuse(
             f"It divides by {divisor}; path values are products.",
-            "Multiply by a parameter instead.",
+            "Multiply by a parameter or a constant instead.",
             told_of_weights=True,
         )
     if isinstance(numerator, Gate):
@@ -97,7 +100,8 @@ def _check_product(context: Context, left: PathSum, right: PathSum) -> None:
     shared = left.depends & right.depends
     if INPUT in shared:
         raise context.refuse(
-            "It multiplies two activations, as attention does; that is of second order in the input.",
+            "It multiplies two activations, as attention does, or squares one, as norms do; that is of second order in "
+            "the input.",
             "Replace one factor by parameters, by constants or by a comparison with 0.",
         )
     context.tied.update(shared)
