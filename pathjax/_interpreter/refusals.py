@@ -6,7 +6,7 @@ code it stands in, such as `LayerNorm.__call__` or `gelu`. Otherwise it is told 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pathjax._interpreter.jaxpr import Equation, UnsupportedPrimitive
@@ -72,12 +72,15 @@ def refusal_of_position(equation: Equation) -> UnsupportedPrimitive:
 
 
 def _refusal_of_examples(equation: Equation, words: Words) -> UnsupportedPrimitive:
-    named = _layer_of(equation, lambda layer: layer.mixes_examples)
+    named = _layer_of(equation, of_examples=True)
     return equation.refuse(*words) if named is None else equation.refuse(*named[1], name=named[0])
 
 
-def _layer_of(equation: Equation, is_meant: Callable[[_Layer], bool] = lambda layer: True) -> tuple[str, Words] | None:
-    """The innermost layer or activation that the equation belongs to: its name in the code, and its words."""
+def _layer_of(equation: Equation, *, of_examples: bool = False) -> tuple[str, Words] | None:
+    """The innermost layer, or else the outermost activation, that the equation belongs to: its name and its words.
+
+    With `of_examples`, only layers that treat the examples of a batch otherwise than alone.
+    """
     activation: tuple[str, Words] | None = None
     plain_activation = ""
     for name in (part for function in equation.functions for part in _class_and_function(function)):
@@ -85,10 +88,12 @@ def _layer_of(equation: Equation, is_meant: Callable[[_Layer], bool] = lambda la
         if plain in _ACTIVATIONS:
             activation, plain_activation = (name, _ACTIVATIONS[plain]), plain  # the outermost: mish calls softplus
         for layer in _LAYERS:
-            explains = activation is None or plain_activation in layer.activations
-            if plain in layer.names and is_meant(layer) and explains:
+            explains = (
+                plain_activation in layer.activations if plain_activation else equation.name not in _NOT_OF_LAYERS
+            )
+            if plain in layer.names and (layer.mixes_examples if of_examples else explains):
                 return name, layer.words
-    return activation if is_meant(_ANY_LAYER) else None
+    return None if of_examples else activation
 
 
 def _class_and_function(qualified_name: str) -> Sequence[str]:
@@ -183,7 +188,6 @@ _LAYERS = (
         _names("sigmoid hardsigmoid"),
     ),
 )
-_ANY_LAYER = _Layer(frozenset(), _MIXING)
 
 
 # Activations and other functions
@@ -240,6 +244,12 @@ _ACTIVATIONS: dict[str, Words] = {
     "std": Words("A standard deviation of activations, a root or power of an activation, is curved.", _NO_NORM),
 }
 
+# Primitives that no known layer is refused for: they are told as themselves.
+_NOT_OF_LAYERS = {
+    "min", "clamp", "gt", "ge", "lt", "le", "eq", "ne", "sort", "argmax", "argmin", "top_k", "floor", "ceil", "round",
+    "convert_element_type",
+}  # fmt: skip
+
 # Primitives that say nothing of the layer: the layer's name stands in their place.
 _ARITHMETIC = {
     "add", "sub", "mul", "div", "neg", "integer_pow", "square", "stop_gradient", "select_n", "reduce_sum", "max", "min",
@@ -254,8 +264,8 @@ COMPLEX = Words(
 )
 ANY_REASON = Words(
     "pathjax does not know this operation. Paths are defined for piecewise-linear, positively homogeneous layers.",
-    "Replace it by piecewise-linear operations of jax.numpy or jax.lax; an activation that acts on each entry alone can "
-    "be declared with `paths.declare_gate`.",
+    "Replace it by piecewise-linear operations of jax.numpy or jax.lax; an activation that acts on each entry alone "
+    "can be declared with `paths.declare_gate`.",
 )
 OF_WEIGHTS = Words(
     "It is computed from parameters alone, as in weight norm, spectral norm, weight standardization or quantization, "

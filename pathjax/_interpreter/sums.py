@@ -112,7 +112,10 @@ def power(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     operand = context.paths(values[0])
     exponent = context.equation.params.get("y", 2)
     if INPUT in operand.depends and exponent != 1:
-        raise context.refuse("A power of an activation is not of first order in the input.", "Use a ReLU instead.")
+        raise context.refuse(
+            "A power of an activation is not of first order in the input.",
+            "Use a ReLU instead of a power, and batch norm with running statistics instead of a norm.",
+        )
     if exponent < 1:
         raise context.refuse(
             "It divides by a parameter; path values are products.", "Use a positive power.", told_of_weights=True

@@ -164,6 +164,20 @@ def resnet_v2(x: Any, power: int) -> Any:
     return nn.Dense(2)(average(gate(h, power), power))
 
 
+def vgg(x: Any, power: int) -> Any:
+    for width in (2, 3):
+        for _ in range(2):
+            x = gate(architectures.norm(nn.Conv(width, (3, 3))(x)), power)
+        x = max_pool(x, power) if width == 2 else x
+    return nn.Dense(2)(gate(nn.Dense(4)(flatten(x)), power))
+
+
+def recurrent_layer(x: Any, power: int) -> Any:
+    cell = nn.SimpleCell(3, activation_fn=lambda h: gate(h, power), param_dtype=jnp.float64)
+    outputs: Any = nn.RNN(cell)(x)
+    return outputs[:, -1]
+
+
 def simple_recurrence(params: Any, x: Any, power: int) -> Any:
     def step(state: Any, inputs: Any) -> Any:
         return gate(state @ params["state"] + inputs @ params["inputs"], power), None
@@ -378,6 +392,7 @@ ACCEPTED: dict[str, Callable[[], Architecture]] = {
         )
     ),
     "ResNet v1": architectures.narrow(architectures.ResNet, (6, 6, 2), width=2, blocks=(1, 1)),
+    "VGG with batch norm": images(vgg),
     "ResNet v2": images(resnet_v2),
     "DenseNet": architectures.narrow(architectures.DenseNet, (4, 4, 2), width=2, layers=1, growth=2),
     "MobileNet with ReLU": architectures.narrow(architectures.MobileNet, (4, 4, 2), width=2, stages=((2, 1),)),
@@ -387,6 +402,7 @@ ACCEPTED: dict[str, Callable[[], Architecture]] = {
     # sequences, sets and graphs
     "MLP-Mixer": sequences(mixer),
     "plain recurrent network with ReLU": plain(simple_recurrence, (3, 4), state=(4, 4), inputs=(4, 4), head=(4, 2)),
+    "recurrent layer of linen with ReLU": sequences(recurrent_layer),
     "last token by an index": sequences(last_token),
     "learned position embeddings": plain(learned_positions, (5, 3), first=(3, 4), positions=(6, 4), second=(4, 2)),
     "sine position embeddings": sequences(sine_positions),

@@ -195,6 +195,10 @@ REFUSED: dict[str, Refused] = {
     "tanh": Refused(without_paths(jnp.tanh), ("`tanh`", *_CURVED)),
     "sigmoid": Refused(without_paths(jax.nn.sigmoid), ("`logistic`", *_CURVED)),
     "log sigmoid": Refused(without_paths(jax.nn.log_sigmoid), ("logarithm of a sigmoid", *_CURVED), ("logits",)),
+    "Fourier features": Refused(
+        with_input(lambda p, x: jnp.concatenate([jnp.sin(x), jnp.cos(x)], axis=1) @ p, jnp.ones((5, 3)), (6, 2)),
+        ("`sin`", "compute them before the network and pass them as x"),
+    ),
     "sine": Refused(without_paths(jnp.sin), ("`sin`", "curved", "features of the input")),
     "ReLU6": Refused(without_paths(jax.nn.relu6), ("clipped at a constant other than 0", r"Clip at 0 \(ReLU\)")),
     "hard tanh": Refused(without_paths(jax.nn.hard_tanh), ("clipped|compared with a constant", "0")),
