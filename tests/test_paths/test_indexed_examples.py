@@ -86,7 +86,7 @@ def test_indices_are_accepted_where_each_example_is_treated_alone_and_alike(use:
 
 def test_the_cases_are_of_both_kinds() -> None:
     rightness = [
-        treats_examples_alone_and_alike(lambda h, use=use, at=(examples, -1): use(h, at))
+        treats_examples_alone_and_alike(functools.partial(use, at=(examples, -1)))
         for use, examples in itertools.product(USES.values(), OF_EXAMPLES.values())
     ]
     assert rightness.count(True) >= 10 and rightness.count(False) >= 10

@@ -17,6 +17,7 @@ from jax import lax
 from jax.experimental import sparse
 
 from pathjax import paths
+from pathjax._interpreter.jaxpr import check_batch
 
 
 class Body(nn.Module):
@@ -366,17 +367,9 @@ REFUSED: dict[str, Refused] = {
         ("examples",),
     ),
     "one-hot of rounded floats": Refused(
-        with_input(lambda p, x: jax.nn.one_hot(x[:, 0], 3) @ p, jnp.ones((5, 2))),
-        ("`eq`|whole numbers|compared",),
-        ("mixes",),
-    ),
-    "inputs in a dict": Refused(
-        with_input(lambda p, x: x["a"] @ p, {"a": jnp.ones((5, 3))}),
-        ("must be an array of shape", "is dict", "one array, and split it inside `apply`"),
-    ),
-    "inputs and targets": Refused(
-        with_input(lambda p, x: x[0] @ p, (jnp.ones((5, 3)), jnp.ones(5))),
-        ("must be an array of shape", "is tuple", "one array"),
+        with_input(lambda p, x: jax.nn.one_hot(x[:, 0].astype(int), 3) @ p, jnp.ones((5, 2))),
+        ("`convert_element_type`", "rounded to whole numbers"),
+        ("examples",),
     ),
     # products of two functions of x
     "learned gates": Refused(
@@ -464,6 +457,14 @@ def test_what_has_no_paths_is_refused_in_words_that_fit(name: str) -> None:
         assert re.search(phrase, message), message
     for phrase in REFUSED[name].never:
         assert not re.search(phrase, message), message
+
+
+@pytest.mark.parametrize("x", [{"image": jnp.ones((5, 3))}, (jnp.ones((5, 3)), jnp.ones(5))], ids=["dict", "tuple"])
+def test_several_inputs_are_refused_with_the_way_to_write_them(x: Any) -> None:
+    with pytest.raises(
+        ValueError, match=rf"is {type(x).__name__}\..* make several inputs one array, and split it inside"
+    ):
+        check_batch(x)
 
 
 def test_the_table_is_long_enough() -> None:
