@@ -13,7 +13,7 @@ from pathjax._base.network import check_apart
 from pathjax._base.programs import Kept, kept_for, reference
 from pathjax._base.trees import key_paths
 from pathjax._base.weights import check_weights
-from pathjax._interpreter.examples import mixtures
+from pathjax._interpreter.examples import mixtures, raise_first
 from pathjax._interpreter.jaxpr import (
     Program,
     Refusal,
@@ -181,8 +181,7 @@ class TracedNetwork:
         check_batch(x)
         check_floating(self.params_like, x)
         program = self.program(x)
-        for refusal in self.mixtures(x):
-            raise refusal.error
+        raise_first(program, self.mixtures(x))
         return program
 
     def mixtures(self, x: XLike) -> list[Refusal]:
@@ -268,6 +267,10 @@ class _Slot:
 
 def _is_network(node: Any) -> bool:
     return isinstance(node, TracedNetwork)
+
+
+def _without_network(node: Any) -> Any:
+    return _Slot(node.state) if _is_network(node) else node
 
 
 def _run(traces: _Traces, state: State, *arguments: Any, program: Callable[..., Any], **static: Any) -> Any:
