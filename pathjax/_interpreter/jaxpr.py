@@ -121,8 +121,8 @@ class Equation:
 
     @property
     def params(self) -> dict[str, Any]:
-        """The primitive's static parameters."""
-        return dict(self.source.params)
+        """The primitive's static parameters. Sizes and axes that the network gives as NumPy's integers are Python's."""
+        return {name: _with_python_integers(value) for name, value in self.source.params.items()}
 
     @property
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -131,10 +131,15 @@ class Equation:
         return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
     def loop_operands(self, values: Sequence[T]) -> LoopOperands[T]:
-        """The values of a `scan`'s operands, grouped by their part in the loop."""
-        consts = self.source.params["num_consts"]
-        stacked = consts + self.source.params["num_carry"]
-        return LoopOperands(values[:consts], values[consts:stacked], values[stacked:])
+        """The values of a `scan`'s operands, grouped by their part in the loop.
+
+        The versions of JAX name the parts by different parameters, so they are told by their axes: an array of which
+        each step takes, or gives, one slice has one axis more outside of the loop than inside.
+        """
+        body = _inner(self.source.params["jaxpr"])
+        first_stacked = _count_unsliced(self.source.invars, body.invars)
+        first_carry = first_stacked - _count_unsliced(self.source.outvars, body.outvars)
+        return LoopOperands(values[:first_carry], values[first_carry:first_stacked], values[first_stacked:])
 
     @property
     def is_of_jax(self) -> bool:
@@ -411,6 +416,21 @@ def _read(environment: dict[Any, Any], atom: Any, constant: Callable[[Any], Any]
 
 def _inner(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
+
+
+def _count_unsliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many operands, or results, of a loop have as many axes in a step as outside of the loop."""
+    return sum(len(outer.aval.shape) == len(inner.aval.shape) for outer, inner in zip(outside, inside, strict=True))
+
+
+def _with_python_integers(value: Any) -> Any:
+    """The static parameter with Python's integers in place of NumPy's, in tuples and named tuples too."""
+    if isinstance(value, np.integer):
+        return int(value)
+    if not isinstance(value, tuple):
+        return value
+    entries = [_with_python_integers(entry) for entry in value]
+    return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
 
 
 def _called(eqn: JaxprEqn) -> str:
