@@ -25,13 +25,13 @@ from pathjax._base.trees import check_mask
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.lifting import check_finite
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax._linalg.eigenpairs import log_positive
+from pathjax._linalg.eigenpairs import Eigenpairs, SearchProgress, log_positive
 from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error, svd
 from pathjax._ntk.matrix import square_matrix
 from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero, logarithms, roots, scaled_eigenvalues
 from pathjax._path_kernel.twin import in_true_units, restricted
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
-from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params
+from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, State
 
 __all__ = [
     "Alignment",
@@ -181,7 +181,9 @@ def factorize(
     rank: int,
     key: Key,
     mask: Mask | None = None,
+    state: State = None,
     chunk: int = 32,
+    progress: SearchProgress | None = None,
 ) -> Factorization:
     """The `rank` leading terms of the NTK of a batch in the eigenbasis of the Path Kernel, Θ = Σ_i λ_i b_i b_iᵀ.
 
@@ -194,7 +196,8 @@ def factorize(
 
     Memory: rank · p numbers for the eigenvectors, what `top_eigenpairs` needs to find them, and the gradients and
     activations of `chunk` passes of one example. Examples are processed one at a time, and `chunk` modes or outputs of
-    one example at once. Θ is never formed. To factorize Θ between two batches, concatenate them.
+    one example at once. Θ is never formed. To factorize Θ between two batches, concatenate them. `progress` is that of
+    `top_eigenpairs`, which takes most of the time.
 
     Works under jit and vmap, where values cannot be checked, and under grad. Derivatives of eigenvalues and traces
     exist at any size; those of modes, and of functions of modes, are NaN above 512 kept weights. Derivatives do not
@@ -215,11 +218,16 @@ def factorize(
     """
     x = jnp.asarray(x)
     _check_chunk(chunk)
-    network = traced(apply, params)
+    network = traced(apply, params, state)
     mask = check_mask(mask, params)
     _check_network(network, params, x, mask)
     kernel = path_kernel(network, params, x, mask=mask)
-    pairs = top_eigenpairs(kernel, rank, key=key)
+    pairs = top_eigenpairs(kernel, rank, key=key, progress=progress)
+    return cast(Factorization, network.compiled(_at_pairs, chunk=chunk)(kernel, pairs, x))
+
+
+def _at_pairs(network: TracedNetwork, kernel: PathKernel, pairs: Eigenpairs, x: Array, *, chunk: int) -> Factorization:
+    """The factorization from the eigenpairs of G."""
     scaled = scaled_eigenvalues(kernel, pairs)
     nonzero = is_nonzero(scaled)
     products = _products(kernel, x, pairs.eigenvectors, chunk)
@@ -252,7 +260,14 @@ def recompose(factorization: Factorization) -> Float[Array, "n n o o"]:
     return jnp.einsum("iar,jbr->ijab", weighted, weighted, precision=lax.Precision.HIGHEST)
 
 
-def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *, mask: Mask | None = None) -> Params:
+def layer_kernels(
+    apply: ApplyFn,
+    params: Params,
+    x: Float[AnyArray, "n ..."],
+    *,
+    mask: Mask | None = None,
+    state: State = None,
+) -> Params:
     """The contribution of each parameter leaf to the NTK, Θ = Σ_ℓ Θ_ℓ: a tree like `params` of kernels (n, n, o, o).
 
     With a mask, Θ is that of the masked network and derivatives are by its kept weights. Cost: one backward pass for
@@ -269,9 +284,13 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
     Array([[2., 0.],
            [0., 2.]], dtype=float64)
     """
-    x, network = jnp.asarray(x), traced(apply, params)
+    x, network = jnp.asarray(x), traced(apply, params, state)
     mask = check_mask(mask, params)
     _check_network(network, params, x, mask)
+    return network.compiled(_of_leaves)(params, mask, x)
+
+
+def _of_leaves(network: TracedNetwork, params: Params, mask: Mask | None, x: Array) -> Params:
     leaves, structure = jax.tree.flatten(params)
     masks = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
     weights = leaves if mask is None else jax.tree.leaves(kept_weights(mask, params))

@@ -23,6 +23,7 @@ from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
+from pathjax._base.programs import Static
 from pathjax._base.trees import check_like, check_mask, wide
 from pathjax._interpreter.lifting import (
     absolute_power,
@@ -33,10 +34,10 @@ from pathjax._interpreter.lifting import (
 )
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import eigenpairs, estimates
-from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
-from pathjax._path_kernel import comparison, density, spectrum, twin
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, SearchProgress
+from pathjax._path_kernel import comparison, spectrum, twin
 from pathjax._path_kernel.comparison import Comparison
-from pathjax._path_kernel.density import BroadenedDensity, SpectralDensity
+from pathjax._path_kernel.density import BroadenedDensity, SpectralDensity, quadrature
 from pathjax._path_kernel.spectrum import LeafShares
 from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, State, XLike
@@ -144,6 +145,7 @@ def top_eigenpairs(
     order: int | None = None,
     tolerance: Real = 1e-5,
     restarts: int | None = None,
+    progress: SearchProgress | None = None,
 ) -> Eigenpairs:
     """The `rank` largest eigenvalues of G, descending, with their logarithms, eigenvectors and residuals.
 
@@ -171,6 +173,9 @@ def top_eigenpairs(
     If G has fewer nonzero eigenvalues than `rank`, the remaining eigenvectors are null vectors of G. If a traced mask
     keeps fewer weights than `rank`, the remaining pairs are zero. If products are not finite, the pairs are NaN.
     Eigenvalues have derivatives; those of eigenvectors are NaN above 512 kept weights.
+
+    `progress(round, restarts, residual)` is called after each round of the search, with the largest residual so far
+    over λ_max; it is not called where G is formed.
 
     Raises ValueError if `rank` is not between 1 and the number of kept weights (of all weights, for a traced mask), or
     if `order` or `restarts` is below 1.
@@ -203,6 +208,7 @@ def top_eigenpairs(
         order=order,
         tolerance=tolerance,
         restarts=restarts,
+        progress=progress,
     )
     return spectrum.true_pairs(kernel, scaled)
 
@@ -225,14 +231,22 @@ def leaf_shares(pairs: Eigenpairs) -> LeafShares:
     return spectrum.leaf_shares(pairs)
 
 
-def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) -> SpectralDensity:
+def spectral_density(
+    kernel: PathKernel,
+    *,
+    order: int,
+    samples: int,
+    key: Key,
+    progress: Callable[[int, int], None] | None = None,
+) -> SpectralDensity:
     """Spectral density of G on the kept weights, by stochastic Lanczos quadrature.
 
     For each of `samples` random sign vectors, `order` Lanczos steps with full reorthogonalization give the nodes and
     weights of a Gauss quadrature. The nodes are in true units and may overflow to infinity in float32 for deep
     networks; `log_nodes`, their logarithms, do not. The methods `estimate` and `estimate_from_logs` of the result give
     sums of a function over the eigenvalues, with standard errors; `broadened` gives the density as a curve to plot.
-    Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers.
+    Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers. `progress(sample, samples)` is
+    called after each random start.
 
     Raises ValueError if `order` or `samples` is below 1.
     Source: Golub, Meurant (2009), "Matrices, Moments and Quadrature"; Ubaru, Chen, Saad (2017).
@@ -249,7 +263,9 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
     True
     """
     _check_probes(order=order, samples=samples)
-    return density.quadrature(kernel, order, samples, key)
+    told = None if progress is None else Static(progress)
+    options = {"order": order, "samples": samples, "progress": told}
+    return cast(SpectralDensity, twin.run_at_mask(quadrature, (kernel,), key, **options))
 
 
 def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 40, samples: int = 10) -> Estimate:
@@ -283,10 +299,11 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
         return jnp.where(positive, jnp.logaddexp(jnp.where(positive, log_eigenvalues, 0), log_epsilon), log_epsilon)
 
     if twin.count(kernel) <= DENSE:
-        decomposed = spectrum.decompose(kernel)
+        decomposed = twin.run_at_mask(spectrum.decompose, (kernel,))
         log_eigenvalues = twin.log_in_true_units(decomposed.eigenvalues, kernel.exponent)
         return estimates.exact(jnp.sum(jnp.where(decomposed.exists, log_of_sum(log_eigenvalues), 0)))
-    return density.quadrature(kernel, order, samples, key).estimate_from_logs(log_of_sum)
+    density = spectral_density(kernel, order=order, samples=samples, key=key)
+    return density.estimate_from_logs(log_of_sum)
 
 
 def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
@@ -306,7 +323,7 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
     1.2195
     """
     _check_probes(samples=samples)
-    return comparison.effective_rank(kernel, key, samples)
+    return cast(Estimate, twin.run_at_mask(comparison.effective_rank, (kernel,), key, samples=samples))
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -334,7 +351,12 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     1.0
     """
     _check_probes(order=order)
-    return cast(Array, twin.in_true_units(spectrum.ends(kernel, key, order, tolerance).smallest, kernel.exponent))
+    return cast(
+        Array,
+        twin.in_true_units(
+            twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order).smallest, kernel.exponent
+        ),
+    )
 
 
 def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -350,7 +372,12 @@ def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: R
     0.0
     """
     _check_probes(order=order)
-    return cast(Array, twin.log_in_true_units(spectrum.ends(kernel, key, order, tolerance).smallest, kernel.exponent))
+    return cast(
+        Array,
+        twin.log_in_true_units(
+            twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order).smallest, kernel.exponent
+        ),
+    )
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -366,7 +393,7 @@ def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, toleranc
     9.0
     """
     _check_probes(order=order)
-    ends = spectrum.ends(kernel, key, order, tolerance)
+    ends = twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order)
     return cast(Array, ends.largest / ends.smallest)
 
 
@@ -434,7 +461,7 @@ def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samp
     """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    return comparison.compare(initial, kernel, key, samples)
+    return cast(Comparison, twin.run_at_mask(comparison.compare, (initial, kernel), key, samples=samples))
 
 
 def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Float[Array, ""]:
@@ -458,7 +485,7 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
     0.1
     """
     _check_comparable(left, right)
-    return cast(Array, comparison.overlap(left, left_pairs, right, right_pairs))
+    return cast(Array, twin.run_at_mask(comparison.overlap, (left, right), left_pairs, right_pairs))
 
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:

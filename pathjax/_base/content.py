@@ -48,7 +48,7 @@ def content(function: Callable[..., Any]) -> Content | None:
 
     Functions count by their code and by what they capture; arrays of JAX by identity, since they do not change, NumPy's
     by their entries. Lists, dictionaries and objects, which may change, count by identity and by what they hold;
-    functions and classes of installed packages, and modules, by identity alone. Attributes of modules and of classes
+    modules, classes, and functions of installed packages that capture nothing, by identity alone. Attributes of modules and of classes
     are not looked at. The key does not hold the function, nor the object of a bound method.
     """
     reader = _Reader(owner(function))
@@ -117,13 +117,14 @@ class _Reader:
         return self._attributes(thing)
 
     def _function(self, function: types.FunctionType) -> Hashable:
-        if function.__code__.co_filename.startswith(_INSTALLED):
+        is_installed = function.__code__.co_filename.startswith(_INSTALLED)
+        if is_installed and not function.__closure__:
             return self._identity(function)
         captured = tuple(_cell(cell) for cell in function.__closure__ or ())
-        read_by_name = tuple(function.__globals__[name] for name in _names(function.__code__, function.__globals__))
+        names = () if is_installed else _names(function.__code__, function.__globals__)
+        read_by_name = tuple(function.__globals__[name] for name in names)
         defaults = function.__defaults__, tuple((function.__kwdefaults__ or {}).items())
-        parts = (defaults, captured, read_by_name)
-        return (function.__code__, *map(self.read, parts))
+        return (function.__code__, *map(self.read, (defaults, captured, read_by_name)))
 
     def _attributes(self, thing: Any) -> Hashable:
         slots = itertools.chain.from_iterable(getattr(cls, "__slots__", ()) for cls in type(thing).__mro__)

@@ -10,7 +10,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pathjax._base.programs import Static
 from pathjax._linalg.lanczos import Pairs, largest
 from pathjax.types import Key, Real
 
-__all__ = ["DENSE", "Eigenpairs", "Problem", "find", "log_positive", "measured", "with_logarithms"]
+__all__ = ["DENSE", "Eigenpairs", "Problem", "SearchProgress", "find", "log_positive", "measured", "with_logarithms"]
 
 # Up to this many rows a matrix is formed and decomposed: that is exact, and cheaper than to iterate.
 DENSE = 512
@@ -74,12 +75,17 @@ class Problem:
     unravel: Callable[[Any, Any], Any]
 
 
+SearchProgress: TypeAlias = Callable[[int, int, float], None]
+"""`progress(round, restarts, residual)` is called after each round, with the largest residual over λ_max."""
+
+
 class Effort(NamedTuple):
-    """How large a search is: the number of pairs, and of further vectors and of rounds to find them."""
+    """How large a search is: the number of pairs, and of further vectors and of rounds to find them; who is told."""
 
     rank: int
     order: int
     restarts: int
+    progress: Static | None
 
 
 def find(
@@ -92,6 +98,7 @@ def find(
     order: int | None,
     tolerance: Real,
     restarts: int | None,
+    progress: SearchProgress | None,
 ) -> Eigenpairs:
     """The `rank` largest eigenpairs of a kernel with `size` rows, in the units of the problem's products.
 
@@ -99,7 +106,7 @@ def find(
     tolerance, where that can be known. Raises ValueError for a rank that is not between 1 and the number of rows, and
     for an order or a number of restarts below 1.
     """
-    effort = _effort(problem, rank, size, order, restarts)
+    effort = _effort(problem, rank, size, order, restarts, progress)
     if size <= DENSE:
         return problem.decompose(kernel, rank)
     pairs = _iterate(problem, effort, kernel, key, jnp.asarray(tolerance, float))
@@ -133,7 +140,14 @@ def _relative(residuals: Any, eigenvalues: Any) -> Any:
     return residuals / jnp.where(largest_eigenvalue == 0, 1, largest_eigenvalue)
 
 
-def _effort(problem: Problem, rank: int, size: int, order: int | None, restarts: int | None) -> Effort:
+def _effort(
+    problem: Problem,
+    rank: int,
+    size: int,
+    order: int | None,
+    restarts: int | None,
+    progress: SearchProgress | None,
+) -> Effort:
     """The order and the restarts of a search, by default rank + 20 and rank + 50."""
     if not 1 <= rank <= size:
         raise ValueError(f"`rank` must lie between 1 and the number of {problem.rows}, {size}, but is {rank}.")
@@ -141,7 +155,11 @@ def _effort(problem: Problem, rank: int, size: int, order: int | None, restarts:
     rounds = rank + 50 if restarts is None else restarts
     if vectors < 1 or rounds < 1:
         raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
-    return Effort(rank, vectors, rounds)
+    return Effort(rank, vectors, rounds, None if progress is None else Static(_in_numbers(progress)))
+
+
+def _in_numbers(progress: SearchProgress) -> Callable[[Any, Any, Any], None]:
+    return lambda round_, restarts, residual: progress(int(round_), int(restarts), float(residual))
 
 
 def _warn_of_misses(problem: Problem, effort: Effort, pairs: Pairs, tolerance: Real) -> None:
@@ -177,6 +195,7 @@ def _search(network: Any, kernel: Any, key: Key, tolerance: Any, *, problem: Pro
         order=effort.order,
         tolerance=tolerance,
         restarts=effort.restarts,
+        progress=effort.progress,
     )
 
 

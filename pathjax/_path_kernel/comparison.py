@@ -43,18 +43,18 @@ class _Samples(NamedTuple):
     is_exact: bool
 
 
-def effective_rank(kernel: PathKernel, key: Key, samples: int) -> Estimate:
+def effective_rank(kernel: PathKernel, key: Key, *, samples: int) -> Estimate:
     """(Tr G)² / ‖G‖², with a standard error to first order."""
     return _product_of_means(_squared_norms([(kernel, kernel)], key, samples), [-1.0])
 
 
-def compare(initial: PathKernel, kernel: PathKernel, key: Key, samples: int) -> Comparison:
+def compare(initial: PathKernel, kernel: PathKernel, key: Key, *, samples: int) -> Comparison:
     """The relative change and the cosine, both from the same random sign vectors."""
     norms = _squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
     return Comparison(_relative_change(norms, kernel, initial), _cosine(norms, kernel, initial))
 
 
-def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Any:
+def overlap(left: PathKernel, right: PathKernel, left_pairs: Eigenpairs, right_pairs: Eigenpairs) -> Any:
     """The mean squared cosine of the principal angles between the eigenspaces of Π on the paths."""
     images = lax.map(twin.linear(left, right), right_pairs.eigenvectors)
     products = jax.vmap(lambda vector: jax.vmap(lambda image: dot(vector, image))(images))(left_pairs.eigenvectors)

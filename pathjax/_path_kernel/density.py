@@ -167,17 +167,22 @@ class SpectralDensity(NamedTuple):
         return is_nonzero(relative.ravel()).reshape(relative.shape)
 
 
-def quadrature(kernel: PathKernel, order: int, samples: int, key: Key) -> SpectralDensity:
+def quadrature(
+    kernel: PathKernel, key: Key, *, order: int, samples: int, progress: Callable[[Any, Any], None] | None
+) -> SpectralDensity:
     """The nodes and weights of `samples` random starts, by `order` Lanczos steps each."""
     steps = min(order, twin.size(kernel))
     operator = twin.flat(kernel, twin.linear(kernel, kernel))
 
-    def from_random_start(sample_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, twin.random_signs(kernel, sample_key), steps)
+    def from_random_start(start: tuple[Key, Any]) -> tuple[Any, Any]:
+        space = krylov(operator, twin.random_signs(kernel, start[0]), steps)
         nodes, vectors = eigh(space.matrix)
+        if progress is not None:
+            jax.debug.callback(lambda number, *_: progress(int(number), samples), start[1], nodes)
         return nodes, jnp.square(vectors[0])
 
-    scaled_nodes, weights = lax.map(from_random_start, jax.random.split(key, samples))
+    starts = jax.random.split(key, samples), jnp.arange(1, samples + 1)
+    scaled_nodes, weights = lax.map(from_random_start, starts)
     return SpectralDensity(
         nodes=twin.in_true_units(scaled_nodes, kernel.exponent),
         weights=weights,

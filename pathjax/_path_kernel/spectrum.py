@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,7 @@ def decompose(kernel: PathKernel) -> Spectrum:
     )
 
 
-def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> Ends:
+def ends(kernel: PathKernel, key: Key, tolerance: Any, *, order: int) -> Ends:
     """The smallest nonzero and the largest eigenvalue of G.
 
     Exact for up to 512 kept weights; otherwise by `order` Lanczos steps from each of two random starts.
@@ -216,7 +216,11 @@ def leaf_shares(pairs: Eigenpairs) -> LeafShares:
 # The search for the largest eigenpairs
 
 
-def _exact_pairs(kernel: PathKernel, rank: int) -> Eigenpairs:
+def _decomposed(kernel: PathKernel, rank: int) -> Eigenpairs:
+    return cast(Eigenpairs, twin.run_at_mask(_exact_pairs, (kernel,), rank=rank))
+
+
+def _exact_pairs(kernel: PathKernel, *, rank: int) -> Eigenpairs:
     spectrum = decompose(kernel)
     eigenvalues, columns = spectrum.eigenvalues[:rank], spectrum.eigenvectors[:, :rank]
     trees = twin.trees_at(kernel, spectrum.positions, columns.T)
@@ -248,7 +252,7 @@ def _stacked_trees(kernel: PathKernel, vectors: Any) -> Params:
 PROBLEM = Problem(
     name="the Path Kernel",
     rows="kept weights",
-    decompose=_exact_pairs,
+    decompose=_decomposed,
     product=_product,
     quotient=_quotient,
     random_signs=twin.random_signs,
