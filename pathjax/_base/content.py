@@ -48,8 +48,8 @@ def content(function: Callable[..., Any]) -> Content | None:
 
     Functions count by their code and by what they capture; arrays of JAX by identity, since they do not change, NumPy's
     by their entries. Lists, dictionaries and objects, which may change, count by identity and by what they hold;
-    modules, classes, and functions of installed packages that capture nothing, by identity alone. Attributes of modules and of classes
-    are not looked at. The key does not hold the function, nor the object of a bound method.
+    modules, classes, and functions of installed packages that capture nothing, by identity alone. Attributes of modules
+    and of classes are not looked at. The key does not hold the function, nor the object of a bound method.
     """
     reader = _Reader(owner(function))
     try:
