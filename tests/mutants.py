@@ -203,7 +203,7 @@ MUTANTS = [
            f"{FACTORS} -k 'traces and leaky'"),
     Mutant("bounds forget the scale of the trace", "pathjax/factorization.py",
            "log_trace_path_kernel=kernel.log_trace()",
-           "log_trace_path_kernel=kernel.log_trace() - 0.7 * kernel.exponent",
+           "log_trace_path_kernel=0.9 * kernel.log_trace()",
            f"{FACTORS} -k bounds_are_those"),
     Mutant("shares are not squared", "pathjax/factorization.py", "jnp.square(vectors.T @ modes)",
            "jnp.abs(vectors.T @ modes)", "tests/test_factorization/test_factorization.py -k alignment_splits"),
