@@ -61,7 +61,8 @@ def kept_counts(params: Params, *, density: float, scope: str = "global", prunab
     if total < filled:
         raise ValueError(
             f"density {density:.6g} keeps {total} of the {size} prunable weights, and there are {filled} leaves, each "
-            f'of which keeps one or more with scope "{scope}". The smallest possible density is about {filled / size:.3g}.'
+            f'of which keeps one or more with scope "{scope}". The smallest possible density is about '
+            f"{filled / size:.3g}."
         )
     shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
     return np.asarray(apportion(total, shares, sizes), np.int32)
