@@ -206,7 +206,9 @@ class TracedNetwork:
         key = self._key(x, params).types
         if key not in self._traces.kernels:
             names = key_paths(self.params_like)
-            positions = kernel_leaves(self.program(x, params))
+            # of outputs of any shape: neither sums over them nor their axes decide
+            equations = self._whole(x, params).closed
+            positions = kernel_leaves(Program(equations, tuple(jax.tree.leaves(self.state)), len(jax.tree.leaves(x))))
             self._traces.kernels[key] = ChosenLeaves(frozenset(names[i] for i in positions))
         return self._traces.kernels[key]
 
