@@ -61,7 +61,9 @@ class Transformer(nn.Module):
     def __call__(self, tokens):
         embed = nn.Embed(11, 4, name="embed")
         h = embed(tokens) + self.param("positions", nn.initializers.normal(), (1, 5, 4))
-        h, _ = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)(name="blocks")(h, None)
+        h, _ = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3)(name="blocks")(
+            h, None
+        )
         h = nn.LayerNorm(name="norm")(h).mean(1)
         return embed.attend(h) if self.tied else nn.Dense(2, name="head")(h)
 
@@ -71,7 +73,9 @@ class Block(nn.Module):
     def __call__(self, h, _):
         h = h + nn.MultiHeadDotProductAttention(num_heads=2, name="attention")(nn.LayerNorm(name="before")(h))
         wide = nn.Dense(6, name="wide")(nn.RMSNorm(name="after")(h))
-        return h + nn.Dense(4, name="narrow")(nn.gelu(wide)) * self.param("scale", nn.initializers.ones, (4,)), None
+        return h + nn.Dense(4, name="narrow")(nn.gelu(wide)) * self.param(
+            "scale", nn.initializers.ones, (1, 1, 4)
+        ), None
 
 
 BLOCK_KERNELS = {
@@ -126,7 +130,9 @@ def weight_norm():
 @case
 def recurrent_cell():
     names = ("hn", "hr", "hz", "in", "ir", "iz")
-    return linen(nn.RNN(nn.GRUCell(4)), jnp.ones((3, 5, 2)), {f"['cell']['{name}']['kernel']" for name in names})
+    return linen(
+        nn.RNN(nn.GRUCell(4)), jnp.ones((3, 5, 2), jnp.float32), {f"['cell']['{name}']['kernel']" for name in names}
+    )
 
 
 @case
@@ -165,17 +171,21 @@ def nnx_convolution_and_batch_norm():
 
 @case
 def equinox_convolution_biases():
+    class Model(eqx.Module):
+        convs: tuple[eqx.nn.Conv2d, eqx.nn.Conv2d]
+        slopes: eqx.nn.PReLU
+        norm: eqx.nn.LayerNorm
+        out: eqx.nn.Linear
+
+        def __call__(self, x):
+            x = self.convs[1](self.slopes(self.convs[0](x)))
+            return self.out(self.norm(x).sum((1, 2)))
+
     keys = jax.random.split(KEY, 3)
-    layers = [
-        eqx.nn.Conv2d(2, 3, 3, key=keys[0]),
-        eqx.nn.PReLU(0.1),
-        eqx.nn.Conv2d(3, 4, 1, key=keys[1]),
-        eqx.nn.LayerNorm((4, 2, 2), use_bias=False),
-        eqx.nn.Lambda(lambda x: x.sum((1, 2))),
-        eqx.nn.Linear(4, 2, key=keys[2]),
-    ]
-    kernels = {f".layers[{i}].weight" for i in (0, 2, 5)}
-    return equinox(eqx.nn.Sequential(layers), jnp.ones((3, 2, 4, 4)), kernels)
+    convs = eqx.nn.Conv2d(2, 3, 3, key=keys[0]), eqx.nn.Conv2d(3, 4, 1, key=keys[1])
+    slopes, norm = eqx.nn.PReLU(jnp.full((3, 2, 2), 0.1)), eqx.nn.LayerNorm((4, 2, 2), use_bias=False)
+    model = Model(convs, slopes, norm, eqx.nn.Linear(4, 2, key=keys[2]))
+    return equinox(model, jnp.ones((3, 2, 4, 4)), {".convs[0].weight", ".convs[1].weight", ".out.weight"})
 
 
 @case
@@ -347,6 +357,6 @@ def test_functions_that_have_the_network_choose_its_kernels_by_themselves() -> N
     x = jnp.ones((5, 3))
     layers = connectivity.connectivity(apply, params, x).layers
     assert [layer.path for layer in layers] == ["['first']", "['second']"]
-    np.testing.assert_array_equal(
-        scores.px(apply, params, x)["shift"], scores.px(apply, params, x, mask=jax.tree.map(lambda _: True, params))["shift"]
-    )
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    by_itself, told = (scores.px(apply, params, x, **options) for options in ({}, {"mask": everything}))
+    jax.tree.map(np.testing.assert_array_equal, by_itself, told)  # the zero is a bias, and no pruned weight
