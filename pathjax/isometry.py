@@ -31,7 +31,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, Shaped
 
 from pathjax import masks
-from pathjax._base.network import check_inputs, check_params
+from pathjax._base.network import as_batch, check_inputs, check_params
 from pathjax._base.trees import wide
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import lapack
@@ -61,7 +61,7 @@ def jacobian_singular_values(
     >>> jacobian_singular_values(lambda params, x: x @ params["kernel"], params, jnp.ones((4, 3))).tolist()[0]
     [3.0, 0.5]
     """
-    x = jnp.asarray(x)
+    x = as_batch("x", x)
     check_params(params)
     check_inputs(reals_only=True, x=x)
     weights = masks.apply_mask(mask, params)

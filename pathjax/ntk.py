@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base.network import check_batch_size, check_inputs, check_params, kept_weights, masked
+from pathjax._base.network import as_batch, check_batch_size, check_inputs, check_params, kept_weights, masked
 from pathjax._base.trees import check_mask, wide
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import traced
@@ -205,7 +205,7 @@ def infinite(
            [70.],
            [70.]], dtype=float64)
     """
-    x1, x2 = _as_arrays(x1, x2)
+    x1, x2 = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     check_inputs(reals_only=True, x1=x1)
     check_inputs(x1=x1, x2=x2)
     kernel = kernel_fn(x1, x2, get="ntk")
@@ -305,7 +305,7 @@ def _kernel(
 ) -> Array:
     """Θ, or what `form` asks of it."""
     _check_method(method, batch_size, mesh)
-    x1, x2 = _as_arrays(x1, x2)
+    x1, x2 = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     check_params(params)
     check_inputs(x1=x1, x2=x2)
     n, m = batch_length(x1), batch_length(x1 if x2 is None else x2)
@@ -333,10 +333,6 @@ def _kernel(
     _check_memory(output, params, n, m, x2 is None, method, form)
     function = network if mask is None else masked(network, params, mask)
     return _by_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], form)
-
-
-def _as_arrays(x1: Any, x2: Any) -> tuple[Any, Any]:
-    return jax.tree.map(jnp.asarray, x1), jax.tree.map(jnp.asarray, x2)
 
 
 def _check_method(method: str, batch_size: int | None, mesh: Mesh | None) -> None:

@@ -203,9 +203,9 @@ def log_data_gram(
     """
     if chunk < 1:
         raise ValueError(f"`chunk` must be at least 1, the number of pairs at a time, but is {chunk}.")
-    left, right = (jnp.asarray(x) for x in (x1, x1 if x2 is None else x2))
-    for x in (left, right):
+    for x in (x1, x1 if x2 is None else x2):
         check_batch(x)
+    left, right = (jnp.asarray(x) for x in (x1, x1 if x2 is None else x2))
     if left.shape[1:] != right.shape[1:]:
         raise ValueError(
             f"Examples of `x1` have shape {left.shape[1:]} and those of `x2` {right.shape[1:]}, but both go through "
