@@ -347,7 +347,7 @@ def _check_method(method: str, batch_size: int | None, mesh: Mesh | None) -> Non
 
 
 def _by_neural_tangents(
-    network: Callable[..., Any], params: Params, x1: Array, x2: Array | None, implementation: int, form: Form
+    network: Callable[..., Any], params: Params, x1: Inputs, x2: Inputs | None, implementation: int, form: Form
 ) -> Array:
     kernel_fn = door.load().empirical_ntk_fn(
         network,

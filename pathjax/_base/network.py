@@ -71,7 +71,13 @@ def check_arrays(name: str, tree: Any, remedy: str) -> None:
             continue
         if not isinstance(leaf, bool | int | float | complex):
             is_array, is_function = hasattr(leaf, "shape"), callable(leaf)
-            kind = f"an array of dtype {dtype}" if is_array else "a function" if is_function else f"a {type(leaf).__name__}"
+            kind = (
+                f"an array of dtype {dtype}"
+                if is_array
+                else "a function"
+                if is_function
+                else f"a {type(leaf).__name__}"
+            )
             raise TypeError(f"`{name}`{path and f' at {path}'} is {kind}, not an array of numbers. {remedy}")
 
 
