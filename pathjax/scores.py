@@ -111,7 +111,7 @@ def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> F
 
 def _check_classification(logits: Any, labels: Any) -> None:
     """Raise unless the outputs are logits (n, o) and the targets labels (n,)."""
-    shape, label_shape = jnp.shape(logits), jnp.shape(labels)
+    shape, label_shape = (tuple(getattr(array, "shape", ())) for array in (logits, labels))
     if not hasattr(logits, "shape") or len(shape) != 2 or not hasattr(labels, "shape") or label_shape != shape[:1]:
         logits_are = f"of shape {shape}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
         labels_are = f"of shape {label_shape}" if hasattr(labels, "shape") else f"a {type(labels).__name__}"

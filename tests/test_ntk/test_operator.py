@@ -254,7 +254,7 @@ def test_half_precision_has_its_eigenpairs_in_single_precision(count):
 def test_kernels_whose_squares_leave_single_precision_have_their_eigenpairs():
     params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), wide_example())
     plain, tiny = (
-        ntk.top_eigenpairs(ntk.operator(lambda p, x, c=c: c * wide(p, x), params, x), 3, key=KEY)[0]  # type: ignore[misc]
+        ntk.top_eigenpairs(ntk.operator(lambda p, x, c=c: c * wide(p, x), params, x), 3, key=KEY)[0]
         for c in (1.0, 1e-11)
     )
     np.testing.assert_allclose(tiny * 1e22, plain, rtol=SINGLE)

@@ -63,19 +63,27 @@ def linen() -> Case:
     return Case(apply, params, state, direct)
 
 
+def in_double_precision(leaf: Any) -> Any:
+    return leaf.astype(float) if leaf.dtype == jnp.float32 else leaf
+
+
 def of_nnx() -> Case:
     model = NNX(nnx.Rngs(0))
     model.dropout.deterministic = False
     model.norm.use_running_average = False
-    graphdef, params, state = nnx.split(model, nnx.Param, ...)
+    graphdef, *parts = nnx.split(model, nnx.Param, ...)
+    params, state = (jax.tree.map(in_double_precision, part) for part in parts)
 
     def apply(params, state, x):
         model = nnx.merge(graphdef, params, state)
         outputs = model(x)
         return outputs, nnx.state(model, nnx.BatchStat)
 
+    # Flax changes statistics only in the trace that they are an argument of
+    merged = jax.jit(lambda params, state, x: nnx.merge(graphdef, params, state)(x))
+
     def direct(params, x):
-        return nnx.merge(graphdef, params, state)(x)
+        return merged(params, state, x)
 
     return Case(apply, params, state, direct)
 

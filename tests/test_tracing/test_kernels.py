@@ -164,7 +164,7 @@ def nnx_convolution_and_batch_norm():
 
     model = Model(nnx.Rngs(0))
     model.eval()
-    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, *(params, rest) = nnx.split(model, nnx.Param, ...)
     kernels = {"['conv']['kernel'].value", "['out']['kernel'].value"}
     return lambda params, x: nnx.merge(graphdef, params, rest)(x), params, jnp.ones((2, 4, 4, 2)), kernels
 

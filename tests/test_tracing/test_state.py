@@ -73,8 +73,8 @@ class Counted:
         return apply(params, state, x)
 
 
-def chosen(prunable: Any) -> set[str]:
-    return {keystr(path) for path, leaf in tree_leaves_with_path(PARAMS) if prunable(path, leaf)}
+def chosen(prunable: Any) -> list[str]:
+    return [keystr(path) for path, leaf in tree_leaves_with_path(PARAMS) if prunable(path, leaf)]
 
 
 def of_operator(apply: Any, **options: Any) -> Any:
@@ -155,7 +155,8 @@ def public(parameter: str) -> set[str]:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (found, expected)]
+    assert structures[0] == structures[1]
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         if isinstance(one, str):
             assert one == other
@@ -225,6 +226,6 @@ def test_plain_numbers_and_empty_parts_belong_to_a_state() -> None:
         return jax.nn.relu(x @ params["first"]) @ params["second"] * state["scale"]
 
     params = {name: PARAMS[name] for name in ("first", "second")}
-    state = {"scale": 2.0, "nothing": None, "empty": {}}
+    state: dict[str, Any] = {"scale": 2.0, "nothing": None, "empty": {}}
     expected = ntk.empirical(lambda params, x: scaled(params, state, x), params, X)
     assert_same(ntk.empirical(scaled, params, X, state=state), expected)
