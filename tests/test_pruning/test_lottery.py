@@ -1,6 +1,7 @@
 """Lottery tickets: who is kept, what is rewound, and that a ticket learns."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -220,7 +221,8 @@ def test_a_ticket_rewinds_the_model_state_with_the_weights(rewind):
     )
     # by hand: the first steps dense, then each level from the weights and statistics after them
     everything = {name: np.ones(leaf.shape, bool) for name, leaf in params.items()}
-    early, early_state = params, state
+    early: Any = params
+    early_state: Any = state
     for at in range(rewind):
         early, early_state = NormTraining.step(early, early_state, everything, at)
     planned = [0.8, 0.8**2, 0.8**3, 0.5]
