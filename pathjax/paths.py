@@ -344,10 +344,10 @@ def kernels(apply: ApplyFn, params: Params, x_like: Inputs, *, state: State = No
     however many axes their leaves have. Functions that take an `apply` choose so by themselves; those that do not, such
     as `masks.from_scores` and `pruning.prune`, go by `masks.is_kernel`, which knows shapes and names alone.
 
-    Works for any network, piecewise linear or not. The network is traced and not run; only shapes and dtypes of
-    `x_like` are read.
-
-    Raises ValueError for an `apply` that does not return one array with a row for each example.
+    Of weights that are computed from several leaves, such as g · v / ‖v‖, the kernels are those with more than one axis
+    of more than one entry. Weights that stand along a first axis for the steps of a loop, as under `nn.scan`, count as
+    the weights of one step do. Works for any network, piecewise linear or not, and whatever it takes and returns. The
+    network is traced and not run; only shapes and dtypes of `x_like`, an array or a tree of arrays, are read.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["w"] + params["shift"]) @ params["v"]
