@@ -45,13 +45,13 @@ def jacobian_singular_values(
 ) -> Float[Array, "n r"]:
     """Singular values of the input–output Jacobian ∂f/∂x at each example, the largest first.
 
-    For o outputs and examples of d numbers, each example has r = min(o, d) singular values. They are differentiable
-    where those of one example are distinct. Cost: r forward or backward passes for each example, n·o·d numbers of
-    memory, and n decompositions of O(o·d·r) operations.
+    For o outputs, counted over all axes after the first, and examples of d numbers, each example has r = min(o, d)
+    singular values. They are differentiable where those of one example are distinct. Cost: r forward or backward passes
+    for each example, n·o·d numbers of memory, and n decompositions of O(o·d·r) operations.
 
-    Raises ValueError for inputs that are not floating point or hold NaN, for weights that are not floating point, for
-    an `apply` whose output is not (n, o) or mixes examples, and for a mask of another tree; TypeError for a mask that
-    is not boolean.
+    Raises ValueError for inputs that are not one floating-point array or hold NaN, for weights that are not floating
+    point, for an `apply` whose output is not one array with a row for each example or mixes examples, and for a mask of
+    another tree; TypeError for a mask that is not boolean.
 
     Source: Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
     networks", 2014; Pennington, Schoenholz, Ganguli, "Resurrecting the sigmoid in deep learning through dynamical

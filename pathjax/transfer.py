@@ -93,10 +93,10 @@ def neural_tangent_transfer(
     steps into one program.
 
     Raises ValueError for a density outside (0, 1] or so low that it keeps nothing; `steps`, `refresh` or `batch_size`
-    below 1; inputs without examples or with NaN; an iterable that is used up; an `apply` whose
-    output is not (n, o) or mixes examples; and weights (names the leaf and the step) or losses (names the step) that
-    are not finite. Under `vmap` and `jit`, where values cannot be read, such weights give a mask that keeps no prunable
-    weight.
+    below 1; inputs without examples or with NaN; an iterable that is used up; an `apply` whose output is not one array
+    with a row for each example or mixes examples; and weights (names the leaf and the step) or losses (names the step)
+    that are not finite. Under `vmap` and `jit`, where values cannot be read, such weights give a mask that keeps no
+    prunable weight.
 
     Source: Liu, Zenke, "Finding trainable sparse networks through Neural Tangent Transfer", 2020. Their code differs: Θ
     is the kernel between the two halves of a batch, Θ_s includes derivatives by pruned weights, momentum still moves a

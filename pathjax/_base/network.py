@@ -57,8 +57,10 @@ def check_params(params: Any) -> None:
 def as_batch(name: str, x: Any) -> Any:
     """A batch as an array or a tree of arrays; a list of numbers is one array. Raises TypeError for other leaves."""
     check_arrays(name, x, "Convert it to numbers, or leave it out of the batch.")
-    leaves = jax.tree.leaves(x)
-    if isinstance(x, list | tuple) and leaves and not any(hasattr(leaf, "shape") for leaf in leaves):
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    are_numbers = all(jnp.ndim(leaf) == 0 for _, leaf in leaves)
+    are_in_lists = all(isinstance(key, jax.tree_util.SequenceKey) for path, _ in leaves for key in path)
+    if isinstance(x, list | tuple) and leaves and are_numbers and are_in_lists:
         return jnp.asarray(x)
     return jax.tree.map(jnp.asarray, x)
 

@@ -179,8 +179,9 @@ def test_batches_may_be_dictionaries_with_named_targets() -> None:
 def test_lists_of_numbers_are_arrays() -> None:
     case = CASES["one number each"]
     expected = scores.snip(case.apply, case.params, [(case.x, case.y)], loss=squares)
-    listed = [(np.asarray(case.x).tolist(), np.asarray(case.y).tolist())]
-    assert_close(scores.snip(case.apply, case.params, listed, loss=squares), ravel_pytree(expected)[0])
+    for y in (np.asarray(case.y).tolist(), list(np.asarray(case.y)), list(case.y)):
+        listed = [(np.asarray(case.x).tolist(), y)]
+        assert_close(scores.snip(case.apply, case.params, listed, loss=squares), ravel_pytree(expected)[0])
 
 
 # what a user meets without the run-time type checker that tests install, whose words would come first
