@@ -284,3 +284,4 @@ def test_integers_are_inputs_like_others() -> None:
     expected = ntk.empirical(apply, params, x.astype(float))
     for same in (x, x.tolist(), jnp.asarray(x, jnp.uint8)):
         np.testing.assert_allclose(ntk.empirical(apply, params, same), expected, rtol=EXACT)
+        np.testing.assert_allclose(ntk.operator(apply, params, same).trace(), np.einsum("iiaa->", expected), rtol=EXACT)
