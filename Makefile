@@ -4,11 +4,17 @@ PYTHON ?= python3 python3.13 python3.12 python3.11
 BIN := .venv/bin
 # written last, so that an environment whose installation was cut off is made again
 INSTALLED := .venv/installed
+# `make newest` makes a second environment; to choose its Python: `make newest NEWEST_PYTHON=/path/to/python3.13`
+NEWEST_PYTHON ?= $(shell .ci/newest-python)
+NEWEST := .venv-newest
+# what `make newest` runs: whatever reads programs or masks, and users' scripts, in a few minutes
+COVERING = pathjax tests/test_tracing tests/test_masks tests/test_neural_tangents tests/test_ntk/test_layerwise.py \
+    $(addprefix tests/test_paths/test_,listed.py refusals.py rules.py) $(wildcard tests/test_frameworks)
 FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test long mutants fuzz lint types bench clean
+.PHONY: help report test newest long mutants fuzz lint types bench clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -18,6 +24,9 @@ report: $(INSTALLED) ## compare prunings on the digits data set and write runs/r
 
 test: lint types ## lint, types, tests and doctests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long"
+
+newest: $(NEWEST)/installed ## doctests and a covering part of the tests with the newest Python found and the newest releases that setup.cfg allows
+	$(NEWEST)/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(COVERING)
 
 long: $(INSTALLED) ## the tests that `make test` leaves out: very deep networks, and all networks where it takes a few; minutes
 	$(BIN)/python -m pytest -q -m long tests
@@ -45,8 +54,8 @@ bench: $(INSTALLED) ## what lifted passes, listings, spectra, factorizations, ke
 	$(BIN)/python -m experiments.benchmarks.selection
 	$(BIN)/python -m experiments.benchmarks.shrink
 
-clean: ## remove the environment and the caches, never the results under runs/
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environments and the caches, never the results under runs/
+	rm -rf .venv $(NEWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): requirements.txt
 	@if [ -L .venv ]; then \
@@ -63,3 +72,29 @@ $(INSTALLED): requirements.txt
 	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --progress-bar off \
 	    --no-deps --requirement requirements.txt
 	@touch $@
+
+# from setup.cfg: what the library and the extras `test` and `infinite` require
+REQUIRED := import configparser; cfg = configparser.ConfigParser(); cfg.read("setup.cfg"); \
+    print(cfg["options"]["install_requires"], *map(cfg["options.extras_require"].get, ("test", "infinite")))
+
+$(NEWEST)/installed: setup.cfg
+	@if [ -L $(NEWEST) ]; then \
+	    echo "$(NEWEST) is a link, and installing would empty what it points to. Remove the link." >&2; \
+	    exit 1; \
+	fi
+	@python="$(NEWEST_PYTHON)"; \
+	if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; then \
+	    echo "The newest JAX needs Python >= 3.12, and none runs here. Name yours: make newest NEWEST_PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	fi; \
+	echo "Installing the newest releases into $(NEWEST) with $$("$$python" --version); this takes a minute, once."; \
+	"$$python" -m venv --clear $(NEWEST)
+	@$(NEWEST)/bin/python -c '$(REQUIRED)' > $(NEWEST)/required.txt
+	@grep -v neural-tangents $(NEWEST)/required.txt > $(NEWEST)/resolved.txt
+	@grep neural-tangents $(NEWEST)/required.txt > $(NEWEST)/alone.txt
+	@$(PIP_OF_NEWEST) --requirement $(NEWEST)/resolved.txt
+	@# without what it names as dependencies, TensorFlow among them
+	@$(PIP_OF_NEWEST) --no-deps --requirement $(NEWEST)/alone.txt
+	@touch $@
+
+PIP_OF_NEWEST = $(NEWEST)/bin/python -m pip install --quiet --no-input --disable-pip-version-check --progress-bar off

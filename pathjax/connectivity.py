@@ -116,8 +116,7 @@ def effective_mask(
     >>> live["first"].tolist(), live["second"].ravel().tolist()
     ([[True, False, False]], [True, False, False])
     """
-    if mask is not None:
-        check_mask(mask, params)
+    mask = check_mask(mask, params)
     network = traced(apply, params, state)
     dense = jax.tree.map(lambda leaf: jnp.ones(jnp.shape(leaf), bool), params)
     kept = dense if mask is None else mask

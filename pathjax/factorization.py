@@ -12,7 +12,6 @@ for Θ = J_v f · Π · (J_v f)ᵀ.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, cast
 
 import jax
@@ -26,12 +25,13 @@ from pathjax._base.trees import check_mask
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._interpreter.lifting import check_finite
 from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax._linalg.eigenpairs import Eigenpairs, SearchProgress, log_positive
 from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error, svd
 from pathjax._ntk.matrix import square_matrix
-from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero
-from pathjax._path_kernel.twin import restricted
+from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero, logarithms, roots, scaled_eigenvalues
+from pathjax._path_kernel.twin import in_true_units, restricted, with_exponent
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
-from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params
+from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, State
 
 __all__ = [
     "Alignment",
@@ -49,32 +49,49 @@ __all__ = [
 class Factorization(NamedTuple):
     """The r leading terms of Θ = Σ_i λ_i b_i b_iᵀ on one batch of n examples and o outputs.
 
-    Eigenvalues and modes are scaled to stay finite at any depth: the true λ_i is exp(`log_scale`) times `eigenvalues`,
-    the true b_i is exp(−`log_scale` / 2) times `data_modes`. The scale cancels in λ_i b_i b_iᵀ, so each term of Θ can
-    be computed from the fields as they are. Fields may have leading batch axes from `jax.vmap`.
+    All fields are in true units. Of deep networks, eigenvalues may overflow to infinity in float32 where Θ does not;
+    `log_eigenvalues` do not, and neither do `weighted_modes`, √λ_i b_i, from which each term of Θ is computed. Fields
+    may have leading batch axes from `jax.vmap`.
 
     Attributes:
-        eigenvalues: (r,) the λ_i of Π, descending; zero beyond the rank of G.
+        eigenvalues: (r,) the λ_i of Π, descending; zero beyond the rank of G. May overflow in float32.
         data_modes: (n, o, r) the b_i, each determined up to its sign; zero where the eigenvalue is zero.
-        log_scale: () natural logarithm of the scale.
         trace: () Tr Θ, of all terms.
         layer_traces: a tree like `params` with Tr Θ_ℓ, (), at each leaf ℓ, where Θ = Σ_ℓ Θ_ℓ.
         layer_shares: a tree like `params` with the share of each mode, (r,), at each leaf: the squared norm of the
             leaf's entries in the unit eigenvector of G. The shares of a mode sum to 1 over the leaves, or to 0 if its
             eigenvalue is zero. Over all modes, Σ_i λ_i times a leaf's share is the trace of its part of Π.
+        scaled_eigenvalues: (r,) for internal use: the λ_i / 2^`exponent`, which stay within the format.
+        exponent: () for internal use: a whole number.
     """
 
     eigenvalues: Float[Array, " r"]
     data_modes: Float[Array, "n o r"]
-    log_scale: Float[Array, ""]
     trace: Float[Array, ""]
     layer_traces: Params
     layer_shares: Params
+    scaled_eigenvalues: Float[Array, " r"]
+    exponent: Float[Array, ""]
+
+    @property
+    def log_scale(self) -> Float[Array, ...]:
+        """Always 0: all fields are in true units, and an eigenvalue times exp(`log_scale`) is the eigenvalue itself."""
+        return jnp.zeros_like(self.trace)
+
+    @property
+    def log_eigenvalues(self) -> Float[Array, "... r"]:
+        """Natural logarithms of the λ_i, at any depth; −∞ where the eigenvalue is zero."""
+        return logarithms(self.eigenvalues, self.scaled_eigenvalues, self.exponent[..., None])
+
+    @property
+    def weighted_modes(self) -> Float[Array, "... n o r"]:
+        """√λ_i b_i = J_θ f V_i, whose squares are the diagonals of the terms of Θ; finite at any depth where Θ is."""
+        return self.data_modes * roots(self.eigenvalues, self.log_eigenvalues)[..., None, None, :]
 
     @property
     def mode_traces(self) -> Float[Array, "... r"]:
         """λ_i ‖b_i‖², the trace of each term of Θ."""
-        return self.eigenvalues * jnp.sum(jnp.square(self.data_modes), axis=(-3, -2))
+        return jnp.sum(jnp.square(self.weighted_modes), axis=(-3, -2))
 
     @property
     def shares(self) -> Float[Array, "... r"]:
@@ -164,19 +181,23 @@ def factorize(
     rank: int,
     key: Key,
     mask: Mask | None = None,
+    state: State = None,
     chunk: int = 32,
+    progress: SearchProgress | None = None,
 ) -> Factorization:
     """The `rank` leading terms of the NTK of a batch in the eigenbasis of the Path Kernel, Θ = Σ_i λ_i b_i b_iᵀ.
 
     `path_kernel.top_eigenpairs` gives λ_i and the eigenvectors of G. Each b_i takes one Jacobian-vector product over
-    the data, and Tr Θ = ‖J_θ f‖² one gradient for each example and output. With a mask, Θ is that of the masked network
-    and derivatives are by its kept weights. Terms with λ_i = 0 (rescaling symmetries, weights on no path) are zero in
-    Θ. Eigenvalues up to 512 ε λ_max, with machine epsilon ε, count as zero too; each such term of Θ, at most
-    512 ε λ_max(Π) λ_max(K_v), is omitted.
+    the data, and Tr Θ = ‖J_θ f‖² one gradient for each example and output. All results are in true units; of deep
+    networks the λ_i may overflow to infinity in float32, and `log_eigenvalues` do not. With a mask, Θ is that of the
+    masked network and derivatives are by its kept weights. Terms with λ_i = 0 (rescaling symmetries, weights on no
+    path) are zero in Θ. Eigenvalues up to 512 ε λ_max, with machine epsilon ε, count as zero too; each such term of Θ,
+    at most 512 ε λ_max(Π) λ_max(K_v), is omitted.
 
     Memory: rank · p numbers for the eigenvectors, what `top_eigenpairs` needs to find them, and the gradients and
     activations of `chunk` passes of one example. Examples are processed one at a time, and `chunk` modes or outputs of
-    one example at once. Θ is never formed. To factorize Θ between two batches, concatenate them.
+    one example at once. Θ is never formed. To factorize Θ between two batches, concatenate them. `progress` is that of
+    `top_eigenpairs`, which takes most of the time.
 
     Works under jit and vmap, where values cannot be checked, and under grad. Derivatives of eigenvalues and traces
     exist at any size; those of modes, and of functions of modes, are NaN above 512 kept weights. Derivatives do not
@@ -197,20 +218,28 @@ def factorize(
     """
     x = jnp.asarray(x)
     _check_chunk(chunk)
-    network = traced(apply, params)
+    network = traced(apply, params, state)
+    mask = check_mask(mask, params)
     _check_network(network, params, x, mask)
-    kernel = path_kernel(network, params, x, mask=mask)
-    pairs = top_eigenpairs(kernel, rank, key=key)
-    nonzero = is_nonzero(pairs.eigenvalues)
+    kernel = with_exponent(path_kernel(network, params, x, mask=mask))
+    pairs = top_eigenpairs(kernel, rank, key=key, progress=progress)
+    return cast(Factorization, network.compiled(_at_pairs, chunk=chunk)(kernel, pairs, x))
+
+
+def _at_pairs(network: TracedNetwork, kernel: PathKernel, pairs: Eigenpairs, x: Array, *, chunk: int) -> Factorization:
+    """The factorization from the eigenpairs of G."""
+    scaled = scaled_eigenvalues(kernel, pairs)
+    nonzero = is_nonzero(scaled)
     products = _products(kernel, x, pairs.eigenvectors, chunk)
     traces = _layer_traces(kernel, x, chunk)
     return Factorization(
         eigenvalues=jnp.where(nonzero, pairs.eigenvalues, 0.0),
-        data_modes=products * inverse_roots(pairs.eigenvalues)[None, None, :].astype(products.dtype),
-        log_scale=_log_scale(kernel),
+        data_modes=_over_root_of_unit(kernel, products * inverse_roots(scaled)[None, None, :].astype(products.dtype)),
         trace=sum(jax.tree.leaves(traces), start=jnp.zeros((), products.dtype)),
         layer_traces=traces,
         layer_shares=jax.tree.map(lambda leaf: _squared_norms(leaf) * nonzero, pairs.eigenvectors),
+        scaled_eigenvalues=jnp.where(nonzero, scaled, 0.0),
+        exponent=kernel.exponent,
     )
 
 
@@ -227,11 +256,18 @@ def recompose(factorization: Factorization) -> Float[Array, "n n o o"]:
     Array([[6., 4.],
            [4., 6.]], dtype=float64)
     """
-    weighted = factorization.data_modes * jnp.sqrt(factorization.eigenvalues)[None, None, :]
+    weighted = factorization.weighted_modes
     return jnp.einsum("iar,jbr->ijab", weighted, weighted, precision=lax.Precision.HIGHEST)
 
 
-def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *, mask: Mask | None = None) -> Params:
+def layer_kernels(
+    apply: ApplyFn,
+    params: Params,
+    x: Float[AnyArray, "n ..."],
+    *,
+    mask: Mask | None = None,
+    state: State = None,
+) -> Params:
     """The contribution of each parameter leaf to the NTK, Θ = Σ_ℓ Θ_ℓ: a tree like `params` of kernels (n, n, o, o).
 
     With a mask, Θ is that of the masked network and derivatives are by its kept weights. Cost: one backward pass for
@@ -248,8 +284,13 @@ def layer_kernels(apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *
     Array([[2., 0.],
            [0., 2.]], dtype=float64)
     """
-    x, network = jnp.asarray(x), traced(apply, params)
+    x, network = jnp.asarray(x), traced(apply, params, state)
+    mask = check_mask(mask, params)
     _check_network(network, params, x, mask)
+    return network.compiled(_of_leaves)(params, mask, x)
+
+
+def _of_leaves(network: TracedNetwork, params: Params, mask: Mask | None, x: Array) -> Params:
     leaves, structure = jax.tree.flatten(params)
     masks = [jnp.ones(jnp.shape(leaf), bool) for leaf in leaves] if mask is None else jax.tree.leaves(mask)
     weights = leaves if mask is None else jax.tree.leaves(kept_weights(mask, params))
@@ -301,17 +342,16 @@ def bounds(
             f"The data Gram has shapes {sign.shape} and {log_abs.shape}, but an NTK of shape {ntk.shape} goes with "
             f"{ntk.shape[:3]}. Compute both on the same batch, and leave out `x2`."
         )
-    top = top_eigenpairs(kernel, 1, key=key).eigenvalues[0]
     largest = jnp.max(log_abs)
     scale = lax.stop_gradient(jnp.where(jnp.isfinite(largest), largest, 0.0))
     grams = jnp.moveaxis(sign * jnp.exp(log_abs - scale), 2, 0)
     return Bounds(
-        log_top_ntk=_log(eigvalsh(matrix)[-1]),
-        log_trace_ntk=_log(jnp.trace(matrix)),
-        log_top_path_kernel=_log(top) + _log_scale(kernel),
-        log_trace_path_kernel=_log(kernel.trace()) + _log_scale(kernel),
-        log_top_data_gram=_log(jnp.max(jax.vmap(eigvalsh)(grams)[:, -1])) + scale,
-        log_trace_data_gram=_log(jnp.sum(jnp.trace(grams, axis1=1, axis2=2))) + scale,
+        log_top_ntk=log_positive(eigvalsh(matrix)[-1]),
+        log_trace_ntk=log_positive(jnp.trace(matrix)),
+        log_top_path_kernel=top_eigenpairs(kernel, 1, key=key).log_eigenvalues[0],
+        log_trace_path_kernel=kernel.log_trace(),
+        log_top_data_gram=log_positive(jnp.max(jax.vmap(eigvalsh)(grams)[:, -1])) + scale,
+        log_trace_data_gram=log_positive(jnp.sum(jnp.trace(grams, axis1=1, axis2=2))) + scale,
     )
 
 
@@ -343,7 +383,7 @@ def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, ran
         raise ValueError(f"`rank` must lie between 1 and the number of Θ's eigenvectors, {n * o}, but is {rank}.")
     eigenvalues, vectors = eigh(matrix)
     eigenvalues, vectors = eigenvalues[::-1][:rank], vectors[:, ::-1][:, :rank]
-    modes = (factorization.data_modes * jnp.sqrt(factorization.eigenvalues)[None, None, :]).reshape(n * o, -1)
+    modes = factorization.weighted_modes.reshape(n * o, -1)
     nonzero = eigenvalues > rounding_error(eigenvalues, n * o)
     shares = jnp.square(vectors.T @ modes) / jnp.where(nonzero, eigenvalues, 1.0)[:, None]
     return Alignment(
@@ -391,9 +431,11 @@ def kernel_target_alignment(
     return jnp.sum(kernel * target) / (jnp.linalg.norm(kernel) * jnp.linalg.norm(target))
 
 
-def _log_scale(kernel: PathKernel) -> jax.Array:
-    """`kernel.log_scale` in the dtype of the weights."""
-    return math.log(2.0) * kernel.exponent.astype(jnp.result_type(*jax.tree.leaves(kernel.params)))
+def _over_root_of_unit(kernel: PathKernel, modes: jax.Array) -> jax.Array:
+    """The modes over √(2^exponent): those of G from those of G / 2^exponent."""
+    half = jnp.floor(kernel.exponent / 2)
+    rest = (kernel.exponent - 2 * half) / 2  # 0 or 1/2
+    return cast(jax.Array, in_true_units(modes, -half) * jnp.exp2(-rest.astype(modes.dtype)))
 
 
 def _products(kernel: PathKernel, x: jax.Array, vectors: Params, chunk: int) -> jax.Array:
@@ -452,12 +494,6 @@ def _centered(matrix: jax.Array) -> jax.Array:
     return rows - jnp.mean(rows, axis=1, keepdims=True)
 
 
-def _log(number: jax.Array) -> jax.Array:
-    """Natural logarithm; −∞ for zero and, since rounding may make a zero negative, for negative numbers."""
-    positive = number > 0
-    return jnp.where(positive, jnp.log(jnp.where(positive, number, 1.0)), -jnp.inf)
-
-
 def _check_whole(kernel: PathKernel) -> None:
     if kernel.outputs is not None or len(kernel.rows) != len(jax.tree.leaves(kernel.params)):
         raise ValueError(
@@ -474,7 +510,6 @@ def _check_chunk(chunk: int) -> None:
 def _check_network(network: TracedNetwork, params: Params, x: jax.Array, mask: Mask | None) -> None:
     """Raise if the mask or shapes do not fit, or, unless traced, if kept weights or inputs are not finite."""
     if mask is not None:
-        check_mask(mask, params)
         masks = jax.tree.leaves(mask)
         if all(map(is_concrete, masks)) and not any(np.asarray(leaf).any() for leaf in masks):
             raise ValueError("`mask` prunes every weight, so the NTK is zero. Keep at least one weight.")

@@ -104,10 +104,10 @@ def layer_singular_values(
     Source: unfolded, Lee, Ajanthan, Gould, Torr, "A signal propagation perspective for pruning neural networks at
     initialization", 2020; operators, Sedghi, Gupta, Long, "The singular values of convolutional layers", 2019.
 
-    >>> params = {"bias": jnp.ones(3), "conv": jnp.ones((2, 1, 1)), "dense": jnp.diag(jnp.array([2.0, 0.5]))}
+    >>> params = {"bias": jnp.ones(3), "conv_kernel": jnp.ones((2, 1, 1)), "dense": jnp.diag(jnp.array([2.0, 0.5]))}
     >>> {path: values.round(3).tolist() for path, values in layer_singular_values(params).items()}
-    {"['conv']": [1.414], "['dense']": [2.0, 0.5]}
-    >>> layer_singular_values(params, spatial=(4,))["['conv']"].round(3).tolist()  # 2·cos of 0, π/4, π/4 and π/2
+    {"['conv_kernel']": [1.414], "['dense']": [2.0, 0.5]}
+    >>> layer_singular_values(params, spatial=(4,))["['conv_kernel']"].round(3).tolist()  # 2·cos of 0, π/4, π/4 and π/2
     [2.0, 1.414, 1.414, 0.0]
     """
     weights = masks.apply_mask(mask, params)

@@ -6,30 +6,38 @@ be pruned are True throughout, never None.
 Make a mask with `from_scores`, set pruned weights to 0 with `apply_mask`, and keep them at 0 in training with `freeze`.
 `count`, `density`, `statistics` and `overlap` describe masks; `save` and `load` store them in files. `shuffle`,
 `invert` and `reinitialize` are sanity checks: a method that finds weights worth keeping should train worse after each.
+
+By default kernels alone are prunable, as `is_kernel` tells them. Masks, weights and gradients are matched by the names
+of their leaves, so that the mask of a dict fits a `FrozenDict` and that of a Flax NNX state fits its bare arrays.
+
+**Several seeds at once.** Where networks of several seeds are stacked, so that every leaf has a leading axis, either
+map these functions with `jax.vmap` or pass `stacked=True` to `from_scores`, `count`, `density`, `statistics` and
+`overlap`: every seed is then treated alone, and results get that leading axis. Without either, all seeds count as one
+network.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_flatten_with_path, tree_unflatten
+from jax.tree_util import tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pathjax._base.network import kept_weights
 from pathjax._base.trees import check_boolean, check_like, check_mask, key_paths
 from pathjax._pruning import selection
-from pathjax._pruning.apportionment import apportion
+from pathjax._pruning.apportionment import check_scope, kept_counts
 from pathjax._pruning.files import load, save
+from pathjax._pruning.freezing import freeze
+from pathjax._pruning.kernels import is_kernel, prunable_leaves
 from pathjax.types import Key, Mask, Params, Prunable, Scores
-
-if TYPE_CHECKING:
-    import optax
 
 __all__ = [
     "LeafStatistics",
@@ -51,20 +59,6 @@ __all__ = [
     "statistics",
 ]
 
-_SCOPES = ("global", "local", "uniform", "erk")
-
-
-def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
-    """Whether a leaf is a kernel: has two or more axes, unlike biases and normalization scales, which have one.
-
-    The default of `prunable` in all functions that make, count or compare masks.
-
-    >>> import jax.numpy as jnp
-    >>> is_kernel((), jnp.ones((3, 2))), is_kernel((), jnp.ones(2))
-    (True, False)
-    """
-    return len(jnp.shape(leaf)) >= 2
-
 
 def from_scores(
     scores: Scores,
@@ -73,6 +67,7 @@ def from_scores(
     scope: str = "global",
     prunable: Prunable = is_kernel,
     within: Mask | None = None,
+    stacked: bool = False,
 ) -> Mask:
     """The mask that keeps the prunable weights of largest score.
 
@@ -95,6 +90,8 @@ def from_scores(
     "uniform" and "erk" keep at least one weight in each leaf, and a leaf never keeps fewer weights at a higher density
     (Webster's method of apportionment).
 
+    With `stacked`, the leading axis of every leaf counts seeds: each seed is ranked alone, with the same density.
+
     Cost: linear in N, without sorting. The threshold is found by counting the scores above trial thresholds, in a few
     passes; as many again where ties must be broken. `density` must be a Python number; scores and `within` may be
     traced.
@@ -104,7 +101,8 @@ def from_scores(
     sparsity in deep neural networks", 2019.
 
     Raises ValueError where the density is outside (0, 1] or so low that it keeps nothing, no leaf is prunable, trees
-    differ, a score is NaN or infinite (except where `within` is False), or `within` keeps fewer weights than wanted;
+    differ, a score is NaN or infinite (except where `within` is False), `within` keeps fewer weights than wanted, or
+    leaves do not have the same leading axis with `stacked`;
     TypeError for scores of a prunable leaf that are not floating point and for a `within` that is not boolean. Under
     `jit` and `vmap`, where values cannot be read, a NaN or infinite score gives a mask that keeps no prunable weight,
     and a `within` that keeps too few is returned unchanged.
@@ -115,65 +113,36 @@ def from_scores(
     >>> mask["kernel"].astype(int).tolist(), mask["bias"].tolist()
     ([[1, 1], [0, 0], [1, 1]], [True, True])
     """
+    from_one = functools.partial(_select, density=density, scope=scope, prunable=prunable)
+    if not stacked:
+        chosen = from_one(scores, within)
+        for contest in chosen.contests:
+            selection.check(contest)
+        return chosen.mask
+    _check_stacked(scores, name="scores")
+    within = None if within is None else check_like(within, scores, name="within", like_name="scores")
+
+    def mask_and_soundness(scores: Scores, within: Mask | None) -> tuple[Mask, Array]:
+        chosen = from_one(scores, within)
+        return chosen.mask, selection.sound(chosen.contests)
+
+    mask, is_sound = jax.vmap(mask_and_soundness)(scores, within)
+    if not isinstance(is_sound, jax.core.Tracer) and not is_sound.all():
+        seed = int(np.argmin(is_sound))
+        one_scores, one_within = jax.tree.map(lambda leaf: leaf[seed], (scores, within))
+        try:
+            for contest in from_one(one_scores, one_within).contests:
+                selection.check(contest)
+        except ValueError as error:
+            raise ValueError(f"Of seed {seed}: {error}") from error
+    return mask
+
+
+def _select(
+    scores: Scores, within: Mask | None, *, density: float, scope: str, prunable: Prunable
+) -> selection.Selection:
     counts = kept_counts(scores, density=density, scope=scope, prunable=prunable)
-    return keep_largest(scores, counts, scope=scope, prunable=prunable, within=within)
-
-
-def kept_counts(params: Params, *, density: float, scope: str = "global", prunable: Prunable = is_kernel) -> np.ndarray:
-    """How many weights a density keeps: one integer for scope "global", else one for each prunable leaf (l,).
-
-    The scopes are those of `from_scores`. Only the shapes of `params` are read.
-
-    Raises ValueError where the density is outside (0, 1] or so low that it keeps no weight at all or, with other scopes
-    than "global", none of some leaf that is not empty; and where no leaf is prunable.
-
-    >>> import jax.numpy as jnp
-    >>> params = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2)), "third": jnp.ones((40, 50))}
-    >>> kept_counts(params, density=0.1).item()
-    202
-    >>> for scope in ("local", "uniform", "erk"):
-    ...     print(kept_counts(params, density=0.1, scope=scope))
-    [  2   1 200]
-    [  1   1 200]
-    [ 15  10 177]
-    """
-    _check_scope(scope)
-    selection.check_density(density)
-    leaves = [(keystr(path), jnp.shape(leaf)) for path, leaf in _prunable_leaves(params, prunable)]
-    sizes = [math.prod(shape) for _, shape in leaves]
-    size = sum(sizes)
-    if size == 0:
-        raise ValueError(
-            "`prunable` leaves no weight to prune. Leaves of two or more axes are prunable by default; pass "
-            "prunable=lambda key_path, leaf: ... to choose others."
-        )
-    if size > np.iinfo(np.int32).max:
-        raise ValueError(f"At most 2**31 - 1 prunable weights can be ranked; these are {size}.")
-    total = _rounded(density, size, "the prunable weights")
-    if scope == "global":
-        return np.asarray(total, np.int32)
-    if scope == "local":
-        return np.asarray(
-            [_rounded(density, size, path) for (path, _), size in zip(leaves, sizes, strict=True)], np.int32
-        )
-    filled = sum(size > 0 for size in sizes)
-    if total < filled:
-        raise ValueError(
-            f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, each of "
-            f'which keeps one or more with scope "{scope}". The smallest possible density is about {filled / size:.3g}.'
-        )
-    shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
-    return np.asarray(apportion(total, shares, sizes), np.int32)
-
-
-def _rounded(density: float, size: int, group: str) -> int:
-    kept = round(float(density) * size)
-    if size > 0 and kept == 0:
-        raise ValueError(
-            f"density {density} keeps none of {group}, {size} in number. "
-            f"The smallest density that keeps one is about {1.0 / size:.3g}."
-        )
-    return kept
+    return selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
 
 
 def keep_largest(
@@ -197,7 +166,7 @@ def keep_largest(
     >>> masks["kernel"].astype(int).tolist()
     [[[0, 0], [0, 1], [0, 0]], [[1, 0], [0, 1], [0, 1]]]
     """
-    _check_scope(scope)
+    check_scope(scope)
     mask, contests = selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
     for contest in contests:
         selection.check(contest)
@@ -207,8 +176,9 @@ def keep_largest(
 def apply_mask(mask: Mask | None, params: Params) -> Params:
     """`params` with pruned weights set to 0; with `mask=None`, `params` unchanged.
 
-    Pruned weights are replaced by 0, not multiplied by it: NaN and infinity become 0 too. Raises ValueError for a mask
-    of another tree and TypeError for one that is not boolean.
+    Pruned weights are replaced by 0, not multiplied by it: NaN and infinity become 0 too. The result has the containers
+    of `params`, whatever those of the mask are. Raises ValueError for a mask whose leaves have other names or shapes
+    and TypeError for one that is not boolean.
 
     >>> import jax.numpy as jnp
     >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
@@ -217,67 +187,103 @@ def apply_mask(mask: Mask | None, params: Params) -> Params:
     """
     if mask is None:
         return params
-    check_mask(mask, params)
-    return kept_weights(mask, params)
+    if not _is_boolean(mask) and (params is None or _is_boolean(params)):
+        raise TypeError(
+            "The arguments of `apply_mask` are swapped: the mask comes first. Write masks.apply_mask(mask, params)."
+        )
+    return kept_weights(check_mask(mask, params), params)
 
 
-def count(mask: Mask, *, prunable: Prunable = is_kernel) -> Int[Array, ""]:
-    """The number of prunable weights that a mask keeps. Raises TypeError for a mask that is not boolean.
+def _is_boolean(tree: Any) -> bool:
+    leaves = jax.tree.leaves(tree)
+    return bool(leaves) and all(jnp.result_type(leaf) == jnp.bool_ for leaf in leaves)
+
+
+def count(mask: Mask, *, prunable: Prunable = is_kernel, stacked: bool = False) -> Int[Array, "*seeds"]:
+    """The number of prunable weights that a mask keeps; with `stacked`, that of each seed along the leading axis.
+
+    Raises TypeError for a mask that is not boolean, and ValueError where, with `stacked`, leading axes differ.
 
     >>> import jax.numpy as jnp
     >>> int(count({"kernel": jnp.array([[True, False, True], [False, True, True]]), "bias": jnp.ones(3, bool)}))
     4
     """
     check_boolean(mask, name="mask")
-    kept = [jnp.sum(leaf, dtype=jnp.int32) for _, leaf in _prunable_leaves(mask, prunable)]
+    if stacked:
+        _check_stacked(mask, name="mask")
+        return jax.vmap(functools.partial(count, prunable=prunable))(mask)
+    kept = [jnp.sum(leaf, dtype=jnp.int32) for _, leaf in prunable_leaves(mask, prunable)]
     return sum(kept, start=jnp.zeros((), jnp.int32))
 
 
-def density(mask: Mask, *, prunable: Prunable = is_kernel) -> Float[Array, ""]:
+def density(mask: Mask, *, prunable: Prunable = is_kernel, stacked: bool = False) -> Float[Array, "*seeds"]:
     """The share of the prunable weights that a mask keeps; 1 if no weight is prunable.
+
+    With `stacked`, the leading axis of every leaf counts seeds, and the result has one share for each. Raises TypeError
+    for a mask that is not boolean, and ValueError where, with `stacked`, leading axes differ.
 
     >>> import jax.numpy as jnp
     >>> float(density({"kernel": jnp.array([[True, False, True], [False, True, True]]), "bias": jnp.ones(3, bool)}))
     0.6666666865348816
+    >>> seeds = {"kernel": jnp.array([[[True, False]], [[True, True]]]), "bias": jnp.ones((2, 2), bool)}
+    >>> density(seeds, stacked=True).tolist()
+    [0.5, 1.0]
     """
-    size = sum(leaf.size for _, leaf in _prunable_leaves(mask, prunable))
+    if stacked:
+        check_boolean(mask, name="mask")
+        _check_stacked(mask, name="mask")
+        return jax.vmap(functools.partial(density, prunable=prunable))(mask)
+    size = sum(leaf.size for _, leaf in prunable_leaves(mask, prunable))
     return count(mask, prunable=prunable) / size if size else jnp.ones(())
 
 
 class LeafStatistics(NamedTuple):
-    """What a mask keeps of one leaf: its key path, the number of kept weights, its size, and `kept` / `size`."""
+    """What a mask keeps of one leaf: its key path, the number of kept weights, its size, and `kept` / `size`.
+
+    Of stacked seeds, `kept` and `density` are NumPy arrays with one number for each seed; `size` is that of one seed.
+    """
 
     path: str
-    kept: int
+    kept: int | np.ndarray
     size: int
-    density: float
+    density: float | np.ndarray
 
 
-def statistics(mask: Mask) -> tuple[LeafStatistics, ...]:
+def statistics(mask: Mask, *, stacked: bool = False) -> tuple[LeafStatistics, ...]:
     """What a mask keeps of each leaf, prunable or not, in the order of the tree; the density of an empty leaf is 1.
 
-    The values of the mask are read, so this does not work under `jit`. Raises TypeError for a mask that is not boolean.
+    With `stacked`, the leading axis of every leaf counts seeds. The values of the mask are read, so this does not work
+    under `jit`. Raises TypeError for a mask that is not boolean, and ValueError where, with `stacked`, leading axes
+    differ.
 
     >>> import jax.numpy as jnp
     >>> statistics({"kernel": jnp.array([[True, False, True, False], [False, True, False, False]])})
     (LeafStatistics(path="['kernel']", kept=3, size=8, density=0.375),)
     """
     check_boolean(mask, name="mask")
+    named_leaves = list(zip(key_paths(mask), map(np.asarray, jax.tree.leaves(mask)), strict=True))
+    if not stacked:
+        return tuple(
+            LeafStatistics(path, kept := int(np.sum(leaf)), leaf.size, kept / leaf.size if leaf.size else 1.0)
+            for path, leaf in named_leaves
+        )
+    _check_stacked(mask, name="mask")
+    rows = [(path, leaf.reshape(len(leaf), math.prod(leaf.shape[1:]))) for path, leaf in named_leaves]
     return tuple(
-        LeafStatistics(path, kept := int(np.sum(leaf)), leaf.size, kept / leaf.size if leaf.size else 1.0)
-        for path, leaf in zip(key_paths(mask), map(np.asarray, jax.tree.leaves(mask)), strict=True)
+        LeafStatistics(path, kept := row.sum(axis=1), size := row.shape[1], kept / size if size else np.ones(len(row)))
+        for path, row in rows
     )
 
 
 class Overlap(NamedTuple):
     """The overlap of two masks: Jaccard index, number of weights that both keep, and Jaccard index by chance."""
 
-    jaccard: Float[Array, ""]
-    shared: Int[Array, ""]
-    expected: Float[Array, ""]
+    jaccard: Float[Array, "*seeds"]
+    shared: Int[Array, "*seeds"]
+    expected: Float[Array, "*seeds"]
 
 
-def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel) -> Overlap:
+def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel, stacked: bool = False) -> Overlap:
     """How alike two masks are: the Jaccard index |A ∩ B| / |A ∪ B| of their kept prunable weights, and that by chance.
 
     `expected` is the index of random masks that keep as many weights a_l and b_l in each leaf of n_l weights: s / (|A|
@@ -285,7 +291,8 @@ def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel) -> Overl
     `expected`, two methods agree on how many weights each layer keeps and on nothing more. `expected` is a ratio of
     expectations, which differs from the expectation of the ratio by O(1/N). Two masks that keep nothing have index 1.
 
-    Raises ValueError where the trees differ, TypeError for masks that are not boolean.
+    With `stacked`, the leading axis of every leaf counts seeds: the masks of each seed are compared with each other.
+    Raises ValueError where the trees or, with `stacked`, leading axes differ; TypeError for masks that are not boolean.
 
     >>> import jax.numpy as jnp
     >>> left = {"kernel": jnp.array([[True, True, False], [True, False, False]])}
@@ -294,11 +301,14 @@ def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel) -> Overl
     >>> float(both.jaccard), int(both.shared), round(float(both.expected), 4)
     (0.5, 2, 0.3333)
     """
-    check_like(right, left, name="right", like_name="left")
+    right = check_like(right, left, name="right", like_name="left")
     check_boolean(left, name="left")
     check_boolean(right, name="right")
+    if stacked:
+        _check_stacked(left, name="left")
+        return jax.vmap(functools.partial(overlap, prunable=prunable))(left, right)
     kept, shared, expected = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), jnp.zeros(())
-    for (_, a), (_, b) in zip(_prunable_leaves(left, prunable), _prunable_leaves(right, prunable), strict=True):
+    for (_, a), (_, b) in zip(prunable_leaves(left, prunable), prunable_leaves(right, prunable), strict=True):
         kept_by_a, kept_by_b = jnp.sum(a, dtype=jnp.int32), jnp.sum(b, dtype=jnp.int32)
         kept, shared = kept + kept_by_a + kept_by_b, shared + jnp.sum(a & b, dtype=jnp.int32)
         expected = expected + kept_by_a * (kept_by_b / max(jnp.size(a), 1))
@@ -375,45 +385,13 @@ def reinitialize(init: Callable[[Key], Params], mask: Mask, *, key: Key) -> Para
     return apply_mask(mask, init(key))
 
 
-def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
-    """An optax optimizer that leaves pruned weights unchanged.
-
-    Start from `apply_mask(mask, params)`: pruned weights then stay exactly 0 under any optimizer. The gradients and
-    weights that the optimizer reads and the updates that it returns are set to 0 where the mask is False. So momentum
-    and second moments of pruned weights stay 0, a NaN gradient of a pruned weight has no effect, and gradient norms (as
-    for clipping) count kept weights only. The mask may be traced, so that one `vmap` trains many masks. `mask=None`
-    freezes nothing.
-
-    Needs optax. Raises ValueError where gradients or weights have another tree than the mask, and TypeError for a mask
-    that is not boolean.
-
-    >>> import jax.numpy as jnp, optax
-    >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
-    >>> params = apply_mask(mask, {"kernel": jnp.ones((2, 3))})
-    >>> optimizer = freeze(optax.adamw(0.25), mask)
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> optax.apply_updates(params, updates)["kernel"].round(2).tolist()
-    [[0.75, 0.0, 0.75], [0.0, 0.75, 0.75]]
-    """
-    import optax  # not at the top of the file: `import pathjax` must not need optax
-
-    inner = optax.with_extra_args_support(optimizer)
-
-    def init(params: Params) -> Any:
-        return inner.init(apply_mask(mask, params))
-
-    def update(updates: Params, state: Any, params: Params | None = None, **extra_args: Any) -> tuple[Params, Any]:
-        masked = None if params is None else apply_mask(mask, params)
-        updates, state = inner.update(apply_mask(mask, updates), state, masked, **extra_args)
-        return apply_mask(mask, updates), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _prunable_leaves(tree: Any, prunable: Prunable) -> list[tuple[Any, Any]]:
-    return [(path, leaf) for path, leaf in tree_flatten_with_path(tree)[0] if prunable(path, leaf)]
-
-
-def _check_scope(scope: str) -> None:
-    if scope not in _SCOPES:
-        raise ValueError(f'Unknown scope "{scope}". The scopes are {", ".join(_SCOPES)}.')
+def _check_stacked(tree: Any, *, name: str) -> None:
+    """Raise ValueError unless all leaves have a leading axis, of the same length."""
+    (first_path, *_), (first, *_) = key_paths(tree) or [""], jax.tree.leaves(tree) or [jnp.zeros(1)]
+    for path, leaf in zip(key_paths(tree), jax.tree.leaves(tree), strict=True):
+        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != jnp.shape(first)[0]:
+            raise ValueError(
+                f"With `stacked`, the leading axis of every leaf of `{name}` counts the seeds and is equally long, but "
+                f"{first_path} has shape {jnp.shape(first)} and {path} has {jnp.shape(leaf)}. Stack whole networks, as "
+                "`jax.vmap` over their seeds does, or leave out `stacked` for a single network."
+            )

@@ -320,8 +320,7 @@ def _kernel(
             f"Each example of `x1` meets the one of `x2` in its place, but there are {n} and {m}. Pass as many, or "
             "take all pairs of examples by `ntk.empirical`."
         )
-    if mask is not None:
-        check_mask(mask, params)
+    mask = check_mask(mask, params)
     network = traced(apply, params, state)
     weights = params if mask is None else kept_weights(mask, params)
     output = network.output(x1, weights)

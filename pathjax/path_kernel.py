@@ -15,43 +15,45 @@ Source: Gebhart et al. (2021), section 3, for Π and its trace.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
-from pathjax._base.trees import check_like, wide
+from pathjax._base.programs import Static
+from pathjax._base.trees import check_like, check_mask, wide
 from pathjax._interpreter.lifting import (
-    absolute_power,
     check_finite,
-    lift,
     lift_weights,
     ones_like_example,
 )
 from pathjax._interpreter.traced import traced
 from pathjax._linalg import eigenpairs, estimates
-from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
-from pathjax._linalg.krylov import krylov
-from pathjax._linalg.lapack import eigh
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, SearchProgress
 from pathjax._path_kernel import comparison, spectrum, twin
 from pathjax._path_kernel.comparison import Comparison
+from pathjax._path_kernel.density import BroadenedDensity, SpectralDensity, quadrature
+from pathjax._path_kernel.spectrum import LeafShares
 from pathjax._path_kernel.twin import PathKernel
-from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, XLike
+from pathjax.types import ApplyFn, Estimate, Key, Mask, Params, Real, State, XLike
 
 __all__ = [
+    "BroadenedDensity",
     "Comparison",
     "Eigenpairs",
     "Estimate",
+    "LeafShares",
     "PathKernel",
     "SpectralDensity",
     "change_and_cosine",
     "condition_number",
     "cosine",
     "effective_rank",
+    "leaf_shares",
     "log_determinant",
+    "log_smallest",
     "overlap",
     "path_kernel",
     "relative_change",
@@ -69,13 +71,15 @@ def path_kernel(
     mask: Mask | None = None,
     where: Callable[[tuple[Any, ...], Any], bool] | None = None,
     outputs: Sequence[int] | None = None,
+    state: State = None,
 ) -> PathKernel:
     """The Path Kernel of a network as an operator: products with G, its diagonal and its trace.
 
-    The operator is scaled to stay finite at any depth: the true G is exp(`log_scale`) times what its methods give. Only
-    the shape of `x_like`, (n, ...), is read. Cost: one forward pass of the lifted network here, and further passes for
-    each method. With a mask, pruned weights are zero and G has no rows and columns for them: the derivative of a path
-    value by a pruned weight may be nonzero, but a pruned weight does not train.
+    All its methods give true numbers, which may overflow to infinity in float32 for deep networks; `log_trace` and
+    `log_diagonal`, and the `log_eigenvalues` of `top_eigenpairs`, do not. Only the shape of `x_like`, (n, ...), is
+    read. Cost: the network is traced and not run; each method takes passes of the lifted network. With a mask, pruned
+    weights are zero and G has no rows and columns for them: the derivative of a path value by a pruned weight may be
+    nonzero, but a pruned weight does not train.
 
     `where(key_path, leaf)` selects the leaves whose weights have rows and columns in G, such as those of one layer; the
     other weights still multiply the paths. Such a kernel is a principal submatrix of G, and the traces and the Π of
@@ -91,25 +95,23 @@ def path_kernel(
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0)}
     >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))
-    >>> trace = kernel.trace() * jnp.exp(kernel.log_scale)
-    >>> round(float(trace), 4)  # 6 paths, each 2² + 0.5²
-    25.5
+    >>> round(float(kernel.trace()), 4), round(float(kernel.log_trace()), 4)  # 6 paths, each 2² + 0.5²
+    (25.5, 3.2387)
     >>> first = lambda key_path, leaf: key_path[0].key == "first"
     >>> part = path_kernel(apply, params, jnp.zeros((5, 1)), where=first, outputs=[2])
-    >>> round(float(part.trace() * jnp.exp(part.log_scale)), 4)  # 2 paths to output 2, each 2²
+    >>> round(float(part.trace()), 4)  # 2 paths to output 2, each 2²
     8.0
     """
+    mask = check_mask(mask, params)
     masked = lift_weights(params, wide, mask)
     check_finite(params, mask, squared=True)
     leaves = tree_flatten_with_path(params)[0]
     rows = frozenset(i for i, (key_path, leaf) in enumerate(leaves) if where is None or where(key_path, leaf))
-    network, example = traced(apply, params), ones_like_example(x_like)
-    program, squares = network.path_program(example), jax.tree.map(jnp.square, masked)
-    sums = lift(program, squares, example, phi=absolute_power(2), keep_zeros=True)
+    network, example = traced(apply, params, state), ones_like_example(x_like)
+    program = network.path_program(example)
+    network.tied(example)  # raises where a layer has no paths
     selected = None if outputs is None else _checked_outputs(outputs, program.output.shape[1])
-    exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
-    exponent = jnp.where(jnp.isfinite(exponent), exponent, 0.0)
-    kernel = PathKernel(masked, mask, example, exponent, network, rows, selected)
+    kernel = PathKernel(masked, mask, example, None, network, rows, selected)
     if twin.count(kernel) == 0:
         cause = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
         raise ValueError(f"{cause}, so that the Path Kernel has no row. Keep at least one weight.")
@@ -132,12 +134,19 @@ def top_eigenpairs(
     order: int | None = None,
     tolerance: Real = 1e-5,
     restarts: int | None = None,
+    progress: SearchProgress | None = None,
 ) -> Eigenpairs:
-    """The `rank` largest eigenvalues of G, descending, with their eigenvectors and residuals.
+    """The `rank` largest eigenvalues of G, descending, with their logarithms, eigenvectors and residuals.
 
-    Eigenvectors are a pytree like `params` with a leading axis (r, ...). Eigenvalues are those of the scaled G;
-    multiply by exp(kernel.log_scale) for those of the true Path Kernel. Its eigenvectors on the paths are
+    Eigenvalues are those of the Path Kernel, in true units: they may overflow to infinity in float32 for deep networks;
+    `log_eigenvalues`, their natural logarithms, do not. Eigenvectors are a pytree like `params` with a leading axis
+    (r, ...); `leaf_shares` tells which leaves carry them. The Path Kernel's eigenvectors on the paths are
     J_θ v V Λ^(−1/2).
+
+    The bias of an output, added last, is a path of its own, on which there is no other weight. Each such bias thus has
+    an eigenvalue of exactly 1, whose eigenvector is that bias alone, decoupled from all other weights. These pairs say
+    nothing of the network, and come first where all other eigenvalues are below 1. To leave them out, select the other
+    leaves by `where` of `path_kernel`, as in the second example.
 
     For up to 512 kept weights, G is formed and decomposed, which is exact. For more, thick-restart Lanczos iteration
     with full reorthogonalization searches a space of rank + order + 1 vectors; `order` is rank + 20 by default. It ends
@@ -154,6 +163,9 @@ def top_eigenpairs(
     keeps fewer weights than `rank`, the remaining pairs are zero. If products are not finite, the pairs are NaN.
     Eigenvalues have derivatives; those of eigenvectors are NaN above 512 kept weights.
 
+    `progress(round, restarts, residual)` is called after each round of the search, with the largest residual so far
+    over λ_max; it is not called where G is formed.
+
     Raises ValueError if `rank` is not between 1 and the number of kept weights (of all weights, for a traced mask), or
     if `order` or `restarts` is below 1.
     Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems".
@@ -165,8 +177,19 @@ def top_eigenpairs(
     >>> pairs = top_eigenpairs(kernel, 4, key=jax.random.key(0))
     >>> pairs.eigenvalues.shape, pairs.eigenvectors["second"].shape, bool(pairs.residuals.max() < 1e-12)
     ((4,), (4, 2, 3), True)
+
+    >>> def biased(params, x):
+    ...     return apply(params, x) + params["bias"][None]
+    >>> params["bias"] = jnp.zeros(3)
+    >>> not_bias = lambda key_path, leaf: key_path[0].key != "bias"
+    >>> for where in (None, not_bias):  # the three ones are those of the biases
+    ...     kernel = path_kernel(biased, params, jnp.zeros((5, 1)), where=where)
+    ...     print(top_eigenpairs(kernel, 6, key=jax.random.key(0)).eigenvalues.round(4))
+    [12.25 12.25  1.    1.    1.    0.25]
+    [12.25 12.25  0.25  0.25  0.25  0.25]
     """
-    return eigenpairs.find(
+    kernel = twin.with_exponent(kernel)
+    scaled = eigenpairs.find(
         spectrum.PROBLEM,
         kernel,
         rank,
@@ -175,40 +198,45 @@ def top_eigenpairs(
         order=order,
         tolerance=tolerance,
         restarts=restarts,
+        progress=progress,
     )
+    return spectrum.true_pairs(kernel, scaled)
 
 
-class SpectralDensity(NamedTuple):
-    """Quadrature of the spectral density of G on the kept weights, one row per random start.
+def leaf_shares(pairs: Eigenpairs) -> LeafShares:
+    """Which parameter leaves carry each eigenvector: the share of each leaf in its squared norm.
 
-    Attributes:
-        nodes: (samples, order) approximate eigenvalues, ascending; multiply by exp(`log_scale`) for the true ones.
-        weights: (samples, order) the share of eigenvalues at each node; nonnegative, each row sums to 1.
-        log_scale: () natural logarithm of the scale, as of the kernel.
-        dimension: () the number of kept weights, which is the number of eigenvalues.
+    `pairs` come from `top_eigenpairs`. The result has the key paths of the leaves and the shares (r, l), each row of
+    which sums to 1; `leading` is the position of the leaf with the largest share. The eigenvalue times a share is what
+    the pair adds to the trace of that leaf's part of G.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"] + params["bias"][None]
+    >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0), "bias": jnp.zeros(3)}
+    >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))
+    >>> carried = leaf_shares(top_eigenpairs(kernel, 4, key=jax.random.key(0)))
+    >>> [carried.paths[leaf] for leaf in carried.leading], carried.shares.shape
+    (["['first']", "['first']", "['bias']", "['bias']"], (4, 3))
     """
-
-    nodes: Float[Array, "samples order"]
-    weights: Float[Array, "samples order"]
-    log_scale: Float[Array, ""]
-    dimension: Float[Array, ""]
-
-    def estimate(self, function: Callable[[Any], Any]) -> Estimate:
-        """Tr f(G), the sum of `function` over the eigenvalues, with its standard error over the samples.
-
-        `function` is elementwise and takes scaled eigenvalues, as in `nodes`. The estimate is unbiased if it is a
-        polynomial of degree below 2 · order, and nearly so if it is close to such a polynomial.
-        """
-        sums = self.dimension * jnp.sum(self.weights * function(self.nodes), axis=-1)
-        return estimates.mean(sums)
+    return spectrum.leaf_shares(pairs)
 
 
-def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) -> SpectralDensity:
+def spectral_density(
+    kernel: PathKernel,
+    *,
+    order: int,
+    samples: int,
+    key: Key,
+    progress: Callable[[int, int], None] | None = None,
+) -> SpectralDensity:
     """Spectral density of G on the kept weights, by stochastic Lanczos quadrature.
 
     For each of `samples` random sign vectors, `order` Lanczos steps with full reorthogonalization give the nodes and
-    weights of a Gauss quadrature. The method `estimate` of the result gives sums of a function over the eigenvalues,
-    with standard errors. Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers.
+    weights of a Gauss quadrature. The nodes are in true units and may overflow to infinity in float32 for deep
+    networks; `log_nodes`, their logarithms, do not. The methods `estimate` and `estimate_from_logs` of the result give
+    sums of a function over the eigenvalues, with standard errors; `broadened` gives the density as a curve to plot.
+    Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers. `progress(sample, samples)` is
+    called after each random start.
 
     Raises ValueError if `order` or `samples` is below 1.
     Source: Golub, Meurant (2009), "Matrices, Moments and Quadrature"; Ubaru, Chen, Saad (2017).
@@ -225,25 +253,18 @@ def spectral_density(kernel: PathKernel, *, order: int, samples: int, key: Key) 
     True
     """
     _check_probes(order=order, samples=samples)
-    steps = min(order, twin.size(kernel))
-    operator = twin.flat(kernel, twin.linear(kernel, kernel))
-
-    def quadrature(sample_key: Key) -> tuple[Any, Any]:
-        space = krylov(operator, twin.random_signs(kernel, sample_key), steps)
-        nodes, vectors = eigh(space.matrix)
-        return nodes, jnp.square(vectors[0])
-
-    nodes, weights = lax.map(quadrature, jax.random.split(key, samples))
-    return SpectralDensity(nodes, weights, kernel.log_scale, twin.dimension(kernel).astype(nodes.dtype))
+    told = None if progress is None else Static(progress)
+    options = {"order": order, "samples": samples, "progress": told}
+    return cast(SpectralDensity, twin.run_at_mask(quadrature, (kernel,), key, **options))
 
 
 def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 40, samples: int = 10) -> Estimate:
-    """log det(G + εI) of the true G on the kept weights, Σ_i log(exp(log_scale) λ_i + ε), with its standard error.
+    """log det(G + εI) on the kept weights, Σ_i log(λ_i + ε), with its standard error.
 
-    `epsilon` is in units of the true Path Kernel; each eigenvalue of zero contributes log ε. Exact for up to 512 kept
-    weights, and otherwise estimated by `spectral_density` with `order` and `samples`. The estimate is biased if ε is
-    far below the smallest eigenvalues that `order` steps resolve. The standard error does not include this bias: repeat
-    with a larger `order` to see it.
+    `epsilon` is in the units of the Path Kernel, as its eigenvalues are. Finite at any depth. Each eigenvalue of zero
+    contributes log ε. Exact for up to 512 kept weights, and otherwise estimated by `spectral_density` with `order` and
+    `samples`. The estimate is biased if ε is far below the smallest eigenvalues that `order` steps resolve. The
+    standard error does not include this bias: repeat with a larger `order` to see it.
 
     Raises ValueError if ε is not positive (unless traced), or if `order` or `samples` is below 1.
     Source: Ubaru, Chen, Saad (2017), "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature".
@@ -261,16 +282,19 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
             f"`epsilon` must be positive, but is {epsilon}. G has eigenvalues of zero, whose logarithm is not finite."
         )
 
-    def logarithm(eigenvalues: Any) -> Any:
-        positive = eigenvalues > 0
-        log_eigenvalues = jnp.log(jnp.where(positive, eigenvalues, 1)) + kernel.log_scale.astype(eigenvalues.dtype)
+    def log_of_sum(log_eigenvalues: Any) -> Any:
+        """log(λ + ε)."""
+        positive = log_eigenvalues > -jnp.inf
         log_epsilon = jnp.log(jnp.asarray(epsilon, log_eigenvalues.dtype))
-        return jnp.where(positive, jnp.logaddexp(log_eigenvalues, log_epsilon), log_epsilon)
+        return jnp.where(positive, jnp.logaddexp(jnp.where(positive, log_eigenvalues, 0), log_epsilon), log_epsilon)
 
     if twin.count(kernel) <= DENSE:
-        decomposed = spectrum.decompose(kernel)
-        return estimates.exact(jnp.sum(jnp.where(decomposed.exists, logarithm(decomposed.eigenvalues), 0)))
-    return spectral_density(kernel, order=order, samples=samples, key=key).estimate(logarithm)
+        kernel = twin.with_exponent(kernel)
+        decomposed = twin.run_at_mask(spectrum.decompose, (kernel,))
+        log_eigenvalues = twin.log_in_true_units(decomposed.eigenvalues, kernel.exponent)
+        return estimates.exact(jnp.sum(jnp.where(decomposed.exists, log_of_sum(log_eigenvalues), 0)))
+    density = spectral_density(kernel, order=order, samples=samples, key=key)
+    return density.estimate_from_logs(log_of_sum)
 
 
 def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estimate:
@@ -290,14 +314,15 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
     1.2195
     """
     _check_probes(samples=samples)
-    return comparison.effective_rank(kernel, key, samples)
+    return cast(Estimate, twin.run_at_mask(comparison.effective_rank, (kernel,), key, samples=samples))
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
     """The smallest nonzero eigenvalue of G on the kept weights; NaN if it cannot be resolved.
 
-    Multiply by exp(kernel.log_scale) for that of the true Path Kernel. Eigenvalues up to 512 ε λ_max, with machine
-    epsilon ε, count as zero, so condition numbers above about 16,000 in float32 and 10¹³ in float64 are not resolved.
+    In true units: may overflow to infinity in float32 for deep networks; `log_smallest` does not. Eigenvalues up to
+    512 ε λ_max, with machine epsilon ε, count as zero, so condition numbers above about 16,000 in float32 and 10¹³ in
+    float64 are not resolved.
 
     Exact for up to 512 kept weights. For more, `order` Lanczos steps start from G z, which is orthogonal to the null
     space, for each of two random z. The result is NaN unless both runs give an eigenvalue with a residual of at most
@@ -313,11 +338,39 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
     >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))  # its eigenvalues are 9, 1 and 0
-    >>> round(float(smallest(kernel, key=jax.random.key(0)) * jnp.exp(kernel.log_scale)), 4)
+    >>> round(float(smallest(kernel, key=jax.random.key(0))), 4)
     1.0
     """
     _check_probes(order=order)
-    return cast(Array, spectrum.ends(kernel, key, order, tolerance).smallest)
+    kernel = twin.with_exponent(kernel)
+    return cast(
+        Array,
+        twin.in_true_units(
+            twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order).smallest, kernel.exponent
+        ),
+    )
+
+
+def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
+    """The natural logarithm of `smallest`, at any depth; NaN if the eigenvalue cannot be resolved.
+
+    Arguments, cost, limits and errors are those of `smallest`.
+
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
+    >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))  # its eigenvalues are 9, 1 and 0
+    >>> abs(round(float(log_smallest(kernel, key=jax.random.key(0))), 4))
+    0.0
+    """
+    _check_probes(order=order)
+    kernel = twin.with_exponent(kernel)
+    return cast(
+        Array,
+        twin.log_in_true_units(
+            twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order).smallest, kernel.exponent
+        ),
+    )
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -333,7 +386,7 @@ def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, toleranc
     9.0
     """
     _check_probes(order=order)
-    ends = spectrum.ends(kernel, key, order, tolerance)
+    ends = twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order)
     return cast(Array, ends.largest / ends.smallest)
 
 
@@ -342,8 +395,7 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
 
     The kernels are of two sets of weights of one network, for example before and after training, so that both Π have
     the same paths. With C = (J_θ v)₁ᵀ (J_θ v)₂ the cosine is ‖C‖² / (‖G₁‖ ‖G₂‖). It is not that of G₁ and G₂, which
-    would change differently from Π's if a hidden unit of one network is rescaled. `log_scale` does not enter. NaN if a
-    kernel is zero.
+    would change differently from Π's if a hidden unit of one network is rescaled. NaN if a kernel is zero.
 
     Exact if both kernels have up to 512 kept weights. Otherwise the three squared norms are means of ‖C z‖², ‖G₁ z‖²
     and ‖G₂ z‖² over the same `samples` random sign vectors z, three products each; since z is shared, the cosine of a
@@ -402,7 +454,7 @@ def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samp
     """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    return comparison.compare(initial, kernel, key, samples)
+    return cast(Comparison, twin.run_at_mask(comparison.compare, (initial, kernel), key, samples=samples))
 
 
 def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Float[Array, ""]:
@@ -426,11 +478,17 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
     0.1
     """
     _check_comparable(left, right)
-    return cast(Array, comparison.overlap(left, left_pairs, right, right_pairs))
+    return cast(Array, twin.run_at_mask(comparison.overlap, (left, right), left_pairs, right_pairs))
 
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
     check_like(right.params, left.params, name="right.params", like_name="left.params")
+    structures: list[Any] = [jax.tree.structure(kernel.params) for kernel in (left, right)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "The weights of the two kernels have the same names, but lie in containers of different types, such as a "
+            "dict and a FrozenDict. Build both kernels from weights in the same containers."
+        )
     if left.network != right.network:
         raise ValueError(
             "The two kernels are of different functions `apply`, whose paths, and the constants on them, may differ. "

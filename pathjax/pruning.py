@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,13 @@ from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete
 from pathjax._pruning import selection
-from pathjax.types import Key, Mask, Params, Prunable, Real, Scores, State
+from pathjax._pruning.losses import kernels_of, replayable
+from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
 
-__all__ = ["Ticket", "densities", "lottery_ticket", "prune"]
+if TYPE_CHECKING:
+    import optax
+
+__all__ = ["Sparse", "Ticket", "densities", "lottery_ticket", "prune", "sparsify"]
 
 ScoreFn: TypeAlias = Callable[[Params, Key | None], Scores]
 """`score(masked_params, key)` returns scores, a pytree like `params`; the weights of largest score are kept."""
@@ -156,6 +160,78 @@ def prune(
     return mask
 
 
+class Sparse(NamedTuple):
+    """A pruned network, ready to train: the weights, with pruned ones at 0, and an optimizer that keeps them there.
+
+    Attributes:
+        params: the weights to start from.
+        optimizer: the optax optimizer, frozen by the mask.
+        mask: which weights are kept.
+    """
+
+    params: Params
+    optimizer: optax.GradientTransformationExtraArgs
+    mask: Mask
+
+
+def sparsify(
+    score: Callable[..., Scores],
+    apply: ApplyFn,
+    params: Params,
+    data: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    density: Real,
+    rounds: int = 1,
+    scope: str = "global",
+    state: State = None,
+    key: Key | None = None,
+    prunable: Prunable | None = None,
+    progress: Progress | None = None,
+) -> Sparse:
+    """Prune a network before training, and freeze its optimizer: all that a training script needs, in one call.
+
+    `score` is one of `pathjax.scores`, and `data` what it reads: `x_like` for `scores.synflow`, a list of batches (x,
+    y) for `scores.snip`. Options of the score that this function has not are bound by `functools.partial`. SynFlow
+    prunes in 100 `rounds`, SNIP in 1. Pruned are the network's kernels (`paths.kernels`), unless `prunable` says
+    otherwise. The `key` is for scores that draw random numbers, which get another one in each round.
+
+    The steps are `prune`, `masks.apply_mask` and `masks.freeze`; call these for other schedules or for revival. Cost
+    and errors are theirs.
+
+    Source: of the methods, see `pathjax.scores`.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from pathjax import masks, scores
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> params = {"first": jax.random.normal(jax.random.key(0), (4, 20)), "second": jnp.ones((20, 3))}
+    >>> params, optimizer, mask = sparsify(
+    ...     scores.synflow, apply, params, jnp.zeros((8, 4)), optax.adam(1e-3), density=0.1, rounds=100
+    ... )
+    >>> int(masks.count(mask)), sum(int(jnp.count_nonzero(leaf)) for leaf in params.values())
+    (14, 14)
+    """
+    data = replayable(data)
+    chosen = ChosenLeaves.read(prunable or kernels_of(apply, params, state, data), params)
+
+    def score_of_round(masked: Params, key: Key | None) -> Scores:
+        options = {} if key is None else {"key": key}
+        return score(apply, masked, data, state=state, prunable=chosen, **options)
+
+    mask = prune(
+        score_of_round,
+        params,
+        density=density,
+        rounds=rounds,
+        scope=scope,
+        key=key,
+        prunable=chosen,
+        progress=progress,
+    )
+    return Sparse(masks.apply_mask(mask, params), masks.freeze(optimizer, mask), mask)
+
+
 class Ticket(NamedTuple):
     """A sparse network to train: its mask, and what to start from.
 
@@ -268,10 +344,8 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
                 "and the state after training."
             )
         trained, after = result
-        check_like(after, state, name="the state that `train` returned", like_name="state")
-        state = after
-    check_like(trained, params, name="train")
-    return trained, state
+        state = check_like(after, state, name="the state that `train` returned", like_name="state")
+    return check_like(trained, params, name="train"), state
 
 
 def _round(
@@ -289,7 +363,7 @@ def _round(
     """The mask after one more round, and the rankings that decided it, whose scores are not checked yet."""
     round_key = _folded(key, round_)
     scores = score(masks.apply_mask(mask, params), round_key)
-    check_like(scores, params, name="score")
+    scores = check_like(scores, params, name="score")
     return selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
 
 
@@ -318,8 +392,7 @@ def _drawn(reinitialize: InitFn, params: Params, key: Key) -> Iterator[Params]:
     """New random weights at each step of the iterator."""
     for number in itertools.count():
         drawn = reinitialize(jax.random.fold_in(key, number))
-        check_like(drawn, params, name="reinitialize")
-        yield drawn
+        yield check_like(drawn, params, name="reinitialize")
 
 
 def _levels(density: Real, pruned: Real) -> tuple[float, ...]:

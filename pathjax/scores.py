@@ -59,7 +59,7 @@ from pathjax._base.trees import check_like, check_mask, concrete, dot, multiply,
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_input, relative
+from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_input
 from pathjax._pruning.losses import (
     Batches,
     Loss,
@@ -237,7 +237,7 @@ def force(
     >>> force(lambda params, x: x @ params["kernel"], params, [(x, y)], mask=mask)["kernel"].round(3).tolist()
     [[0.167, 0.061, 0.045], [0.0, 0.0, 0.0]]
     """
-    check_mask(mask, params)
+    mask = check_mask(mask, params)
     params = jax.tree.map(wide, params)
     network = traced(apply, params, state)
     gradient = mean_gradient(network, kept_weights(mask, params), batches, loss=_loss(loss, has_aux))
@@ -431,12 +431,12 @@ def path_kernel_trace(
     network = traced(apply, params, state)
     keep = _kept_mask(network, params, x_like, mask, prunable)
 
-    def trace(params: Params) -> Array:
-        return path_kernel(network, params, x_like, mask=keep, where=prunable).trace()
+    def log_trace(params: Params) -> Array:
+        return path_kernel(network, params, x_like, mask=keep, where=prunable).log_trace()
 
-    total, slopes = jax.value_and_grad(trace)(params)
+    slopes = jax.grad(log_trace)(params)
     # θ ⊙ ∂/∂θ = 2 u ⊙ ∂/∂u for u = θ²
-    return _zero_unscored(relative(multiply(params, slopes), 2 * total), prunable)
+    return _zero_unscored(jax.tree.map(lambda leaf, slope: leaf * slope / 2, params, slopes), prunable)
 
 
 def px(
@@ -639,8 +639,7 @@ def _zero_where_not(is_scored: tuple[bool, ...], tree: Params) -> Params:
 def _kept_mask(network: TracedNetwork, params: Params, x: Any, mask: Mask | None, prunable: Prunable | None) -> Mask:
     """The mask, or if it is None: False for weights of 0 in prunable leaves, by default in the network's kernels."""
     if mask is not None:
-        check_mask(mask, params)
-        return mask
+        return check_mask(mask, params)
     may_prune = prunable or network.kernels(x)
     leaves, structure = tree_flatten_with_path(params)
     return jax.tree.unflatten(structure, [(leaf != 0) | (not may_prune(path, leaf)) for path, leaf in leaves])

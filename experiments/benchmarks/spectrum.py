@@ -73,7 +73,7 @@ def eigenpairs(of: Problem) -> str:
     compiled = jax.jit(find).lower(of.kernel, key=jax.random.key(0)).compile()
     compilation = time.perf_counter() - begin
     begin = time.perf_counter()
-    values, vectors, _ = jax.block_until_ready(compiled(of.kernel, key=jax.random.key(0)))
+    values, vectors, *_ = jax.block_until_ready(compiled(of.kernel, key=jax.random.key(0)))
     line = _line(f"top {_RANK}", time.perf_counter() - begin, of)
     multiply = jax.jit(lambda kernel, tree: kernel.matvec(tree))
     residuals = []
@@ -91,12 +91,13 @@ def density(of: Problem, *, order: int = 20, samples: int = 4) -> str:
     run = functools.partial(compiled, of.kernel, key=jax.random.key(1))
     states = run()
     seconds = timing.seconds(run)
-    epsilon = 1e-3 * of.kernel.trace() / states.dimension
+    log_trace = of.kernel.log_trace()
+    log_epsilon = jnp.log(1e-3) + log_trace - jnp.log(states.dimension)
     estimates = {
-        "Σ log(λ + ε) / p": lambda nodes: jnp.log(jnp.maximum(nodes, 0) + epsilon) / states.dimension,
-        "Σ λ² / (Σ λ)²": lambda nodes: (nodes / of.kernel.trace()) ** 2,
+        "Σ log(λ + ε) / p": lambda logs: jnp.logaddexp(logs, log_epsilon) / states.dimension,
+        "Σ λ² / (Σ λ)²": lambda logs: jnp.exp(2 * (logs - log_trace)),
     }
-    values = [(name, states.estimate(function)) for name, function in estimates.items()]
+    values = [(name, states.estimate_from_logs(function)) for name, function in estimates.items()]
     said = "   ".join(f"{name} {value:.4g} ± {error:.1g}" for name, (value, error) in values)
     return _line(f"density, {samples} × {order}", seconds, of) + f"   {said}"
 

@@ -85,7 +85,7 @@ def measurer(
         gram = sign * jnp.exp(log_abs - scale)
         kernels = [_over_outputs(ntk), _over_outputs(factorization.recompose(factored)), jnp.sum(gram, axis=2)]
         return _OnData(
-            log_eigenvalues=jnp.log(factored.eigenvalues) + factored.log_scale,
+            log_eigenvalues=factored.log_eigenvalues,
             shares=factored.shares,
             log_top_data_gram=jnp.log(jnp.max(jax.lax.map(jnp.linalg.eigvalsh, jnp.moveaxis(gram, 2, 0)))) + scale,
             log_trace_data_gram=jnp.log(jnp.trace(kernels[2])) + scale,

@@ -33,7 +33,7 @@ class BeforeTraining(NamedTuple):
     """Numbers of masked networks, which lie on the leading axis (s). Logarithms are natural.
 
     `nodes` and `weights` (s, samples, order) are the spectral density of Π over the kept parameters, biases included,
-    in units of the kernel's exp(`log_scale`); `parameters` (s,) is the number of kept parameters. `ntk` is
+    in units of each network's largest node; `parameters` (s,) is the number of kept parameters. `ntk` is
     (s, n, m, o, o).
     """
 
@@ -72,19 +72,21 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
 
     def measured(params: Params, mask: Mask, key: Key) -> BeforeTraining:
         kernel = path_kernel.path_kernel(apply, params, x_like, mask=mask)
-        trace = kernel.trace()
-        eigenvalues = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.fold_in(key, 0)).eigenvalues
+        log_trace = kernel.log_trace()
+        pairs = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.fold_in(key, 0))
         density = path_kernel.spectral_density(
             kernel, order=_LANCZOS_ORDER, samples=_LANCZOS_SAMPLES, key=jax.random.fold_in(key, 1)
         )
+        log_largest = jnp.max(density.log_nodes)
+        squares = density.estimate_from_logs(lambda log_eigenvalues: jnp.exp(2 * (log_eigenvalues - log_trace)))
         return BeforeTraining(
             log_path_count=paths.log_path_count(apply, params, x_like, mask=mask),
             log_path_norm_1=paths.log_path_norm(apply, params, x_like, q=1, mask=mask),
             log_path_norm_2=paths.log_path_norm(apply, params, x_like, q=2, mask=mask),
-            log_trace_path_kernel=jnp.log(trace) + kernel.log_scale,
-            log_top_path_kernel=jnp.log(eigenvalues[0]) + kernel.log_scale,
-            effective_rank_path_kernel=trace**2 / density.estimate(jnp.square).value,
-            nodes=density.nodes,
+            log_trace_path_kernel=log_trace,
+            log_top_path_kernel=pairs.log_eigenvalues[0],
+            effective_rank_path_kernel=1 / squares.value,
+            nodes=jnp.exp(density.log_nodes - jnp.where(jnp.isfinite(log_largest), log_largest, 0)),
             weights=density.weights,
             parameters=density.dimension,
             ntk=ntk.empirical(apply, params, batch, mask=mask),

@@ -1,6 +1,9 @@
 """The ground that everything stands on, in the order in which to read it.
 
-`trees`: products and checks of pytrees. `leaves`: a choice of parameter leaves. `network`: a mask applied to a network,
-its arguments checked. `content`: what a function computes, as far as Python can tell. `programs`: what was compiled for
-a function, kept as long as it lives.
+`trees`: products, sums and checks of pytrees, with errors that name key paths.
+`leaves`: a choice of parameter leaves by name.
+`weights`: what is handed over as `params` and is more than weights, refused with its remedy.
+`network`: a mask applied to a network, its inputs and outputs checked.
+`content`: what a function computes, as far as Python can tell.
+`programs`: what was traced and compiled for a function, kept as long as the function lives.
 """

@@ -23,6 +23,7 @@ __all__ = ["Content", "content", "owner"]
 
 # Beyond these limits an object is compared by identity.
 _MOST_OBJECTS = 20_000
+_MOST_LEVELS = 100
 _MOST_BYTES = 2**24
 
 _ATOMS = (type(None), bool, int, str, bytes, type(Ellipsis), type, np.dtype, types.BuiltinFunctionType)
@@ -48,8 +49,8 @@ def content(function: Callable[..., Any]) -> Content | None:
 
     Functions count by their code and by what they capture; arrays of JAX by identity, since they do not change, NumPy's
     by their entries. Lists, dictionaries and objects, which may change, count by identity and by what they hold;
-    functions and classes of installed packages, and modules, by identity alone. Attributes of modules and of classes
-    are not looked at. The key does not hold the function, nor the object of a bound method.
+    modules, classes, and functions of installed packages that capture nothing, by identity alone. Attributes of modules
+    and of classes are not looked at. The key does not hold the function, nor the object of a bound method.
     """
     reader = _Reader(owner(function))
     try:
@@ -75,6 +76,7 @@ class _Reader:
         self.identified: list[Any] = []
         self._numbers: dict[int, int] = {}  # the number of each object that was looked into, by id
         self._looked_into: list[Any] = []  # so that no id is used twice
+        self._level = 0
 
     def read(self, thing: Any) -> Hashable:
         if isinstance(thing, jax.core.Tracer):
@@ -85,13 +87,18 @@ class _Reader:
             return type(thing), repr(thing)  # NaN is not equal to itself
         if isinstance(thing, np.ndarray) and thing.dtype != object and thing.nbytes <= _MOST_BYTES:
             return np.ndarray, str(thing.dtype), thing.shape, hashlib.blake2b(thing.tobytes()).digest()
-        if isinstance(thing, types.ModuleType | jax.Array | np.ndarray) or len(self._numbers) > _MOST_OBJECTS:
+        is_beyond = len(self._numbers) > _MOST_OBJECTS or self._level > _MOST_LEVELS
+        if is_beyond or isinstance(thing, types.ModuleType | jax.Array | np.ndarray):
             return self._identity(thing)
         if id(thing) in self._numbers:
             return "seen", self._numbers[id(thing)]
         self._numbers[id(thing)] = len(self._numbers)
         self._looked_into.append(thing)
-        return type(thing), self._inside(thing)
+        self._level += 1
+        try:
+            return type(thing), self._inside(thing)
+        finally:
+            self._level -= 1
 
     def _inside(self, thing: Any) -> Hashable:
         match thing:
@@ -117,13 +124,14 @@ class _Reader:
         return self._attributes(thing)
 
     def _function(self, function: types.FunctionType) -> Hashable:
-        if function.__code__.co_filename.startswith(_INSTALLED):
+        is_installed = function.__code__.co_filename.startswith(_INSTALLED)
+        if is_installed and not function.__closure__:
             return self._identity(function)
         captured = tuple(_cell(cell) for cell in function.__closure__ or ())
-        read_by_name = tuple(function.__globals__[name] for name in _names(function.__code__, function.__globals__))
+        names = () if is_installed else _names(function.__code__, function.__globals__)
+        read_by_name = tuple(function.__globals__[name] for name in names)
         defaults = function.__defaults__, tuple((function.__kwdefaults__ or {}).items())
-        parts = (defaults, captured, read_by_name)
-        return (function.__code__, *map(self.read, parts))
+        return (function.__code__, *map(self.read, (defaults, captured, read_by_name)))
 
     def _attributes(self, thing: Any) -> Hashable:
         slots = itertools.chain.from_iterable(getattr(cls, "__slots__", ()) for cls in type(thing).__mro__)
@@ -150,7 +158,12 @@ class _Equal:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return isinstance(other, _Equal) and self._thing() is not None and bool(self._thing() == other._thing())
+        if not isinstance(other, _Equal) or type(self._thing()) is not type(other._thing()) or self._thing() is None:
+            return False
+        try:
+            return bool(self._thing() == other._thing())
+        except Exception:  # an equality of the user's that does not compare these
+            return False
 
 
 def _has_equality(thing: Any) -> bool:

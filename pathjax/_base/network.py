@@ -28,7 +28,7 @@ __all__ = [
 
 def masked(apply: Callable[..., Any], params: Any, mask: Any) -> Callable[..., Any]:
     """`apply` at the masked weights. Its derivative by a pruned weight is zero, which removes the weight from Θ."""
-    trees.check_mask(mask, params)
+    mask = trees.check_mask(mask, params)
 
     def masked_apply(params: Any, x: Array) -> Array:
         return apply(kept_weights(mask, params), x)

@@ -3,9 +3,11 @@
 `jaxpr`: trace a network and walk its equations, without any mathematics. `algebra`: the values of a network, and the
 operations that every kind of path sum defines. `context`: what a path rule is given and what it returns. `gates`,
 `sums`, `loops`: the path rules, by family. `rules`: the table from primitive to path rule, and the walk that reads it.
-`probes`: custom derivative rules, tried on numbers. `examples`: the check that no example reads another;
-`example_rules`: its rules per primitive. `kernels`: which parameter leaves multiply activations and are summed over.
-`traced`: the traced network, which every public function makes once and hands on. Three algebras: `lifting`, path sums
-as numbers with a scale; `listing`, as lists of paths; `reach`, whether there is a path at all. `windows`: the entries
-under each window of a convolution or a pool. `convolutions`: faster forms of convolutions on CPUs.
+`refusals`: the words for what has no paths, by layer and by primitive. `probes`: custom derivative rules, tried on
+numbers. `examples`: the check that no example reads another; `placements`: where the examples lie in an array;
+`example_rules`, `indexed_examples`: the rules of that check per primitive. `kernels`: which parameter leaves multiply
+activations and are summed over. `traced`: the traced network, which every public function makes once and hands on.
+Three algebras: `lifting`, path sums as numbers with a scale; `listing`, as lists of paths; `reach`, whether there is a
+path at all. `windows`: the entries under each window of a convolution or a pool. `convolutions`: faster forms of
+convolutions on CPUs.
 """

@@ -12,6 +12,7 @@ import numpy as np
 
 from pathjax._interpreter.algebra import Algebra, Constant, PathSum, Value
 from pathjax._interpreter.jaxpr import Equation, UnsupportedPrimitive, is_concrete
+from pathjax._interpreter.refusals import OF_WEIGHTS, Words, refusal
 
 __all__ = [
     "DECLARED", "GATE", "Context", "GateMarker", "Lift", "Results", "Rule",
@@ -52,6 +53,7 @@ class Context:
             max(x, 0) at 0 inside it.
         run: run(program, values, callers) gives the results of a program; `callers` are the calls that it stands in,
             the outermost first.
+        reads_input: whether an operand depends on x; if none does, the equation computes from weights alone.
     """
 
     equation: Equation
@@ -59,6 +61,7 @@ class Context:
     tied: set[int]
     slopes_at_zero: Mapping[int, float]
     run: Callable[[Any, Sequence[Value], tuple[Any, ...]], list[Value]]
+    reads_input: bool = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,8 +132,11 @@ class Context:
         """The results of a program that the equation holds."""
         return self.run(program, values, (*self.equation.callers, self.equation.source))
 
-    def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
-        return self.equation.refuse(reason, remedy)
+    def refuse(self, reason: str, remedy: str, *, told_of_weights: bool = False) -> UnsupportedPrimitive:
+        """The error that refuses the equation. `told_of_weights` says that the words fit weights too."""
+        of_weights = not self.reads_input
+        words = OF_WEIGHTS if of_weights and not told_of_weights else Words(reason, remedy)
+        return refusal(self.equation, words, of_weights=of_weights)
 
     def refuse_gate(self) -> UnsupportedPrimitive:
         return self.refuse(

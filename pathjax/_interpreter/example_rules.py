@@ -7,97 +7,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
 
-from pathjax._interpreter.jaxpr import Equation, UnsupportedPrimitive
+from pathjax._interpreter import indexed_examples
+from pathjax._interpreter.placements import (
+    BatchAxis,
+    ExampleContext,
+    ExampleRule,
+    NoBatch,
+    Placement,
+    renumbered,
+)
 
-__all__ = ["EXAMPLE_RULES", "BatchAxis", "ExampleContext", "NoBatch", "Placement", "elementwise"]
-
-
-class BatchAxis(NamedTuple):
-    """The examples of a batch of n lie along `axis`: index i along it belongs to example (i // inner) mod n."""
-
-    axis: int
-    inner: int = 1
-
-
-class NoBatch(NamedTuple):
-    """The array depends on no example. Along each of `constant_axes` all its entries are equal."""
-
-    constant_axes: frozenset[int] = frozenset()
-
-
-Placement: TypeAlias = BatchAxis | NoBatch
-
-
-@dataclass
-class ExampleContext:
-    """What a rule works with.
-
-    Attributes:
-        equation: the equation.
-        placements: where the examples lie in each operand.
-        examples: the number of examples n.
-        walk: the placements of a program's results, given those of its arguments and the calls that it stands in.
-    """
-
-    equation: Equation
-    placements: Sequence[Placement]
-    examples: int
-    walk: Callable[[Any, Sequence[Placement], tuple[Any, ...]], list[Placement]]
-
-    @property
-    def shapes(self) -> list[tuple[int, ...]]:
-        """Shape of each operand."""
-        return [tuple(operand.shape) for operand in self.equation.inputs]
-
-    def joined(self, placements: Sequence[Placement]) -> Placement:
-        """The placement of arrays that are combined axis by axis.
-
-        Refuses two different batch axes, and an array without a batch that varies along the batch axis of another.
-        """
-        batch_axes = {placement for placement in placements if isinstance(placement, BatchAxis)}
-        without_batch = [placement for placement in placements if isinstance(placement, NoBatch)]
-        if not batch_axes:
-            return NoBatch(frozenset.intersection(*(placement.constant_axes for placement in without_batch)))
-        batch_axis = next(iter(batch_axes))
-        if len(batch_axes) > 1 or any(batch_axis.axis not in placement.constant_axes for placement in without_batch):
-            raise self.refuse_mixing()
-        return batch_axis
-
-    def refuse_mixing(self) -> UnsupportedPrimitive:
-        return self.equation.refuse(
-            "It mixes the examples of a batch, or tells them apart by their position, as batch statistics do; paths "
-            "are those of one example.",
-            "Let every example go through the network alone, with running statistics for instance.",
-        )
-
-    def acted_along(self, placement: Placement, axes: Sequence[Any]) -> Placement:
-        """The placement after an operation along `axes`, integers of Python or NumPy.
-
-        Refuses a batch axis among them; an array without a batch is no longer known to be constant along them.
-        """
-        if isinstance(placement, NoBatch):
-            return NoBatch(placement.constant_axes.difference(axes))
-        if placement.axis in axes:
-            raise self.refuse_mixing()
-        return placement
-
-    def walk_inside(self, program: Any, placements: Sequence[Placement]) -> list[Placement]:
-        """The placements of the results of a program that the equation holds."""
-        return self.walk(program, placements, (*self.equation.callers, self.equation.source))
-
-
-ExampleRule: TypeAlias = Callable[[ExampleContext], "Placement | list[Placement]"]
-
-
-def _renumbered(placement: Placement, new_axes: dict[int, int]) -> Placement:
-    """The placement after axes are renumbered, old to new. Constant axes without a new number are dropped."""
-    if isinstance(placement, BatchAxis):
-        return placement._replace(axis=new_axes[placement.axis])
-    return NoBatch(frozenset(new_axes[axis] for axis in placement.constant_axes if axis in new_axes))
+__all__ = ["EXAMPLE_RULES", "elementwise"]
 
 
 def elementwise(context: ExampleContext) -> Placement:
@@ -133,21 +55,21 @@ def _same_placements(context: ExampleContext) -> list[Placement]:
 def _broadcast_in_dim(context: ExampleContext) -> Placement:
     (placement, *_), (shape, *_) = context.placements, context.shapes
     new_axes = context.equation.params["broadcast_dimensions"]
-    renumbered = _renumbered(placement, dict(enumerate(map(int, new_axes))))
-    if isinstance(renumbered, BatchAxis):
-        return renumbered
+    moved = renumbered(placement, dict(enumerate(map(int, new_axes))))
+    if isinstance(moved, BatchAxis):
+        return moved
     sizes = context.equation.outputs[0].shape
     broadcast = {
         axis for axis in range(len(sizes)) if axis not in new_axes or shape[list(new_axes).index(axis)] != sizes[axis]
     }
-    return NoBatch(renumbered.constant_axes | broadcast)
+    return NoBatch(moved.constant_axes | broadcast)
 
 
 def _reshape(context: ExampleContext) -> Placement:
     """Raveled entries keep their order, so the stride from one example to the next, in entries, is unchanged."""
     (placement,), (shape,) = context.placements, context.shapes
     order = context.equation.params["dimensions"] or range(len(shape))
-    placement = _renumbered(placement, {axis: new for new, axis in enumerate(order)})
+    placement = renumbered(placement, {axis: new for new, axis in enumerate(order)})
     shape = tuple(shape[axis] for axis in order)
     sizes = context.equation.outputs[0].shape
     if isinstance(placement, NoBatch):
@@ -179,7 +101,7 @@ def _entries(sizes: Sequence[int]) -> int:
 
 def _transpose(context: ExampleContext) -> Placement:
     permutation = context.equation.params["permutation"]
-    return _renumbered(context.placements[0], {int(axis): new for new, axis in enumerate(permutation)})
+    return renumbered(context.placements[0], {int(axis): new for new, axis in enumerate(permutation)})
 
 
 def _removes_axes(parameter: str) -> ExampleRule:
@@ -189,7 +111,7 @@ def _removes_axes(parameter: str) -> ExampleRule:
         removed = context.equation.params[parameter]
         kept = [axis for axis in range(len(context.shapes[0])) if axis not in removed]
         placement = context.acted_along(context.placements[0], removed)
-        return _renumbered(placement, {axis: new for new, axis in enumerate(kept)})
+        return renumbered(placement, {axis: new for new, axis in enumerate(kept)})
 
     return rule
 
@@ -205,12 +127,14 @@ def _acts_along(parameter: str) -> ExampleRule:
     return rule
 
 
-def _slice(context: ExampleContext) -> Placement:
-    """The batch axis must be kept whole."""
-    sizes = zip(context.shapes[0], context.equation.outputs[0].shape, strict=True)
-    return context.acted_along(
-        context.placements[0], [axis for axis, (before, after) in enumerate(sizes) if before != after]
-    )
+def _concatenate(context: ExampleContext) -> Placement:
+    """Operands without entries do not count; a single operand with entries is the result."""
+    axis = context.equation.params["dimension"]
+    with_entries = [
+        placement for placement, shape in zip(context.placements, context.shapes, strict=True) if 0 not in shape
+    ]
+    placement = context.joined(with_entries or context.placements)
+    return placement if len(with_entries) == 1 else context.acted_along(placement, [axis])
 
 
 def _tile(context: ExampleContext) -> Placement:
@@ -242,11 +166,11 @@ def _dot_general(context: ExampleContext) -> Placement:
         # for each axis of the result the operand's axis, None for free axes of the other operand
         sources = [*shared, *[None] * free_before, *free]
         new_axes = {axis: new for new, axis in enumerate(sources) if axis is not None}
-        renumbered = _renumbered(context.acted_along(placement, contracted_axes), new_axes)
-        if isinstance(renumbered, NoBatch):
+        moved = renumbered(context.acted_along(placement, contracted_axes), new_axes)
+        if isinstance(moved, NoBatch):
             axes_of_other_operand = frozenset(range(rank)) - set(new_axes.values())
-            renumbered = NoBatch(renumbered.constant_axes | axes_of_other_operand)
-        in_result.append(renumbered)
+            moved = NoBatch(moved.constant_axes | axes_of_other_operand)
+        in_result.append(moved)
         free_before += len(free)
     return context.joined(in_result)
 
@@ -256,62 +180,12 @@ def _conv(context: ExampleContext) -> Placement:
     numbers = context.equation.params["dimension_numbers"]
     if isinstance(kernels, BatchAxis) or (isinstance(images, BatchAxis) and images.axis != numbers.lhs_spec[0]):
         raise context.refuse_mixing()
-    return _renumbered(images, {numbers.lhs_spec[0]: numbers.out_spec[0]})
-
-
-def _gather(context: ExampleContext) -> Placement:
-    (placement, indices), (shape, *_) = context.placements, context.shapes
-    params = context.equation.params
-    numbers, slice_sizes = params["dimension_numbers"], params["slice_sizes"]
-    removed = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-    if isinstance(placement, BatchAxis) and placement.axis in numbers.operand_batching_dims:
-        # each example is indexed by its own row of `indices`; the rows must not depend on the example's position
-        row_axis = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(placement.axis)]
-        rank = len(context.equation.outputs[0].shape)
-        index_axes = [axis for axis in range(rank) if axis not in numbers.offset_dims]
-        context.joined([BatchAxis(int(row_axis)), indices])
-        return placement._replace(axis=index_axes[row_axis])
-    if isinstance(indices, BatchAxis):
-        return NoBatch()  # an index that depends on x has no path rule
-    cut = [axis for axis, size in enumerate(slice_sizes) if axis in removed or size != shape[axis]]
-    context.acted_along(placement, cut)
-    kept = [axis for axis in range(len(shape)) if axis not in removed]
-    return _renumbered(placement, dict(zip(kept, map(int, sorted(numbers.offset_dims)), strict=True)))
-
-
-def _scatter(context: ExampleContext) -> Placement:
-    operand, indices, updates = context.placements
-    if isinstance(indices, BatchAxis):
-        return NoBatch()  # an index that depends on x has no path rule
-    shape, _, update_shape = context.shapes
-    numbers = context.equation.params["dimension_numbers"]
-    indexed = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-    window = [axis for axis in range(len(shape)) if axis not in indexed]
-    operand_axes = dict(zip(map(int, sorted(numbers.update_window_dims)), window, strict=True))
-    context.acted_along(updates, [axis for axis in range(len(update_shape)) if axis not in operand_axes])
-    placement = context.joined([operand, _renumbered(updates, operand_axes)])
-    replaced_whole = {axis for update_axis, axis in operand_axes.items() if update_shape[update_axis] == shape[axis]}
-    return context.acted_along(placement, [axis for axis in range(len(shape)) if axis not in replaced_whole])
-
-
-def _dynamic_slice(context: ExampleContext) -> Placement:
-    starts = context.placements[1:]
-    # a start that depends on x has no path rule
-    return NoBatch() if any(isinstance(start, BatchAxis) for start in starts) else _slice(context)
-
-
-def _dynamic_update_slice(context: ExampleContext) -> Placement:
-    operand, updates, *starts = context.placements
-    if any(isinstance(start, BatchAxis) for start in starts):
-        return NoBatch()  # a start that depends on x has no path rule
-    shape, update_shape, *_ = context.shapes
-    placement = context.joined([operand, updates])
-    return context.acted_along(placement, [axis for axis, size in enumerate(shape) if update_shape[axis] != size])
+    return renumbered(images, {numbers.lhs_spec[0]: numbers.out_spec[0]})
 
 
 def _stack(context: ExampleContext) -> Placement:
     placement, new = context.joined(context.placements), context.equation.params["axis"]
-    return _renumbered(placement, {axis: axis + (new <= axis) for axis in range(len(context.shapes[0]))})
+    return renumbered(placement, {axis: axis + (new <= axis) for axis in range(len(context.shapes[0]))})
 
 
 def _scan(context: ExampleContext) -> list[Placement]:
@@ -320,6 +194,7 @@ def _scan(context: ExampleContext) -> list[Placement]:
     consts, carry, stacked = operands.constants, operands.carry, operands.stacked
     if any(isinstance(placement, BatchAxis) and placement.axis == 0 for placement in stacked):
         return _scan_over_examples(context, consts, carry, stacked)
+    carry = [_of_any_step(placement) for placement in carry]
     slices = [_first_axis_removed(placement) for placement in stacked]
     body = context.equation.params["jaxpr"]
     while True:
@@ -334,7 +209,7 @@ def _scan(context: ExampleContext) -> list[Placement]:
         carry = next_carry
     shapes = [output.shape for output in context.equation.outputs[len(carry) :]]
     collected = [
-        _renumbered(placement, {axis: axis + 1 for axis in range(len(shape))})
+        renumbered(placement, {axis: axis + 1 for axis in range(len(shape))})
         for placement, shape in zip(results[len(carry) :], shapes, strict=True)
     ]
     return [*carry, *collected]
@@ -349,6 +224,11 @@ def _scan_over_examples(
         raise context.refuse_mixing()
     results = context.walk_inside(context.equation.params["jaxpr"], [*consts, *(NoBatch() for _ in stacked)])
     return [BatchAxis(0) for _ in results]
+
+
+def _of_any_step(placement: Placement) -> Placement:
+    """The placement of a carry, whose entries change from step to step."""
+    return placement if isinstance(placement, BatchAxis) else NoBatch(placement.constant_axes)
 
 
 def _first_axis_removed(placement: Placement) -> Placement:
@@ -380,19 +260,19 @@ EXAMPLE_RULES: dict[str, ExampleRule] = {
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _removes_axes("axes")),
     **dict.fromkeys(("argmax", "argmin"), _removes_axes("axes")),
     "rev": _acts_along("dimensions"),
-    "concatenate": _acts_along("dimension"),
+    "concatenate": _concatenate,
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"), _acts_along("axis")),
     "sort": _acts_along("dimension"),
-    **dict.fromkeys(("slice", "split"), _slice),
+    **dict.fromkeys(("slice", "split"), indexed_examples.slices),
     "tile": _tile,
     "pad": _pad,
     **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _reduce_window),
     "dot_general": _dot_general,
     "conv_general_dilated": _conv,
-    "gather": _gather,
-    **dict.fromkeys(("scatter", "scatter-add"), _scatter),
-    "dynamic_slice": _dynamic_slice,
-    "dynamic_update_slice": _dynamic_update_slice,
+    "gather": indexed_examples.gather,
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-sub", "scatter-mul"), indexed_examples.scatter),
+    "dynamic_slice": indexed_examples.dynamic_slice,
+    "dynamic_update_slice": indexed_examples.dynamic_update_slice,
     "stack": _stack,
     "optimization_barrier": _same_placements,
     "scan": _scan,

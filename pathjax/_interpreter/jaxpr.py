@@ -6,8 +6,10 @@ this file depends on how JAX represents programs.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from pathjax.types import Params, XLike
@@ -50,7 +53,9 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vjp_call_jaxpr": "fun_jaxpr",
 }
+_TRANSFORMATION = re.compile(r"^(?:vmap|jvp|transpose|checkpoint|remat)\((.*)\)$")
 _CUSTOM_DERIVATIVE = {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+_UNKNOWN = "unknown line"
 _LIBRARIES = ("jax", "jaxlib", "flax", "haiku", "equinox", "neural_tangents", "pathjax")
 
 
@@ -103,19 +108,21 @@ class Equation:
     def _scope(self) -> str:
         """The names of the scopes around it, such as `block_1/Dense_0`."""
         stacks = (str(eqn.source_info.name_stack) for eqn in (*self.callers, self.source))
-        return "/".join(stack for stack in stacks if stack)
+        # vmap(Dense) is the layer Dense; vmap() is none, and neither is the ij,jk->ik of an einsum
+        names = (_TRANSFORMATION.sub(r"\1", name) for stack in stacks for name in stack.split("/"))
+        return "/".join(name for name in names if name and "->" not in name)
 
     @property
     def _line(self) -> str:
         """The user's file and line: of the equation, or of the innermost call around it that the user's code makes."""
         frames = (_user_frame(eqn) for eqn in (self.source, *reversed(self.callers)))
         frame = next((frame for frame in frames if frame is not None), None)
-        return f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else "unknown line"
+        return f"{os.path.basename(frame.file_name)}:{frame.line_num}" if frame else _UNKNOWN
 
     @property
     def params(self) -> dict[str, Any]:
-        """The primitive's static parameters."""
-        return dict(self.source.params)
+        """The primitive's static parameters. Sizes and axes that the network gives as NumPy's integers are Python's."""
+        return {name: _with_python_integers(value) for name, value in self.source.params.items()}
 
     @property
     def inputs(self) -> list[jax.ShapeDtypeStruct]:
@@ -124,10 +131,15 @@ class Equation:
         return [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
 
     def loop_operands(self, values: Sequence[T]) -> LoopOperands[T]:
-        """The values of a `scan`'s operands, grouped by their part in the loop."""
-        consts = self.source.params["num_consts"]
-        stacked = consts + self.source.params["num_carry"]
-        return LoopOperands(values[:consts], values[consts:stacked], values[stacked:])
+        """The values of a `scan`'s operands, grouped by their part in the loop.
+
+        The versions of JAX name the parts by different parameters, so they are told by their axes: an array of which
+        each step takes, or gives, one slice has one axis more outside of the loop than inside.
+        """
+        body = _inner(self.source.params["jaxpr"])
+        first_stacked = _count_unsliced(self.source.invars, body.invars)
+        first_carry = first_stacked - _count_unsliced(self.source.outvars, body.outvars)
+        return LoopOperands(values[:first_carry], values[first_carry:first_stacked], values[first_stacked:])
 
     @property
     def is_of_jax(self) -> bool:
@@ -156,18 +168,37 @@ class Equation:
         results = primitive.bind(*arrays, **primitive.get_bind_params(self.source.params | changed))
         return list(results) if primitive.multiple_results else [results]
 
-    def refuse(self, reason: str, remedy: str) -> UnsupportedPrimitive:
-        """The error that refuses this equation."""
-        site = f"{self._line}, in layer `{self._scope}`" if self._scope else self._line
-        return UnsupportedPrimitive(f"No path rule for `{self.name}` ({site}). {reason} {remedy}")
+    @property
+    def called_around(self) -> list[str]:
+        """The names of the called functions that it stands in, the outermost first."""
+        return [_called(caller) for caller in self.callers]
+
+    @property
+    def functions(self) -> list[str]:
+        """The qualified names of the functions whose code it stands in, the innermost first, up to `apply`."""
+        names: list[str] = []
+        for eqn in (self.source, *reversed(self.callers)):
+            names += [frame.function_name for frame in _frames_inside_apply(eqn)]
+            names += [_called(eqn)] if eqn is not self.source else []
+        return names
+
+    def refuse(self, reason: str, remedy: str, *, name: str | None = None) -> UnsupportedPrimitive:
+        """The error that refuses this equation, under the primitive's name or `name`."""
+        layer = f"in layer `{self._scope}`" if self._scope else ""
+        site = f"{self._line}, {layer}" if self._line != _UNKNOWN and layer else layer or self._line
+        return UnsupportedPrimitive(f"No path rule for `{name or self.name}` ({site}). {reason} {remedy}")
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An equation for which paths are not defined, recorded by a walk that continues after it."""
+    """An equation for which paths are not defined, recorded by a walk that continues after it.
+
+    `is_unknown` says that its primitive is not in any table of this package.
+    """
 
     layer: str
     error: UnsupportedPrimitive
+    is_unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,6 +256,11 @@ class Trace(NamedTuple):
     closed: ClosedJaxpr
     result: Any
 
+    def __call__(self, *arguments: Any) -> Any:
+        """The result for arguments of the types that were traced, without a call of the function."""
+        results = jaxpr_as_fun(self.closed)(*map(jnp.asarray, jax.tree.leaves(arguments)))
+        return jax.tree.unflatten(jax.tree.structure(self.result), results)
+
 
 def trace(function: Callable[..., Any], *arguments_like: Any) -> Trace:
     """The equations of `function(*arguments)`; only shapes and dtypes are read."""
@@ -253,8 +289,8 @@ def with_rows_of_outputs(traced: Trace, x_like: Any) -> ClosedJaxpr:
             f"{'Give x an axis of examples, x[None], if it is a single one. ' if may_be_one else ''}"
             "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, or (n, ...) "
             f"of more axes, whose entries are all outputs; but for x of shape {x_shapes} it returned {result_was}. "
-            "Reshape the outputs inside `apply`; give a single output the shape (n, 1). Of a tree of outputs, return "
-            "one array or join them: jnp.concatenate([...], axis=1)."
+            "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
+            f"{'' if is_array else ' Concatenate several heads along the last axis, or return one.'}"
         )
     if len(shape) == 2:
         return traced.closed
@@ -298,7 +334,8 @@ def check_batch(x: Any) -> None:
     if not getattr(x, "shape", ()):
         raise ValueError(
             "`x` must be an array of shape (n, ...), a batch of examples, or its ShapeDtypeStruct, but is "
-            f"{type(x).__name__ if not hasattr(x, 'shape') else 'of shape ()'}. Convert it with jnp.asarray."
+            f"{type(x).__name__ if not hasattr(x, 'shape') else 'of shape ()'}. Convert it with jnp.asarray; make "
+            "several inputs one array, and split it inside `apply`."
         )
 
 
@@ -307,7 +344,8 @@ def check_floating(params_like: Params, x_like: XLike) -> None:
     if not jnp.issubdtype(x_like.dtype, jnp.floating):
         raise ValueError(
             f"`x` has dtype {x_like.dtype}; paths start at real-valued inputs. Convert it first, as in "
-            "x.astype(jnp.float32), or pass the part of the network after its embedding."
+            "x.astype(jnp.float32); if these are tokens, which an embedding looks up, pass the part of the network "
+            "after its embedding, and the embedded vectors as x."
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(params_like)[0]:
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):
@@ -326,6 +364,7 @@ def walk(
     opaque: Callable[[Equation], bool] = lambda equation: False,
     enter: Callable[[Equation], None] = lambda equation: None,
     callers: tuple[JaxprEqn, ...] = (),
+    skip_empty: bool = False,
 ) -> list[Any]:
     """The results of a program on `arguments`, which are values of any kind.
 
@@ -337,6 +376,8 @@ def walk(
         opaque: whether a call is one step, and not walked.
         enter: called before a call of a function with a custom derivative rule is walked.
         callers: the calls that the program stands in, the outermost first.
+        skip_empty: do not walk equations whose results have no entries, nor what only they need: their results are
+            made by `constant`.
     """
     if isinstance(program, ClosedJaxpr):
         jaxpr, consts = program.jaxpr, [constant(value) for value in program.consts]
@@ -344,7 +385,10 @@ def walk(
         jaxpr, consts = program, []
     environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
 
-    for eqn in _needed(jaxpr):
+    for eqn in _needed(jaxpr, skip_empty):
+        if skip_empty and _gives_no_entries(eqn):
+            environment.update((var, constant(np.zeros(_shape(var), np.bool_))) for var in eqn.outvars)
+            continue
         equation = Equation(eqn, callers)
         inputs = [_read(environment, atom, constant) for atom in eqn.invars]
         name = eqn.primitive.name
@@ -353,7 +397,14 @@ def walk(
                 enter(equation)
             inner, inner_callers = eqn.params[_CALLS[name]], (*callers, eqn)
             results = walk(
-                inner, inputs, step=step, constant=constant, opaque=opaque, enter=enter, callers=inner_callers
+                inner,
+                inputs,
+                step=step,
+                constant=constant,
+                opaque=opaque,
+                enter=enter,
+                callers=inner_callers,
+                skip_empty=skip_empty,
             )
         else:
             results = step(equation, inputs)
@@ -369,18 +420,44 @@ def _inner(jaxpr: ClosedJaxpr | Jaxpr) -> Jaxpr:
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
 
+def _count_unsliced(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    """How many operands, or results, of a loop have as many axes in a step as outside of the loop."""
+    return sum(len(outer.aval.shape) == len(inner.aval.shape) for outer, inner in zip(outside, inside, strict=True))
+
+
+def _with_python_integers(value: Any) -> Any:
+    """The static parameter with Python's integers in place of NumPy's, in tuples and named tuples too."""
+    if isinstance(value, np.integer):
+        return int(value)
+    if not isinstance(value, tuple):
+        return value
+    entries = [_with_python_integers(entry) for entry in value]
+    return type(value)(*entries) if hasattr(value, "_fields") else tuple(entries)
+
+
 def _called(eqn: JaxprEqn) -> str:
     """The name of the called function, or an empty string."""
     return str(eqn.params.get("name", ""))
 
 
-def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+def _shape(var: Any) -> tuple[int, ...]:
+    return tuple(getattr(var.aval, "shape", ()))
+
+
+def _gives_no_entries(eqn: JaxprEqn) -> bool:
+    """Whether every result is an array with an axis of size 0."""
+    return all(0 in _shape(var) for var in eqn.outvars)
+
+
+def _needed(jaxpr: Jaxpr, skip_empty: bool) -> list[JaxprEqn]:
     """The equations on which the results depend, in order."""
     wanted = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
     kept = []
     for eqn in reversed(jaxpr.eqns):
         if wanted.intersection(eqn.outvars):
             kept.append(eqn)
+            if skip_empty and _gives_no_entries(eqn):
+                continue
             wanted.update(atom for atom in eqn.invars if not isinstance(atom, Literal))
     return kept[::-1]
 
@@ -403,6 +480,14 @@ def _user_frame(eqn: JaxprEqn) -> Any:
     traceback = eqn.source_info.traceback
     frames: list[Any] = list(traceback.frames) if traceback is not None else []
     return next((frame for frame in frames if not frame.file_name.startswith(_folders(_LIBRARIES))), None)
+
+
+def _frames_inside_apply(eqn: JaxprEqn) -> list[Any]:
+    """The frames of the code that made the equation, the innermost first, down to the call of `apply`."""
+    traceback = eqn.source_info.traceback
+    frames: list[Any] = list(traceback.frames) if traceback is not None else []
+    ours = _folders(("pathjax",))
+    return list(itertools.takewhile(lambda frame: not frame.file_name.startswith(ours), frames))
 
 
 def _folders(packages: Sequence[str]) -> tuple[str, ...]:

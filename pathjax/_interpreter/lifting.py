@@ -344,7 +344,7 @@ def lift_weights(params: Params, phi: Callable[[Any], Any], mask: Mask | None) -
     """φ(θ) of the kept weights; zero for pruned ones."""
     if mask is None:
         return jax.tree.map(lambda leaf: phi(jnp.asarray(leaf)), params)
-    check_mask(mask, params)
+    mask = check_mask(mask, params)
     # φ is given 1 in place of a pruned weight, which may be infinite or NaN and would make derivatives NaN
     return jax.tree.map(lambda leaf, kept: jnp.where(kept, phi(jnp.where(kept, leaf, 1)), 0), params, mask)
 
@@ -355,11 +355,12 @@ def check_finite(params: Params, mask: Mask | None, *, squared: bool = False) ->
     With `squared`, the weight's square in single precision or wider must be finite too.
     """
     leaves = tree_flatten_with_path(params)[0]
-    masks = [True] * len(leaves) if mask is None else jax.tree.leaves(mask)
-    for (path, leaf), kept in zip(leaves, masks, strict=True):
-        if not is_concrete(leaf) or not is_concrete(kept):
-            continue
-        numbers = np.asarray(leaf)[np.broadcast_to(np.asarray(kept), np.shape(leaf))]
+    masks = [None] * len(leaves) if mask is None else jax.tree.leaves(check_mask(mask, params))
+    known = [pair for pair in zip(leaves, masks, strict=True) if is_concrete(pair[0][1]) and is_concrete(pair[1])]
+    if _all_finite([leaf for (_, leaf), _ in known], [kept for _, kept in known], squared=squared):
+        return
+    for (path, leaf), kept in known:
+        numbers = np.asarray(leaf)[np.broadcast_to(np.asarray(True if kept is None else kept), np.shape(leaf))]
         numbers = numbers.astype(jnp.promote_types(numbers.dtype, jnp.float32))
         with np.errstate(over="ignore"):
             finite = np.isfinite(np.square(numbers) if squared else numbers).all()
@@ -369,3 +370,18 @@ def check_finite(params: Params, mask: Mask | None, *, squared: bool = False) ->
                 f"`params` at {keystr(path)} has a kept weight that is NaN or infinite{also}. Look for a training run "
                 "that diverged, scale the weights down, or prune that weight."
             )
+
+
+def _all_finite(leaves: Sequence[Any], masks: Sequence[Any], *, squared: bool) -> bool:
+    with jax.ensure_compile_time_eval():
+        return bool(_is_all_finite(leaves, masks, squared=squared))
+
+
+@functools.partial(jax.jit, static_argnames="squared")
+def _is_all_finite(leaves: Sequence[Any], masks: Sequence[Any], *, squared: bool) -> jax.Array:
+    """Whether all kept weights are finite, in one pass over them."""
+    finite = jnp.asarray(True)
+    for leaf, kept in zip(leaves, masks, strict=True):
+        number = jnp.square(wide(leaf)) if squared else wide(leaf)
+        finite &= jnp.all(jnp.isfinite(number) | (False if kept is None else ~kept))
+    return finite

@@ -23,10 +23,14 @@ from pathjax._interpreter.context import (
 )
 from pathjax._interpreter.jaxpr import Equation, Program, Refusal, UnsupportedPrimitive, evaluate, is_concrete, walk
 from pathjax._interpreter.probes import slope_at_zero
+from pathjax._interpreter.refusals import ANY_REASON, REASONS
 
 __all__ = ["PATH_RULES", "Inspection", "Walk", "inspect", "interpret", "tied_leaves"]
 
 P = TypeVar("P")
+
+# What the result of a refused equation depends on: neither a weight nor x, so that its products are not refused too.
+_AFTER_REFUSAL = frozenset([-2])
 
 
 def interpret(
@@ -120,18 +124,19 @@ class Walk:
             return self._results(equation, values)
         except UnsupportedPrimitive as error:
             self._refuse(equation, error)
-            return [PathSum(None, (), output.shape, frozenset()) for output in equation.outputs]
+            return [PathSum(None, (), output.shape, _AFTER_REFUSAL) for output in equation.outputs]
 
     def _refuse(self, equation: Equation, error: UnsupportedPrimitive) -> None:
         if self.refusals is None:
             raise error
-        self.refusals.append(Refusal(equation.layer, error))
+        is_unknown = equation.name not in PATH_RULES and equation.name not in REASONS
+        self.refusals.append(Refusal(equation.layer, error, is_unknown))
 
     def _results(self, equation: Equation, values: list[Value]) -> list[Value]:
         """The results of an equation, on values of any kind."""
         if all(isinstance(value, Constant) for value in values):
             return _constants(equation, [value for value in values if isinstance(value, Constant)])
-        context = Context(equation, self.algebra, self.tied, self.slopes_at_zero, self.run)
+        context = Context(equation, self.algebra, self.tied, self.slopes_at_zero, self.run, _reads_input(values))
         results: Any = _rule(context, values)(context, values)
         if results is None:
             raise TypeError(f"The path rule of `{equation.name}` returned nothing; return results, or GATE.")
@@ -148,6 +153,11 @@ class Walk:
             _value(result, tuple(at_this_point[i] for at_this_point in real), output.shape, depends)
             for i, (result, output) in enumerate(zip(given, equation.outputs, strict=True))
         ]
+
+
+def _reads_input(values: Sequence[Value]) -> bool:
+    """Whether any operand depends on something else than weights; results of refused equations may."""
+    return any(name < 0 for name in depends_on(values))
 
 
 def _value(
@@ -215,10 +225,9 @@ def _rule(context: Context, values: Sequence[Value]) -> Rule:
         return gates.declared
     if name in PATH_RULES:
         return PATH_RULES[name]
-    if any(isinstance(value, Gate) for value in values):
+    if name in _CONSTANT_IF_OPERANDS_ARE:
         raise context.refuse_gate()
-    reads_input = INPUT in depends_on(values)
-    raise context.refuse(*(_REASONS.get(name, _ANY_REASON) if reads_input else _OF_PARAMETERS))
+    raise context.refuse(*REASONS.get(name, ANY_REASON))
 
 
 _COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
@@ -248,7 +257,8 @@ PATH_RULES: dict[str, Rule] = {
     "div": sums.divide,
     "dot_general": sums.dot,
     "conv_general_dilated": sums.conv,
-    "scatter-add": sums.scatter_add,
+    **dict.fromkeys(("scatter-add", "scatter-sub"), sums.scatter_add),
+    "scatter-mul": sums.scatter_multiply,
     "scan": loops.scan,
     "cond": loops.cond,
 }
@@ -260,50 +270,3 @@ _CONSTANT_IF_OPERANDS_ARE = {
 
 # The result is filled with one number if the operand is.
 _KEEP_FILL = {"broadcast_in_dim", "reshape", "convert_element_type", "copy"}
-
-_ANY_REASON = (
-    "Paths are defined for piecewise-linear, positively homogeneous layers.",
-    "Replace the layer by a piecewise-linear one, or declare a rule with `paths.declare_gate`.",
-)
-_OF_PARAMETERS = (
-    "It is computed from parameters alone, but path values are products of parameters.",
-    "Close over it as a constant, or make what it computes the parameter.",
-)
-_USE_RELU = "Use a ReLU or another piecewise-linear activation instead."
-_REASONS = {
-    **dict.fromkeys(
-        ("exp", "exp2", "expm1", "log", "log1p"),
-        ("An exponential or logarithm, as in softmax, is not homogeneous.", "Return the logits from `apply`."),
-    ),
-    **dict.fromkeys(
-        ("tanh", "logistic", "erf", "erfc", "erf_inv", "sin", "cos", "tan", "atan2"),
-        ("It is curved, not piecewise linear.", _USE_RELU),
-    ),
-    **dict.fromkeys(
-        ("sqrt", "rsqrt", "cbrt", "pow"),
-        (
-            "A root or power of an activation, as normalization by batch statistics, layer norm or RMS norm takes.",
-            "Normalize with running statistics (evaluation mode), or not at all.",
-        ),
-    ),
-    **dict.fromkeys(
-        ("sort", "argmax", "argmin", "top_k", "approx_top_k"),
-        ("The order of activations has no slope of its own.", "Use jnp.max or max pooling."),
-    ),
-    **dict.fromkeys(
-        ("floor", "ceil", "round", "rem", "is_finite"),
-        ("It steps where paths are continuous.", _USE_RELU),
-    ),
-    **dict.fromkeys(
-        ("reduce_prod", "cumprod", "cummax", "cummin", "cumlogsumexp"),
-        ("A running product or extremum of activations has no path rule.", _USE_RELU),
-    ),
-    "while": (
-        "How often the loop runs may depend on data.",
-        "Use lax.scan or lax.fori_loop with a constant number of steps.",
-    ),
-    "stop_gradient": (
-        "It has a value but no derivative, so that the Jacobian is not that of the paths.",
-        "Take it out of `apply`, or close over the stopped value.",
-    ),
-}

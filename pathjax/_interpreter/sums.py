@@ -11,10 +11,11 @@ import numpy as np
 from pathjax._interpreter.algebra import INPUT, Constant, Convolution, Gate, PathSum, Value
 from pathjax._interpreter.context import Context, Lift, Results, shape_of
 from pathjax._interpreter.gates import combine_gates, known_number, pass_through
+from pathjax._interpreter.refusals import COMPLEX
 
 __all__ = [
     "ENTRIES", "add", "add_running", "conv", "copy", "divide", "dot", "indexed", "multiply", "negate", "power",
-    "scatter_add", "shape_only", "subtract", "sum_of_axes",
+    "scatter_add", "scatter_multiply", "shape_only", "subtract", "sum_of_axes",
 ]  # fmt: skip
 
 # Positions of the operands whose entries are moved; the other operands are indices.
@@ -24,9 +25,12 @@ ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1)
 def copy(context: Context, values: Sequence[Value]) -> Sequence[Lift | Value]:
     """Copies, and conversions between floating-point types."""
     for value, output in zip(values, context.equation.outputs, strict=True):
+        if isinstance(value, PathSum) and jnp.issubdtype(output.dtype, jnp.complexfloating):
+            raise context.refuse(*COMPLEX)
         if isinstance(value, PathSum) and not jnp.issubdtype(output.dtype, jnp.floating):
             raise context.refuse(
-                "An activation is rounded to whole numbers, which is a step function.", "Keep it floating-point."
+                "An activation is rounded to whole numbers, which is a step function.",
+                "Keep it floating-point; if it looks up an embedding, pass the embedded vectors as x.",
             )
     return [
         Lift(value.prefixes, value, infinite_fill=value.infinite_fill) if isinstance(value, PathSum) else value
@@ -80,7 +84,11 @@ def divide(context: Context, values: Sequence[Value]) -> Results:
     if not isinstance(denominator, Constant):
         context.paths(denominator)
         divisor = "an activation" if INPUT in denominator.depends else "a parameter"
-        raise context.refuse(f"It divides by {divisor}; path values are products.", "Multiply by a parameter instead.")
+        raise context.refuse(
+            f"It divides by {divisor}; path values are products.",
+            "Multiply by a parameter or a constant instead.",
+            told_of_weights=True,
+        )
     if isinstance(numerator, Gate):
         return combine_gates(context, values)
     inverse = Constant(1.0 / denominator.value, None if denominator.fill is None else 1.0 / denominator.fill)
@@ -92,7 +100,8 @@ def _check_product(context: Context, left: PathSum, right: PathSum) -> None:
     shared = left.depends & right.depends
     if INPUT in shared:
         raise context.refuse(
-            "It multiplies two activations, as attention does; that is of second order in the input.",
+            "It multiplies two activations, as attention does, or squares one, as norms do; that is of second order in "
+            "the input.",
             "Replace one factor by parameters, by constants or by a comparison with 0.",
         )
     context.tied.update(shared)
@@ -103,9 +112,14 @@ def power(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     operand = context.paths(values[0])
     exponent = context.equation.params.get("y", 2)
     if INPUT in operand.depends and exponent != 1:
-        raise context.refuse("A power of an activation is not of first order in the input.", "Use a ReLU instead.")
+        raise context.refuse(
+            "A power of an activation is not of first order in the input.",
+            "Use a ReLU instead of a power, and batch norm with running statistics instead of a norm.",
+        )
     if exponent < 1:
-        raise context.refuse("It divides by a parameter; path values are products.", "Use a positive power.")
+        raise context.refuse(
+            "It divides by a parameter; path values are products.", "Use a positive power.", told_of_weights=True
+        )
     result = operand.prefixes
     for _ in range(exponent - 1):
         _check_product(context, operand, operand)
@@ -165,16 +179,34 @@ def _interleave(indices: dict[int, Any], moved: Sequence[int], arrays: Sequence[
 
 
 def scatter_add(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
-    """x.at[...].add(y): entries of y are added to those of x."""
+    """x.at[...].add(y) and x.at[...].subtract(y): entries of y are added to, or taken from, those of x."""
     operand, _, updates = values
     indices = _indices(context, values, (0, 2))
     shape = context.equation.outputs[0].shape
+    sign = -1 if context.equation.name == "scatter-sub" else 1
 
     def scatter_into_zeros(array: Any) -> Any:
-        return context.equation.bind(*_interleave(indices, (0, 2), (jnp.zeros(shape, array.dtype), array)))[0]
+        zeros = jnp.zeros(shape, array.dtype)
+        return sign * context.equation.bind(*_interleave(indices, (0, 2), (zeros, array)))[0]
 
     added = context.algebra.linear(scatter_into_zeros, context.prefixes(updates), shape_of(updates))
+    added = added if sign == 1 else context.algebra.scale(added, -1.0)
     return [Lift(context.algebra.add(context.prefixes(operand), added))]
+
+
+def scatter_multiply(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
+    """x.at[...].multiply(c): entries of x are multiplied by constants."""
+    operand, _, updates = values
+    indices = _indices(context, values, (0, 2))
+    if not isinstance(updates, Constant) or not isinstance(operand, PathSum):
+        raise context.refuse(
+            "It multiplies entries by something else than constants.",
+            "Multiply the whole array by an array that is 1 elsewhere.",
+        )
+    context.check_finite(updates)
+    ones = jnp.ones(context.shape, updates.value.dtype)
+    (factors,) = context.equation.bind(*_interleave(indices, (0, 2), (ones, updates.value)))
+    return _times_constant(context, context.paths(operand), Constant(factors))
 
 
 def add_running(context: Context, values: Sequence[Value]) -> Sequence[Lift]:

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxpr_as_fun
 
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_apart, check_arrays
 from pathjax._base.programs import Kept, kept_for, reference
 from pathjax._base.trees import key_paths
-from pathjax._interpreter.examples import mixtures
+from pathjax._base.weights import check_weights
+from pathjax._interpreter.examples import mixtures, raise_first
 from pathjax._interpreter.jaxpr import (
     Program,
     Refusal,
@@ -67,6 +67,7 @@ class TracedNetwork:
     """
 
     def __init__(self, apply: ApplyFn, params: Params, state: State = None) -> None:
+        check_weights(params)
         check_arrays("state", state, "Keep functions and settings in `apply`, and pass the arrays alone.")
         leaves, structure = jax.tree.flatten(params)
         self.apply = apply
@@ -106,10 +107,7 @@ class TracedNetwork:
 
     def outputs(self, params: Params, x: Any) -> Any:
         """What `apply` returns, of any shape."""
-        traced_whole = self._whole(x, params)
-        arguments = (*jax.tree.leaves(params), *jax.tree.leaves(self.state), *jax.tree.leaves(x))
-        results = jaxpr_as_fun(traced_whole.closed)(*map(jnp.asarray, arguments))
-        return jax.tree.unflatten(jax.tree.structure(traced_whole.result), results)
+        return self._whole(x, params)(params, self.state, x)
 
     def outputs_like(self, x: Any, params: Params | None = None) -> Any:
         """Shape and dtype of each array that `apply` returns."""
@@ -129,12 +127,16 @@ class TracedNetwork:
     def compiled(self, program: Callable[..., Any], **static: Hashable) -> Callable[..., Any]:
         """program(network, *arguments, **static) as a function of the arguments, compiled once for their types.
 
-        `program` must be a function of a module, not one made in the call.
+        `program` must be a function of a module, not one made in the call. The arguments may hold this network.
         """
 
         def run(*arguments: Any) -> Any:
             self._traces.function = reference(self.apply)
-            return self._traces.compiled(_run, program=program, **static)(self.state, *arguments)
+            # JAX keeps the trees of the arguments, and would keep the network in them alive
+            slots = jax.tree.map(
+                lambda node: _Slot(node.state) if _is_network(node) else node, arguments, is_leaf=_is_network
+            )
+            return self._traces.compiled(_run, program=program, **static)(self.state, *slots)
 
         return run
 
@@ -180,8 +182,7 @@ class TracedNetwork:
         check_batch(x)
         check_floating(self.params_like, x)
         program = self.program(x)
-        for refusal in self.mixtures(x):
-            raise refusal.error
+        raise_first(program, self.mixtures(x))
         return program
 
     def mixtures(self, x: XLike) -> list[Refusal]:
@@ -265,9 +266,39 @@ def _call(x_like: Any, has_state: bool) -> str:
     )
 
 
+@jax.tree_util.register_pytree_node_class
+class _Slot:
+    """The place of the network among the arguments of a compiled program, with its state."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        return (self.state,), None
+
+    @classmethod
+    def tree_unflatten(cls, static: None, children: tuple[Any]) -> _Slot:
+        return cls(*children)
+
+
+def _is_network(node: Any) -> bool:
+    return isinstance(node, TracedNetwork)
+
+
+def _without_network(node: Any) -> Any:
+    return _Slot(node.state) if _is_network(node) else node
+
+
 def _run(traces: _Traces, state: State, *arguments: Any, program: Callable[..., Any], **static: Any) -> Any:
-    network = TracedNetwork.tree_unflatten(_Static(traces.function(), traces), (state,))
-    return program(network, *arguments, **static)
+    fixed = _Static(traces.function(), traces)
+
+    def with_network(node: Any) -> Any:
+        return TracedNetwork.tree_unflatten(fixed, (node.state,)) if isinstance(node, _Slot) else node
+
+    network, *filled = jax.tree.map(
+        with_network, (_Slot(state), *arguments), is_leaf=lambda node: isinstance(node, _Slot)
+    )
+    return program(network, *filled, **static)
 
 
 def _gap_to_examples_alone(network: TracedNetwork, params: Params, x: Any) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,7 @@ import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pathjax._base.programs import Static
 from pathjax._linalg.lanczos import Pairs, largest
 from pathjax.types import Key, Real
 
-__all__ = ["DENSE", "Eigenpairs", "Problem", "find", "measured"]
+__all__ = ["DENSE", "Eigenpairs", "Problem", "SearchProgress", "find", "log_positive", "measured", "with_logarithms"]
 
 # Up to this many rows a matrix is formed and decomposed: that is exact, and cheaper than to iterate.
 DENSE = 512
@@ -31,14 +32,24 @@ class Eigenpairs(NamedTuple):
     """The largest eigenpairs (λ, v) of a symmetric matrix A, by descending eigenvalue.
 
     Attributes:
-        eigenvalues: (r,) the λ.
+        eigenvalues: (r,) the λ, in true units; of deep networks they may overflow to infinity in float32, or underflow
+            to zero.
         eigenvectors: (r, ...) the v, orthonormal; an array or a pytree of arrays, of the form of what A multiplies.
         residuals: (r,) ‖A v − λ v‖ over the largest eigenvalue; they have a derivative of zero.
+        log_eigenvalues: (r,) natural logarithms of the λ, which neither overflow nor underflow; −∞ where λ is zero or,
+            by rounding, negative.
     """
 
     eigenvalues: Float[Array, " r"]
     eigenvectors: Any
     residuals: Float[Array, " r"]
+    log_eigenvalues: Float[Array, " r"]
+
+    def __repr__(self) -> str:
+        """The number of pairs and of the arrays that make up an eigenvector, such as `Eigenpairs(r=10, leaves=6)`."""
+        *batch, r = np.shape(self.eigenvalues)
+        batched = f"batch={tuple(batch)}, " if batch else ""
+        return f"Eigenpairs({batched}r={r:,}, leaves={len(jax.tree.leaves(self.eigenvectors))})"
 
 
 @dataclass(frozen=True)
@@ -64,12 +75,17 @@ class Problem:
     unravel: Callable[[Any, Any], Any]
 
 
+SearchProgress: TypeAlias = Callable[[int, int, float], None]
+"""`progress(round, restarts, residual)` is called after each round, with the largest residual over λ_max."""
+
+
 class Effort(NamedTuple):
-    """How large a search is: the number of pairs, and of further vectors and of rounds to find them."""
+    """How large a search is: the number of pairs, and of further vectors and of rounds to find them; who is told."""
 
     rank: int
     order: int
     restarts: int
+    progress: Static | None
 
 
 def find(
@@ -82,19 +98,33 @@ def find(
     order: int | None,
     tolerance: Real,
     restarts: int | None,
+    progress: SearchProgress | None,
 ) -> Eigenpairs:
-    """The `rank` largest eigenpairs of a kernel with `size` rows.
+    """The `rank` largest eigenpairs of a kernel with `size` rows, in the units of the problem's products.
 
     A UserWarning, which names the line that called this function's caller, says by how much the iteration missed the
     tolerance, where that can be known. Raises ValueError for a rank that is not between 1 and the number of rows, and
     for an order or a number of restarts below 1.
     """
-    effort = _effort(problem, rank, size, order, restarts)
+    effort = _effort(problem, rank, size, order, restarts, progress)
     if size <= DENSE:
         return problem.decompose(kernel, rank)
     pairs = _iterate(problem, effort, kernel, key, jnp.asarray(tolerance, float))
     _warn_of_misses(problem, effort, pairs, tolerance)
-    return Eigenpairs(pairs.values, problem.unravel(kernel, pairs.vectors), _relative(pairs.residuals, pairs.values))
+    residuals = _relative(pairs.residuals, pairs.values)
+    return with_logarithms(pairs.values, problem.unravel(kernel, pairs.vectors), residuals)
+
+
+def with_logarithms(eigenvalues: Any, eigenvectors: Any, residuals: Any) -> Eigenpairs:
+    """Eigenpairs with the logarithms of these eigenvalues."""
+    return Eigenpairs(eigenvalues, eigenvectors, residuals, log_positive(eigenvalues))
+
+
+def log_positive(numbers: Any) -> Any:
+    """Natural logarithms; −∞ for zero and, since rounding may make a zero negative, for negative numbers."""
+    not_positive = numbers <= 0
+    # the inner `where` keeps derivatives finite at zero
+    return jnp.where(not_positive, -jnp.inf, jnp.log(jnp.where(not_positive, 1, numbers)))
 
 
 def measured(matrix: Any, eigenvalues: Any, columns: Any) -> Any:
@@ -110,7 +140,14 @@ def _relative(residuals: Any, eigenvalues: Any) -> Any:
     return residuals / jnp.where(largest_eigenvalue == 0, 1, largest_eigenvalue)
 
 
-def _effort(problem: Problem, rank: int, size: int, order: int | None, restarts: int | None) -> Effort:
+def _effort(
+    problem: Problem,
+    rank: int,
+    size: int,
+    order: int | None,
+    restarts: int | None,
+    progress: SearchProgress | None,
+) -> Effort:
     """The order and the restarts of a search, by default rank + 20 and rank + 50."""
     if not 1 <= rank <= size:
         raise ValueError(f"`rank` must lie between 1 and the number of {problem.rows}, {size}, but is {rank}.")
@@ -118,7 +155,11 @@ def _effort(problem: Problem, rank: int, size: int, order: int | None, restarts:
     rounds = rank + 50 if restarts is None else restarts
     if vectors < 1 or rounds < 1:
         raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
-    return Effort(rank, vectors, rounds)
+    return Effort(rank, vectors, rounds, None if progress is None else Static(_in_numbers(progress)))
+
+
+def _in_numbers(progress: SearchProgress) -> Callable[[Any, Any, Any], None]:
+    return lambda round_, restarts, residual: progress(int(round_), int(restarts), float(residual))
 
 
 def _warn_of_misses(problem: Problem, effort: Effort, pairs: Pairs, tolerance: Real) -> None:
@@ -141,11 +182,11 @@ def _warn_of_misses(problem: Problem, effort: Effort, pairs: Pairs, tolerance: R
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _iterate(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance: Any) -> Pairs:
-    return _compiled(problem, effort, kernel, key, tolerance)
+    # both kinds of kernels hold the traced network that they are of
+    return cast(Pairs, kernel.network.compiled(_search, problem=problem, effort=effort)(kernel, key, tolerance))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _compiled(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance: Any) -> Pairs:
+def _search(network: Any, kernel: Any, key: Key, tolerance: Any, *, problem: Problem, effort: Effort) -> Pairs:
     return largest(
         problem.product(kernel),
         functools.partial(problem.random_signs, kernel),
@@ -154,6 +195,7 @@ def _compiled(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance
         order=effort.order,
         tolerance=tolerance,
         restarts=effort.restarts,
+        progress=effort.progress,
     )
 
 

@@ -122,12 +122,14 @@ def largest(
     order: int,
     tolerance: Any,
     restarts: int,
+    progress: Callable[[Any, Any, Any], None] | None = None,
 ) -> Pairs:
     """The `rank` largest eigenpairs, with residuals up to `tolerance` times the largest eigenvalue.
 
     At most `restarts` rounds, and one more that measures what they found. A round of EXTEND keeps rank + 1 + order/2
     Ritz vectors; the residuals of all of them lie along one direction, from which the next round goes on. The pair
     beyond the `rank` asked for must be accurate too, or lie below the others by more than its residual.
+    `progress(round, restarts, residual)` is called after each round with the largest residual over the largest value.
     """
     like = random_start(key)
     count = rank + 1 + order
@@ -145,7 +147,12 @@ def largest(
     )
 
     def advance(state: _State) -> _State:
-        return _advance(operator, random_start, state, rank, order, tolerance, restarts)
+        after = _advance(operator, random_start, state, rank, order, tolerance, restarts)
+        if progress is not None:
+            largest_value = jnp.max(after.values)
+            share = jnp.max(after.residuals) / jnp.where(largest_value > 0, largest_value, 1)
+            jax.debug.callback(progress, after.round, restarts, share)
+        return after
 
     def goes_on(state: _State) -> Any:
         return ~_is(state.phase, Phase.DONE) & (state.round <= restarts)

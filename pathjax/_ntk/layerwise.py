@@ -7,7 +7,6 @@ cheapest way; of all other uses of weights the Jacobian is formed.
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from pathjax._base.leaves import KnownMask
 from pathjax._base.network import kept_weights
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import batch_length, is_concrete
@@ -45,8 +45,8 @@ def compiled(
 
     Raises MemoryError where less memory is free than was needed when it was compiled.
     """
-    is_known = mask is not None and all(map(is_concrete, jax.tree.leaves(mask)))
-    known, given = (_KnownMask(mask), None) if is_known else (None, mask)
+    known = KnownMask.read(mask)
+    given = None if known is not None else mask
     options: dict[str, Any] = {"known": known, "form": form, "batch_size": batch_size}
     arguments = params, given, x1, x2
     needed, free = network.facts.get(_memory_key(*arguments, **options)), _memory.available()
@@ -62,7 +62,7 @@ def _on_one_device(
     x1: Any,
     x2: Any | None,
     *,
-    known: _KnownMask | None,
+    known: KnownMask | None,
     form: Form,
     batch_size: int | None,
 ) -> Any:
@@ -75,27 +75,11 @@ def _on_one_device(
     return kernel(network, params, x1, x2, mask=mask, form=form, batch_size=batch_size, note_memory=note)
 
 
-def _memory_key(*arguments: Any, known: _KnownMask | None, form: Form, batch_size: int | None) -> Hashable:
+def _memory_key(*arguments: Any, known: KnownMask | None, form: Form, batch_size: int | None) -> Hashable:
     leaves, structure = jax.tree.flatten(arguments)
     types = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
     # of a mask its digest, so that the masks themselves are let go
     return "memory", structure, types, None if known is None else known.key, form, batch_size
-
-
-class _KnownMask:
-    """A mask whose entries are known, as a static option of a compiled program: equal to masks of equal entries."""
-
-    def __init__(self, mask: Mask) -> None:
-        self.mask = jax.tree.map(np.asarray, mask)
-        leaves, structure = jax.tree.flatten(self.mask)
-        digest = hashlib.blake2b(b"".join(np.packbits(leaf).tobytes() for leaf in leaves)).digest()
-        self.key = structure, tuple(leaf.shape for leaf in leaves), digest
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _KnownMask) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
 
 
 def kernel(

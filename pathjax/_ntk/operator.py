@@ -25,7 +25,7 @@ from pathjax._interpreter.jaxpr import Program, batch_length
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import eigenpairs as _eigenpairs
 from pathjax._linalg import estimates
-from pathjax._linalg.eigenpairs import Eigenpairs, Problem, measured
+from pathjax._linalg.eigenpairs import Eigenpairs, Problem, SearchProgress, measured, with_logarithms
 from pathjax._linalg.lapack import eigh
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import layerwise
@@ -77,8 +77,7 @@ class Operator:
                 f"The kernel multiplies arrays of shape {self.shape}, a number for each example and output, but "
                 f"{vector.shape} came. Reshape it, or use `jax.vmap` for several at a time."
             )
-        maps = _maps(self)
-        return cast(Array, maps.forward(maps.backward(vector)))
+        return cast(Array, self.network.compiled(_matvec)(self, vector))
 
     def trace(self) -> Float[Array, ""]:
         """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch."""
@@ -136,8 +135,7 @@ def operator(
     check_params(params)
     check_inputs(x=x)
     check_batch_size(batch_size)
-    if mask is not None:
-        check_mask(mask, params)
+    mask = check_mask(mask, params)
     kernel = Operator(params, mask, x, traced(apply, params, state), batch_size)
     kernel.network.check_outputs(_kept(kernel, params), x, "x")
     return kernel
@@ -159,6 +157,11 @@ def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
     >>> float(value), float(standard_error)
     (6.0, 0.0)
     """
+    _check_samples(samples)
+    return cast(Estimate, kernel.network.compiled(_trace_estimate, samples=samples)(kernel, key))
+
+
+def _trace_estimate(network: TracedNetwork, kernel: Operator, key: Key, *, samples: int) -> Estimate:
     maps = _maps(kernel)
 
     def sample(signs: Any) -> Any:
@@ -185,6 +188,11 @@ def norm_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
     >>> round(float(value) ** 2, 6), float(standard_error)
     (6.0, 0.0)
     """
+    _check_samples(samples)
+    return cast(Estimate, kernel.network.compiled(_norm_estimate, samples=samples)(kernel, key))
+
+
+def _norm_estimate(network: TracedNetwork, kernel: Operator, key: Key, *, samples: int) -> Estimate:
     maps = _maps(kernel)
 
     def sample(signs: Any) -> Any:
@@ -205,6 +213,7 @@ def top_eigenpairs(
     order: int | None = None,
     tolerance: Real = 1e-5,
     restarts: int | None = None,
+    progress: SearchProgress | None = None,
 ) -> Eigenpairs:
     """The largest eigenvalues of Θ, descending, their eigenvectors (r, n, o), orthonormal as n·o numbers, residuals.
 
@@ -220,6 +229,9 @@ def top_eigenpairs(
     (order + 2 · rank + 15) · n·o numbers at a time, besides what one product takes. Of networks in half precision the
     pairs are in single precision. NaN where products are not finite. Eigenvalues can be differentiated; of eigenvectors
     the derivative is NaN above 512 rows.
+
+    `progress(round, restarts, residual)` is called after each round of the search, with the largest residual so far
+    over λ_max; it is not called where Θ is formed.
 
     Raises ValueError where `rank` is not between 1 and n·o, or where `order` or `restarts` is below 1.
     Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems".
@@ -240,7 +252,13 @@ def top_eigenpairs(
         order=order,
         tolerance=tolerance,
         restarts=restarts,
+        progress=progress,
     )
+
+
+def _matvec(network: TracedNetwork, kernel: Operator, vector: Array) -> Array:
+    maps = _maps(kernel)
+    return cast(Array, maps.forward(maps.backward(vector)))
 
 
 class _Maps(NamedTuple):
@@ -304,7 +322,7 @@ def _outputs(kernel: Operator) -> Any:
 
 def _formed(kernel: Operator, form: Form) -> Any:
     """Θ itself, or what `form` asks of it."""
-    return layerwise.kernel(
+    return layerwise.compiled(
         kernel.network, kernel.params, kernel.x, None, mask=kernel.mask, form=form, batch_size=kernel.batch_size
     )
 
@@ -314,9 +332,12 @@ def _random_signs(kernel: Operator, key: Key) -> Any:
     return jax.random.rademacher(key, outputs.shape, outputs.dtype)
 
 
-def _mean(sample: Callable[[Any], Any], kernel: Operator, key: Key, samples: int) -> Estimate:
+def _check_samples(samples: int) -> None:
     if samples < 1:
         raise ValueError(f"`samples` must be at least 1, but is {samples}.")
+
+
+def _mean(sample: Callable[[Any], Any], kernel: Operator, key: Key, samples: int) -> Estimate:
     return estimates.mean(lax.map(lambda each: sample(_random_signs(kernel, each)), jax.random.split(key, samples)))
 
 
@@ -324,10 +345,14 @@ def _mean(sample: Callable[[Any], Any], kernel: Operator, key: Key, samples: int
 
 
 def _decomposed(kernel: Operator, rank: int) -> Eigenpairs:
+    return cast(Eigenpairs, kernel.network.compiled(_exact_pairs, rank=rank)(kernel))
+
+
+def _exact_pairs(network: TracedNetwork, kernel: Operator, *, rank: int) -> Eigenpairs:
     matrix = wide(as_matrix(_formed(kernel, Form())))
     values, columns = eigh(matrix)
     values, columns = values[::-1][:rank], columns[:, ::-1][:, :rank]
-    return Eigenpairs(values, _arrays(kernel, columns.T), measured(matrix, values, columns))
+    return with_logarithms(values, _arrays(kernel, columns.T), measured(matrix, values, columns))
 
 
 def _product(kernel: Operator) -> Callable[[Any], Any]:

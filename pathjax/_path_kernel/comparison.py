@@ -17,7 +17,7 @@ from pathjax._base.trees import dot
 from pathjax._linalg import estimates
 from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
 from pathjax._path_kernel import twin
-from pathjax._path_kernel.spectrum import inverse_roots
+from pathjax._path_kernel.spectrum import inverse_roots, scaled_eigenvalues
 from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import Estimate, Key
 
@@ -43,22 +43,23 @@ class _Samples(NamedTuple):
     is_exact: bool
 
 
-def effective_rank(kernel: PathKernel, key: Key, samples: int) -> Estimate:
+def effective_rank(kernel: PathKernel, key: Key, *, samples: int) -> Estimate:
     """(Tr G)² / ‖G‖², with a standard error to first order."""
     return _product_of_means(_squared_norms([(kernel, kernel)], key, samples), [-1.0])
 
 
-def compare(initial: PathKernel, kernel: PathKernel, key: Key, samples: int) -> Comparison:
+def compare(initial: PathKernel, kernel: PathKernel, key: Key, *, samples: int) -> Comparison:
     """The relative change and the cosine, both from the same random sign vectors."""
     norms = _squared_norms([(kernel, kernel), (initial, kernel), (initial, initial)], key, samples)
     return Comparison(_relative_change(norms, kernel, initial), _cosine(norms, kernel, initial))
 
 
-def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Any:
+def overlap(left: PathKernel, right: PathKernel, left_pairs: Eigenpairs, right_pairs: Eigenpairs) -> Any:
     """The mean squared cosine of the principal angles between the eigenspaces of Π on the paths."""
     images = lax.map(twin.linear(left, right), right_pairs.eigenvectors)
     products = jax.vmap(lambda vector: jax.vmap(lambda image: dot(vector, image))(images))(left_pairs.eigenvectors)
-    roots = [inverse_roots(pairs.eigenvalues) for pairs in (left_pairs, right_pairs)]
+    scaled = [scaled_eigenvalues(left, left_pairs), scaled_eigenvalues(right, right_pairs)]
+    roots = [inverse_roots(eigenvalues) for eigenvalues in scaled]
     cosines = roots[0][:, None] * products * roots[1][None, :] * twin.cross_factor(left, right, products.dtype)
     dimension = jnp.minimum(*(jnp.sum(root > 0) for root in roots))
     return jnp.sum(jnp.square(cosines)) / dimension
@@ -69,7 +70,7 @@ def _squared_norms(maps: Sequence[Any], key: Key, samples: int) -> _Samples:
 
     In units of Tr G_left · Tr G_right, so that squares neither overflow nor underflow.
     """
-    units = [1 / jnp.sqrt(left.trace() * right.trace()) for left, right in maps]
+    units = [1 / jnp.sqrt(twin.scaled_trace(left) * twin.scaled_trace(right)) for left, right in maps]
     if all(twin.count(kernel) <= DENSE for pair in maps for kernel in pair):
         matrices = [unit * twin.matrix(*pair) for unit, pair in zip(units, maps, strict=True)]
         return _Samples(jnp.stack([jnp.sum(jnp.square(matrix)) for matrix in matrices])[None], True)
@@ -97,7 +98,7 @@ def _product_of_means(samples: _Samples, powers: Sequence[float]) -> Estimate:
 
 def _relative_change(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estimate:
     """‖Π − Π_0‖ / ‖Π_0‖ = √(‖G‖² − 2 ‖C‖² + ‖G_0‖²) / ‖G_0‖ from `_squared_norms` of G, C and G_0, in this order."""
-    scaled_ratio = kernel.trace() / initial.trace()
+    scaled_ratio = twin.scaled_trace(kernel) / twin.scaled_trace(initial)
     ratio = scaled_ratio * jnp.exp2(kernel.exponent - initial.exponent).astype(scaled_ratio.dtype)
     size = jnp.maximum(ratio, 1)  # divided out below, since the square of a large ratio of traces may overflow
     cross_unit = ratio / size / size * twin.cross_factor(kernel, initial, ratio.dtype) ** 2

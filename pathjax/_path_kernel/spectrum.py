@@ -1,28 +1,50 @@
-"""The spectrum of G, the twin of the Path Kernel: in full if G is small, else its largest pairs and its two ends."""
+"""The spectrum of G, the twin of the Path Kernel: in full if G is small, else its largest pairs and its two ends.
+
+Eigenvalues here are those of G / 2^exponent, as `twin` scales it, unless they are said to be true.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float, Int
 
-from pathjax._base.trees import dot, ravel
-from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, Problem, measured
+from pathjax._base.trees import dot, key_paths, ravel
+from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, Problem, log_positive, measured, with_logarithms
 from pathjax._linalg.krylov import Krylov, krylov
 from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error
 from pathjax._path_kernel import twin
 from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import Key, Params, Real
 
-__all__ = ["PROBLEM", "Ends", "Spectrum", "decompose", "ends", "inverse_roots", "is_nonzero"]
+__all__ = [
+    "PROBLEM",
+    "Ends",
+    "LeafShares",
+    "Spectrum",
+    "decompose",
+    "ends",
+    "has_left_format",
+    "inverse_roots",
+    "is_nonzero",
+    "leaf_shares",
+    "logarithms",
+    "roots",
+    "scaled_eigenvalues",
+    "true_pairs",
+]
 
 
 class Spectrum(NamedTuple):
-    """All eigenpairs of G on q weights, by descending eigenvalue.
+    """All eigenpairs of G / 2^exponent on q weights, by descending eigenvalue.
 
     The q weights are the kept ones or, if the mask is traced and their number therefore unknown, all of the kernel's.
 
@@ -30,7 +52,7 @@ class Spectrum(NamedTuple):
         eigenvalues: (q,).
         eigenvectors: (q, q), as columns.
         exists: (q,) False for the last pairs, one for each weight that a traced mask prunes; these are set to zero.
-        matrix: (q, q) the matrix G on these weights.
+        matrix: (q, q) the matrix G / 2^exponent on these weights.
         positions: (q,) indices of these weights among all parameters, raveled.
     """
 
@@ -42,7 +64,7 @@ class Spectrum(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """The smallest nonzero eigenvalue of G, NaN if it is not resolved, and the largest eigenvalue."""
+    """The smallest nonzero eigenvalue of G / 2^exponent, NaN if it is not resolved, and the largest eigenvalue."""
 
     smallest: Any
     largest: Any
@@ -82,7 +104,7 @@ def decompose(kernel: PathKernel) -> Spectrum:
     )
 
 
-def ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> Ends:
+def ends(kernel: PathKernel, key: Key, tolerance: Any, *, order: int) -> Ends:
     """The smallest nonzero and the largest eigenvalue of G.
 
     Exact for up to 512 kept weights; otherwise by `order` Lanczos steps from each of two random starts.
@@ -114,14 +136,95 @@ def _smallest(space: Krylov, tolerance: Real) -> Any:
     return jnp.where(residual <= tolerance * candidates[index], candidates[index], jnp.nan)
 
 
+# The largest eigenpairs
+
+
+def true_pairs(kernel: PathKernel, scaled: Eigenpairs) -> Eigenpairs:
+    """The eigenpairs of G from those of G / 2^exponent."""
+    return scaled._replace(
+        eigenvalues=twin.in_true_units(scaled.eigenvalues, kernel.exponent),
+        log_eigenvalues=scaled.log_eigenvalues
+        + math.log(2.0) * jnp.asarray(kernel.exponent, scaled.log_eigenvalues.dtype),
+    )
+
+
+def scaled_eigenvalues(kernel: PathKernel, pairs: Eigenpairs) -> Any:
+    """The eigenvalues of G / 2^exponent from true pairs; from their logarithms where they have left the format."""
+    true, logarithms = pairs.eigenvalues, pairs.log_eigenvalues
+    has_left = has_left_format(true, logarithms)
+    log_unit = math.log(2.0) * jnp.asarray(kernel.exponent, true.dtype)
+    return jnp.where(
+        has_left,
+        jnp.exp(jnp.where(has_left, logarithms - log_unit, 0)),
+        twin.in_true_units(jnp.where(has_left, 1, true), -kernel.exponent),
+    )
+
+
+def logarithms(eigenvalues: Any, scaled: Any, exponent: Any) -> Any:
+    """log λ of true eigenvalues, from those over 2^exponent where they have left the format; −∞ for zeros."""
+    from_scaled = twin.log_in_true_units(scaled, exponent)
+    has_left = has_left_format(eigenvalues, from_scaled)
+    return jnp.where(has_left, from_scaled, log_positive(jnp.where(has_left, 1, eigenvalues)))
+
+
+def roots(eigenvalues: Any, log_eigenvalues: Any) -> Any:
+    """√λ of true eigenvalues, from their logarithms where they have left the format; zero for zeros."""
+    has_left, positive = has_left_format(eigenvalues, log_eigenvalues), eigenvalues > 0
+    from_logarithms = jnp.exp(jnp.where(has_left, log_eigenvalues, 0) / 2)
+    direct = jnp.where(positive, jnp.sqrt(jnp.where(positive & ~has_left, eigenvalues, 1)), 0)
+    return jnp.where(has_left, from_logarithms, direct)
+
+
+def has_left_format(eigenvalues: Any, log_eigenvalues: Any) -> Any:
+    """Which true eigenvalues overflow to infinity or underflow, though their logarithms are finite."""
+    tiny = float(jnp.finfo(eigenvalues.dtype).tiny)
+    underflows = (eigenvalues < tiny) & (log_eigenvalues < math.log(tiny)) & (log_eigenvalues > -jnp.inf)
+    return jnp.isinf(eigenvalues) | underflows
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["shares"], meta_fields=["paths"])
+@dataclasses.dataclass(frozen=True)
+class LeafShares:
+    """Which parameter leaves carry each eigenvector of G.
+
+    Attributes:
+        paths: the key paths of the l leaves, such as `['Dense_0']['kernel']`, in the order of `shares`.
+        shares: (r, l) the squared norm of the leaf's entries in each unit eigenvector. A row sums to 1, or to 0 where a
+            pair does not exist.
+    """
+
+    paths: tuple[str, ...]
+    shares: Float[Array, "r l"]
+
+    @property
+    def leading(self) -> Int[Array, " r"]:
+        """The position in `paths` of the leaf with the largest share of each eigenvector."""
+        return jnp.argmax(self.shares, axis=-1)
+
+    def __repr__(self) -> str:
+        """The sizes, such as `LeafShares(r=10, leaves=6)`."""
+        return f"LeafShares(r={np.shape(self.shares)[-2]:,}, leaves={len(self.paths):,})"
+
+
+def leaf_shares(pairs: Eigenpairs) -> LeafShares:
+    """The share of each leaf in each eigenvector."""
+    leaves = jax.tree.leaves(pairs.eigenvectors)
+    shares = [jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
+    return LeafShares(tuple(key_paths(pairs.eigenvectors)), jnp.stack(shares, axis=1))
+
+
 # The search for the largest eigenpairs
 
 
-def _exact_pairs(kernel: PathKernel, rank: int) -> Eigenpairs:
+def _decomposed(kernel: PathKernel, rank: int) -> Eigenpairs:
+    return cast(Eigenpairs, twin.run_at_mask(_exact_pairs, (kernel,), rank=rank))
+
+
+def _exact_pairs(kernel: PathKernel, *, rank: int) -> Eigenpairs:
     spectrum = decompose(kernel)
     eigenvalues, columns = spectrum.eigenvalues[:rank], spectrum.eigenvectors[:, :rank]
     trees = twin.trees_at(kernel, spectrum.positions, columns.T)
-    return Eigenpairs(eigenvalues, trees, measured(spectrum.matrix, eigenvalues, columns))
+    return with_logarithms(eigenvalues, trees, measured(spectrum.matrix, eigenvalues, columns))
 
 
 def _product(kernel: PathKernel) -> Callable[[Any], Any]:
@@ -149,7 +252,7 @@ def _stacked_trees(kernel: PathKernel, vectors: Any) -> Params:
 PROBLEM = Problem(
     name="the Path Kernel",
     rows="kept weights",
-    decompose=_exact_pairs,
+    decompose=_decomposed,
     product=_product,
     quotient=_quotient,
     random_signs=twin.random_signs,

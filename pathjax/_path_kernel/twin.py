@@ -6,6 +6,10 @@ With R₂(u) = Σ_p c_p² Π_{i∈p} u_i over the paths of the lifted network, a
 
 is one Hessian-vector product. The mixed second derivative of R₂(θ₁ ⊙ θ₂) = Σ_p v_p(θ₁) v_p(θ₂) by θ₁ and θ₂ is
 (J_θ v)(θ₁)ᵀ (J_θ v)(θ₂), which compares the Path Kernels of two sets of weights; for θ₁ = θ₂ it is G.
+
+The methods of a `PathKernel` give true numbers, which in a deep network may leave the format. All else in this package
+computes with G / 2^exponent, whose entries stay within it: `cross`, `linear`, `matrix`, `scaled_diagonal` and
+`scaled_trace`; `in_true_units` and `log_in_true_units` convert what a user reads.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +26,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pathjax._base.leaves import KnownMask
 from pathjax._base.trees import check_like, multiply, ravel, total
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.lifting import Scaled, absolute_power, lift, power_of_two
 from pathjax._interpreter.traced import TracedNetwork
+from pathjax._linalg.eigenpairs import log_positive
 from pathjax.types import Key, Mask, Params
 
 __all__ = [
@@ -35,13 +41,20 @@ __all__ = [
     "cross_factor",
     "dimension",
     "flat",
+    "in_true_units",
     "linear",
+    "log_in_true_units",
     "matrix",
     "positions",
     "random_signs",
     "restricted",
+    "run",
+    "run_at_mask",
+    "scaled_diagonal",
+    "scaled_trace",
     "size",
     "trees_at",
+    "with_exponent",
 ]
 
 # G is formed in blocks of columns, with at most 2^22 numbers in the vectors that it multiplies at once.
@@ -55,7 +68,10 @@ _AT_ONCE = 2**22
 )
 @dataclasses.dataclass(frozen=True)
 class PathKernel:
-    """The operator G on trees like `params`, scaled: the true G is exp(`log_scale`) times what the methods give.
+    """The operator G on trees like `params`: products with it, its diagonal and its trace.
+
+    All methods give true numbers. In a deep network these may overflow to infinity in float32, or underflow to zero;
+    `log_trace` and `log_diagonal` do neither.
 
     A pytree, so that it passes through jit, vmap and grad. G has no rows and columns for pruned weights, nor for leaves
     outside `rows`: their entries are zero in every result.
@@ -64,7 +80,8 @@ class PathKernel:
         params: the parameters in float32 or wider, with pruned weights set to zero.
         mask: True for kept weights; None if all are kept.
         example: one all-ones input, (1, ...).
-        exponent: the binary logarithm of the scale, exp(`log_scale`).
+        exponent: for internal use: a whole number such that G / 2^exponent stays finite, or None where it has not been
+            needed yet.
         network: the network, traced for parameters of their original types.
         rows: positions of the parameter leaves whose weights have rows and columns in G.
         outputs: indices of the outputs at which paths end; None for all.
@@ -86,49 +103,185 @@ class PathKernel:
 
     @property
     def log_scale(self) -> Float[Array, ""]:
-        """Natural logarithm of the factor from the scaled operator to the true G."""
-        return math.log(2.0) * jnp.asarray(self.exponent, float)
+        """Always 0: all numbers are in true units, and a result times exp(`log_scale`) is the result itself."""
+        return jnp.zeros((), float)
 
     def matvec(self, tree: Params) -> Params:
         """G w for a tree w like `params`: one Hessian-vector product, about the cost of three gradients.
 
+        In true units: may overflow to infinity in float32 for deep networks. A product is linear in w, so pass w / c
+        for G w / c; `log_trace` bounds how large G is.
+
         Raises ValueError unless the tree has the structure of `params`.
         """
-        check_like(tree, self.params, name="tree")
-        return cross(self, self)(tree)
+        return run(_matvec, (self,), check_like(tree, self.params, name="tree"))
 
     def diagonal(self) -> Params:
         """diag(G)_i = ∂R₂/∂u_i, plus u_i ∂²R₂/∂u_i² for tied weights, as a tree like `params`.
 
-        Costs one gradient, and one Hessian-vector product for each entry of a tied leaf.
+        In true units: may overflow to infinity in float32 for deep networks; `log_diagonal` does not. Costs one
+        gradient, and one Hessian-vector product for each entry of a tied leaf.
         """
+        return run(_diagonal, (self,))
 
-        def scaled_sum(squares: Params) -> tuple[Any, Any]:
-            return _selected_sum(self, squares)
-
-        gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, self.params))
-        leaves, structure = jax.tree.flatten(_rescale(gradient, exponent - self.exponent))
-        for position in self.network.tied(self.example) & self.rows:
-            leaves[position] = self._entries(position)
-        return restricted(self, jax.tree.unflatten(structure, leaves))
+    def log_diagonal(self) -> Params:
+        """Natural logarithms of the entries of `diagonal`, at any depth; −∞ where an entry is zero."""
+        return run(_log_diagonal, (self,))
 
     def trace(self) -> Float[Array, ""]:
-        """Tr Π = Tr G, the sum of the diagonal."""
-        return total(self.diagonal())
+        """Tr Π = Tr G, the sum of the diagonal.
 
-    def _entries(self, position: int) -> Any:
-        """The diagonal at one leaf: one product with a unit vector for each entry."""
-        leaves, structure = jax.tree.flatten(self.params)
-        shape, dtype = leaves[position].shape, leaves[position].dtype
-        zeros = [jnp.zeros_like(leaf) for leaf in leaves]
-        product = linear(self, self)
+        In true units: may overflow to infinity in float32 for deep networks; `log_trace` does not.
+        """
+        return cast(Array, run(_trace, (self,)))
 
-        def entry(index: Any) -> Any:
-            unit = jnp.zeros(math.prod(shape), dtype).at[index].set(1).reshape(shape)
-            direction = jax.tree.unflatten(structure, [*zeros[:position], unit, *zeros[position + 1 :]])
-            return jax.tree.leaves(product(direction))[position].ravel()[index]
+    def log_trace(self) -> Float[Array, ""]:
+        """log Tr Π, the natural logarithm, at any depth, and so is its derivative; −∞ if the trace is zero."""
+        return cast(Array, run(_log_trace, (self,)))
 
-        return lax.map(entry, jnp.arange(math.prod(shape)), batch_size=64).reshape(shape)
+
+def run(function: Callable[..., Any], kernels: tuple[PathKernel, ...], *arguments: Any, **static: Any) -> Any:
+    """function(*kernels, *arguments, **static), compiled once for each network, choice of rows and outputs, and types.
+
+    The kernels are of one network; `function` is one of a module. One program serves every mask.
+    """
+    return kernels[0].network.compiled(_run, function=function, **static)(kernels, *arguments)
+
+
+def _run(
+    network: TracedNetwork, kernels: Sequence[PathKernel], *arguments: Any, function: Callable[..., Any], **static: Any
+) -> Any:
+    return function(*kernels, *arguments, **static)
+
+
+def run_at_mask(function: Callable[..., Any], kernels: tuple[PathKernel, ...], *arguments: Any, **static: Any) -> Any:
+    """The same, compiled for the kernels' masks, where their entries are known: `function` can read them."""
+    known = tuple(KnownMask.read(kernel.mask) for kernel in kernels)
+    kernels = tuple(map(with_exponent, kernels))
+    stripped = tuple(
+        kernel if mask is None else dataclasses.replace(kernel, mask=None)
+        for kernel, mask in zip(kernels, known, strict=True)
+    )
+    return kernels[0].network.compiled(_run_at_mask, function=function, known=known, **static)(stripped, *arguments)
+
+
+def _run_at_mask(
+    network: TracedNetwork,
+    kernels: Sequence[PathKernel],
+    *arguments: Any,
+    function: Callable[..., Any],
+    known: Sequence[KnownMask | None],
+    **static: Any,
+) -> Any:
+    masked = [
+        kernel if mask is None else dataclasses.replace(kernel, mask=mask.mask)
+        for kernel, mask in zip(kernels, known, strict=True)
+    ]
+    return function(*masked, *arguments, **static)
+
+
+def _matvec(kernel: PathKernel, tree: Params) -> Params:
+    return in_true_units(*_product_with_exponent(kernel, kernel, tree))
+
+
+def _diagonal(kernel: PathKernel) -> Params:
+    return in_true_units(*_diagonal_with_exponent(kernel))
+
+
+def _log_diagonal(kernel: PathKernel) -> Params:
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return jax.tree.map(lambda leaf: log_in_true_units(leaf, exponent), diagonal)
+
+
+def _trace(kernel: PathKernel) -> Any:
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return in_true_units(total(diagonal), exponent)
+
+
+def _log_trace(kernel: PathKernel) -> Any:
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return log_in_true_units(total(diagonal), exponent)
+
+
+def with_exponent(kernel: PathKernel) -> PathKernel:
+    """The kernel with its `exponent`, which takes a forward pass of the lifted network where it is not there yet."""
+    if kernel.exponent is not None:
+        return kernel
+    exponent = kernel.network.compiled(_exponent)(kernel.params, kernel.example)
+    return dataclasses.replace(kernel, exponent=exponent)
+
+
+def _exponent(network: TracedNetwork, params: Params, example: Any) -> Any:
+    """The binary logarithm of the scale of Σ_p v_p², as a whole number; 0 where the sum is 0."""
+    squares = jax.tree.map(jnp.square, params)
+    sums = lift(network.path_program(example), squares, example, phi=absolute_power(2), keep_zeros=True)
+    return _finite_exponent(sums.exponent)
+
+
+def _finite_exponent(exponent: Any) -> Any:
+    exponent = jnp.asarray(lax.stop_gradient(exponent), jnp.float32)
+    return jnp.where(jnp.isfinite(exponent), exponent, 0.0)
+
+
+def in_true_units(tree: Any, exponent: Any) -> Any:
+    """The tree times 2^exponent; infinity above the format, zero below it."""
+
+    def scaled(leaf: Any) -> Any:
+        form = jnp.finfo(leaf.dtype)
+        remaining = jnp.asarray(exponent, jnp.float32)
+        # In three factors, each within the format: 2^exponent alone may overflow where its product with a small number
+        # does not, and infinity times zero would be NaN. Three take any normal number out of the format.
+        for _ in range(3):
+            step = jnp.clip(remaining, form.minexp, form.maxexp - 1)
+            leaf, remaining = leaf * power_of_two(step, leaf.dtype), remaining - step
+        return leaf
+
+    return jax.tree.map(scaled, tree)
+
+
+def log_in_true_units(numbers: Any, exponent: Any) -> Any:
+    """Natural logarithms of the numbers times 2^exponent; −∞ for zero and negative numbers."""
+    return log_positive(numbers) + math.log(2.0) * jnp.asarray(exponent, numbers.dtype)
+
+
+def scaled_diagonal(kernel: PathKernel) -> Params:
+    """diag(G) / 2^exponent, of a kernel with its exponent."""
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return _rescale(diagonal, exponent - kernel.exponent)
+
+
+def _diagonal_with_exponent(kernel: PathKernel) -> tuple[Params, Any]:
+    """diag(G) / 2^exponent, with an exponent that it finds on its way."""
+
+    def scaled_sum(squares: Params) -> tuple[Any, Any]:
+        return _selected_sum(kernel, squares)
+
+    gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, kernel.params))
+    exponent = _finite_exponent(exponent)
+    leaves, structure = jax.tree.flatten(gradient)
+    for position in kernel.network.tied(kernel.example) & kernel.rows:
+        leaves[position] = _entries(dataclasses.replace(kernel, exponent=exponent), position)
+    return restricted(kernel, jax.tree.unflatten(structure, leaves)), exponent
+
+
+def scaled_trace(kernel: PathKernel) -> Any:
+    """Tr G / 2^exponent."""
+    return total(scaled_diagonal(kernel))
+
+
+def _entries(kernel: PathKernel, position: int) -> Any:
+    """The scaled diagonal at one leaf: one product with a unit vector for each entry."""
+    leaves, structure = jax.tree.flatten(kernel.params)
+    shape, dtype = leaves[position].shape, leaves[position].dtype
+    zeros = [jnp.zeros_like(leaf) for leaf in leaves]
+    product = linear(kernel, kernel)
+
+    def entry(index: Any) -> Any:
+        unit = jnp.zeros(math.prod(shape), dtype).at[index].set(1).reshape(shape)
+        direction = jax.tree.unflatten(structure, [*zeros[:position], unit, *zeros[position + 1 :]])
+        return jax.tree.leaves(product(direction))[position].ravel()[index]
+
+    return lax.map(entry, jnp.arange(math.prod(shape)), batch_size=64).reshape(shape)
 
 
 def restricted(kernel: PathKernel, tree: Params) -> Params:
@@ -167,23 +320,30 @@ def cross(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
     scale_exponent = _cross_exponent(left, right)
 
     def product(tree: Params) -> Params:
-        vector = restricted(right, jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), tree, right.params))
-
-        def derivative_along_vector(weights: Params) -> tuple[Any, Any]:
-            direction = multiply(weights, vector)
-            _, derivative, exponent = jax.jvp(
-                functools.partial(_selected_sum, left), (multiply(weights, right.params),), (direction,), has_aux=True
-            )
-            return derivative, exponent
-
-        gradient, exponent = jax.grad(derivative_along_vector, has_aux=True)(left.params)
-        return restricted(left, _rescale(gradient, exponent - scale_exponent))
+        image, exponent = _product_with_exponent(left, right, tree)
+        return _rescale(image, exponent - scale_exponent)
 
     return product
 
 
+def _product_with_exponent(left: PathKernel, right: PathKernel, tree: Params) -> tuple[Params, Any]:
+    """(J_θ v)ᵀ_left (J_θ v)_right w, divided by 2 to the power of an exponent that it finds on its way."""
+    vector = restricted(right, jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), tree, right.params))
+
+    def derivative_along_vector(weights: Params) -> tuple[Any, Any]:
+        direction = multiply(weights, vector)
+        _, derivative, exponent = jax.jvp(
+            functools.partial(_selected_sum, left), (multiply(weights, right.params),), (direction,), has_aux=True
+        )
+        return derivative, exponent
+
+    gradient, exponent = jax.grad(derivative_along_vector, has_aux=True)(left.params)
+    return restricted(left, gradient), _finite_exponent(exponent)
+
+
 def _cross_exponent(left: PathKernel, right: PathKernel) -> Any:
     """The mean of the two kernels' exponents, rounded down."""
+    left, right = with_exponent(left), with_exponent(right)
     return jnp.floor((left.exponent + right.exponent) / 2)
 
 

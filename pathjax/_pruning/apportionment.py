@@ -1,4 +1,4 @@
-"""How many weights each leaf keeps when the total is given, by Webster's method of apportionment."""
+"""How many weights a density keeps, in all and of each leaf, by Webster's method of apportionment."""
 
 from __future__ import annotations
 
@@ -7,9 +7,80 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr
 
-__all__ = ["apportion"]
+from pathjax._pruning.kernels import is_kernel, prunable_leaves
+from pathjax._pruning.selection import check_density
+from pathjax.types import Params, Prunable
+
+__all__ = ["apportion", "check_scope", "kept_counts"]
+
+_SCOPES = ("global", "local", "uniform", "erk")
+
+
+def kept_counts(params: Params, *, density: float, scope: str = "global", prunable: Prunable = is_kernel) -> np.ndarray:
+    """How many weights a density keeps: one integer for scope "global", else one for each prunable leaf (l,).
+
+    The scopes are those of `from_scores`. Only the shapes of `params` are read.
+
+    Raises ValueError where the density is outside (0, 1] or so low that it keeps no weight at all or, with other scopes
+    than "global", none of some leaf that is not empty; and where no leaf is prunable.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"first": jnp.ones((3, 5)), "second": jnp.ones((5, 2)), "third": jnp.ones((40, 50))}
+    >>> kept_counts(params, density=0.1).item()
+    202
+    >>> for scope in ("local", "uniform", "erk"):
+    ...     print(kept_counts(params, density=0.1, scope=scope))
+    [  2   1 200]
+    [  1   1 200]
+    [ 15  10 177]
+    """
+    check_scope(scope)
+    check_density(density)
+    leaves = [(keystr(path), jnp.shape(leaf)) for path, leaf in prunable_leaves(params, prunable)]
+    sizes = [math.prod(shape) for _, shape in leaves]
+    size = sum(sizes)
+    if size == 0:
+        raise ValueError(
+            "`prunable` leaves no weight to prune. By default kernels are prunable, as `masks.is_kernel` tells them by "
+            "name and shape; pass prunable=lambda key_path, leaf: ... to choose other leaves."
+        )
+    if size > np.iinfo(np.int32).max:
+        raise ValueError(f"At most 2**31 - 1 prunable weights can be ranked; these are {size}.")
+    total = _rounded(density, size, "the prunable weights")
+    if scope == "global":
+        return np.asarray(total, np.int32)
+    if scope == "local":
+        return np.asarray(
+            [_rounded(density, size, path) for (path, _), size in zip(leaves, sizes, strict=True)], np.int32
+        )
+    filled = sum(size > 0 for size in sizes)
+    if total < filled:
+        raise ValueError(
+            f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, each of "
+            f'which keeps one or more with scope "{scope}". The smallest possible density is about {filled / size:.3g}.'
+        )
+    shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
+    return np.asarray(apportion(total, shares, sizes), np.int32)
+
+
+def _rounded(density: float, size: int, group: str) -> int:
+    kept = round(float(density) * size)
+    if size > 0 and kept == 0:
+        raise ValueError(
+            f"density {density} keeps none of {group}, {size} in number. "
+            f"The smallest density that keeps one is about {1.0 / size:.3g}."
+        )
+    return kept
+
+
+def check_scope(scope: str) -> None:
+    """Raise ValueError for a scope that does not exist."""
+    if scope not in _SCOPES:
+        raise ValueError(f'Unknown scope "{scope}". The scopes are {", ".join(_SCOPES)}.')
 
 
 def apportion(total: int, shares: Sequence[int], sizes: Sequence[int]) -> list[int]:

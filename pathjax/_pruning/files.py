@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._base.trees import check_boolean, key_paths
+from pathjax._base.trees import check_boolean, key_paths, plain_paths
 from pathjax.types import Mask, Params
 
 __all__ = ["load", "save"]
@@ -39,9 +39,10 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
     """Save a mask to the file `path`, one bit per weight.
 
     The file is replaced atomically: an interrupted call leaves it as it was before. It is an uncompressed NumPy archive
-    (`.npz`, no pickle) with, for l leaves of p weights in all: the format's `version`; the key `paths` (l,); the
-    `ranks` (l,), numbers of axes; the `shapes`, concatenated; the numbers `kept` of kept weights (l,); and the `bits`
-    of all leaves, raveled, concatenated and packed by `numpy.packbits` (⌈p/8⌉,).
+    (`.npz`, no pickle) with, for l leaves of p weights in all: the format's `version`; the key `paths` (l,), written as
+    those of nested dicts and lists whatever the containers are; the `ranks` (l,), numbers of axes; the `shapes`,
+    concatenated; the numbers `kept` of kept weights (l,); and the `bits` of all leaves, raveled, concatenated and
+    packed by `numpy.packbits` (⌈p/8⌉,).
 
     Raises TypeError for leaves that are not boolean, and OSError where the file cannot be written.
 
@@ -60,7 +61,7 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
         content,
         allow_pickle=False,
         version=np.int64(_VERSION),
-        paths=np.array(key_paths(mask), np.str_),
+        paths=np.array(_plain_key_paths(mask), np.str_),
         ranks=np.array([leaf.ndim for leaf in leaves], np.int64),
         shapes=np.array([size for leaf in leaves for size in leaf.shape], np.int64),
         kept=np.array([leaf.sum() for leaf in leaves], np.int64),
@@ -73,7 +74,8 @@ def load(path: str | os.PathLike[str], like: Params) -> Mask:
     """Load the mask that `save` wrote to the file `path`, as a pytree with the structure of `like`.
 
     `like` can be the parameters, another mask, or the result of `jax.eval_shape`; only its key paths and shapes are
-    read.
+    read. Its containers may be others than those of the mask that was saved: leaves are matched by their names, so that
+    the mask of a Flax NNX state or an Equinox model is loaded into nested dicts and lists where neither is installed.
 
     Raises ValueError where the file was not written by `save`, is damaged, has a later format, or holds a mask with
     other key paths or shapes than `like` (names the first difference); FileNotFoundError where there is no file.
@@ -89,13 +91,13 @@ def load(path: str | os.PathLike[str], like: Params) -> Mask:
     members = _read(Path(path))
     paths = [str(name) for name in members["paths"]]
     shapes = _shapes(members)
-    _check_tree(path, paths, shapes, like)
+    order = _order(path, paths, shapes, like)
     sizes = [math.prod(shape) for shape in shapes]
     bits = np.unpackbits(members["bits"], count=sum(sizes)).astype(bool)
     leaves = [part.reshape(shape) for part, shape in zip(_split(bits, sizes), shapes, strict=True)]
     if [int(leaf.sum()) for leaf in leaves] != members["kept"].tolist():
         raise ValueError(f"{path} is damaged: its leaves do not keep as many weights as were saved. Save it again.")
-    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaf) for leaf in leaves])
+    return jax.tree.unflatten(jax.tree.structure(like), [jnp.asarray(leaves[place]) for place in order])
 
 
 def _split(bits: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -155,16 +157,29 @@ def _shapes(members: dict[str, np.ndarray]) -> list[tuple[int, ...]]:
     return [tuple(itertools.islice(shapes, rank)) for rank in members["ranks"].tolist()]
 
 
-def _check_tree(path: Any, paths: list[str], shapes: list[tuple[int, ...]], like: Params) -> None:
+def _plain_key_paths(tree: Any) -> list[str]:
+    """The key paths as those of nested dicts and lists: `model.layers[0].weight` is `['layers'][0]['weight']`."""
+    return ["".join(f"[{name!r}]" for name in names) for names in plain_paths(tree)]
+
+
+def _order(path: Any, paths: list[str], shapes: list[tuple[int, ...]], like: Params) -> list[int]:
+    """For each leaf of `like`, the place of its mask in the file; ValueError where key paths or shapes differ."""
     remedy = "Load it with the parameters of the network that it was saved for."
-    like_paths = key_paths(like)
-    for index, (name, like_name) in enumerate(itertools.zip_longest(paths, like_paths, fillvalue="no leaf")):
-        if name != like_name:
+    like_paths = _plain_key_paths(like)
+    if set(paths) != set(like_paths) and set(paths) == set(key_paths(like)):
+        like_paths = key_paths(like)  # as files were written before containers were left out of the paths
+    if sorted(paths) != sorted(like_paths):
+        unmatched = set(paths) ^ set(like_paths)
+        pairs = enumerate(itertools.zip_longest(paths, like_paths, fillvalue="no leaf"))
+        index, (name, like_name) = next(pair for pair in pairs if not unmatched or unmatched.intersection(pair[1]))
+        raise ValueError(
+            f"{path} has a mask of another tree: its leaf {index} is {name}, where `like` has {like_name}. {remedy}"
+        )
+    order = [paths.index(like_name) for like_name in like_paths]
+    for name, place, leaf in zip(like_paths, order, jax.tree.leaves(like), strict=True):
+        if shapes[place] != jnp.shape(leaf):
             raise ValueError(
-                f"{path} has a mask of another tree: its leaf {index} is {name}, where `like` has {like_name}. {remedy}"
+                f"{path} has a mask of another shape at {name}: {shapes[place]}, where `like` has {jnp.shape(leaf)}. "
+                f"{remedy}"
             )
-    for name, shape, leaf in zip(paths, shapes, jax.tree.leaves(like), strict=True):
-        if shape != jnp.shape(leaf):
-            raise ValueError(
-                f"{path} has a mask of another shape at {name}: {shape}, where `like` has {jnp.shape(leaf)}. {remedy}"
-            )
+    return order

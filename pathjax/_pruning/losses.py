@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import as_batch
 from pathjax._base.programs import Static
 from pathjax._base.trees import concrete
 from pathjax._interpreter.jaxpr import batch_length
-from pathjax._interpreter.traced import TracedNetwork
-from pathjax.types import Params
+from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax.types import ApplyFn, Params, State
 
 __all__ = [
     "Batches",
@@ -23,6 +24,7 @@ __all__ = [
     "LossFn",
     "check_labels",
     "curvature_product",
+    "kernels_of",
     "mean_gradient",
     "outputs_of",
     "replayable",
@@ -101,6 +103,20 @@ def replayable(batches: Batches) -> Batches:
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
+def kernels_of(apply: ApplyFn, params: Params, state: State, data: Any) -> ChosenLeaves:
+    """The kernels of a network, from what a score reads: an array of inputs, an iterable of such, or of batches."""
+    return traced(apply, params, state).kernels(_first_inputs(data))
+
+
+def _first_inputs(data: Any) -> Any:
+    if hasattr(data, "shape"):
+        return data
+    are_inputs = isinstance(data, tuple | list) and all(hasattr(part, "shape") for part in data)
+    for batch in data if are_inputs else _each(data):
+        return batch if hasattr(batch, "shape") else as_batch("x", _pair(batch)[0])
+    raise ValueError("`data` has no batches. Give at least one; an iterator that was read before is empty.")
+
+
 def check_labels(labels: Array, outputs: int) -> None:
     """Raise TypeError for labels that are not integers, ValueError for labels outside 0 … o − 1 unless traced."""
     if not jnp.issubdtype(labels.dtype, jnp.integer):
@@ -170,7 +186,9 @@ def _labelled(network: TracedNetwork, params: Params, batches: Batches, loss: Lo
             x_shapes, y_shapes = (", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(part)) for part in (x, y))
             raise ValueError(
                 "In a batch (x, y), y must hold one label for each example of x, (n,) for (n, ...), or one target, "
-                f"(n, ...): the shapes are {y_shapes} and {x_shapes}."
+                f"(n, ...): the shapes are {y_shapes} and {x_shapes}. For targets of another shape than (n,) pass a "
+                "`loss` of your own; for logits (n, ..., o) it is lambda logits, labels: "
+                "scores.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.ravel())."
             )
         if n == 0:
             continue

@@ -84,7 +84,7 @@ def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable,
     indices = [index for index, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
     prunable_scores = tuple(_rankable(*leaves[index]) for index in indices)
     if within is not None:
-        check_like(within, scores, name="within", like_name="scores")
+        within = check_like(within, scores, name="within", like_name="scores")
         check_boolean(within, name="within")
         earlier_masks = jax.tree.leaves(within)
         within = tuple(earlier_masks[index] for index in indices)

@@ -88,7 +88,7 @@ def test_recomposed_kernel_is_that_of_listed_paths(name: str) -> None:
 def test_eigenvalues_are_those_of_listed_paths(name: str) -> None:
     of = case(name)
     exact = np.linalg.eigvalsh(of.twin)[::-1][: len(of.found.eigenvalues)]
-    close(of.found.eigenvalues * np.exp(of.found.log_scale), exact)
+    close(of.found.eigenvalues, exact)
 
 
 @pytest.mark.parametrize("name", networks.covering())
@@ -107,7 +107,7 @@ def test_layer_shares_split_the_path_kernel(name: str) -> None:
     of = case(name)
     sizes = [leaf.size for leaf in jax.tree.leaves(networks.build(name).params)]
     diagonal = np.split(np.diag(of.twin), np.cumsum(sizes)[:-1])
-    eigenvalues = of.found.eigenvalues * np.exp(of.found.log_scale)
+    eigenvalues = of.found.eigenvalues
     close([shares @ eigenvalues for shares in jax.tree.leaves(of.found.layer_shares)], [d.sum() for d in diagonal])
 
 
@@ -129,7 +129,7 @@ def test_each_mode_is_an_eigenvector_of_the_path_kernel_seen_through_the_data(na
     gaps = np.minimum(np.abs(np.diff(values, prepend=np.inf)), np.abs(np.diff(values, append=-np.inf)))
     for i in np.flatnonzero((gaps > 1e-3 * values[0]) & (values > 1e-3 * values[0]))[:4]:
         exact = of.activations @ (of.jacobian @ vectors[:, i]) / np.sqrt(values[i])
-        mode = np.asarray(of.found.data_modes[..., i]) * np.exp(-0.5 * of.found.log_scale)
+        mode = np.asarray(of.found.data_modes[..., i])
         sign = np.sign(np.sum(mode * exact))
         np.testing.assert_allclose(mode * sign, exact, rtol=0, atol=EXACT * np.abs(of.activations).max())
 

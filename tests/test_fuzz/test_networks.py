@@ -66,8 +66,7 @@ def quantities(apply: Any, problem: Problem, has_rows: bool) -> Quantities:
     diagonal = product = jnp.zeros_like(ravel(kept))
     if has_rows:
         kernel = path_kernel.path_kernel(apply, params, x, mask=mask)
-        scale = jnp.exp(kernel.log_scale)
-        diagonal, product = (ravel(tree) * scale for tree in (kernel.diagonal(), kernel.matvec(direction)))
+        diagonal, product = (ravel(tree) for tree in (kernel.diagonal(), kernel.matvec(direction)))
     ones = [jnp.where(m, 1.0, 0.0) for m in mask]
     program = traced(apply, kept).path_program(x)
     pairs = lifting.lift(program, ones, x * x2, phi=lifting.absolute_power(0), points=[(kept, x), (kept, x2)])
@@ -197,7 +196,7 @@ def check_gram(program: Program, problem: Problem, truth: Truth) -> None:
     if not truth.mask.any():
         return
     kernel = path_kernel.path_kernel(program.apply, problem.params, problem.x, mask=problem.mask)
-    assert_close(kernel.trace() * jnp.exp(kernel.log_scale), (truth.jacobian**2).sum())
+    assert_close(kernel.trace(), (truth.jacobian**2).sum())
 
 
 def check_listing(program: Program, problem: Problem, truth: Truth, *, public: bool) -> None:

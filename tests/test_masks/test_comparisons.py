@@ -36,7 +36,7 @@ def test_overlap_is_that_of_sets(seed):
 
 
 def test_expected_overlap_is_that_of_all_random_masks():
-    counts = {"a": (3, 2, 6), "b": (1, 3, 4)}  # kept on the left, kept on the right, size
+    counts = {"a": (3, 2, 6), "c": (1, 3, 4)}  # kept on the left, kept on the right, size
     sets = [
         [set(chosen) for chosen in itertools.combinations(range(size), right)] for _, right, size in counts.values()
     ]

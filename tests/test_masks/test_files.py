@@ -108,6 +108,13 @@ def test_the_parts_of_these_tests_are_those_of_a_file(tmp_path):
     assert masks.load(tmp_path / "mask.npz", LIKE)["a"].tolist() == [[True, False, True]]
 
 
+def test_files_that_name_attributes_as_such_are_read(tmp_path):
+    (tmp_path / "mask.npz").write_bytes(archive(paths=np.array([".first"])))
+    assert masks.load(tmp_path / "mask.npz", Pair(jnp.ones((1, 3)), None)).first.tolist() == [[True, False, True]]
+    with pytest.raises(ValueError, match=r"its leaf 0 is \.first, where `like` has \['second'\]"):
+        masks.load(tmp_path / "mask.npz", Pair(None, jnp.ones((1, 3))))
+
+
 NO_MASKS = {
     "nothing": b"",
     "text": b"kernel 1 0 1\n",

@@ -153,6 +153,7 @@ def test_gradients_that_are_not_finite_at_pruned_weights_do_no_harm():
     params, mask, _ = problem()
     gradients = jax.tree.map(lambda kept: jnp.where(kept, 1.0, jnp.nan), mask)
     optimizer = masks.freeze(optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1)), mask)
+    params = masks.apply_mask(mask, params)
     updates, state = optimizer.update(gradients, optimizer.init(params), params)
     zeros = jax.tree.map(lambda kept: jnp.where(kept, 1.0, 0.0), mask)
     expected = optimizer.update(zeros, optimizer.init(params), params)
@@ -181,8 +182,9 @@ def test_extra_arguments_reach_the_optimizer():
 
     inner = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
     optimizer = masks.freeze(inner, {"w": MASK["kernel"]})
-    params = {"w": jnp.ones((2, 3))}
-    updates, _ = optimizer.update(params, optimizer.init(params), scale=3.0)
+    params = masks.apply_mask({"w": MASK["kernel"]}, {"w": jnp.ones((2, 3))})
+    gradients = {"w": jnp.ones((2, 3))}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), scale=3.0)
     np.testing.assert_array_equal(updates["w"], 3.0 * MASK["kernel"])
 
 

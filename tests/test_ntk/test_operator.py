@@ -165,7 +165,7 @@ def wide_example():
 def test_eigenpairs_of_few_rows_are_those_of_the_matrix():
     apply, params, x = smooth(tied)
     kernel = ntk.operator(apply, params, x)
-    values, vectors, _ = jax.jit(lambda kernel: ntk.top_eigenpairs(kernel, 12, key=KEY))(kernel)
+    values, vectors, *_ = jax.jit(lambda kernel: ntk.top_eigenpairs(kernel, 12, key=KEY))(kernel)
     dense = matrix(apply, params, x)
     assert_close(values, np.linalg.eigvalsh(dense)[::-1])
     assert_close(dense @ vectors.reshape(12, -1).T, values[:, None].T * vectors.reshape(12, -1).T)
@@ -175,7 +175,7 @@ def test_eigenpairs_of_many_rows_are_found_by_products():
     params, x = wide_example()
     dense = matrix(wide, params, x)
     kernel = ntk.operator(wide, params, x, batch_size=50)
-    values, vectors, residuals = ntk.top_eigenpairs(kernel, 5, key=KEY, tolerance=EXACT)
+    values, vectors, residuals, _ = ntk.top_eigenpairs(kernel, 5, key=KEY, tolerance=EXACT)
     flat = np.asarray(vectors).reshape(5, -1)
     errors = np.linalg.norm(dense @ flat.T - np.asarray(values)[None] * flat.T, axis=0) / values[0]
     np.testing.assert_allclose(residuals, errors, rtol=0, atol=10 * ROUNDING)
@@ -244,7 +244,7 @@ def test_eigenvalues_of_single_precision_have_their_derivative_in_double_precisi
 @pytest.mark.parametrize("count", [10, 130])
 def test_half_precision_has_its_eigenpairs_in_single_precision(count):
     params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), wide_example())
-    values, vectors, _ = ntk.top_eigenpairs(ntk.operator(wide, params, x[:count]), 2, key=KEY, tolerance=1e-2)
+    values, vectors, *_ = ntk.top_eigenpairs(ntk.operator(wide, params, x[:count]), 2, key=KEY, tolerance=1e-2)
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), (params, x[:count]))
     exact = np.linalg.eigvalsh(matrix(wide, *single))[::-1]
     assert values.dtype == vectors.dtype == jnp.float32
@@ -263,7 +263,7 @@ def test_kernels_whose_squares_leave_single_precision_have_their_eigenpairs():
 def test_products_that_are_not_finite_give_no_eigenvalues():
     params, x = wide_example()
     broken = jax.tree.map(lambda leaf: leaf.at[(0,) * leaf.ndim].set(jnp.nan), params)
-    values, vectors, _ = jax.jit(lambda p: ntk.top_eigenpairs(ntk.operator(wide, p, x), 2, key=KEY))(broken)
+    values, vectors, *_ = jax.jit(lambda p: ntk.top_eigenpairs(ntk.operator(wide, p, x), 2, key=KEY))(broken)
     assert np.isnan(values).all() and np.isnan(vectors).all()
 
 

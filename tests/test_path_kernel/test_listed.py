@@ -63,7 +63,7 @@ def test_products_of_parts_equal_those_of_listed_paths(name: str) -> None:
         _, unravel = ravel_pytree(params)
         product = twin.cross(left, right)
         rows = jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0])(jnp.eye(theta.size))
-        exponents = jnp.stack([left.exponent, right.exponent]).astype(float)
+        exponents = jnp.stack([twin.with_exponent(kernel).exponent for kernel in (left, right)]).astype(float)
         return rows.T * jnp.exp2(jnp.floor(exponents.mean()))
 
     paths = [path for path in networks.listed(name) if path.output == last]
@@ -87,8 +87,8 @@ def found(apply: Any, params: Any, other: Any, mask: Any, x: Any, rank: int) -> 
     key = jax.random.key(0)
     pairs, others = (path_kernel.top_eigenpairs(each, rank, key=key) for each in (kernel, second))
     return Found(
-        diagonal=ravel_pytree(kernel.diagonal())[0] * jnp.exp(kernel.log_scale),
-        largest=pairs.eigenvalues * jnp.exp(kernel.log_scale),
+        diagonal=ravel_pytree(kernel.diagonal())[0],
+        largest=pairs.eigenvalues,
         log_determinant=path_kernel.log_determinant(kernel, EPSILON, key=key).value,
         effective_rank=path_kernel.effective_rank(kernel, key=key).value,
         cosine=path_kernel.cosine(kernel, second, key=key).value,

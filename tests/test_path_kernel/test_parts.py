@@ -21,7 +21,7 @@ NETWORK = networks.build("linen_mlp")
 def dense(kernel: path_kernel.PathKernel) -> Any:
     flat, unravel = ravel_pytree(kernel.params)
     columns = jax.jit(jax.vmap(lambda row: ravel_pytree(kernel.matvec(unravel(row)))[0]))(jnp.eye(flat.size))
-    return np.asarray(columns * jnp.exp(kernel.log_scale))
+    return np.asarray(columns)
 
 
 def build(**options: Any) -> path_kernel.PathKernel:
@@ -42,7 +42,7 @@ def test_parts_are_principal_submatrices_and_their_traces_add_up() -> None:
              for other in NETWORK.params}
         )  # fmt: skip
         np.testing.assert_allclose(dense(part), whole * np.outer(rows, rows), rtol=0, atol=EXACT * np.abs(whole).max())
-        traces += float(part.trace() * jnp.exp(part.log_scale))
+        traces += float(part.trace())
         assert sum(leaf.size for leaf in jax.tree.leaves(leaves)) == int(rows.sum())
     np.testing.assert_allclose(traces, np.trace(whole), rtol=EXACT)
 
@@ -50,8 +50,8 @@ def test_parts_are_principal_submatrices_and_their_traces_add_up() -> None:
 def test_a_group_of_layers_is_one_part() -> None:
     group = build(where=lambda path, _: path[0].key != "Dense_2")
     singles = [build(where=layer(name)) for name in NETWORK.params if name != "Dense_2"]
-    traces = [float(part.trace() * jnp.exp(part.log_scale)) for part in singles]
-    np.testing.assert_allclose(group.trace() * jnp.exp(group.log_scale), sum(traces), rtol=EXACT)
+    traces = [float(part.trace()) for part in singles]
+    np.testing.assert_allclose(group.trace(), sum(traces), rtol=EXACT)
 
 
 def test_kernels_of_outputs_add_up() -> None:
@@ -69,10 +69,10 @@ def test_a_pruned_weight_on_a_live_path_leaves_nothing_behind() -> None:
     mask = {"first": jnp.array([[True, True]]), "second": jnp.ones((2, 3), bool).at[0, 0].set(False)}
     kernel = path_kernel.path_kernel(apply, params, jnp.ones((1, 1)), mask=mask)
     # ∂v/∂θ at the pruned weight is 0.5, not 0: a path ends there that is otherwise alive
-    diagonal = jax.tree.map(lambda leaf: leaf * jnp.exp(kernel.log_scale), kernel.diagonal())
+    diagonal = kernel.diagonal()
     np.testing.assert_allclose(diagonal["second"], [[0, 0.25, 0.25], [0.25] * 3], rtol=EXACT)
     np.testing.assert_allclose(diagonal["first"], [[8.0, 12.0]], rtol=EXACT)
-    values, vectors, _ = path_kernel.top_eigenpairs(kernel, 7, key=jax.random.key(0))
+    values, vectors, *_ = path_kernel.top_eigenpairs(kernel, 7, key=jax.random.key(0))
     np.testing.assert_allclose(values.sum(), kernel.trace(), rtol=EXACT)
     assert not np.asarray(vectors["second"][:, 0, 0]).any()
     np.testing.assert_array_equal(dense(kernel)[2], 0.0)
@@ -83,7 +83,7 @@ def test_parts_go_through_jit_and_vmap() -> None:
 
     def trace(params: Any) -> Any:
         part = path_kernel.path_kernel(NETWORK.apply, params, NETWORK.x, where=layer("Dense_1"), outputs=[1])
-        return jnp.log(part.trace()) + part.log_scale
+        return part.log_trace()
 
     both = jax.jit(jax.vmap(trace))(stacked)
     np.testing.assert_allclose(both[0], trace(NETWORK.params), rtol=EXACT)
@@ -134,7 +134,7 @@ def test_weights_that_are_not_finite_are_refused_unless_pruned(value: float, dty
     kept = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(mask)])
     exact = np.trace(oracles.twin(networks.listed("linen_mlp"), NETWORK.theta, kept))
     tolerance = EXACT if dtype == jnp.float64 else SINGLE_ROUNDING
-    np.testing.assert_allclose(kernel.trace() * jnp.exp(kernel.log_scale), exact, rtol=tolerance)
+    np.testing.assert_allclose(kernel.trace(), exact, rtol=tolerance)
 
 
 def test_a_network_of_another_result_is_refused() -> None:

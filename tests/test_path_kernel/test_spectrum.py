@@ -78,11 +78,6 @@ def list_paths(params: Any, mask: Any = None) -> Listed:
     return Listed(kept, oracles.jacobian(oracles.paths(oracles.pruned(graph, kept)), theta, kept))
 
 
-def unscaled(kernel: path_kernel.PathKernel, values: Any) -> np.ndarray:
-    """Eigenvalues of G itself, from those of the scaled operator."""
-    return np.asarray(values, np.float64) * np.exp(float(kernel.log_scale))
-
-
 @jax.jit
 def _all_products(kernel: path_kernel.PathKernel) -> Any:
     flat, unravel = ravel_pytree(kernel.params)
@@ -107,7 +102,7 @@ def test_products_with_the_large_kernel_are_those_of_listed_paths(
 ) -> None:
     exact = np.zeros((listed.kept.size, listed.kept.size))
     exact[np.ix_(listed.kept, listed.kept)] = listed.twin
-    found = unscaled(large, _all_products(large))
+    found = _all_products(large)
     np.testing.assert_allclose(found, exact, rtol=0, atol=EXACT * exact.max())
 
 
@@ -115,19 +110,19 @@ def test_products_with_the_large_kernel_are_those_of_listed_paths(
 def test_small_kernels_are_decomposed_exactly(name: str) -> None:
     network = networks.build(name)
     kernel = path_kernel.path_kernel(network.apply, network.params, network.x)
-    values, vectors, _ = path_kernel.top_eigenpairs(kernel, 4, key=jax.random.key(0))
+    values, vectors, *_ = path_kernel.top_eigenpairs(kernel, 4, key=jax.random.key(0))
     twin = oracles.twin(networks.listed(name), network.theta)
-    np.testing.assert_allclose(values * jnp.exp(kernel.log_scale), np.linalg.eigvalsh(twin)[::-1][:4], rtol=EXACT)
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(twin)[::-1][:4], rtol=EXACT)
     columns = jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors)
-    scaled = values[:, None] * jnp.exp(kernel.log_scale) * columns
+    scaled = values[:, None] * columns
     np.testing.assert_allclose(columns @ twin, scaled, rtol=0, atol=EXACT * float(jnp.max(jnp.abs(scaled))))
 
 
 def test_lanczos_finds_the_largest_eigenpairs(large: path_kernel.PathKernel, listed: Listed) -> None:
-    values, vectors, _ = jax.jit(lambda kernel, key: path_kernel.top_eigenpairs(kernel, 3, key=key))(
+    values, vectors, *_ = jax.jit(lambda kernel, key: path_kernel.top_eigenpairs(kernel, 3, key=key))(
         large, jax.random.key(1)
     )
-    np.testing.assert_allclose(unscaled(large, values), listed.eigenvalues[:3], rtol=EXACT)
+    np.testing.assert_allclose(values, listed.eigenvalues[:3], rtol=EXACT)
     for i in range(3):
         vector = jax.tree.map(lambda leaf, i=i: leaf[i], vectors)
         product = ravel_pytree(large.matvec(vector))[0]
@@ -139,12 +134,12 @@ def test_lanczos_finds_the_largest_eigenpairs(large: path_kernel.PathKernel, lis
 def test_density_integrates_to_the_trace(large: path_kernel.PathKernel, listed: Listed) -> None:
     density = path_kernel.spectral_density(large, order=20, samples=30, key=jax.random.key(0))
     np.testing.assert_allclose(density.weights.sum(axis=1), 1.0, rtol=EXACT)
-    estimates = unscaled(large, (density.nodes * density.weights).sum(axis=1)) * listed.kept.sum()
+    estimates = (density.nodes * density.weights).sum(axis=1) * listed.kept.sum()
     error = estimates.std(ddof=1) / np.sqrt(30)
-    np.testing.assert_allclose(unscaled(large, large.trace()), np.trace(listed.twin), rtol=EXACT)
+    np.testing.assert_allclose(large.trace(), np.trace(listed.twin), rtol=EXACT)
     assert abs(estimates.mean() - np.trace(listed.twin)) < STANDARD_ERRORS * error
     # one row is exact for every polynomial of degree below 2 · order on its own random vector
-    assert unscaled(large, density.nodes.max()) <= listed.eigenvalues[0] * (1 + EXACT)
+    assert density.nodes.max() <= listed.eigenvalues[0] * (1 + EXACT)
 
 
 def test_bias_free_mlp_loses_one_dimension_per_hidden_unit() -> None:
@@ -153,7 +148,7 @@ def test_bias_free_mlp_loses_one_dimension_per_hidden_unit() -> None:
     eigenvalues = np.linalg.eigvalsh(np.asarray(_all_products(kernel)))[::-1]
     twin = oracles.twin(networks.listed("bias_free_mlp"), network.theta)
     exact = np.linalg.eigvalsh(twin)[::-1]
-    np.testing.assert_allclose(unscaled(kernel, eigenvalues), exact, rtol=0, atol=EXACT * exact[0])
+    np.testing.assert_allclose(eigenvalues, exact, rtol=0, atol=EXACT * exact[0])
     hidden = sum(leaf.shape[1] for leaf in jax.tree.leaves(network.params)[:-1])
     assert int(np.sum(eigenvalues > 1e-10 * eigenvalues[0])) == len(eigenvalues) - hidden
 
@@ -164,10 +159,7 @@ def test_rescaling_a_hidden_unit_changes_the_kernel_and_not_the_network() -> Non
     rescaled = [(first * 3.0, bias * 3.0), (rest[0][0] / 3.0, rest[0][1])]
     x = jax.random.normal(jax.random.key(0), (5, 3))
     np.testing.assert_allclose(mlp(params, x), mlp(rescaled, x), rtol=EXACT)
-    traces = [
-        float(kernel.trace() * jnp.exp(kernel.log_scale))
-        for kernel in (path_kernel.path_kernel(mlp, p, x) for p in (params, rescaled))
-    ]
+    traces = [float(kernel.trace()) for kernel in (path_kernel.path_kernel(mlp, p, x) for p in (params, rescaled))]
     assert abs(traces[0] / traces[1] - 1) > 0.1
 
 
@@ -177,7 +169,7 @@ def test_zero_last_layer_keeps_its_own_derivatives() -> None:
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 3)))
     (first, bias), _ = params
     mass = (jnp.square(first).sum(0) + jnp.square(bias)).sum() * 2  # two outputs
-    np.testing.assert_allclose(kernel.trace() * jnp.exp(kernel.log_scale), mass, rtol=EXACT)
+    np.testing.assert_allclose(kernel.trace(), mass, rtol=EXACT)
 
 
 def linear(params: Any, x: Any) -> Any:
@@ -189,11 +181,11 @@ def test_kernels_of_fewer_dimensions_than_steps_have_their_largest_eigenvalue(ji
     # G of a linear layer on ones is the identity: one step exhausts what a start can reach
     kernel = path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30)))
     find = lambda k: path_kernel.top_eigenpairs(k, 1, key=jax.random.key(0))  # noqa: E731
-    values, vectors, _ = (jax.jit(find) if jit else find)(kernel)
-    np.testing.assert_allclose(values * jnp.exp(kernel.log_scale), 1.0, rtol=EXACT)
+    values, vectors, *_ = (jax.jit(find) if jit else find)(kernel)
+    np.testing.assert_allclose(values, 1.0, rtol=EXACT)
     np.testing.assert_allclose(jnp.sum(vectors**2), 1.0, rtol=EXACT)
     density = path_kernel.spectral_density(kernel, order=20, samples=3, key=jax.random.key(0))
-    nodes = density.nodes * jnp.exp(density.log_scale)
+    nodes = density.nodes
     np.testing.assert_allclose((density.weights * nodes**2).sum(axis=1), 1.0, rtol=EXACT)
 
 
@@ -207,7 +199,7 @@ def test_heavily_pruned_kernels_keep_their_largest_eigenvalue(dtype: Any, kept: 
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 64), dtype), mask=mask)
     exact = list_paths(params, mask).eigenvalues[:1]
     for values in (find(kernel), jax.jit(find)(kernel)):
-        np.testing.assert_allclose(unscaled(kernel, values), exact, rtol=SINGLE_ROUNDING)
+        np.testing.assert_allclose(values, exact, rtol=SINGLE_ROUNDING)
 
 
 def test_many_pairs_of_a_pruned_kernel_stay_orthonormal_in_single_precision() -> None:
@@ -215,9 +207,9 @@ def test_many_pairs_of_a_pruned_kernel_stay_orthonormal_in_single_precision() ->
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters(64, 100, 100, 10))
     mask = masks.from_scores(scores.magnitude(params), density=0.05, prunable=lambda path, leaf: True)
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 64), jnp.float32), mask=mask)
-    values, vectors, _ = path_kernel.top_eigenpairs(kernel, 24, key=jax.random.key(0))
+    values, vectors, *_ = path_kernel.top_eigenpairs(kernel, 24, key=jax.random.key(0))
     exact = list_paths(params, mask).eigenvalues
-    np.testing.assert_allclose(unscaled(kernel, values), exact[:24], rtol=0, atol=10 * SINGLE_ROUNDING * exact[0])
+    np.testing.assert_allclose(values, exact[:24], rtol=0, atol=10 * SINGLE_ROUNDING * exact[0])
     rows = jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors)
     np.testing.assert_allclose(rows @ rows.T, np.eye(24), rtol=0, atol=2 * SINGLE_ROUNDING)
     products = jax.lax.map(lambda tree: ravel_pytree(kernel.matvec(tree))[0], vectors)
@@ -254,9 +246,9 @@ def assert_eigenpairs(kernel: path_kernel.PathKernel, values: Any, vectors: Any,
 
 def test_residuals_are_within_the_tolerance(large: path_kernel.PathKernel, listed: Listed) -> None:
     find = lambda: path_kernel.top_eigenpairs(large, 6, key=jax.random.key(1), tolerance=HALF_THE_DIGITS, order=8)  # noqa: E731
-    values, vectors, _ = find()
+    values, vectors, *_ = find()
     assert_eigenpairs(large, values, vectors, HALF_THE_DIGITS)
-    np.testing.assert_allclose(unscaled(large, values), listed.eigenvalues[:6], rtol=EXACT)
+    np.testing.assert_allclose(values, listed.eigenvalues[:6], rtol=EXACT)
     np.testing.assert_array_equal(values, find()[0])
 
 
@@ -277,17 +269,17 @@ def test_residuals_are_those_of_products_with_the_kernel(large: path_kernel.Path
 def test_repeated_eigenvalues_come_with_all_their_vectors() -> None:
     half = parameters(9, 16, 8, 3)
     kernel = path_kernel.path_kernel(twice, [half, half], jnp.ones((1, 9)))
-    values, vectors, _ = path_kernel.top_eigenpairs(kernel, 5, key=jax.random.key(2))
+    values, vectors, *_ = path_kernel.top_eigenpairs(kernel, 5, key=jax.random.key(2))
     exact = np.repeat(list_paths(half).eigenvalues, 2)
-    np.testing.assert_allclose(unscaled(kernel, values), exact[:5], rtol=EXACT)
+    np.testing.assert_allclose(values, exact[:5], rtol=EXACT)
     assert_eigenpairs(kernel, values, vectors, 10 * HALF_THE_DIGITS)
 
 
 def test_fewer_nonzero_eigenvalues_than_rank_are_followed_by_null_vectors() -> None:
     # of a linear layer on ones, only the weights to the chosen output move: an identity of 30 among 600
     kernel = path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30)), outputs=[3])
-    values, vectors, _ = path_kernel.top_eigenpairs(kernel, 33, key=jax.random.key(0), order=4)
-    np.testing.assert_allclose(values * jnp.exp(kernel.log_scale), [1.0] * 30 + [0.0] * 3, rtol=0, atol=SUMS)
+    values, vectors, *_ = path_kernel.top_eigenpairs(kernel, 33, key=jax.random.key(0), order=4)
+    np.testing.assert_allclose(values, [1.0] * 30 + [0.0] * 3, rtol=0, atol=SUMS)
     assert_eigenpairs(kernel, values, vectors, SUMS)
 
 
@@ -295,7 +287,7 @@ def test_a_kernel_of_zeros_has_zeros_for_eigenvalues() -> None:
     dtype = jnp.float32
     params = jax.tree.map(lambda leaf: (0 * leaf).astype(dtype), parameters(20, 20, 20, 3))
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 20), dtype))
-    values, vectors, residuals = path_kernel.top_eigenpairs(kernel, 3, key=jax.random.key(0))
+    values, vectors, residuals, _ = path_kernel.top_eigenpairs(kernel, 3, key=jax.random.key(0))
     np.testing.assert_array_equal(values, 0.0)
     np.testing.assert_array_equal(residuals, 0.0)
     # sums of 860 equal squares, one after the other as plainly compiled programs take them, round to one side
@@ -304,7 +296,7 @@ def test_a_kernel_of_zeros_has_zeros_for_eigenvalues() -> None:
 
 def test_a_missed_tolerance_is_said_in_numbers(large: path_kernel.PathKernel) -> None:
     with pytest.warns(UserWarning, match="after 1 rounds, the largest residual is") as said:
-        values, vectors, _ = path_kernel.top_eigenpairs(large, 4, key=jax.random.key(0), order=4, restarts=1)
+        values, vectors, *_ = path_kernel.top_eigenpairs(large, 4, key=jax.random.key(0), order=4, restarts=1)
     columns = jax.vmap(lambda tree: ravel_pytree(tree)[0])(vectors)
     products = jax.vmap(lambda tree: ravel_pytree(large.matvec(tree))[0])(vectors)
     missed = jnp.linalg.norm(products - values[:, None] * columns, axis=1).max() / values[0]
@@ -322,7 +314,7 @@ def test_pairs_that_no_new_start_has_confirmed_are_said_to_be_so(large: path_ker
 def test_products_that_are_not_finite_give_no_eigenvalues(large: path_kernel.PathKernel) -> None:
     def find(params: Any) -> Any:
         kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)))
-        return path_kernel.top_eigenpairs(kernel, 2, key=jax.random.key(0))[0] * jnp.exp(kernel.log_scale)
+        return path_kernel.top_eigenpairs(kernel, 2, key=jax.random.key(0))[0]
 
     params = parameters(9, 24, 24, 3)
     both = [
@@ -342,8 +334,8 @@ def test_a_traced_mask_of_fewer_weights_than_rank_gives_zeros() -> None:
     @jax.jit
     def find(mask: Any) -> Any:
         kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 20)), mask=mask)
-        values, vectors, _ = path_kernel.top_eigenpairs(kernel, 5, key=jax.random.key(0))
-        return values * jnp.exp(kernel.log_scale), vectors
+        values, vectors, *_ = path_kernel.top_eigenpairs(kernel, 5, key=jax.random.key(0))
+        return values, vectors
 
     values, vectors = find(mask)
     weights = [kernel[at] for (kernel, _), at in zip(params, path, strict=True)]
@@ -357,8 +349,8 @@ def test_eigenvalues_have_their_derivative_and_eigenvectors_say_that_they_have_n
 
     def logarithm(params: Any) -> Any:
         kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)))
-        values = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.key(0), tolerance=EXACT)[0]
-        return jnp.log(values[0]) + kernel.log_scale
+        pairs = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.key(0), tolerance=EXACT)
+        return pairs.log_eigenvalues[0]
 
     direction = jax.tree.map(jnp.cos, params)
     slope = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (jax.grad(logarithm)(params), direction))))  # noqa: B905
@@ -378,7 +370,7 @@ def test_seeds_can_be_mapped_over() -> None:
 
     def find(params: Any) -> Any:
         kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)))
-        return path_kernel.top_eigenpairs(kernel, 2, key=jax.random.key(0))[0] * jnp.exp(kernel.log_scale)
+        return path_kernel.top_eigenpairs(kernel, 2, key=jax.random.key(0))[0]
 
     both = jax.vmap(find)(stacked)
     for i in range(2):
@@ -461,7 +453,7 @@ def test_condition_is_right_where_it_can_be_resolved_and_nan_elsewhere(large: pa
     low, high = sorted([float(a @ a), float(b @ b)])
     find = lambda k, **options: path_kernel.condition_number(k, key=jax.random.key(0), **options)  # noqa: E731
     np.testing.assert_allclose(find(kernel), (low + high) / low, rtol=EXACT)
-    smallest = path_kernel.smallest(kernel, key=jax.random.key(0)) * jnp.exp(kernel.log_scale)
+    smallest = path_kernel.smallest(kernel, key=jax.random.key(0))
     np.testing.assert_allclose(smallest, low, rtol=EXACT)
     assert np.isnan(jax.jit(lambda k: find(k, order=12))(large))
 
@@ -509,7 +501,7 @@ def test_half_precision_is_widened_before_it_is_squared(dtype: Any) -> None:
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, expected, rtol=SINGLE_ROUNDING)
     np.testing.assert_allclose(kernel.trace(), reference.trace(), rtol=SINGLE_ROUNDING)
-    np.testing.assert_allclose(unscaled(kernel, found), list_paths(single).eigenvalues[:3], rtol=10 * SINGLE_ROUNDING)
+    np.testing.assert_allclose(found, list_paths(single).eigenvalues[:3], rtol=10 * SINGLE_ROUNDING)
 
 
 def test_masks_that_are_not_boolean_are_refused() -> None:

@@ -37,7 +37,6 @@ class Sums(NamedTuple):
 def everything(apply: Any, params: Any, x: Any, mask: Any) -> Sums:
     """All path quantities of one network, in one program."""
     kernel = path_kernel.path_kernel(apply, params, x, mask=mask)
-    scale = jnp.exp(kernel.log_scale)
     flat, unravel = ravel_pytree(params)
     columns = jax.vmap(lambda row: ravel_pytree(kernel.matvec(unravel(row)))[0])(jnp.eye(flat.size))
     derivative = jax.grad(lambda p: paths.log_path_norm(apply, p, x, q=2, mask=mask))(params)
@@ -49,9 +48,9 @@ def everything(apply: Any, params: Any, x: Any, mask: Any) -> Sums:
         data_sums=jnp.stack([paths.path_sum(apply, params, x, q=q, mask=mask, gates="data") for q in (1, 2)]),
         share=ravel_pytree(derivative)[0] * flat / 2,
         outputs=lifting.lift(traced(apply, kept).path_program(x), kept, x, phi=lambda v: v, points=[(kept, x)]).value(),
-        twin=columns * scale,
-        diagonal=ravel_pytree(kernel.diagonal())[0] * scale,
-        trace=kernel.trace() * scale,
+        twin=columns,
+        diagonal=ravel_pytree(kernel.diagonal())[0],
+        trace=kernel.trace(),
     )
 
 
