@@ -81,14 +81,16 @@ def path_kernel(
 
     All its methods give true numbers, which may overflow to infinity in float32 for deep networks; `log_trace` and
     `log_diagonal`, and the `log_eigenvalues` of `top_eigenpairs`, do not. Only the shape of `x_like`, (n, ...), is
-    read. Cost: one forward pass of the lifted network here, and further passes for each method. With a mask, pruned
+    read. With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`. Cost: one forward pass of the
+    lifted network here, and further passes for each method; each is compiled once for a network. With a mask, pruned
     weights are zero and G has no rows and columns for them: the derivative of a path value by a pruned weight may be
     nonzero, but a pruned weight does not train.
 
     `where(key_path, leaf)` selects the leaves whose weights have rows and columns in G, such as those of one layer; the
     other weights still multiply the paths. Such a kernel is a principal submatrix of G, and the traces and the Π of
     disjoint selections add up to those of the whole. `outputs` selects the paths that end in these outputs; G is the
-    sum of the G of single outputs. Weights of half precision are converted to float32.
+    sum of the G of single outputs. With `where=masks.is_kernel` the rows are those of kernels alone, without biases and
+    scales. Weights of half precision are converted to float32.
 
     Raises UnsupportedPrimitive if a layer is not piecewise linear; TypeError if the mask is not boolean; ValueError if
     `apply` does not return (n, o), if the mask does not fit `params`, if `mask`, `where` or `outputs` select nothing,
