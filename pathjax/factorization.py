@@ -29,7 +29,7 @@ from pathjax._linalg.eigenpairs import Eigenpairs, SearchProgress, log_positive
 from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error, svd
 from pathjax._ntk.matrix import square_matrix
 from pathjax._path_kernel.spectrum import inverse_roots, is_nonzero, logarithms, roots, scaled_eigenvalues
-from pathjax._path_kernel.twin import in_true_units, restricted
+from pathjax._path_kernel.twin import in_true_units, restricted, with_exponent
 from pathjax.path_kernel import PathKernel, path_kernel, top_eigenpairs
 from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, State
 
@@ -222,7 +222,7 @@ def factorize(
     network = traced(apply, params, state)
     mask = check_mask(mask, params)
     _check_network(network, params, x, mask)
-    kernel = path_kernel(network, params, x, mask=mask)
+    kernel = with_exponent(path_kernel(network, params, x, mask=mask))
     pairs = top_eigenpairs(kernel, rank, key=key, progress=progress)
     return cast(Factorization, network.compiled(_at_pairs, chunk=chunk)(kernel, pairs, x))
 

@@ -20,20 +20,17 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
 from pathjax._base.programs import Static
 from pathjax._base.trees import check_like, check_mask, concrete, wide
 from pathjax._interpreter.lifting import (
-    absolute_power,
     check_finite,
-    lift,
     lift_weights,
     ones_like_example,
 )
-from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax._interpreter.traced import traced
 from pathjax._linalg import eigenpairs, estimates
 from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, SearchProgress
 from pathjax._path_kernel import comparison, spectrum, twin
@@ -81,8 +78,8 @@ def path_kernel(
 
     All its methods give true numbers, which may overflow to infinity in float32 for deep networks; `log_trace` and
     `log_diagonal`, and the `log_eigenvalues` of `top_eigenpairs`, do not. Only the shape of `x_like`, (n, ...), is
-    read. With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`. Cost: one forward pass of the
-    lifted network here, and further passes for each method; each is compiled once for a network. With a mask, pruned
+    read. With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`. Cost: the network is traced and
+    not run; each method takes passes of the lifted network, and is compiled once for a network. With a mask, pruned
     weights are zero and G has no rows and columns for them: the derivative of a path value by a pruned weight may be
     nonzero, but a pruned weight does not train.
 
@@ -114,22 +111,14 @@ def path_kernel(
     leaves = tree_flatten_with_path(params)[0]
     rows = frozenset(i for i, (key_path, leaf) in enumerate(leaves) if where is None or where(key_path, leaf))
     network, example = traced(apply, params, state), ones_like_example(x_like)
-    program = network.path_program(example)  # what is refused is refused before anything is compiled
+    program = network.path_program(example)
+    network.tied(example)  # raises where a layer has no paths
     selected = None if outputs is None else _checked_outputs(outputs, program.output.shape[1])
-    exponent = network.compiled(_exponent)(masked, example)
-    kernel = PathKernel(masked, mask, example, exponent, network, rows, selected)
+    kernel = PathKernel(masked, mask, example, None, network, rows, selected)
     if twin.count(kernel) == 0:
         cause = "`mask` keeps no weight" if where is None else "`where` chooses no leaf with a weight that is kept"
         raise ValueError(f"{cause}, so that the Path Kernel has no row. Keep at least one weight.")
     return kernel
-
-
-def _exponent(network: TracedNetwork, params: Params, example: Array) -> Array:
-    """The binary logarithm of the scale of Σ_p v_p², as a whole number; 0 where the sum is 0."""
-    squares = jax.tree.map(jnp.square, params)
-    sums = lift(network.path_program(example), squares, example, phi=absolute_power(2), keep_zeros=True)
-    exponent = jnp.asarray(lax.stop_gradient(sums.exponent), jnp.float32)
-    return jnp.where(jnp.isfinite(exponent), exponent, 0.0)
 
 
 def _checked_outputs(outputs: Sequence[int], size: int) -> tuple[int, ...]:
@@ -202,6 +191,7 @@ def top_eigenpairs(
     [12.25 12.25  1.    1.    1.    0.25]
     [12.25 12.25  0.25  0.25  0.25  0.25]
     """
+    kernel = twin.with_exponent(kernel)
     scaled = eigenpairs.find(
         spectrum.PROBLEM,
         kernel,
@@ -302,6 +292,7 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
         return jnp.where(positive, jnp.logaddexp(jnp.where(positive, log_eigenvalues, 0), log_epsilon), log_epsilon)
 
     if twin.count(kernel) <= DENSE:
+        kernel = twin.with_exponent(kernel)
         decomposed = twin.run_at_mask(spectrum.decompose, (kernel,))
         log_eigenvalues = twin.log_in_true_units(decomposed.eigenvalues, kernel.exponent)
         return estimates.exact(jnp.sum(jnp.where(decomposed.exists, log_of_sum(log_eigenvalues), 0)))
@@ -354,6 +345,7 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     1.0
     """
     _check_probes(order=order)
+    kernel = twin.with_exponent(kernel)
     return cast(
         Array,
         twin.in_true_units(
@@ -375,6 +367,7 @@ def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: R
     0.0
     """
     _check_probes(order=order)
+    kernel = twin.with_exponent(kernel)
     return cast(
         Array,
         twin.log_in_true_units(

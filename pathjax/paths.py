@@ -18,7 +18,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pathjax._base.trees import check_mask
 from pathjax._interpreter.context import DECLARED
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, check_floating, is_concrete
 from pathjax._interpreter.lifting import (
@@ -102,7 +101,6 @@ def _log_open_sum(
 ) -> Array:
     network, ones = traced(apply, params, state), ones_like_example(x_like)
     network.path_program(ones)  # what is refused is refused before anything is compiled
-    mask = check_mask(mask, params)
     program = network.compiled(_log_sum_at, counts_paths=phi is None, q=q)
     return cast(Array, program(params, mask, ones))
 
@@ -149,7 +147,6 @@ def path_sum(
     absolute_power(q)  # raises for a negative q
     network, x = traced(apply, params, state), jnp.asarray(x)
     network.path_program(one_example(x))
-    mask = check_mask(mask, params)
     return cast(Array, network.compiled(_sums_at, q=q, opens_gates=gates == "open")(params, mask, x))
 
 
@@ -218,7 +215,6 @@ def log_data_gram(
             f"Examples of `x1` have shape {left.shape[1:]} and those of `x2` {right.shape[1:]}, but both go through "
             "the same network. Only the number of examples may differ."
         )
-    mask = check_mask(mask, params)
     check_finite(params, mask)
     for name, x in (("x1", left), ("x2", right)):
         _check_finite_examples(x, name)

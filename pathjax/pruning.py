@@ -20,9 +20,8 @@ from pathjax import masks
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete
-from pathjax._interpreter.traced import traced
 from pathjax._pruning import selection
-from pathjax._pruning.losses import first_inputs, replayable
+from pathjax._pruning.losses import kernels_of, replayable
 from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
 
 if TYPE_CHECKING:
@@ -221,7 +220,7 @@ def sparsify(
     (14, 14)
     """
     data = replayable(data)
-    chosen = ChosenLeaves.read(prunable or traced(apply, params, state).kernels(first_inputs(data)), params)
+    chosen = ChosenLeaves.read(prunable or kernels_of(apply, params, state, data), params)
 
     def score_of_round(masked: Params, key: Key | None) -> Scores:
         options = {} if key is None else {"key": key}

@@ -23,6 +23,7 @@ __all__ = ["Content", "content", "owner"]
 
 # Beyond these limits an object is compared by identity.
 _MOST_OBJECTS = 20_000
+_MOST_LEVELS = 100
 _MOST_BYTES = 2**24
 
 _ATOMS = (type(None), bool, int, str, bytes, type(Ellipsis), type, np.dtype, types.BuiltinFunctionType)
@@ -75,6 +76,7 @@ class _Reader:
         self.identified: list[Any] = []
         self._numbers: dict[int, int] = {}  # the number of each object that was looked into, by id
         self._looked_into: list[Any] = []  # so that no id is used twice
+        self._level = 0
 
     def read(self, thing: Any) -> Hashable:
         if isinstance(thing, jax.core.Tracer):
@@ -85,13 +87,18 @@ class _Reader:
             return type(thing), repr(thing)  # NaN is not equal to itself
         if isinstance(thing, np.ndarray) and thing.dtype != object and thing.nbytes <= _MOST_BYTES:
             return np.ndarray, str(thing.dtype), thing.shape, hashlib.blake2b(thing.tobytes()).digest()
-        if isinstance(thing, types.ModuleType | jax.Array | np.ndarray) or len(self._numbers) > _MOST_OBJECTS:
+        is_beyond = len(self._numbers) > _MOST_OBJECTS or self._level > _MOST_LEVELS
+        if is_beyond or isinstance(thing, types.ModuleType | jax.Array | np.ndarray):
             return self._identity(thing)
         if id(thing) in self._numbers:
             return "seen", self._numbers[id(thing)]
         self._numbers[id(thing)] = len(self._numbers)
         self._looked_into.append(thing)
-        return type(thing), self._inside(thing)
+        self._level += 1
+        try:
+            return type(thing), self._inside(thing)
+        finally:
+            self._level -= 1
 
     def _inside(self, thing: Any) -> Hashable:
         match thing:
@@ -151,7 +158,12 @@ class _Equal:
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return isinstance(other, _Equal) and self._thing() is not None and bool(self._thing() == other._thing())
+        if not isinstance(other, _Equal) or type(self._thing()) is not type(other._thing()) or self._thing() is None:
+            return False
+        try:
+            return bool(self._thing() == other._thing())
+        except Exception:  # an equality of the user's that does not compare these
+            return False
 
 
 def _has_equality(thing: Any) -> bool:

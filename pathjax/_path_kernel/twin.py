@@ -54,6 +54,7 @@ __all__ = [
     "scaled_trace",
     "size",
     "trees_at",
+    "with_exponent",
 ]
 
 # G is formed in blocks of columns, with at most 2^22 numbers in the vectors that it multiplies at once.
@@ -79,7 +80,8 @@ class PathKernel:
         params: the parameters in float32 or wider, with pruned weights set to zero.
         mask: True for kept weights; None if all are kept.
         example: one all-ones input, (1, ...).
-        exponent: for internal use: a whole number such that G / 2^exponent stays finite.
+        exponent: for internal use: a whole number such that G / 2^exponent stays finite, or None where it has not been
+            needed yet.
         network: the network, traced for parameters of their original types.
         rows: positions of the parameter leaves whose weights have rows and columns in G.
         outputs: indices of the outputs at which paths end; None for all.
@@ -102,7 +104,7 @@ class PathKernel:
     @property
     def log_scale(self) -> Float[Array, ""]:
         """Always 0: all numbers are in true units, and a result times exp(`log_scale`) is the result itself."""
-        return jnp.zeros_like(self.exponent, float)
+        return jnp.zeros((), float)
 
     def matvec(self, tree: Params) -> Params:
         """G w for a tree w like `params`: one Hessian-vector product, about the cost of three gradients.
@@ -155,6 +157,7 @@ def _run(
 def run_at_mask(function: Callable[..., Any], kernels: tuple[PathKernel, ...], *arguments: Any, **static: Any) -> Any:
     """The same, compiled for the kernels' masks, where their entries are known: `function` can read them."""
     known = tuple(KnownMask.read(kernel.mask) for kernel in kernels)
+    kernels = tuple(map(with_exponent, kernels))
     stripped = tuple(
         kernel if mask is None else dataclasses.replace(kernel, mask=None)
         for kernel, mask in zip(kernels, known, strict=True)
@@ -178,23 +181,46 @@ def _run_at_mask(
 
 
 def _matvec(kernel: PathKernel, tree: Params) -> Params:
-    return in_true_units(cross(kernel, kernel)(tree), kernel.exponent)
+    return in_true_units(*_product_with_exponent(kernel, kernel, tree))
 
 
 def _diagonal(kernel: PathKernel) -> Params:
-    return in_true_units(scaled_diagonal(kernel), kernel.exponent)
+    return in_true_units(*_diagonal_with_exponent(kernel))
 
 
 def _log_diagonal(kernel: PathKernel) -> Params:
-    return jax.tree.map(lambda leaf: log_in_true_units(leaf, kernel.exponent), scaled_diagonal(kernel))
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return jax.tree.map(lambda leaf: log_in_true_units(leaf, exponent), diagonal)
 
 
 def _trace(kernel: PathKernel) -> Any:
-    return in_true_units(scaled_trace(kernel), kernel.exponent)
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return in_true_units(total(diagonal), exponent)
 
 
 def _log_trace(kernel: PathKernel) -> Any:
-    return log_in_true_units(scaled_trace(kernel), kernel.exponent)
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return log_in_true_units(total(diagonal), exponent)
+
+
+def with_exponent(kernel: PathKernel) -> PathKernel:
+    """The kernel with its `exponent`, which takes a forward pass of the lifted network where it is not there yet."""
+    if kernel.exponent is not None:
+        return kernel
+    exponent = kernel.network.compiled(_exponent)(kernel.params, kernel.example)
+    return dataclasses.replace(kernel, exponent=exponent)
+
+
+def _exponent(network: TracedNetwork, params: Params, example: Any) -> Any:
+    """The binary logarithm of the scale of Σ_p v_p², as a whole number; 0 where the sum is 0."""
+    squares = jax.tree.map(jnp.square, params)
+    sums = lift(network.path_program(example), squares, example, phi=absolute_power(2), keep_zeros=True)
+    return _finite_exponent(sums.exponent)
+
+
+def _finite_exponent(exponent: Any) -> Any:
+    exponent = jnp.asarray(lax.stop_gradient(exponent), jnp.float32)
+    return jnp.where(jnp.isfinite(exponent), exponent, 0.0)
 
 
 def in_true_units(tree: Any, exponent: Any) -> Any:
@@ -219,16 +245,23 @@ def log_in_true_units(numbers: Any, exponent: Any) -> Any:
 
 
 def scaled_diagonal(kernel: PathKernel) -> Params:
-    """diag(G) / 2^exponent."""
+    """diag(G) / 2^exponent, of a kernel with its exponent."""
+    diagonal, exponent = _diagonal_with_exponent(kernel)
+    return _rescale(diagonal, exponent - kernel.exponent)
+
+
+def _diagonal_with_exponent(kernel: PathKernel) -> tuple[Params, Any]:
+    """diag(G) / 2^exponent, with an exponent that it finds on its way."""
 
     def scaled_sum(squares: Params) -> tuple[Any, Any]:
         return _selected_sum(kernel, squares)
 
     gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, kernel.params))
-    leaves, structure = jax.tree.flatten(_rescale(gradient, exponent - kernel.exponent))
+    exponent = _finite_exponent(exponent)
+    leaves, structure = jax.tree.flatten(gradient)
     for position in kernel.network.tied(kernel.example) & kernel.rows:
-        leaves[position] = _entries(kernel, position)
-    return restricted(kernel, jax.tree.unflatten(structure, leaves))
+        leaves[position] = _entries(dataclasses.replace(kernel, exponent=exponent), position)
+    return restricted(kernel, jax.tree.unflatten(structure, leaves)), exponent
 
 
 def scaled_trace(kernel: PathKernel) -> Any:
@@ -287,23 +320,30 @@ def cross(left: PathKernel, right: PathKernel) -> Callable[[Params], Params]:
     scale_exponent = _cross_exponent(left, right)
 
     def product(tree: Params) -> Params:
-        vector = restricted(right, jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), tree, right.params))
-
-        def derivative_along_vector(weights: Params) -> tuple[Any, Any]:
-            direction = multiply(weights, vector)
-            _, derivative, exponent = jax.jvp(
-                functools.partial(_selected_sum, left), (multiply(weights, right.params),), (direction,), has_aux=True
-            )
-            return derivative, exponent
-
-        gradient, exponent = jax.grad(derivative_along_vector, has_aux=True)(left.params)
-        return restricted(left, _rescale(gradient, exponent - scale_exponent))
+        image, exponent = _product_with_exponent(left, right, tree)
+        return _rescale(image, exponent - scale_exponent)
 
     return product
 
 
+def _product_with_exponent(left: PathKernel, right: PathKernel, tree: Params) -> tuple[Params, Any]:
+    """(J_θ v)ᵀ_left (J_θ v)_right w, divided by 2 to the power of an exponent that it finds on its way."""
+    vector = restricted(right, jax.tree.map(lambda leaf, like: jnp.asarray(leaf, like.dtype), tree, right.params))
+
+    def derivative_along_vector(weights: Params) -> tuple[Any, Any]:
+        direction = multiply(weights, vector)
+        _, derivative, exponent = jax.jvp(
+            functools.partial(_selected_sum, left), (multiply(weights, right.params),), (direction,), has_aux=True
+        )
+        return derivative, exponent
+
+    gradient, exponent = jax.grad(derivative_along_vector, has_aux=True)(left.params)
+    return restricted(left, gradient), _finite_exponent(exponent)
+
+
 def _cross_exponent(left: PathKernel, right: PathKernel) -> Any:
     """The mean of the two kernels' exponents, rounded down."""
+    left, right = with_exponent(left), with_exponent(right)
     return jnp.floor((left.exponent + right.exponent) / 2)
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Static
 from pathjax._base.trees import concrete
 from pathjax._interpreter.jaxpr import batch_length
-from pathjax._interpreter.traced import TracedNetwork
-from pathjax.types import Params
+from pathjax._interpreter.traced import TracedNetwork, traced
+from pathjax.types import ApplyFn, Params, State
 
 __all__ = [
     "Batches",
@@ -23,7 +24,7 @@ __all__ = [
     "LossFn",
     "check_labels",
     "curvature_product",
-    "first_inputs",
+    "kernels_of",
     "mean_gradient",
     "replayable",
 ]
@@ -83,8 +84,12 @@ def replayable(batches: Batches) -> Batches:
     return list(batches) if isinstance(batches, Iterator) else batches
 
 
-def first_inputs(data: Any) -> Any:
-    """The inputs that come first in what a score reads: an array of inputs, an iterable of such, or of batches."""
+def kernels_of(apply: ApplyFn, params: Params, state: State, data: Any) -> ChosenLeaves:
+    """The kernels of a network, from what a score reads: an array of inputs, an iterable of such, or of batches."""
+    return traced(apply, params, state).kernels(_first_inputs(data))
+
+
+def _first_inputs(data: Any) -> Any:
     if hasattr(data, "shape"):
         return data
     for batch in _each(data):

@@ -63,7 +63,7 @@ def test_products_of_parts_equal_those_of_listed_paths(name: str) -> None:
         _, unravel = ravel_pytree(params)
         product = twin.cross(left, right)
         rows = jax.vmap(lambda row: ravel_pytree(product(unravel(row)))[0])(jnp.eye(theta.size))
-        exponents = jnp.stack([left.exponent, right.exponent]).astype(float)
+        exponents = jnp.stack([twin.with_exponent(kernel).exponent for kernel in (left, right)]).astype(float)
         return rows.T * jnp.exp2(jnp.floor(exponents.mean()))
 
     paths = [path for path in networks.listed(name) if path.output == last]

@@ -83,6 +83,24 @@ def test_functions_that_capture_something_else_differ(left, right):
     assert key(network(left)) != key(network(right))
 
 
+def test_what_is_deep_or_cannot_be_compared_is_told_by_identity():
+    class Awkward:
+        def __eq__(self, other):
+            raise RuntimeError("not comparable")
+
+        def __hash__(self):
+            return 1
+
+    assert key(network(Awkward())) != key(network(Awkward()))
+    deep: tuple[object, ...] = ()
+    for _ in range(10_000):
+        deep = (deep,)
+    assert key(network(deep)) == key(network(deep))
+    loop: list[object] = []
+    loop.append(loop)
+    assert key(network(loop)) == key(network(loop))
+
+
 def test_functions_of_other_code_differ():
     assert key(lambda params, x: x + 1) != key(lambda params, x: x + 2)
     assert key(lambda params, x, scale=1: x) != key(lambda params, x, scale=2: x)
