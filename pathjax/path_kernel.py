@@ -14,7 +14,6 @@ Source: Gebhart et al. (2021), section 3, for Π and its trace.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -519,8 +518,8 @@ def _have_one_state(left: PathKernel, right: PathKernel) -> Any:
     if structures[0] != structures[1]:
         return False
     leaves = zip(*map(jax.tree.leaves, states), strict=True)
-    differing = [(one, other) for one, other in leaves if one is not other and not _is_random_state(one)]
-    return functools.reduce(jnp.logical_and, [jnp.array_equal(one, other) for one, other in differing], True)
+    pairs = [(one, other) for one, other in leaves if one is not other and not _is_random_state(one)]
+    return jnp.all(jnp.stack([jnp.array_equal(one, other) for one, other in pairs])) if pairs else True
 
 
 def _is_random_state(leaf: Any) -> bool:

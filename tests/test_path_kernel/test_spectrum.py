@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -593,7 +593,7 @@ def test_kernels_of_different_states_are_not_compared() -> None:
 
     def kernel(scale: float, count: int) -> path_kernel.PathKernel:
         state = {"scale": jnp.array([1.0, scale, 1.0]), "count": jnp.array(count), "key": jax.random.key(count)}
-        return path_kernel.path_kernel(scaled, parameters(3, 4, 2), jnp.ones((1, 3)), state=state)
+        return path_kernel.path_kernel(cast(Any, scaled), parameters(3, 4, 2), jnp.ones((1, 3)), state=state)
 
     same, other = kernel(2.0, 1), kernel(3.0, 0)
     key, pairs = jax.random.key(0), path_kernel.top_eigenpairs(same, 2, key=jax.random.key(0))
