@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 from pathjax import masks
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
-from pathjax._base.trees import check_like, concrete
+from pathjax._base.trees import check_like, concrete, in_own_containers
 from pathjax._pruning import selection
 from pathjax._pruning.losses import kernels_of, replayable
 from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
@@ -313,6 +313,7 @@ def lottery_ticket(
     """
     _check_steps(steps, rewind)
     planned = _levels(density, pruned)
+    params, state = in_own_containers((params, state))  # those of the start, whatever `train` does to its model
     counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
@@ -344,7 +345,7 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
     if state is None:
         trained = train(params, *rest)
     else:
-        result = train(params, state, *rest)
+        result = train(params, in_own_containers(state), *rest)
         if not isinstance(result, tuple) or len(result) != 2:
             raise ValueError(
                 f"`train` returned a {type(result).__name__}, but with a `state` it must return a pair, the weights "
@@ -352,7 +353,7 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
             )
         trained, after = result
         state = check_like(after, state, name="the state that `train` returned", like_name="state")
-    return check_like(trained, params, name="train"), state
+    return in_own_containers((check_like(trained, params, name="train"), state))
 
 
 def _round(
