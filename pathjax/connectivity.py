@@ -101,8 +101,8 @@ def effective_mask(
     and scales of dead units are removed too. Idempotent. The passes replace every result by whether it is positive,
     so that no depth overflows.
 
-    Cost: three forward and backward passes, or one with `biases`; loops (`scan`) are unrolled. With `state`, the
-    network is `apply(params, state, x)`. Works under `jit` and `vmap`.
+    Cost: three forward and backward passes, or one with `biases`; loops (`scan`) are unrolled. With a `state` (see
+    `pathjax.types`) the network is `apply(params, state, x)`. Works under `jit` and `vmap`.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
@@ -144,7 +144,8 @@ def connectivity(
     """Counts of what a mask leaves of a network: paths, live weights and units, collapsed layers and dead shortcuts.
 
     Only paths that start at an input count: a layer reached by biases alone is collapsed. The values of the mask are
-    read, so this does not work under `jit`. Cost and errors are those of `effective_mask`, plus one forward pass.
+    read, so this does not work under `jit`. Cost, `state`, the default of `prunable` and errors are those of
+    `effective_mask`, plus one forward pass.
 
     >>> import jax.numpy as jnp
     >>> def apply(params, x):  # a block of two layers beside a shortcut with weights of its own

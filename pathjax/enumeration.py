@@ -71,7 +71,8 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
 
     A path through a weight that happens to be 0 is listed, a path through a constant 0 is not. The structure of the
     network and its constants are read, the values of `params` and `x_like` are not. Time and memory are proportional to
-    the number of paths times their length. Not for use under `jit`.
+    the number of paths times their length. Not for use under `jit`. With a `state` (see `pathjax.types`) the network is
+    `apply(params, state, x)`, and the state's entries are constants on the paths.
 
     Raises ValueError where there are more than `limit` paths, with their number, and UnsupportedPrimitive where a layer
     is not piecewise linear.
@@ -197,7 +198,7 @@ def path_activations(
 
     a_p(x) is the product of the slopes of the gates on path p, read from one forward pass of the network. With
     `path_jacobian` it factors the Jacobian of the network, J_θ f = J_v f · J_θ v. The result is dense: n · o · k
-    numbers.
+    numbers. Pass the `state` for which the paths were listed.
 
     Raises ValueError where the examples of `x` have another number of coordinates than the network that was listed.
 

@@ -188,11 +188,12 @@ def factorize(
     """The `rank` leading terms of the NTK of a batch in the eigenbasis of the Path Kernel, Θ = Σ_i λ_i b_i b_iᵀ.
 
     `path_kernel.top_eigenpairs` gives λ_i and the eigenvectors of G. Each b_i takes one Jacobian-vector product over
-    the data, and Tr Θ = ‖J_θ f‖² one gradient for each example and output. All results are in true units; of deep
-    networks the λ_i may overflow to infinity in float32, and `log_eigenvalues` do not. With a mask, Θ is that of the
-    masked network and derivatives are by its kept weights. Terms with λ_i = 0 (rescaling symmetries, weights on no
-    path) are zero in Θ. Eigenvalues up to 512 ε λ_max, with machine epsilon ε, count as zero too; each such term of Θ,
-    at most 512 ε λ_max(Π) λ_max(K_v), is omitted.
+    the data, and Tr Θ = ‖J_θ f‖² one gradient for each example and output. With a `state` (see `pathjax.types`) the
+    network is `apply(params, state, x)`. All results are in true units; of deep networks the λ_i may overflow to
+    infinity in float32, and `log_eigenvalues` do not. With a mask, Θ is that of the masked network and derivatives are
+    by its kept weights. Terms with λ_i = 0 (rescaling symmetries, weights on no path) are zero in Θ. Eigenvalues up to
+    512 ε λ_max, with machine epsilon ε, count as zero too; each such term of Θ, at most 512 ε λ_max(Π) λ_max(K_v), is
+    omitted.
 
     Memory: rank · p numbers for the eigenvectors, what `top_eigenpairs` needs to find them, and the gradients and
     activations of `chunk` passes of one example. Examples are processed one at a time, and `chunk` modes or outputs of
@@ -270,9 +271,9 @@ def layer_kernels(
 ) -> Params:
     """The contribution of each parameter leaf to the NTK, Θ = Σ_ℓ Θ_ℓ: a tree like `params` of kernels (n, n, o, o).
 
-    With a mask, Θ is that of the masked network and derivatives are by its kept weights. Cost: one backward pass for
-    each example, output and leaf. Memory: the Jacobian with respect to one leaf at a time, n·o·p_ℓ numbers, and the
-    kernels of all leaves.
+    With a mask, Θ is that of the masked network and derivatives are by its kept weights; with a `state` (see
+    `pathjax.types`) the network is `apply(params, state, x)`. Cost: one backward pass for each example, output and
+    leaf. Memory: the Jacobian with respect to one leaf at a time, n·o·p_ℓ numbers, and the kernels of all leaves.
 
     Raises UnsupportedPrimitive, TypeError and ValueError for networks, masks, weights and inputs as `factorize` does.
 

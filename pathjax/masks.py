@@ -102,10 +102,9 @@ def from_scores(
 
     Raises ValueError where the density is outside (0, 1] or so low that it keeps nothing, no leaf is prunable, trees
     differ, a score is NaN or infinite (except where `within` is False), `within` keeps fewer weights than wanted, or
-    leaves do not have the same leading axis with `stacked`;
-    TypeError for scores of a prunable leaf that are not floating point and for a `within` that is not boolean. Under
-    `jit` and `vmap`, where values cannot be read, a NaN or infinite score gives a mask that keeps no prunable weight,
-    and a `within` that keeps too few is returned unchanged.
+    leaves do not have the same leading axis with `stacked`; TypeError for scores of a prunable leaf that are not
+    floating point and for a `within` that is not boolean. Under `jit` and `vmap`, where values cannot be read, a NaN or
+    infinite score gives a mask that keeps no prunable weight, and a `within` that keeps too few is returned unchanged.
 
     >>> import jax.numpy as jnp
     >>> scores = {"bias": jnp.zeros(2), "kernel": jnp.array([[3.0, 1.0], [1.0, 0.0], [2.0, 5.0]])}

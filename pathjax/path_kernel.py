@@ -23,7 +23,7 @@ from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
 from pathjax._base import listeners
-from pathjax._base.trees import check_like, check_mask, wide
+from pathjax._base.trees import check_like, check_mask, concrete, wide
 from pathjax._interpreter.lifting import (
     check_finite,
     lift_weights,
@@ -77,14 +77,16 @@ def path_kernel(
 
     All its methods give true numbers, which may overflow to infinity in float32 for deep networks; `log_trace` and
     `log_diagonal`, and the `log_eigenvalues` of `top_eigenpairs`, do not. Only the shape of `x_like`, (n, ...), is
-    read. Cost: the network is traced and not run; each method takes passes of the lifted network. With a mask, pruned
+    read. With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`. Cost: the network is traced and
+    not run; each method takes passes of the lifted network, and is compiled once for a network. With a mask, pruned
     weights are zero and G has no rows and columns for them: the derivative of a path value by a pruned weight may be
     nonzero, but a pruned weight does not train.
 
     `where(key_path, leaf)` selects the leaves whose weights have rows and columns in G, such as those of one layer; the
     other weights still multiply the paths. Such a kernel is a principal submatrix of G, and the traces and the Π of
     disjoint selections add up to those of the whole. `outputs` selects the paths that end in these outputs; G is the
-    sum of the G of single outputs. Weights of half precision are converted to float32.
+    sum of the G of single outputs. With `where=masks.is_kernel` the rows are those of kernels alone, without biases and
+    scales. Weights of half precision are converted to float32.
 
     Raises UnsupportedPrimitive if a layer is not piecewise linear; TypeError if the mask is not boolean; ValueError if
     `apply` does not return (n, o), if the mask does not fit `params`, if `mask`, `where` or `outputs` select nothing,
@@ -400,9 +402,10 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
     and ‖G₂ z‖² over the same `samples` random sign vectors z, three products each; since z is shared, the cosine of a
     kernel with itself is 1 for any sample. The standard error is to first order.
 
-    Raises ValueError if the kernels have different functions `apply` (constants in `apply`, such as running statistics
-    of batch norm, are on the paths and must be equal), different outputs, input shapes or parameter trees, or if
-    `samples` is below 1.
+    Raises ValueError if the kernels have different functions `apply` (equal code that captures equal content counts as
+    the same), different states, since constants such as running statistics of batch norm are on the paths, different
+    outputs, input shapes or parameter trees, or if `samples` is below 1. Under `jit`, where values cannot be read,
+    different states give NaN.
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
@@ -453,7 +456,8 @@ def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samp
     """
     _check_probes(samples=samples)
     _check_comparable(initial, kernel)
-    return cast(Comparison, twin.run_at_mask(comparison.compare, (initial, kernel), key, samples=samples))
+    compared = twin.run_at_mask(comparison.compare, (initial, kernel), key, samples=samples)
+    return cast(Comparison, _nan_unless_one_state(initial, kernel, compared))
 
 
 def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Float[Array, ""]:
@@ -477,7 +481,8 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
     0.1
     """
     _check_comparable(left, right)
-    return cast(Array, twin.run_at_mask(comparison.overlap, (left, right), left_pairs, right_pairs))
+    cosines = twin.run_at_mask(comparison.overlap, (left, right), left_pairs, right_pairs)
+    return cast(Array, _nan_unless_one_state(left, right, cosines))
 
 
 def _check_comparable(left: PathKernel, right: PathKernel) -> None:
@@ -494,8 +499,38 @@ def _check_comparable(left: PathKernel, right: PathKernel) -> None:
             "Build both with the same `apply`, and pass what differs between them in `params`; fold running statistics "
             "of batch norm into its scale and bias."
         )
+    is_one_state = concrete(_have_one_state(left, right))
+    if is_one_state is not None and not is_one_state:
+        raise ValueError(
+            "The two kernels are of different states, which are constants on their paths. Build both with the same "
+            "`state`; to compare a network before and after training with batch norm, fold what its running statistics "
+            "have changed into its scale and bias."
+        )
     if left.outputs != right.outputs or left.example.shape != right.example.shape:
         raise ValueError("The two kernels are of different outputs or shapes of inputs. Build both with the same ones.")
+
+
+def _have_one_state(left: PathKernel, right: PathKernel) -> Any:
+    """Whether two kernels are of the same state. Random keys and counters are not on paths, and may differ."""
+    states: list[Any] = [kernel.network.state for kernel in (left, right)]
+    structures: list[Any] = [jax.tree.structure(state) for state in states]
+    if structures[0] != structures[1]:
+        return False
+    leaves = zip(*map(jax.tree.leaves, states), strict=True)
+    pairs = [(one, other) for one, other in leaves if one is not other and not _is_random_state(one)]
+    return jnp.all(jnp.stack([jnp.array_equal(one, other) for one, other in pairs])) if pairs else True
+
+
+def _is_random_state(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    is_counter = jnp.issubdtype(dtype, jnp.integer) and jnp.ndim(leaf) == 0
+    return bool(is_counter or jnp.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def _nan_unless_one_state(left: PathKernel, right: PathKernel, result: Any) -> Any:
+    """The result; NaN where the two states differ, which cannot be refused while tracing."""
+    is_one_state = _have_one_state(left, right)
+    return jax.tree.map(lambda leaf: jnp.where(is_one_state, leaf, jnp.nan), result)
 
 
 def _check_probes(**counts: int) -> None:

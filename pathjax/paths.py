@@ -1,4 +1,9 @@
-"""Sums over all paths of a network without listing them: path counts, path norms and the data Gram."""
+"""Sums over all paths of a network without listing them: path counts, path norms and the data Gram.
+
+`layers` says which layers of a network have paths, `kernels` which parameter leaves are kernels, and `declare_gate`
+admits an activation. With a `state`, such as the running statistics of batch norm, the network is `apply(params, state,
+x)` in all of them (see `pathjax.types`).
+"""
 
 from __future__ import annotations
 
@@ -51,7 +56,8 @@ def log_path_norm(
     This is the logarithm of the sum itself; divide by q for the logarithm of the q-norm. It is −∞ where no path is
     left. Cost: one forward pass of the network with |θ|^q in place of θ and all gates open: activations become the
     identity, max pooling becomes sum pooling. The pass carries each array with a separate exponent, so that no depth
-    overflows or underflows in any floating-point type. Only the shape and dtype of `x_like` (n, ...) are read.
+    overflows or underflows in any floating-point type. Only the shape and dtype of `x_like` (n, ...) are read. With a
+    `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
@@ -74,8 +80,9 @@ def log_path_count(
     """Logarithm of the number of paths whose weights are all unpruned.
 
     Only the architecture and the mask count: a path through a weight that happens to be 0 counts, a path through a
-    constant 0 (such as a mask that `apply` multiplies in) does not. The result is −∞ where no path is left. Cost: one
-    forward pass. Only the shape and dtype of `x_like` are read.
+    constant 0 (such as a mask that `apply` multiplies in, or an entry of the `state`) does not. The result is −∞ where
+    no path is left. Cost: one forward pass. Only the shape and dtype of `x_like` are read. With a `state` (see
+    `pathjax.types`) the network is `apply(params, state, x)`.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
@@ -120,7 +127,8 @@ def path_sum(
 
     With `gates="open"`, gate_p = 1. With `gates="data"`, gate_p = a_p(x), the product of the slopes of the activations
     on path p at x. A path that starts at a bias has 1 in place of x_s(p). Cost: one forward pass, and one more of the
-    network itself with `gates="data"`. The sums of deep networks can overflow float32; `log_path_norm` cannot.
+    network itself with `gates="data"`. The sums of deep networks can overflow float32; `log_path_norm` cannot. With a
+    `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for unknown `gates` or a mask of
     another tree, and TypeError for a mask that is not boolean.
@@ -179,7 +187,8 @@ def log_data_gram(
     K_v(·, ·)_o are the diagonal blocks of J_v f (J_v f)ᵀ; blocks between two outputs are 0, since a path ends at one
     output. The values of weights and constants enter only through the slopes a_p: a path with a pruned weight or a
     constant 0 does not count, a path that starts at a bias does. Where no path is left the sign is 0 and the logarithm
-    −∞. `x2` is `x1` by default; then the result is exactly symmetric, as one half is computed and mirrored.
+    −∞. `x2` is `x1` by default; then the result is exactly symmetric, as one half is computed and mirrored. With a
+    `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
 
     Cost: for each pair of examples a forward pass with the slopes at both. Pairs are computed in blocks of at most
     `chunk`, which bounds the memory to that of `chunk` forward passes of one example and changes the result by
@@ -307,7 +316,7 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike, *, state: State = None
     """Which layers of a network have paths and which do not, in the order of computation.
 
     An operation without a path rule is reported, not raised: later layers are checked as if its result were a sum over
-    paths. The network is traced and not run.
+    paths. The network is traced and not run. With a `state` (see `pathjax.types`) it is `apply(params, state, x)`.
 
     Raises ValueError for weights or inputs that are not floating point.
 
@@ -334,13 +343,15 @@ def kernels(apply: ApplyFn, params: Params, x_like: Inputs, *, state: State = No
 
     A kernel multiplies activations, and the products are summed over, as in dense layers and convolutions. Biases and
     positional embeddings are added, scales multiply entry by entry, and lookups pick rows; these are no kernels,
-    however many axes their leaves have. Functions that take an `apply` choose so by themselves; those that do not, such
-    as `masks.from_scores` and `pruning.prune`, go by `masks.is_kernel`, which knows shapes and names alone.
+    however many axes their leaves have. Functions that prune and take an `apply`, such as `pruning.sparsify`, choose so
+    by themselves; those that take none, such as `masks.from_scores` and `pruning.prune`, go by `masks.is_kernel`, which
+    knows shapes and names alone.
 
     Of weights that are computed from several leaves, such as g · v / ‖v‖, the kernels are those with more than one axis
     of more than one entry. Weights that stand along a first axis for the steps of a loop, as under `nn.scan`, count as
     the weights of one step do. Works for any network, piecewise linear or not, and whatever it takes and returns. The
-    network is traced and not run; only shapes and dtypes of `x_like`, an array or a tree of arrays, are read.
+    network is traced and not run; only shapes and dtypes of `x_like`, an array or a tree of arrays, are read. With a
+    `state` (see `pathjax.types`) it is `apply(params, state, x)`.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["w"] + params["shift"]) @ params["v"]

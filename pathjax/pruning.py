@@ -1,6 +1,7 @@
 """Iterative pruning: score the weights, prune the lowest, and repeat until the wanted density is reached.
 
-`prune` scores at initialization in every round, `lottery_ticket` trains between rounds, `densities` gives the schedule.
+`sparsify` prunes a network and freezes its optimizer in one call. `prune` takes any score, which it computes anew in
+every round; `lottery_ticket` trains between rounds; `densities` gives the schedule.
 Pruning in one shot is `masks.from_scores` on one score.
 """
 
@@ -19,7 +20,7 @@ from jax.typing import ArrayLike
 from pathjax import masks
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
-from pathjax._base.trees import check_like, concrete
+from pathjax._base.trees import check_like, concrete, in_own_containers
 from pathjax._pruning import selection
 from pathjax._pruning.losses import kernels_of, replayable
 from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
@@ -114,14 +115,18 @@ def prune(
 
         prune(score, params, density=0.01, rounds=60, revive=True)
 
-    Cost: in each round one call of `score` and one selection, which is linear in N. Both are compiled together, once
-    for all rounds, all densities and all later calls with the same `score` object. To prune many seeds at once, use
-    `jax.vmap(lambda params, key: prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)`, which
-    uses the same compiled round. Do not wrap `prune` in `jax.jit`: that unrolls all rounds into one program.
+    Cost: in each round one call of `score` and one selection, which is linear in N. Both are compiled together at the
+    first call, once for all rounds and all densities. Later calls use the same program where `score` has the same code
+    and captures the same: a lambda that is written anew, with the same `apply` and the same array objects. It is
+    compiled again where a captured array of JAX, list or object is a new one, even of equal content; so make these
+    once, outside of a loop over seeds or densities. To prune many seeds at once, use `jax.vmap(lambda params, key:
+    prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)`, which uses the same compiled round.
+    Do not wrap `prune` in `jax.jit`: that unrolls all rounds into one program.
 
-    What `score` closes over is read when it is traced and becomes a constant of the compiled round. Pass `jit=False` to
-    call `score` itself in every round: for data that change between rounds, or do not fit in memory. A generator of
-    batches is used up after one round; give an iterable that can be read again.
+    `score` must be pure, and what it captures is constant during a call. A list, an attribute or a global variable that
+    has changed before the next call is noticed; what has changed between two rounds is not. Pass `jit=False` to call
+    `score` itself in every round: for data that change between rounds, or do not fit in memory. A generator of batches
+    is used up after one round; give an iterable that can be read again.
 
     Raises ValueError for a density outside (0, 1] or so low that it keeps nothing, no round, an unknown schedule or
     scope, a schedule that rises (without `revive`) or does not end at `density`, no prunable leaf, a score of another
@@ -200,8 +205,10 @@ def sparsify(
     prunes in 100 `rounds`, SNIP in 1. Pruned are the network's kernels (`paths.kernels`), unless `prunable` says
     otherwise. The `key` is for scores that draw random numbers, which get another one in each round.
 
+    With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
+
     The steps are `prune`, `masks.apply_mask` and `masks.freeze`; call these for other schedules or for revival. Cost
-    and errors are theirs.
+    and errors are theirs. Another call compiles again if `data` or `state` are other objects.
 
     Source: of the methods, see `pathjax.scores`.
 
@@ -310,6 +317,7 @@ def lottery_ticket(
     """
     _check_steps(steps, rewind)
     planned = _levels(density, pruned)
+    params, state = in_own_containers((params, state))  # those of the start, whatever `train` does to its model
     counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
     size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
@@ -341,7 +349,7 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
     if state is None:
         trained = train(params, *rest)
     else:
-        result = train(params, state, *rest)
+        result = train(params, in_own_containers(state), *rest)
         if not isinstance(result, tuple) or len(result) != 2:
             raise ValueError(
                 f"`train` returned a {type(result).__name__}, but with a `state` it must return a pair, the weights "
@@ -349,7 +357,7 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
             )
         trained, after = result
         state = check_like(after, state, name="the state that `train` returned", like_name="state")
-    return check_like(trained, params, name="train"), state
+    return in_own_containers((check_like(trained, params, name="train"), state))
 
 
 class _Round(NamedTuple):

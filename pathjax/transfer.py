@@ -73,7 +73,8 @@ def neural_tangent_transfer(
     equal outputs, and n² takes the place of (n·o)² in the loss. Θ_s takes derivatives by kept weights only, since only
     these will be trained. The student starts at the teacher's weights. Its mask keeps the largest |θ|: exactly
     round(ρ·N) of the N weights of each prunable leaf, or of all prunable weights with `scope="global"`. The mask is
-    chosen again every `refresh` steps, as long as more than `refresh` steps are left.
+    chosen again every `refresh` steps, as long as more than `refresh` steps are left. With a `state` (see
+    `pathjax.types`) the network is `apply(params, state, x)`; the state is the same for teacher and student.
 
     Pruned weights keep their values until the mask is chosen again; one returns if kept weights have become smaller
     than it. This is the paper's method: gradients flow through the mask, and pruned weights are not updated. With
@@ -88,9 +89,9 @@ def neural_tangent_transfer(
 
     Cost: each step computes the kernels of teacher and student and the gradient of the student's. Where wide dense
     layers dominate, the gradient of the masked kernel holds n·o numbers for each weight of the largest layer. The step
-    is compiled once per shape of batch, and reused by later calls with the same `apply`, `optimizer` and `prunable`
-    objects at any density. Use `jax.vmap` for many seeds. Do not wrap this function in `jax.jit`: that unrolls all
-    steps into one program.
+    is compiled once per shape of batch, and reused by later calls with the same network, the same `optimizer` object
+    and the same prunable leaves, at any density. Use `jax.vmap` for many seeds. Do not wrap this function in `jax.jit`:
+    that unrolls all steps into one program.
 
     Raises ValueError for a density outside (0, 1] or so low that it keeps nothing; `steps`, `refresh` or `batch_size`
     below 1; inputs without examples or with NaN; an iterable that is used up; an `apply` whose output is not one array

@@ -24,6 +24,18 @@ key
     A JAX pseudo-random key. The caller always passes it; there are no default keys.
 density
     The share of the prunable weights that are kept, in (0, 1].
+prunable
+    `prunable(key_path, leaf)` says whether the weights of a leaf may be pruned. By default those of kernels may: where
+    the network is at hand as `paths.kernels` tells them, elsewhere as `masks.is_kernel` does. Scores are of the leaves
+    that it chooses, by default of all.
+batch_size
+    The number of examples that are treated at a time. It bounds the memory, and changes results by rounding only.
+stacked
+    Whether the leading axis of every leaf counts seeds, each of which is treated alone.
+has_aux
+    Whether `apply` returns a pair (outputs, rest), of which only the outputs are used, such as new batch statistics.
+progress
+    A function that is called after each part of a long call as `progress(number of the part, number of parts, ...)`.
 
 Axes
 ----

@@ -42,6 +42,7 @@ REFUSALS = "tests/test_paths/test_refusals.py"
 EXTREMES = "tests/test_paths/test_extremes.py"
 TWIN = "tests/test_path_kernel/test_listed.py"
 SPECTRUM = "tests/test_path_kernel/test_spectrum.py"
+NNX = "tests/test_frameworks/test_nnx.py"
 FACTORS = "tests/test_factorization/test_listed.py"
 LAYERWISE = "tests/test_ntk/test_layerwise.py"
 DYNAMICS = "tests/test_dynamics/test_dynamics.py"
@@ -336,6 +337,16 @@ MUTANTS = [
     Mutant("pruned weights return", "pathjax/pruning.py",
            "within=None if revive else mask)",
            "within=None)", f"{ROUNDS} -k stays_pruned"),
+    Mutant("tickets keep the containers of a model", "pathjax/pruning.py",
+           "return in_own_containers((check_like(trained, params, name=\"train\"), state))",
+           "return check_like(trained, params, name=\"train\"), state", f"{NNX} -k lottery"),
+    Mutant("kernels change with their model", f"{INTERPRETER}traced.py",
+           "self.state = in_own_containers(state)", "self.state = state", f"{NNX} -k kernel_stays"),
+    Mutant("kernels of other states are compared", "pathjax/path_kernel.py",
+           "if is_one_state is not None and not is_one_state:", "if False:", f"{SPECTRUM} -k different_states"),
+    Mutant("other states give numbers while tracing", "pathjax/path_kernel.py",
+           "lambda leaf: jnp.where(is_one_state, leaf, jnp.nan)", "lambda leaf: leaf",
+           f"{SPECTRUM} -k different_states"),
     Mutant("densities may rise", "pathjax/pruning.py", "if after > before:", "if False:", f"{ROUNDS} -k cannot_be"),
     Mutant("tickets rewind to the start", "pathjax/pruning.py", "itertools.repeat(early)", "itertools.repeat(params)",
            "tests/test_pruning/test_lottery.py -k rewind_to_step"),

@@ -1,27 +1,67 @@
-"""The README's example runs as it stands."""
+"""The examples of the README and of the pages of documentation run as they stand."""
 
 from __future__ import annotations
 
 import doctest
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import nnx
+
+from .tolerances import SINGLE
 
 README = Path(__file__).parents[1] / "README.md"
+PRUNABLE = 3 * 3 * 16 + 16 * 10  # weights of the kernels of both networks
 
 
-def test_library_example_runs() -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    names: dict[str, object] = {}
-    exec(compile(example, str(README), "exec"), names)
-    kept = sum(int(jnp.sum(leaf)) for leaf in jax.tree.leaves(names["mask"]) if leaf.ndim == 2)
-    assert kept == 35  # a tenth of 4 · 50 + 50 · 3 weights
+def blocks() -> list[str]:
+    """The Python blocks of the README, each with the number of lines before it, so that errors name the right line."""
+    text = README.read_text()
+    found = re.finditer(r"```python\n(.*?)```", text, re.DOTALL)
+    return ["\n" * text.count("\n", 0, block.start(1)) + block[1] for block in found]
 
 
-@pytest.mark.parametrize(("page", "examples"), [("path-forms.md", 20), ("study/README.md", 5)])
-def test_tutorial_runs(page: str, examples: int) -> None:
+def kept(params: Any) -> int:
+    """The number of nonzero weights of the kernels."""
+    return sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
+
+
+def test_readme_runs_and_gives_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+
+    def run(block: str) -> None:
+        with jax.enable_x64(False):  # as a user's JAX is
+            exec(compile(block, str(README), "exec"), names)
+
+    linen, in_nnx, path_kernel, others = blocks()
+    run(linen)
+    assert kept(names["params"]) == round(0.1 * PRUNABLE)  # after training
+    assert jnp.any(names["state"]["batch_stats"]["BatchNorm_0"]["mean"] != 0)
+
+    run(in_nnx)
+    assert kept(nnx.state(names["model"], nnx.Param)) == round(0.1 * PRUNABLE)
+    assert jnp.any(names["model"].norm.mean[...] != 0)
+
+    run(path_kernel)
+    pairs, curve, kernel = names["pairs"], names["curve"], names["kernel"]
+    assert not jnp.any(jnp.isclose(pairs.eigenvalues, 1.0, rtol=SINGLE))  # those of output biases are left out
+    assert 0 < pairs.eigenvalues.sum() <= kernel.trace()
+    assert curve.log_eigenvalues.shape == curve.density.shape
+    trace, log_trace = map(float, capsys.readouterr().out.splitlines()[0].split())
+    np.testing.assert_allclose([trace, np.exp(log_trace)], kernel.trace(), rtol=SINGLE)
+
+    run(others)
+    assert names["masks"].count(names["snip_mask"]) == round(0.1 * PRUNABLE)
+    assert kept(names["params"]) == round(0.02 * PRUNABLE)
+    names["optimizer"].init(names["params"])  # takes them: pruned weights are 0
+
+
+@pytest.mark.parametrize(("page", "examples"), [("path-forms.md", 20), ("sharp-bits.md", 10), ("study/README.md", 5)])
+def test_pages_run(page: str, examples: int) -> None:
     failed, tried = doctest.testfile(str(README.parent / "docs" / page), module_relative=False)
     assert failed == 0 and tried >= examples

@@ -16,6 +16,7 @@ __all__ = [
     "check_mask",
     "concrete",
     "dot",
+    "in_own_containers",
     "key_paths",
     "multiply",
     "plain_path",
@@ -164,6 +165,15 @@ def wide(array: Any) -> jax.Array:
     """The array in float32 or wider: half precision overflows in long sums, and JAX has no decompositions for it."""
     original = jnp.asarray(array)
     return original.astype(jnp.promote_types(original.dtype, jnp.float32))
+
+
+def in_own_containers(tree: Any) -> Any:
+    """The same leaves in containers of their own.
+
+    The variables in a Flax NNX state are those of its model, and of a model that is merged from it: they change when
+    the model is trained.
+    """
+    return jax.tree.map(lambda leaf: leaf, tree)
 
 
 def concrete(array: Any) -> np.ndarray | None:

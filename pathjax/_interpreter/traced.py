@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_apart, check_arrays
 from pathjax._base.programs import Kept, kept_for, reference
-from pathjax._base.trees import key_paths
+from pathjax._base.trees import in_own_containers, key_paths
 from pathjax._base.weights import check_weights
 from pathjax._interpreter.examples import mixtures, raise_first
 from pathjax._interpreter.jaxpr import (
@@ -71,7 +71,7 @@ class TracedNetwork:
         check_arrays("state", state, "Keep functions and settings in `apply`, and pass the arrays alone.")
         leaves, structure = jax.tree.flatten(params)
         self.apply = apply
-        self.state = state
+        self.state = in_own_containers(state)
         self._traces = kept_for(apply, _Traces, structure, tuple(map(_type_of, leaves)))
 
     def tree_flatten(self) -> tuple[tuple[Any], _Static]:

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from pathjax import masks, pruning, scores
+from pathjax import masks, path_kernel, pruning, scores
 
 from .another_process import read_in_another_process
 
@@ -81,3 +81,53 @@ def test_a_network_is_pruned_trained_saved_and_loaded(method, tmp_path):
     masks.save(tmp_path / "mask.npz", mask)
     read = read_in_another_process(tmp_path, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     assert read == {"kept": round(0.2 * kernels), "pruned are 0": True}
+
+
+def test_a_kernel_stays_as_it_was_made_when_the_model_is_trained():
+    """The state that `nnx.split` gives holds the model's own variables."""
+    x, _ = images(jax.random.key(0))
+    model = Net(nnx.Rngs(params=1, dropout=2))
+    model.eval()
+    graphdef, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+
+    def apply(params, state, x):
+        return nnx.merge(graphdef, params, state)(x)
+
+    kernel = path_kernel.path_kernel(apply, params, x, state=state)
+    before = kernel.trace()
+    model.train()
+    model(10 * x + 3)
+    assert jnp.any(state["norm"]["mean"][...] != 0)
+    np.testing.assert_array_equal(kernel.trace(), before)
+    after = path_kernel.path_kernel(apply, params, x, state=state)
+    with pytest.raises(ValueError, match="The two kernels are of different states"):
+        path_kernel.cosine(kernel, after, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("rewind", [0, 1])
+@pytest.mark.parametrize("how", ["update", "merge"])
+def test_every_level_of_a_lottery_ticket_starts_from_what_was_rewound(how, rewind):
+    """`nnx.split` gives the model's own variables, and `nnx.merge` makes a model of these: training changes them."""
+    x, y = images(jax.random.key(0))
+    own = Net(nnx.Rngs(params=1, dropout=2))
+    own.train()
+    graphdef, params, state = nnx.split(own, nnx.Param, ...)  # type: ignore[misc]
+    starts = []
+
+    def train(params, state, mask, start, stop, key):
+        if how == "merge":
+            model = nnx.merge(graphdef, params, state)
+        else:
+            model = own
+            nnx.update(model, params, state)
+        starts.append((float(model.norm.mean[...].sum()), float(model.norm.bias[...].sum())))
+        model(x)
+        model.norm.bias[...] = model.norm.bias[...] + 1.0
+        _, params, state = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+        return params, state
+
+    ticket = pruning.lottery_ticket(train, params, steps=2, density=0.5, pruned=0.3, rewind=rewind, state=state)
+    assert starts[0] == (0.0, 0.0)
+    levels = starts[rewind:]
+    assert len(levels) == 2 and levels[0] == levels[1] and levels[0][1] == 8.0 * rewind
+    assert (float(ticket.state["norm"]["mean"].sum()), float(ticket.params["norm"]["bias"].sum())) == levels[0]

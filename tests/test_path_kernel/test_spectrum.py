@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -583,6 +583,30 @@ def test_kernels_that_share_no_paths_are_not_compared(options: Any, words: str) 
     left, right = kernel(**arguments), kernel(**(arguments | options))
     with pytest.raises(ValueError, match=words):
         path_kernel.cosine(left, right, key=jax.random.key(0))
+
+
+def test_kernels_of_different_states_are_not_compared() -> None:
+    """A state is on the paths: with another one the products of two kernels are not those of either network."""
+
+    def scaled(params: Any, state: Any, x: Any) -> Any:
+        return mlp(params, x * state["scale"][None])
+
+    def kernel(scale: float, count: int) -> path_kernel.PathKernel:
+        state = {"scale": jnp.array([1.0, scale, 1.0]), "count": jnp.array(count), "key": jax.random.key(count)}
+        return path_kernel.path_kernel(cast(Any, scaled), parameters(3, 4, 2), jnp.ones((1, 3)), state=state)
+
+    same, other = kernel(2.0, 1), kernel(3.0, 0)
+    key, pairs = jax.random.key(0), path_kernel.top_eigenpairs(same, 2, key=jax.random.key(0))
+    # random keys and counters may differ
+    np.testing.assert_allclose(path_kernel.cosine(kernel(2.0, 0), same, key=key).value, 1.0, rtol=EXACT)
+    for compare in (
+        lambda left, right: path_kernel.change_and_cosine(left, right, key=key),
+        lambda left, right: path_kernel.overlap(left, pairs, right, pairs),
+    ):
+        with pytest.raises(ValueError, match="The two kernels are of different states"):
+            compare(same, other)
+        assert all(jnp.isnan(leaf) for leaf in jax.tree.leaves(jax.jit(compare)(same, other)))
+        assert not any(jnp.isnan(leaf) for leaf in jax.tree.leaves(jax.jit(compare)(same, kernel(2.0, 0))))
 
 
 @pytest.mark.parametrize(
