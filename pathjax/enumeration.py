@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pathjax._base.trees import ravel
-from pathjax._interpreter.jaxpr import Program
+from pathjax._interpreter.jaxpr import Program, check_batch, check_floating
 from pathjax._interpreter.lifting import Lifting, Scaled, absolute_power, one_example
 from pathjax._interpreter.listing import Recorder, list_paths, trimmed
 from pathjax._interpreter.rules import interpret
@@ -211,10 +211,12 @@ def path_activations(
     >>> activations.shape, bool(jnp.allclose(outputs, apply(params, jnp.ones((5, 2)))))
     ((5, 4, 24), True)
     """
+    check_batch(x)
+    check_floating(params, x)
     if math.prod(x.shape[1:]) != paths.inputs:
         raise ValueError(
             f"`x` has {math.prod(x.shape[1:])} coordinates per example, but the paths were listed for {paths.inputs}. "
-            "List the paths again with this shape of input."
+            "List the paths again with this shape of input, or give a single example an axis of its own: x[None]."
         )
     x = jnp.asarray(x)
     slopes = traced(apply, params, state).compiled(_slopes_of_examples)(params, x)

@@ -31,7 +31,7 @@ from jax.tree_util import keystr, tree_leaves_with_path
 from jaxtyping import Array, Float, Shaped
 
 from pathjax import masks
-from pathjax._base.network import check_inputs, check_params
+from pathjax._base.network import as_batch, check_inputs, check_params
 from pathjax._base.trees import wide
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._linalg import lapack
@@ -45,13 +45,13 @@ def jacobian_singular_values(
 ) -> Float[Array, "n r"]:
     """Singular values of the input–output Jacobian ∂f/∂x at each example, the largest first.
 
-    For o outputs and examples of d numbers, each example has r = min(o, d) singular values. They are differentiable
-    where those of one example are distinct. Cost: r forward or backward passes for each example, n·o·d numbers of
-    memory, and n decompositions of O(o·d·r) operations.
+    For o outputs, counted over all axes after the first, and examples of d numbers, each example has r = min(o, d)
+    singular values. They are differentiable where those of one example are distinct. Cost: r forward or backward passes
+    for each example, n·o·d numbers of memory, and n decompositions of O(o·d·r) operations.
 
-    Raises ValueError for inputs that are not floating point or hold NaN, for weights that are not floating point, for
-    an `apply` whose output is not (n, o) or mixes examples, and for a mask of another tree; TypeError for a mask that
-    is not boolean.
+    Raises ValueError for inputs that are not one floating-point array or hold NaN, for weights that are not floating
+    point, for an `apply` whose output is not one array with a row for each example or mixes examples, and for a mask of
+    another tree; TypeError for a mask that is not boolean.
 
     Source: Saxe, McClelland, Ganguli, "Exact solutions to the nonlinear dynamics of learning in deep linear neural
     networks", 2014; Pennington, Schoenholz, Ganguli, "Resurrecting the sigmoid in deep learning through dynamical
@@ -61,7 +61,7 @@ def jacobian_singular_values(
     >>> jacobian_singular_values(lambda params, x: x @ params["kernel"], params, jnp.ones((4, 3))).tolist()[0]
     [3.0, 0.5]
     """
-    x = jnp.asarray(x)
+    x = as_batch("x", x)
     check_params(params)
     check_inputs(reals_only=True, x=x)
     weights = masks.apply_mask(mask, params)

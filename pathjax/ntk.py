@@ -3,6 +3,10 @@
 A finite kernel has shape (n, m, o, o): examples of the first batch, of the second, and twice the outputs. Its sum over
 equal outputs is (n, m), that of pairs of one example each (n, o, o). At infinite width the outputs are
 independent and alike, so the kernel is (n, m) and stands for Θ_∞ ⊗ I.
+
+Batches of a finite network may be arrays (n, ...) of any type, such as tokens, or trees of them, as the network takes
+them. All entries of an example's outputs count: of outputs (n, t, o) there are t·o, in the order of
+outputs.reshape(n, -1). A kernel of no examples has shape (0, 0, o, o).
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Shaped
 
-from pathjax._base.network import check_batch_size, check_inputs, check_params, kept_weights, masked
+from pathjax._base.network import as_batch, check_batch_size, check_inputs, check_params, kept_weights, masked
 from pathjax._base.trees import check_mask, wide
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import traced
@@ -83,7 +87,8 @@ def empirical(
     `batch_size` then holds on every device.
 
     "jacobian" and "products" are neural-tangents' methods: the whole Jacobians, (n + m)·o·p numbers, multiplied; and
-    n·m·o passes forward and backward. All gain from `jax.jit` around the call.
+    n·m·o passes forward and backward. "layerwise" compiles itself, once for each network, shape of batch and mask; the
+    others gain from `jax.jit` around the call.
 
     Of a batch with itself the result of "layerwise" is exactly symmetric. Rounding can leave eigenvalues slightly below
     zero, down to about −n·o·ε·λ_max with ε of its dtype.
@@ -92,9 +97,10 @@ def empirical(
     running statistics). This is checked where values are known; under jit and vmap it is not, and neither is NaN.
     `apply` is called once for the shape of each batch and once for that of a single example.
 
-    Raises ValueError for inputs that are not floating point, hold NaN or disagree in shape, for an `apply` whose output
-    is not (n, o) or mixes examples, for a mask of another tree, and for an unknown method; TypeError for a mask that is
-    not boolean; ModuleNotFoundError without neural-tangents, for its methods. What would not fit in the memory that the
+    Raises ValueError for inputs that hold NaN or disagree in structure or shape, for an `apply` whose output is not one
+    array with a row for each example or mixes examples, for a mask of another tree, and for an unknown method;
+    TypeError for a mask that is not boolean and for inputs that are no arrays; ModuleNotFoundError without
+    neural-tangents, for its methods. What would not fit in the memory that the
     device, or on CPUs the machine, has free is refused before it is begun, under jit while tracing: a MemoryError names
     the `batch_size` that fits. Of a result that does not fit itself, `operator` multiplies without it.
 
@@ -205,7 +211,7 @@ def infinite(
            [70.],
            [70.]], dtype=float64)
     """
-    x1, x2 = _as_arrays(x1, x2)
+    x1, x2 = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     check_inputs(reals_only=True, x1=x1)
     check_inputs(x1=x1, x2=x2)
     kernel = kernel_fn(x1, x2, get="ntk")
@@ -305,7 +311,7 @@ def _kernel(
 ) -> Array:
     """Θ, or what `form` asks of it."""
     _check_method(method, batch_size, mesh)
-    x1, x2 = _as_arrays(x1, x2)
+    x1, x2 = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     check_params(params)
     check_inputs(x1=x1, x2=x2)
     n, m = batch_length(x1), batch_length(x1 if x2 is None else x2)
@@ -334,10 +340,6 @@ def _kernel(
     return _by_neural_tangents(function, params, x1, x2, _IMPLEMENTATIONS[method], form)
 
 
-def _as_arrays(x1: Any, x2: Any) -> tuple[Any, Any]:
-    return jax.tree.map(jnp.asarray, x1), jax.tree.map(jnp.asarray, x2)
-
-
 def _check_method(method: str, batch_size: int | None, mesh: Mesh | None) -> None:
     if method != "layerwise" and method not in _IMPLEMENTATIONS:
         known = ", ".join(map(repr, ("layerwise", *_IMPLEMENTATIONS)))
@@ -350,7 +352,7 @@ def _check_method(method: str, batch_size: int | None, mesh: Mesh | None) -> Non
 
 
 def _by_neural_tangents(
-    network: Callable[..., Any], params: Params, x1: Array, x2: Array | None, implementation: int, form: Form
+    network: Callable[..., Any], params: Params, x1: Inputs, x2: Inputs | None, implementation: int, form: Form
 ) -> Array:
     kernel_fn = door.load().empirical_ntk_fn(
         network,

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
-from pathjax._base.programs import Static
+from pathjax._base import listeners
 from pathjax._base.trees import check_like, check_mask, concrete, wide
 from pathjax._interpreter.lifting import (
     check_finite,
@@ -255,9 +255,8 @@ def spectral_density(
     True
     """
     _check_probes(order=order, samples=samples)
-    told = None if progress is None else Static(progress)
-    options = {"order": order, "samples": samples, "progress": told}
-    return cast(SpectralDensity, twin.run_at_mask(quadrature, (kernel,), key, **options))
+    listener = listeners.number_of(progress)
+    return cast(SpectralDensity, twin.run_at_mask(quadrature, (kernel,), key, listener, order=order, samples=samples))
 
 
 def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 40, samples: int = 10) -> Estimate:

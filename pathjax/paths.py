@@ -207,9 +207,9 @@ def log_data_gram(
     """
     if chunk < 1:
         raise ValueError(f"`chunk` must be at least 1, the number of pairs at a time, but is {chunk}.")
-    left, right = (jnp.asarray(x) for x in (x1, x1 if x2 is None else x2))
-    for x in (left, right):
+    for x in (x1, x1 if x2 is None else x2):
         check_batch(x)
+    left, right = (jnp.asarray(x) for x in (x1, x1 if x2 is None else x2))
     if left.shape[1:] != right.shape[1:]:
         raise ValueError(
             f"Examples of `x1` have shape {left.shape[1:]} and those of `x2` {right.shape[1:]}, but both go through "
@@ -347,11 +347,11 @@ def kernels(apply: ApplyFn, params: Params, x_like: Inputs, *, state: State = No
     by themselves; those that take none, such as `masks.from_scores` and `pruning.prune`, go by `masks.is_kernel`, which
     knows shapes and names alone.
 
-    Works for any network, piecewise linear or not. The network is traced and not run; only shapes and dtypes of
-    `x_like`, an array or a tree of arrays, are read. With a `state` (see `pathjax.types`) it is `apply(params, state,
-    x)`.
-
-    Raises ValueError for an `apply` that does not return one array with a row for each example.
+    Of weights that are computed from several leaves, such as g · v / ‖v‖, the kernels are those with more than one axis
+    of more than one entry. Weights that stand along a first axis for the steps of a loop, as under `nn.scan`, count as
+    the weights of one step do. Works for any network, piecewise linear or not, and whatever it takes and returns. The
+    network is traced and not run; only shapes and dtypes of `x_like`, an array or a tree of arrays, are read. With a
+    `state` (see `pathjax.types`) it is `apply(params, state, x)`.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["w"] + params["shift"]) @ params["v"]

@@ -7,6 +7,7 @@ Pruning in one shot is `masks.from_scores` on one score.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -143,6 +144,7 @@ def prune(
     >>> mask["kernel"].astype(int).tolist()
     [[1, 0, 1], [0, 1, 0]]
     """
+    _check_score(score)
     planned = densities(density=density, rounds=rounds, schedule=schedule)
     if not revive:
         _check_falling(planned)
@@ -153,13 +155,15 @@ def prune(
     # Computed from the weights, so that under vmap the first mask has the seeds' axis, as all later masks have.
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
-        arguments, sound = (mask, params, key, round_, kept), False
-        if compiled_round is not None:
-            mask, sound = compiled_round(*arguments)
+        arguments = (mask, params, key, round_, kept)
+        after = None if compiled_round is None else compiled_round(*arguments)
         # After a compiled round with unsound scores, the same round runs uncompiled: it can raise and name the leaf.
-        if sound is False or (concrete(sound) is not None and not sound):
-            mask, contests = _round(score, *arguments, **options)
-            _check_round(contests, f"In round {round_} of {len(counts)}")
+        if after is None or (concrete(after.is_sound) is not None and not after.is_sound):
+            after = _round(score, *arguments, **options)
+            _check_round(after.contests, f"In round {round_} of {len(counts)}")
+        if revive:
+            _check_can_return(after.can_return, round_)
+        mask = after.mask
         if progress is not None:
             progress(round_, len(counts), kept.sum().item() / size)
     return mask
@@ -356,6 +360,20 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
     return in_own_containers((check_like(trained, params, name="train"), state))
 
 
+class _Round(NamedTuple):
+    """The mask after a round, and the rankings that decided it, whose scores are not checked yet.
+
+    Attributes:
+        mask: the mask.
+        contests: the rankings.
+        can_return: whether any pruned weight has a score other than 0.
+    """
+
+    mask: Mask
+    contests: list[selection.Contest]
+    can_return: jax.Array
+
+
 def _round(
     score: ScoreFn,
     mask: Mask,
@@ -367,21 +385,64 @@ def _round(
     scope: str,
     prunable: Prunable,
     revive: bool,
-) -> selection.Selection:
-    """The mask after one more round, and the rankings that decided it, whose scores are not checked yet."""
-    round_key = _folded(key, round_)
-    scores = score(masks.apply_mask(mask, params), round_key)
+) -> _Round:
+    scores = score(masks.apply_mask(mask, params), _folded(key, round_))
     scores = check_like(scores, params, name="score")
-    return selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
+    selected = selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
+    pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(mask), strict=True)
+    scored = [jnp.any((leaf != 0) & ~kept_before) for leaf, kept_before in pairs] if revive else []
+    return _Round(selected.mask, selected.contests, jnp.any(jnp.stack(scored)) if scored else jnp.zeros((), bool))
 
 
-def _sound_round(kept: Kept, *arguments: Any, **options: Any) -> tuple[Mask, jax.Array]:
-    """The mask of `_round`, and whether all its scores were finite and enough.
+class _SoundRound(NamedTuple):
+    """The same, with one boolean in place of the rankings: then a compiled round need not write scores to memory.
 
-    Returns one boolean in place of the rankings: then a compiled round need not write the scores to memory.
+    Attributes:
+        mask: the mask.
+        is_sound: whether all scores were finite, and as many as weights to keep.
+        can_return: whether any pruned weight has a score other than 0.
     """
-    mask, contests = _round(kept.function(), *arguments, **options)
-    return mask, selection.sound(contests)
+
+    mask: Mask
+    is_sound: jax.Array
+    can_return: jax.Array
+
+
+def _sound_round(kept: Kept, *arguments: Any, **options: Any) -> _SoundRound:
+    after = _round(kept.function(), *arguments, **options)
+    return _SoundRound(after.mask, selection.sound(after.contests), after.can_return)
+
+
+def _check_score(score: Any) -> None:
+    """Raise TypeError unless `score` can be called with masked weights and a key."""
+    if not callable(score):
+        raise TypeError(
+            f"`score` is a {type(score).__name__}, but each round calls it: pass a function score(masked_params, key), "
+            "such as lambda masked, key: scores.synflow(apply, masked, x). For scores that are computed once, use "
+            "masks.from_scores."
+        )
+    try:
+        signature = inspect.signature(score)
+    except (TypeError, ValueError):  # a callable that does not tell its arguments
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise TypeError(
+            f"`score` takes the arguments {signature}, but each round calls score(masked_params, key). Wrap it: lambda "
+            "masked, key: score(masked)."
+        ) from error
+
+
+def _check_can_return(can_return: Any, round_: int) -> None:
+    """Raise ValueError in a round with pruned weights, unless traced, where no pruned weight has a score."""
+    value = concrete(can_return)
+    if round_ > 1 and value is not None and not value:
+        raise ValueError(
+            f"In round {round_} every pruned weight has the score 0, so that none can return, though `revive=True`. "
+            "The score must not multiply by the masked weights: let it close over the weights before pruning, as "
+            "scores.force does with `mask`, or leave `revive` out."
+        )
 
 
 def _check_round(contests: list[selection.Contest], where: str) -> None:

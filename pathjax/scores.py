@@ -1,9 +1,20 @@
 """Scores: how much each weight is worth keeping.
 
-A score is a pytree like `params`; `masks.from_scores` keeps the weights of largest score. Scores that read labelled
-data take `batches`, an iterable of (x, y) with integer labels y (n,). Scores that read inputs alone take `inputs`, an
-array (n, ...) or an iterable of such arrays. One batch is in memory at a time, and how the examples are split into
-batches changes a score by rounding only.
+A score is a pytree like `params`; `masks.from_scores` keeps the weights of largest score. One batch is in memory at a
+time. What scores read:
+
+batches
+    Of `snip`, `force` and `grasp`: an iterable of pairs (x, y) of inputs and targets, [(x, y)] for a single batch. x is
+    an array (n, ...) of any type, or a tree of such arrays, as the network takes it; y is likewise what the loss takes.
+    A batch may also be a dictionary with one key of the targets ("y", "label", "labels", "target" or "targets"); x is
+    then the array at the other key, or the dictionary of the others where there are several.
+loss
+    `loss(outputs, targets)`, the mean loss of the examples of a batch, with whatever `apply` returns. By default
+    `cross_entropy`, of outputs (n, o) and integer labels (n,).
+inputs
+    Of scores that read inputs alone: an array (n, ...) or an iterable of such arrays.
+x_like
+    Of scores that read no data: an array or `jax.ShapeDtypeStruct` like a batch of inputs.
 
 Options of all scores that take `apply`
 ---------------------------------------
@@ -18,6 +29,16 @@ mask
     Which weights are kept, for the scores that must tell a pruned weight from a weight that is 0. By default, weights
     of 0 count as pruned in the leaves that `prunable` chooses, or without `prunable` in the kernels (`paths.kernels`):
     `pruning.prune` sets pruned weights to 0. For a network with kernels of 0 that are not pruned, pass a mask of True.
+has_aux
+    Where True, `apply` returns a pair, of which the first is the outputs and the second is ignored. With it, `snip`,
+    `force`, `grasp` and `ntk_sap` score a network in training mode, as their authors do: batch norm takes the
+    statistics of the scoring batch and returns new running ones. In Flax linen:
+
+        def apply(params, state, x):
+            return model.apply({"params": params, **state}, x, train=True, mutable=["batch_stats"])
+
+    The examples of a batch then depend on each other, so that the split into batches matters. Without batch statistics
+    it changes a score by rounding only.
 
 Float16 and bfloat16 weights are converted to float32.
 """
@@ -25,7 +46,7 @@ Float16 and bfloat16 weights are converted to float32.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +55,23 @@ from jaxtyping import Array, Float, Shaped
 
 from pathjax._base.network import kept_weights
 from pathjax._base.programs import Static
-from pathjax._base.trees import check_like, check_mask, concrete, multiply, wide
+from pathjax._base.trees import check_like, check_mask, concrete, dot, multiply, wide
+from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_input
-from pathjax._pruning.losses import Batches, Loss, LossFn, check_labels, curvature_product, mean_gradient, replayable
+from pathjax._pruning.losses import (
+    Batches,
+    Loss,
+    LossFn,
+    check_labels,
+    curvature_product,
+    mean_gradient,
+    outputs_of,
+    replayable,
+)
 from pathjax.path_kernel import path_kernel
-from pathjax.types import AnyArray, Key, Mask, Params, Prunable, Real, Scores, XLike
+from pathjax.types import AnyArray, Inputs, Key, Mask, Params, Prunable, Real, Scores, XLike
 
 __all__ = [
     "cross_entropy",
@@ -80,14 +111,23 @@ def cross_entropy(logits: Float[Array, "n o"], labels: Shaped[Array, " n"]) -> F
 
 def _check_classification(logits: Any, labels: Any) -> None:
     """Raise unless the outputs are logits (n, o) and the targets labels (n,)."""
-    shape, label_shape = jnp.shape(logits), jnp.shape(labels)
+    shape, label_shape = (tuple(getattr(array, "shape", ())) for array in (logits, labels))
     if not hasattr(logits, "shape") or len(shape) != 2 or not hasattr(labels, "shape") or label_shape != shape[:1]:
         logits_are = f"of shape {shape}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
         labels_are = f"of shape {label_shape}" if hasattr(labels, "shape") else f"a {type(labels).__name__}"
+        remedy = "Pass a `loss` of your own."
+        if len(shape) > 2 and label_shape == shape[:-1]:
+            remedy = (
+                "For a label at each place, pass loss=lambda logits, labels: "
+                "scores.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.ravel())."
+            )
+        elif len(shape) == 2 and label_shape == shape:
+            remedy = (
+                "Of one-hot targets take jnp.argmax(targets, axis=-1); for other targets pass a `loss` of your own."
+            )
         raise ValueError(
             f"Cross-entropy is of logits (n, o) and labels (n,), but the outputs are {logits_are} and the targets "
-            f"{labels_are}. Pass a `loss` of your own; for logits of more axes, (n, ..., o), it is lambda logits, "
-            "labels: scores.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.ravel())."
+            f"{labels_are}. {remedy}"
         )
     check_labels(labels, shape[-1])
 
@@ -147,8 +187,8 @@ def snip(
     batch counts by its number of examples. Each call compiles the gradient once per shape of batch. Under an outer
     `jit` all batches are unrolled into one program.
 
-    Raises ValueError where there is no example, x and y differ in length, an output is not (n, o), or a label is
-    outside 0 … o − 1 (for traced labels see `cross_entropy`); TypeError for labels that are not integers.
+    Raises ValueError where there is no example, x and y differ in length, or the loss is more than one number, and what
+    `cross_entropy` raises, by default the loss; TypeError for batches that are no pairs of arrays.
 
     Source: Lee, Ajanthan, Torr, "SNIP: single-shot network pruning based on connection sensitivity", 2019, equations 4
     to 6. The authors and Synaptic-Flow differentiate by a multiplicative mask, which gives the same score where the
@@ -449,12 +489,13 @@ def px(
 def ntk_sap(
     apply: Callable[..., Any],
     params: Params,
-    x_like: XLike,
+    x_like: Inputs,
     *,
     init: Callable[[Key], Params],
     key: Key,
     epsilon: Real = 0.01,
     repeats: int = 1,
+    draw_inputs: Callable[[Key], Inputs] | None = None,
     state: Any = None,
     has_aux: bool = False,
     prunable: Prunable | None = None,
@@ -463,8 +504,10 @@ def ntk_sap(
     """NTK-SAP: |∂/∂m E‖f(m ⊙ θ) − f(m ⊙ (θ + εN))‖²| at the mask m, averaged over weights θ, noise N and inputs x.
 
     Each of the `repeats` draws θ = `init(key)`, standard normal noise N for the scored leaves, and a batch of standard
-    normal inputs with the shape of `x_like`, over whose examples the mean is taken. The score depends on the
-    architecture and the mask only: `params` gives which weights are 0 (see `mask` above).
+    normal inputs with the shapes of `x_like`, an array or a tree of arrays, over whose examples the mean is taken. For
+    inputs that cannot be normal, such as tokens, `draw_inputs(key)` gives a batch like `x_like`. f are all arrays that
+    `apply` returns as outputs. The score depends on the architecture and the mask only: `params` gives which weights
+    are 0 (see `mask` above).
 
     Path form: to second order in ε the mean over N is ε² Tr Θ, with Tr Θ = Tr(J_v f Π (J_v f)ᵀ). So the score is
     proportional to the derivative of the NTK's trace by the mask, averaged over weights and inputs.
@@ -473,7 +516,8 @@ def ntk_sap(
     `jax.random.fold_in(key, r)` into the keys of the weights, the noise and the inputs. Pass another key in each round
     of pruning.
 
-    Raises ValueError for an `epsilon` that is not positive, for no repeat, and where `init` gives another tree.
+    Raises ValueError for an `epsilon` that is not positive, for no repeat, where `init` gives another tree than
+    `params`, and where `draw_inputs` gives another than `x_like`.
     Source: Wang, Li, Sun, "NTK-SAP: improving neural network pruning by aligning training dynamics", 2023, algorithm 1.
     The authors prune in 20 rounds, with 1 to 5 repeats of one batch each.
 
@@ -497,8 +541,10 @@ def ntk_sap(
     keep = _kept_mask(network, params, x_like, mask, prunable)
     # in float32 at least: half precision would round a perturbation of 0.01 away
     float_mask = jax.tree.map(lambda keep, leaf: jnp.asarray(keep, wide(leaf).dtype), keep, params)
-    example = jax.ShapeDtypeStruct(x_like.shape, jnp.promote_types(x_like.dtype, jnp.float32))
-    options = {"init": Static(init), "example": example, "has_aux": has_aux, "scored": _scored(params, prunable)}
+    inputs = _NormalInputs.like(x_like) if draw_inputs is None else Static(draw_inputs)
+    if draw_inputs is not None:
+        check_like(jax.eval_shape(draw_inputs, key), x_like, name="draw_inputs(key)", like_name="x_like")
+    options = {"init": Static(init), "inputs": inputs, "has_aux": has_aux, "scored": _scored(params, prunable)}
     gradient = network.compiled(_slopes_by_mask, **options)
     gradients = [gradient(float_mask, epsilon, jax.random.fold_in(key, repeat)) for repeat in range(repeats)]
     mean = jax.tree.map(lambda *leaves: jnp.abs(sum(leaves[1:], leaves[0])) / repeats, *gradients)
@@ -512,7 +558,7 @@ def _slopes_by_mask(
     key: Key,
     *,
     init: Callable[[Key], Params],
-    example: jax.ShapeDtypeStruct,
+    inputs: Callable[[Key], Inputs],
     has_aux: bool,
     scored: tuple[bool, ...],
 ) -> Params:
@@ -521,17 +567,40 @@ def _slopes_by_mask(
     weights = jax.tree.map(wide, init(weights_key))
     noise = _zero_where_not(scored, _normal_like(noise_key, weights))
     perturbed = jax.tree.map(lambda leaf, step: leaf + jnp.asarray(epsilon, leaf.dtype) * step, weights, noise)
-    x = jax.random.normal(inputs_key, example.shape, example.dtype)
+    x = inputs(inputs_key)
 
-    def outputs(params: Params) -> Array:
-        result = network.outputs(params, x)
-        return cast(Array, result[0] if has_aux else result)
+    def outputs(params: Params) -> Any:
+        return outputs_of(network.outputs(params, x), has_aux)
 
     def squared_change(float_mask: Params) -> Array:
-        change = outputs(multiply(float_mask, weights)) - outputs(multiply(float_mask, perturbed))
-        return jnp.sum(jnp.square(change)) / len(x)
+        change = jax.tree.map(
+            jnp.subtract, outputs(multiply(float_mask, weights)), outputs(multiply(float_mask, perturbed))
+        )
+        return dot(change, change) / batch_length(x)
 
     return jax.grad(squared_change)(float_mask)
+
+
+class _NormalInputs(NamedTuple):
+    """Standard normal inputs, as a static option of a compiled program."""
+
+    structure: Any
+    shapes: tuple[jax.ShapeDtypeStruct, ...]
+
+    @classmethod
+    def like(cls, x_like: Inputs) -> _NormalInputs:
+        batch_length(x_like)  # raises for what is no batch
+        leaves, structure = jax.tree.flatten(x_like)
+        dtypes = (jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves)
+        return cls(structure, tuple(map(jax.ShapeDtypeStruct, (leaf.shape for leaf in leaves), dtypes)))
+
+    def __call__(self, key: Key) -> Inputs:
+        keys = [key] if len(self.shapes) == 1 else jax.random.split(key, len(self.shapes))
+        draws = [
+            jax.random.normal(leaf_key, like.shape, like.dtype)
+            for leaf_key, like in zip(keys, self.shapes, strict=True)
+        ]
+        return jax.tree.unflatten(self.structure, draws)
 
 
 def _loss(function: LossFn, has_aux: bool) -> Loss:

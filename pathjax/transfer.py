@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
@@ -19,10 +19,11 @@ from jaxtyping import Array, Float
 
 from pathjax import masks, ntk
 from pathjax._base.leaves import ChosenLeaves
-from pathjax._base.network import check_batch_size, check_inputs, check_params
+from pathjax._base.network import as_batch, check_batch_size, check_inputs, check_params
 from pathjax._base.trees import concrete
+from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax.types import AnyArray, ApplyFn, Key, Mask, Params, Prunable, Real, State
+from pathjax.types import AnyArray, ApplyFn, Inputs, Key, Mask, Params, Prunable, Real, State
 
 if TYPE_CHECKING:
     import optax
@@ -81,9 +82,10 @@ def neural_tangent_transfer(
     slower: the fast kernels of `ntk.empirical` take derivatives by kept weights only.
 
     `inputs` is one array (N, ...), of which each epoch draws batches of `batch_size` in a new random order from `key`;
-    or an iterable of batches, read in its order and again from the start when it ends, with `batch_size` and `key`
-    unused. `optimizer` is an optax transformation, by default Adam with learning rate 5e-4. `progress(step, steps,
-    loss)` is called after each step with the loss as an array that may still be being computed.
+    or an iterable of batches, arrays (n, ...) of any type or trees of them, read in its order and again from the start
+    when it ends, with `batch_size` and `key` unused. `optimizer` is an optax transformation, by default Adam with
+    learning rate 5e-4. `progress(step, steps, loss)` is called after each step with the loss as an array that may still
+    be being computed.
 
     Cost: each step computes the kernels of teacher and student and the gradient of the student's. Where wide dense
     layers dominate, the gradient of the masked kernel holds n·o numbers for each weight of the largest layer. The step
@@ -92,10 +94,10 @@ def neural_tangent_transfer(
     that unrolls all steps into one program.
 
     Raises ValueError for a density outside (0, 1] or so low that it keeps nothing; `steps`, `refresh` or `batch_size`
-    below 1; inputs without examples, not floating point or with NaN; an iterable that is used up; an `apply` whose
-    output is not (n, o) or mixes examples; and weights (names the leaf and the step) or losses (names the step) that
-    are not finite. Under `vmap` and `jit`, where values cannot be read, such weights give a mask that keeps no prunable
-    weight.
+    below 1; inputs without examples or with NaN; an iterable that is used up; an `apply` whose output is not one array
+    with a row for each example or mixes examples; and weights (names the leaf and the step) or losses (names the step)
+    that are not finite. Under `vmap` and `jit`, where values cannot be read, such weights give a mask that keeps no
+    prunable weight.
 
     Source: Liu, Zenke, "Finding trainable sparse networks through Neural Tangent Transfer", 2020. Their code differs: Θ
     is the kernel between the two halves of a batch, Θ_s includes derivatives by pruned weights, momentum still moves a
@@ -152,7 +154,7 @@ def _step(
     state: Any,
     mask: Mask,
     teacher: Params,
-    x: Array,
+    x: Inputs,
     factors: Array,
     *,
     options: _Options,
@@ -166,7 +168,7 @@ def _step(
 
 
 def _loss(
-    apply: ApplyFn, masked: Params, mask: Mask, teacher: Params, x: Array, factors: Array, options: _Options
+    apply: ApplyFn, masked: Params, mask: Mask, teacher: Params, x: Inputs, factors: Array, options: _Options
 ) -> Array:
     """The loss as a function of the masked weights, by which it is differentiated."""
     student_kernel = _kernel_for_all if options.straight_through else _kernel_for_kept
@@ -191,15 +193,15 @@ def _kernel_function(trace: bool) -> Callable[..., Array]:
     return ntk.empirical_trace if trace else ntk.empirical
 
 
-def _kernel_for_kept(apply: ApplyFn, masked: Params, mask: Mask, x: Array, trace: bool) -> Array:
+def _kernel_for_kept(apply: ApplyFn, masked: Params, mask: Mask, x: Inputs, trace: bool) -> Array:
     """Θ_s, whose gradient is nonzero for kept weights only."""
     return _kernel_function(trace)(apply, masked, x, mask=mask)
 
 
-def _kernel_for_all(apply: ApplyFn, masked: Params, mask: Mask, x: Array, trace: bool) -> Array:
+def _kernel_for_all(apply: ApplyFn, masked: Params, mask: Mask, x: Inputs, trace: bool) -> Array:
     """Θ_s, whose gradient is that of the masked weights, pruned ones included."""
 
-    def by_kept(kept: Params, x: Array) -> Any:
+    def by_kept(kept: Params, x: Inputs) -> Any:
         return apply(jax.tree.map(jnp.where, mask, kept, masked), x)
 
     return _kernel_function(trace)(by_kept, masked, x)
@@ -212,11 +214,13 @@ def _largest(weights: Params, counts: np.ndarray, scope: str, prunable: Prunable
         raise ValueError(f"{when}, of the weights: {error}") from error
 
 
-def _batches(inputs: Any, batch_size: int, key: Key) -> Iterator[Array]:
+def _batches(inputs: Any, batch_size: int, key: Key) -> Iterator[Inputs]:
     """An endless iterator of batches: random ones of an array, or those of an iterable again and again."""
     if isinstance(inputs, jax.Array | np.ndarray):
         check_batch_size(batch_size)
         yield from _drawn(_checked(inputs), batch_size, key)
+    if isinstance(inputs, Mapping):
+        raise TypeError("`inputs` is one dictionary, but must be an array or an iterable of batches: [inputs] for one.")
     while True:
         batch = None
         for batch in inputs:
@@ -236,10 +240,10 @@ def _drawn(inputs: Array, batch_size: int, key: Key) -> Iterator[Array]:
             yield inputs[order[start : start + size]]
 
 
-def _checked(batch: Any) -> Array:
-    batch = jnp.asarray(batch)
-    check_inputs(reals_only=True, inputs=batch)
-    if len(batch) == 0:
+def _checked(batch: Any) -> Inputs:
+    batch = as_batch("inputs", batch)
+    check_inputs(inputs=batch)
+    if batch_length(batch) == 0:
         raise ValueError("`inputs` has a batch without examples. Give at least one example in each.")
     return batch
 

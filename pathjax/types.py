@@ -3,16 +3,19 @@
 Words
 -----
 apply
-    The network: `apply(params, x)` takes `x` of shape (n, ...) and returns (n, o).
+    The network: `apply(params, x)` takes `x` of shape (n, ...) and returns (n, o). Outputs of more axes, such as
+    (n, t, o) or (n, h, w, o), are all outputs: they are numbered in the order of output.reshape(n, -1).
 params
     A pytree of floating-point arrays, the network's weights θ.
 x, x_like
-    `x` is a batch of inputs (n, ...). `x_like` is an array or `jax.ShapeDtypeStruct` like such a batch; only its shape
-    and dtype are read, never its values.
+    `x` is a batch of inputs (n, ...): one array of real numbers where paths start at it; elsewhere an array of any
+    type, such as tokens, or a tree of arrays (n, ...), as the network takes it. `x_like` is an array or
+    `jax.ShapeDtypeStruct` like such a batch; only its shape and dtype are read, never its values.
 state
     What the network reads besides its weights and inputs and is not trained by gradients: a pytree of arrays, such as
     the running statistics of batch norm, random keys or counters. With a state, the network is `apply(params, state,
-    x)`; it is constant on all paths. None, the default, stands for `apply(params, x)`.
+    x)`; it is constant on all paths. Another state of the same shapes is not traced again. None, the default, stands
+    for `apply(params, x)`.
 mask
     A pytree like `params` with boolean leaves: True where a weight is kept. None keeps every weight.
 score
@@ -82,8 +85,8 @@ Inputs: TypeAlias = Any
 XLike: TypeAlias = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 """A batch of inputs of which only the shape and dtype are read."""
 
-ApplyFn: TypeAlias = Callable[[Params, jax.Array], Any]
-"""`apply(params, x)` maps inputs (n, ...) to outputs (n, o). Typed Any, as frameworks annotate wider types."""
+ApplyFn: TypeAlias = Callable[..., Any]
+"""`apply(params, x)` or `apply(params, state, x)` maps inputs to outputs; frameworks annotate wider types."""
 
 Prunable: TypeAlias = Callable[[tuple[Any, ...], jax.Array], bool]
 """`prunable(key_path, leaf)`: whether the weights of a leaf may be pruned."""

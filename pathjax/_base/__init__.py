@@ -5,5 +5,6 @@
 `weights`: what is handed over as `params` and is more than weights, refused with its remedy.
 `network`: a mask applied to a network, its inputs and outputs checked.
 `content`: what a function computes, as far as Python can tell.
+`listeners`: functions that compiled programs call to say where they are.
 `programs`: what was traced and compiled for a function, kept as long as the function lives.
 """

@@ -49,13 +49,13 @@ class KnownMask:
         self.mask = jax.tree.map(np.asarray, mask)
         leaves, structure = jax.tree.flatten(self.mask)
         digest = hashlib.blake2b(b"".join(np.packbits(leaf).tobytes() for leaf in leaves)).digest()
-        self._key = structure, tuple(leaf.shape for leaf in leaves), digest
+        self.key = structure, tuple(leaf.shape for leaf in leaves), digest
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, KnownMask) and self._key == other._key
+        return isinstance(other, KnownMask) and self.key == other.key
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return hash(self.key)
 
     @classmethod
     def read(cls, mask: Any) -> KnownMask | None:

@@ -13,7 +13,9 @@ from jax import Array
 from pathjax._base import trees
 
 __all__ = [
+    "as_batch",
     "check_apart",
+    "check_arrays",
     "check_batch_size",
     "check_inputs",
     "check_params",
@@ -52,24 +54,65 @@ def check_params(params: Any) -> None:
             )
 
 
+def as_batch(name: str, x: Any) -> Any:
+    """A batch as an array or a tree of arrays; a list of numbers is one array. Raises TypeError for other leaves."""
+    check_arrays(name, x, "Convert it to numbers, or leave it out of the batch.")
+    leaves = jax.tree_util.tree_leaves_with_path(x)
+    are_numbers = all(jnp.ndim(leaf) == 0 for _, leaf in leaves)
+    are_in_lists = all(isinstance(key, jax.tree_util.SequenceKey) for path, _ in leaves for key in path)
+    if isinstance(x, list | tuple) and leaves and are_numbers and are_in_lists:
+        return jnp.asarray(x)
+    return jax.tree.map(jnp.asarray, x)
+
+
+def check_arrays(name: str, tree: Any, remedy: str) -> None:
+    """Raise TypeError unless every leaf is an array or a number."""
+    for path, leaf in zip(trees.key_paths(tree), jax.tree.leaves(tree), strict=True):
+        dtype = getattr(leaf, "dtype", None)
+        if hasattr(leaf, "shape") and getattr(dtype, "kind", "f") not in "OSUMm":  # not words, dates or Python objects
+            continue
+        if not isinstance(leaf, bool | int | float | complex):
+            is_array, is_function = hasattr(leaf, "shape"), callable(leaf)
+            kind = (
+                f"an array of dtype {dtype}"
+                if is_array
+                else "a function"
+                if is_function
+                else f"a {type(leaf).__name__}"
+            )
+            raise TypeError(f"`{name}`{path and f' at {path}'} is {kind}, not an array of numbers. {remedy}")
+
+
 def check_inputs(*, reals_only: bool = False, **batches: Any) -> None:
     """Raise ValueError unless the batches are trees of arrays (n, ...) with examples of one shape that hold no NaN.
 
     With `reals_only` they must be single floating-point arrays. NaN is not looked for while tracing.
     """
     given = {name: x for name, x in batches.items() if x is not None}
+    if not given:
+        raise ValueError(f"`{next(iter(batches))}` is None, but a batch of examples (n, ...) was expected.")
     for name, x in given.items():
         if reals_only:
             _check_real(name, x)
-        for leaf in jax.tree.leaves(x):
+        if not jax.tree.leaves(x):
+            raise ValueError(f"`{name}` holds no array, but a batch of examples (n, ...) was expected.")
+        for path, leaf in zip(trees.key_paths(x), jax.tree.leaves(x), strict=True):
             if jnp.ndim(leaf) == 0:
-                raise ValueError(f"`{name}` is a single number, but a batch of examples (n, ...) was expected.")
+                raise ValueError(
+                    f"`{name}`{path and f' at {path}'} is a single number, but a batch of examples (n, ...) was "
+                    "expected. What is not there for each example belongs into `state`."
+                )
             _check_no_nan(name, leaf)
     (first_name, first_x), *rest = given.items()
     for name, x in rest:
-        shapes = [[jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(batch)] for batch in (first_x, x)]
         structures: list[Any] = [jax.tree.structure(batch) for batch in (first_x, x)]
-        if structures[0] != structures[1] or shapes[0] != shapes[1]:
+        if structures[0] != structures[1]:
+            raise ValueError(
+                f"`{first_name}` is {_described(first_x)} and `{name}` {_described(x)}, but both go through the same "
+                "network. Give both the same keys and containers."
+            )
+        shapes = [[jnp.shape(leaf)[1:] for leaf in jax.tree.leaves(batch)] for batch in (first_x, x)]
+        if shapes[0] != shapes[1]:
             first_shapes, other_shapes = (", ".join(map(str, each)) for each in shapes)
             raise ValueError(
                 f"Examples of `{first_name}` have shape {first_shapes} and those of `{name}` {other_shapes}, but both "
@@ -77,11 +120,18 @@ def check_inputs(*, reals_only: bool = False, **batches: Any) -> None:
             )
 
 
+def _described(x: Any) -> str:
+    """A batch by its container and the places of its arrays."""
+    if hasattr(x, "shape"):
+        return "one array"
+    return f"a {type(x).__name__} of arrays at {', '.join(trees.key_paths(x))}"
+
+
 def _check_real(name: str, x: Any) -> None:
     if not hasattr(x, "dtype"):
         raise ValueError(
-            f"`{name}` is a {type(x).__name__} of several arrays, but derivatives are taken by one array of inputs. "
-            "Pass that array, and close over the others in `apply`."
+            f"`{name}` is {_described(x)}, but derivatives are taken by one array of inputs. Pass that array, and "
+            "close over the others in `apply`, or pass them in `state`."
         )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(

@@ -284,7 +284,9 @@ def with_rows_of_outputs(traced: Trace, x_like: Any) -> ClosedJaxpr:
         is_array = isinstance(result, jax.ShapeDtypeStruct)
         result_was = shapes[0] if is_array else f"a pytree of arrays {', '.join(shapes)}" if shapes else "no array"
         x_shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(x_like))
+        may_be_one = all(len(leaf.shape) == 1 for leaf in jax.tree.leaves(x_like))
         raise ValueError(
+            f"{'Give x an axis of examples, x[None], if it is a single one. ' if may_be_one else ''}"
             "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, or (n, ...) "
             f"of more axes, whose entries are all outputs; but for x of shape {x_shapes} it returned {result_was}. "
             "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from pathjax._base.leaves import ChosenLeaves
-from pathjax._base.network import check_apart
+from pathjax._base.network import check_apart, check_arrays
 from pathjax._base.programs import Kept, kept_for, reference
 from pathjax._base.trees import in_own_containers, key_paths
 from pathjax._base.weights import check_weights
@@ -68,6 +68,7 @@ class TracedNetwork:
 
     def __init__(self, apply: ApplyFn, params: Params, state: State = None) -> None:
         check_weights(params)
+        check_arrays("state", state, "Keep functions and settings in `apply`, and pass the arrays alone.")
         leaves, structure = jax.tree.flatten(params)
         self.apply = apply
         self.state = in_own_containers(state)
@@ -207,7 +208,9 @@ class TracedNetwork:
         key = self._key(x, params).types
         if key not in self._traces.kernels:
             names = key_paths(self.params_like)
-            positions = kernel_leaves(self.program(x, params))
+            # of outputs of any shape: neither sums over them nor their axes decide
+            equations = self._whole(x, params).closed
+            positions = kernel_leaves(Program(equations, tuple(jax.tree.leaves(self.state)), len(jax.tree.leaves(x))))
             self._traces.kernels[key] = ChosenLeaves(frozenset(names[i] for i in positions))
         return self._traces.kernels[key]
 
@@ -219,7 +222,11 @@ class TracedNetwork:
             params_like = self.params_like if params is None else params
             # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
             likes = [jax.tree.map(_type_of, tree) for tree in (params_like, self.state, x)]
-            whole[key] = trace(self.apply, *(likes if self.state is not None else (likes[0], likes[2])))
+            try:
+                whole[key] = trace(self.apply, *(likes if self.state is not None else (likes[0], likes[2])))
+            except Exception as error:
+                error.add_note(_call(likes[2], self.state is not None))
+                raise
             self._traces.function = reference(self.apply)
             self._traces.find_again()
         return whole[key]
@@ -248,6 +255,15 @@ class _Static:
 
     def __hash__(self) -> int:
         return hash(self.traces)
+
+
+def _call(x_like: Any, has_state: bool) -> str:
+    """What is said of an error of the user's network, so that a missing axis of examples can be seen."""
+    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(x_like))
+    return (
+        f"This came from `apply(params, {'state, ' if has_state else ''}x)` with x of shape {shapes}, whose first axis "
+        "counts the examples; of these, one or two may be tried alone. Give a single example that axis: x[None]."
+    )
 
 
 @jax.tree_util.register_pytree_node_class

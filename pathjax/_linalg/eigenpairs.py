@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pathjax._base.programs import Static
+from pathjax._base import listeners
 from pathjax._linalg.lanczos import Pairs, largest
 from pathjax.types import Key, Real
 
@@ -80,12 +80,11 @@ SearchProgress: TypeAlias = Callable[[int, int, float], None]
 
 
 class Effort(NamedTuple):
-    """How large a search is: the number of pairs, and of further vectors and of rounds to find them; who is told."""
+    """How large a search is: the number of pairs, and of further vectors and of rounds to find them."""
 
     rank: int
     order: int
     restarts: int
-    progress: Static | None
 
 
 def find(
@@ -106,10 +105,10 @@ def find(
     tolerance, where that can be known. Raises ValueError for a rank that is not between 1 and the number of rows, and
     for an order or a number of restarts below 1.
     """
-    effort = _effort(problem, rank, size, order, restarts, progress)
+    effort = _effort(problem, rank, size, order, restarts)
     if size <= DENSE:
         return problem.decompose(kernel, rank)
-    pairs = _iterate(problem, effort, kernel, key, jnp.asarray(tolerance, float))
+    pairs = _iterate(problem, effort, kernel, key, jnp.asarray(tolerance, float), listeners.number_of(progress))
     _warn_of_misses(problem, effort, pairs, tolerance)
     residuals = _relative(pairs.residuals, pairs.values)
     return with_logarithms(pairs.values, problem.unravel(kernel, pairs.vectors), residuals)
@@ -140,14 +139,7 @@ def _relative(residuals: Any, eigenvalues: Any) -> Any:
     return residuals / jnp.where(largest_eigenvalue == 0, 1, largest_eigenvalue)
 
 
-def _effort(
-    problem: Problem,
-    rank: int,
-    size: int,
-    order: int | None,
-    restarts: int | None,
-    progress: SearchProgress | None,
-) -> Effort:
+def _effort(problem: Problem, rank: int, size: int, order: int | None, restarts: int | None) -> Effort:
     """The order and the restarts of a search, by default rank + 20 and rank + 50."""
     if not 1 <= rank <= size:
         raise ValueError(f"`rank` must lie between 1 and the number of {problem.rows}, {size}, but is {rank}.")
@@ -155,11 +147,7 @@ def _effort(
     rounds = rank + 50 if restarts is None else restarts
     if vectors < 1 or rounds < 1:
         raise ValueError(f"`order` and `restarts` must be at least 1, but are {order} and {restarts}.")
-    return Effort(rank, vectors, rounds, None if progress is None else Static(_in_numbers(progress)))
-
-
-def _in_numbers(progress: SearchProgress) -> Callable[[Any, Any, Any], None]:
-    return lambda round_, restarts, residual: progress(int(round_), int(restarts), float(residual))
+    return Effort(rank, vectors, rounds)
 
 
 def _warn_of_misses(problem: Problem, effort: Effort, pairs: Pairs, tolerance: Real) -> None:
@@ -181,12 +169,15 @@ def _warn_of_misses(problem: Problem, effort: Effort, pairs: Pairs, tolerance: R
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _iterate(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance: Any) -> Pairs:
+def _iterate(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance: Any, listener: Any) -> Pairs:
     # both kinds of kernels hold the traced network that they are of
-    return cast(Pairs, kernel.network.compiled(_search, problem=problem, effort=effort)(kernel, key, tolerance))
+    search = kernel.network.compiled(_search, problem=problem, effort=effort)
+    return cast(Pairs, search(kernel, key, tolerance, listener))
 
 
-def _search(network: Any, kernel: Any, key: Key, tolerance: Any, *, problem: Problem, effort: Effort) -> Pairs:
+def _search(
+    network: Any, kernel: Any, key: Key, tolerance: Any, listener: Any, *, problem: Problem, effort: Effort
+) -> Pairs:
     return largest(
         problem.product(kernel),
         functools.partial(problem.random_signs, kernel),
@@ -195,7 +186,7 @@ def _search(network: Any, kernel: Any, key: Key, tolerance: Any, *, problem: Pro
         order=effort.order,
         tolerance=tolerance,
         restarts=effort.restarts,
-        progress=effort.progress,
+        listener=listener,
     )
 
 

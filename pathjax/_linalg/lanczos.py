@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pathjax._base.listeners import tell
 from pathjax._linalg.krylov import ROUNDINGS, Operator
 from pathjax._linalg.lapack import eigh, one_by_one
 from pathjax.types import Key
@@ -122,14 +123,15 @@ def largest(
     order: int,
     tolerance: Any,
     restarts: int,
-    progress: Callable[[Any, Any, Any], None] | None = None,
+    listener: Any = None,
 ) -> Pairs:
     """The `rank` largest eigenpairs, with residuals up to `tolerance` times the largest eigenvalue.
 
     At most `restarts` rounds, and one more that measures what they found. A round of EXTEND keeps rank + 1 + order/2
     Ritz vectors; the residuals of all of them lie along one direction, from which the next round goes on. The pair
     beyond the `rank` asked for must be accurate too, or lie below the others by more than its residual.
-    `progress(round, restarts, residual)` is called after each round with the largest residual over the largest value.
+    The function with the number `listener` is told the round, `restarts`, and the largest residual over the largest
+    value, after each round.
     """
     like = random_start(key)
     count = rank + 1 + order
@@ -148,10 +150,9 @@ def largest(
 
     def advance(state: _State) -> _State:
         after = _advance(operator, random_start, state, rank, order, tolerance, restarts)
-        if progress is not None:
-            largest_value = jnp.max(after.values)
-            share = jnp.max(after.residuals) / jnp.where(largest_value > 0, largest_value, 1)
-            jax.debug.callback(progress, after.round, restarts, share)
+        largest_value = jnp.max(after.values)
+        share = jnp.max(after.residuals) / jnp.where(largest_value > 0, largest_value, 1)
+        tell(listener, after.round, restarts, share)
         return after
 
     def goes_on(state: _State) -> Any:

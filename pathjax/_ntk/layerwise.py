@@ -66,16 +66,20 @@ def _on_one_device(
     form: Form,
     batch_size: int | None,
 ) -> Any:
+    key = _memory_key(params, mask, x1, x2, known=known, form=form, batch_size=batch_size)
+
     def note(needed: int) -> None:
-        network.facts[_memory_key(params, mask, x1, x2, known=known, form=form, batch_size=batch_size)] = needed
+        network.facts[key] = needed
 
     mask = mask if known is None else known.mask
     return kernel(network, params, x1, x2, mask=mask, form=form, batch_size=batch_size, note_memory=note)
 
 
-def _memory_key(*arguments: Any, **options: Any) -> Hashable:
+def _memory_key(*arguments: Any, known: KnownMask | None, form: Form, batch_size: int | None) -> Hashable:
     leaves, structure = jax.tree.flatten(arguments)
-    return "memory", structure, tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves), *options.values()
+    types = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+    # of a mask its digest, so that the masks themselves are let go
+    return "memory", structure, types, None if known is None else known.key, form, batch_size
 
 
 def kernel(

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
-__all__ = ["available", "check", "check_whole"]
+__all__ = ["available", "check", "check_whole", "free_in_container"]
 
 
 def available() -> int | None:
@@ -23,7 +24,7 @@ def available() -> int | None:
     try:
         with open("/proc/meminfo") as file:
             free = next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
-        return min(free, *_free_in_container())
+        return min(free, free_in_container())
     except (OSError, StopIteration):
         pass
     try:
@@ -32,30 +33,49 @@ def available() -> int | None:
         return None
 
 
-# The limit of a container on its processes' memory and what they take, of Linux's control groups in both versions.
-_LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", "inactive_file"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-        "/sys/fs/cgroup/memory/memory.stat",
-        "total_inactive_file",
-    ),
+class _Version(NamedTuple):
+    """Where a version of Linux's control groups keeps what concerns memory, and what its files are called."""
+
+    folder: str
+    controller: str
+    limit: str
+    used: str
+    droppable: str
+
+
+_VERSIONS = (
+    _Version("", "", "memory.max", "memory.current", "inactive_file"),
+    _Version("memory", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 
 
-def _free_in_container() -> list[int]:
-    """What is left of each limit that the process's container sets; files that can be dropped from memory are free."""
+def free_in_container(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int:
+    """What is left of the tightest limit on the process's memory, its container's or that of a group around it.
+
+    Files that the system can drop from memory count as free. Without a limit, more than any machine has.
+    """
     free = [sys.maxsize]
-    for limit, used, statistics, droppable in _LIMITS:
-        try:
-            taken = int(Path(used).read_text())
-            lines = (line.split() for line in Path(statistics).read_text().splitlines())
-            dropped = next((int(size) for name, size in lines if name == droppable), 0)
-            free.append(max(0, int(Path(limit).read_text()) - taken + dropped))
-        except (OSError, ValueError):  # no such group, or its limit is "max"
-            continue
-    return free
+    for version in _VERSIONS:
+        for folder in _groups(root / version.folder, version.controller, membership):
+            try:
+                limit, used = (int((folder / name).read_text()) for name in (version.limit, version.used))
+                lines = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                dropped = next((int(size) for name, size in lines if name == version.droppable), 0)
+            except (OSError, ValueError):  # no such group, or its limit is "max"
+                continue
+            free.append(max(0, limit - used + dropped))
+    return min(free)
+
+
+def _groups(root: Path, controller: str, membership: Path) -> list[Path]:
+    """The folders of the group of this process and of those around it. In a container the outermost is its own."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return [root]
+    paths = [path for _, controllers, path in lines if controller in controllers.split(",") and ".." not in path]
+    group = root.joinpath(*paths[0].split("/")) if paths else root
+    return [group, *(folder for folder in group.parents if folder.is_relative_to(root))]
 
 
 def check(result: int, working: Callable[[int], int], n: int, batch_size: int | None) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from pathjax._base.network import check_batch_size, check_inputs, check_params, kept_weights
+from pathjax._base.network import as_batch, check_batch_size, check_inputs, check_params, kept_weights
 from pathjax._base.trees import check_mask, concrete, dot, wide
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import Program, batch_length
@@ -131,7 +131,7 @@ def operator(
            [360., 360.],
            [360., 360.]], dtype=float64)
     """
-    x = jax.tree.map(jnp.asarray, x)
+    x = as_batch("x", x)
     check_params(params)
     check_inputs(x=x)
     check_batch_size(batch_size)

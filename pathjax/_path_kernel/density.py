@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from pathjax._base.listeners import tell
 from pathjax._linalg import estimates
 from pathjax._linalg.krylov import krylov
 from pathjax._linalg.lapack import eigh
@@ -167,18 +168,18 @@ class SpectralDensity(NamedTuple):
         return is_nonzero(relative.ravel()).reshape(relative.shape)
 
 
-def quadrature(
-    kernel: PathKernel, key: Key, *, order: int, samples: int, progress: Callable[[Any, Any], None] | None
-) -> SpectralDensity:
-    """The nodes and weights of `samples` random starts, by `order` Lanczos steps each."""
+def quadrature(kernel: PathKernel, key: Key, listener: Any, *, order: int, samples: int) -> SpectralDensity:
+    """The nodes and weights of `samples` random starts, by `order` Lanczos steps each.
+
+    The function with the number `listener` is told each start when it is done.
+    """
     steps = min(order, twin.size(kernel))
     operator = twin.flat(kernel, twin.linear(kernel, kernel))
 
     def from_random_start(start: tuple[Key, Any]) -> tuple[Any, Any]:
         space = krylov(operator, twin.random_signs(kernel, start[0]), steps)
         nodes, vectors = eigh(space.matrix)
-        if progress is not None:
-            jax.debug.callback(lambda number, *_: progress(int(number), samples), start[1], nodes)
+        tell(listener, start[1], samples)
         return nodes, jnp.square(vectors[0])
 
     starts = jax.random.split(key, samples), jnp.arange(1, samples + 1)

@@ -60,8 +60,9 @@ def kept_counts(params: Params, *, density: float, scope: str = "global", prunab
     filled = sum(size > 0 for size in sizes)
     if total < filled:
         raise ValueError(
-            f"density {density} keeps {total} of the {size} prunable weights, and there are {filled} leaves, each of "
-            f'which keeps one or more with scope "{scope}". The smallest possible density is about {filled / size:.3g}.'
+            f"density {density:.6g} keeps {total} of the {size} prunable weights, and there are {filled} leaves, each "
+            f'of which keeps one or more with scope "{scope}". The smallest possible density is about '
+            f"{filled / size:.3g}."
         )
     shares = sizes if scope == "uniform" else [sum(shape) for _, shape in leaves]
     return np.asarray(apportion(total, shares, sizes), np.int32)
@@ -71,7 +72,7 @@ def _rounded(density: float, size: int, group: str) -> int:
     kept = round(float(density) * size)
     if size > 0 and kept == 0:
         raise ValueError(
-            f"density {density} keeps none of {group}, {size} in number. "
+            f"density {density:.6g} keeps none of {group}, {size} in number. "
             f"The smallest density that keeps one is about {1.0 / size:.3g}."
         )
     return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from pathjax._base.trees import multiply
+from pathjax._interpreter.jaxpr import check_batch
 from pathjax._interpreter.lifting import absolute_power, lift, lift_weights, one_example, ones_like_example, pair_sum
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax.types import Mask, Params, Real, Scores
@@ -70,9 +71,16 @@ def relative(tree: Params, total: Array) -> Params:
 
 def _input_batches(inputs: Any) -> Iterator[Array]:
     """The batches of the inputs, with their dtype checked; empty batches are left out."""
+    if isinstance(inputs, Mapping):
+        raise TypeError(
+            "`inputs` is one dictionary, but must be an array (n, ...) or an iterable of such arrays. Pass the array "
+            "that the layers multiply, and close over the others in `apply`, or pass them in `state`."
+        )
     batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
     empty = True
-    for batch in map(jnp.asarray, batches):
+    for given in batches:
+        check_batch(given)
+        batch = jnp.asarray(given)
         if not jnp.issubdtype(batch.dtype, jnp.floating):
             raise ValueError(
                 f"`inputs` must be floating-point, but are {batch.dtype}. Convert and standardize them first."

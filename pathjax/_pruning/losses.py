@@ -8,10 +8,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pathjax._base.leaves import ChosenLeaves
+from pathjax._base.network import as_batch
 from pathjax._base.programs import Static
 from pathjax._base.trees import concrete
 from pathjax._interpreter.jaxpr import batch_length
@@ -26,6 +26,7 @@ __all__ = [
     "curvature_product",
     "kernels_of",
     "mean_gradient",
+    "outputs_of",
     "replayable",
 ]
 
@@ -53,11 +54,29 @@ class Loss(NamedTuple):
 
     def at(self, network: TracedNetwork, params: Params, x: Any, y: Any, temperature: Any) -> Array:
         """The mean loss of a batch, times the number of its examples."""
-        outputs = network.outputs(params, x)
-        outputs = outputs[0] if self.has_aux else outputs
+        outputs = outputs_of(network.outputs(params, x), self.has_aux)
         if temperature is not None:
             outputs = jax.tree.map(lambda leaf: leaf / temperature, outputs)
-        return self.function(outputs, y) * batch_length(x)
+        loss = self.function(outputs, y)
+        if jnp.shape(loss) != ():
+            raise ValueError(
+                f"`loss(outputs, targets)` must return one number, the mean over the examples, but it has shape "
+                f"{jnp.shape(loss)}. Take the mean: jnp.mean(loss(outputs, targets))."
+            )
+        return loss * batch_length(x)
+
+
+def outputs_of(result: Any, has_aux: bool) -> Any:
+    """The outputs in what `apply` returned. Raises ValueError where no pair came and `has_aux` says that it would."""
+    if not has_aux:
+        return result
+    if not isinstance(result, tuple | list) or len(result) != 2:
+        came = f"{len(result)} parts" if isinstance(result, tuple | list) else "no pair"
+        raise ValueError(
+            "With `has_aux=True`, `apply` must return a pair: the outputs, and what is not scored, such as new batch "
+            f"statistics; but it returned {came}. Leave `has_aux` out, or return (outputs, rest)."
+        )
+    return result[0]
 
 
 def mean_gradient(
@@ -92,8 +111,9 @@ def kernels_of(apply: ApplyFn, params: Params, state: State, data: Any) -> Chose
 def _first_inputs(data: Any) -> Any:
     if hasattr(data, "shape"):
         return data
-    for batch in _each(data):
-        return batch if hasattr(batch, "shape") else jax.tree.map(jnp.asarray, _pair(batch)[0])
+    are_inputs = isinstance(data, tuple | list) and all(hasattr(part, "shape") for part in data)
+    for batch in data if are_inputs else _each(data):
+        return batch if hasattr(batch, "shape") else as_batch("x", _pair(batch)[0])
     raise ValueError("`data` has no batches. Give at least one; an iterator that was read before is empty.")
 
 
@@ -158,11 +178,11 @@ def _divided(tree: Params, number: int) -> Params:
 def _labelled(network: TracedNetwork, params: Params, batches: Batches, loss: Loss) -> Iterator[tuple[Any, Any]]:
     """The batches as trees of arrays, with shapes and labels checked; empty batches are left out."""
     for batch in _each(batches):
-        x, y = (jax.tree.map(jnp.asarray, part) for part in _pair(batch))
+        inputs, targets = _pair(batch)
+        x, y = as_batch("x", inputs), as_batch("y", targets)
         n = batch_length(x)
-        shapes = {jnp.shape(leaf) for leaf in jax.tree.leaves(y)}
-        # without a loss of the user's the targets are labels, one for each example
-        if {shape[: None if loss.check is not None else 1] for shape in shapes} - {(n,)}:
+        lengths = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(y)}
+        if lengths - {(n,)}:
             x_shapes, y_shapes = (", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(part)) for part in (x, y))
             raise ValueError(
                 "In a batch (x, y), y must hold one label for each example of x, (n,) for (n, ...), or one target, "
@@ -173,10 +193,15 @@ def _labelled(network: TracedNetwork, params: Params, batches: Batches, loss: Lo
         if n == 0:
             continue
         if loss.check is not None:
+            outputs = outputs_of(network.outputs_like(x), loss.has_aux)
+            if isinstance(outputs, tuple) and len(outputs) == 2 and not loss.has_aux:
+                raise ValueError(
+                    "`apply` returned a pair. Pass `has_aux=True` if its first part is the outputs, as with new batch "
+                    "statistics; or pass a `loss` of your own, which gets both parts."
+                )
             if not loss.has_aux:
                 network.output(x)  # raises where there is no row of outputs for each example
-            outputs = network.outputs_like(x)
-            loss.check(outputs[0] if loss.has_aux else outputs, y)
+            loss.check(outputs, y)
         yield x, y
 
 
@@ -186,11 +211,11 @@ def _each(batches: Batches) -> Iterator[Any]:
         raise TypeError(
             f"`batches` is one dictionary, but must be an iterable of batches. {remedy[:-1]}, or [{{...}}]."
         )
-    if isinstance(batches, jax.Array | np.ndarray) or (
-        isinstance(batches, tuple | list) and len(batches) == 2 and all(hasattr(part, "shape") for part in batches)
-    ):
-        shapes = [tuple(part.shape) for part in batches] if isinstance(batches, tuple | list) else [batches.shape]
-        raise TypeError(f"`batches` holds bare arrays, of shape {' and '.join(map(str, shapes))}, not pairs. {remedy}")
+    parts = list(batches) if isinstance(batches, tuple | list) else [batches]
+    if shapes := [str(tuple(part.shape)) for part in parts if hasattr(part, "shape")]:
+        raise TypeError(f"`batches` holds bare arrays, of shape {' and '.join(shapes)}, not pairs. {remedy}")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"`batches` is a {type(batches).__name__}, but must be an iterable of batches. {remedy}")
     return iter(batches)
 
 

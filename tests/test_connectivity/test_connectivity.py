@@ -218,3 +218,51 @@ def test_state_is_handed_to_the_network() -> None:
     assert live["kernel"].all(axis=0).tolist() == [True, False, True, False]
     with pytest.raises(ValueError, match="`mask` has no leaf at"):
         connectivity.effective_mask(apply, params, x, mask={"kernel": params["kernel"] > 0}, state=jnp.ones(4))
+
+
+# Leaves without weights
+
+
+@pytest.mark.parametrize("shape", [(4, 0), (0,), (0, 4), (3, 0, 2)])
+def test_a_leaf_without_weights_is_no_fault(shape: tuple[int, ...]) -> None:
+    def apply(params: Any, x: Any) -> Any:
+        return jax.nn.relu(x @ params["first"]) @ params["second"]
+
+    params = {"first": jnp.ones((3, 4)), "second": jnp.ones((4, 2))}
+    mask = {"first": jnp.ones((3, 4), bool).at[:, 0].set(False), "second": jnp.ones((4, 2), bool).at[1].set(False)}
+    empty = {"unused": jnp.zeros(shape)}
+    x = jnp.ones((5, 3))
+    for prunable in (None, everything):
+        given: Any = {"prunable": prunable}
+        whole = connectivity.connectivity(apply, params, x, mask=mask, **given)
+        more = connectivity.connectivity(
+            apply, params | empty, x, mask=mask | {"unused": jnp.ones(shape, bool)}, **given
+        )
+        own = [layer for layer in more.layers if layer.path == "['unused']"]
+        assert more._replace(layers=tuple(layer for layer in more.layers if layer not in own)) == whole
+        assert [(layer.size, layer.kept, layer.live, layer.live_units) for layer in own] == [(0, 0, 0, 0)] * len(own)
+        assert (len(own) == 1) == (prunable is everything)
+        for biases in (False, True):
+            live = connectivity.effective_mask(
+                apply, params | empty, x, mask=mask | {"unused": jnp.ones(shape, bool)}, biases=biases, **given
+            )
+            expected = connectivity.effective_mask(apply, params, x, mask=mask, biases=biases, **given)
+            assert live.pop("unused").shape == shape
+            jax.tree.map(np.testing.assert_array_equal, live, expected)
+
+
+def test_an_empty_leaf_that_the_network_reads_changes_nothing() -> None:
+    """A layer of no units beside another one."""
+
+    def apply(params: Any, x: Any) -> Any:
+        return jax.nn.relu(x @ params["in"]) @ params["out"] + jax.nn.relu(x @ params["none in"]) @ params["none out"]
+
+    params = {
+        "in": jnp.ones((3, 4)),
+        "out": jnp.ones((4, 2)),
+        "none in": jnp.ones((3, 0)),
+        "none out": jnp.ones((0, 2)),
+    }
+    report = connectivity.connectivity(apply, params, jnp.ones((5, 3)))
+    assert report.collapsed == () and report.parameters == 20 and report.density == report.effective_density == 1.0
+    np.testing.assert_allclose(report.log_paths, np.log(24), rtol=EXACT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any, cast
 
 import jax
@@ -98,6 +99,101 @@ def test_memory_is_what_the_device_says_or_the_machine(monkeypatch):
     assert _memory.available() == 700
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(None)])
     assert (_memory.available() or 0) > 10**6
+
+
+# Containers
+
+SCALE = 10**6
+NAMES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
+
+
+def make_group(folder, version, limit, used, droppable):
+    """The files of a control group; limits and use in MB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    limit_name, used_name, droppable_name = NAMES[version]
+    (folder / limit_name).write_text(f"{limit * SCALE if isinstance(limit, int) else limit}\n")
+    (folder / used_name).write_text(f"{used * SCALE}\n")
+    (folder / "memory.stat").write_text(f"anon 12\n{droppable_name} {droppable * SCALE}\nslab 7\n")
+
+
+@pytest.fixture(params=[1, 2])
+def groups(request, tmp_path):
+    """The version, the folder of its outermost group, and what tells the free megabytes for a group's path."""
+    root = tmp_path / "cgroup"
+    folder, membership = root / "memory" if request.param == 1 else root, tmp_path / "membership"
+
+    def free_at(path):
+        line = f"0::{path}" if request.param == 2 else f"9:cpu,cpuacct:/elsewhere\n4:memory:{path}"
+        membership.write_text(f"{line}\n")
+        return _memory.free_in_container(root, membership) / SCALE
+
+    return request.param, folder, free_at
+
+
+def test_a_containers_limit_counts_less_what_is_used_and_not_droppable(groups):
+    version, folder, free_at = groups
+    make_group(folder, version, 1000, 700, 150)
+    assert free_at("/") == 450
+    make_group(folder, version, 1000, 1200, 150)  # beyond its limit, as for a moment after a change of the limit
+    assert free_at("/") == 0
+
+
+def test_the_tightest_of_nested_groups_counts(groups):
+    version, folder, free_at = groups
+    make_group(folder, version, 1000, 700, 0)
+    make_group(folder / "jobs", version, 800, 700, 50)
+    make_group(folder / "jobs" / "one", version, 900, 100, 0)
+    make_group(folder / "jobs" / "two", version, 300, 290, 0)
+    assert free_at("/") == 300
+    assert free_at("/jobs") == free_at("/jobs/one") == 150
+    assert free_at("/jobs/two") == 10
+    # the path outside of the container, which is its own root inside
+    assert free_at("/docker/3f2a") == free_at("/../../host") == 300
+
+
+def test_without_a_limit_the_machines_memory_counts(groups, tmp_path, monkeypatch):
+    version, folder, free_at = groups
+    unlimited = sys.maxsize / SCALE
+    assert free_at("/") == unlimited  # no such files
+    make_group(folder, version, "max" if version == 2 else 9223372036854771712 // SCALE, 700, 0)
+    assert free_at("/") > 10**12
+    missing = tmp_path / "missing"
+    assert _memory.free_in_container(missing, missing) == sys.maxsize
+    monkeypatch.setattr(_memory, "free_in_container", lambda: 123)
+    assert _memory.available() == 123
+    monkeypatch.setattr(_memory, "free_in_container", lambda: sys.maxsize)
+    assert 10**6 < (_memory.available() or 0) < sys.maxsize
+
+
+# Kernels that have been compiled
+
+
+@pytest.mark.parametrize("mask_is_given", [False, True])
+def test_memory_is_checked_again_when_a_compiled_kernel_is_called(free, mask_is_given):
+    calls = []
+
+    def counted(params, x):
+        calls.append(x.shape)
+        return apply(params, x)
+
+    params, x = (jax.tree.map(lambda like: jnp.ones(like.shape), tree) for tree in shapes(20, width=30))
+    mask = jax.tree.map(lambda leaf: leaf > 0, params) if mask_is_given else None
+    free(10**9)
+    expected = ntk.empirical(counted, params, x, mask=mask)
+    traced = len(calls)
+    free(690_000)  # the result has 320 kB, and the sum over layers as much again
+    with pytest.raises(MemoryError, match="690 kB are free") as refused:
+        ntk.empirical(counted, params, x, mask=mask)
+    (named,) = re.findall(r"`batch_size=(\d+)`", str(refused.value))
+    assert ntk.empirical(counted, params, x, mask=mask, batch_size=int(named)).shape == expected.shape
+    free(10**9)
+    assert (ntk.empirical(counted, params, x, mask=mask) == expected).all()
+    free(None)
+    assert (ntk.empirical(counted, params, x, mask=mask) == expected).all()
+    assert len(calls) == traced
 
 
 def test_where_memory_is_unknown_nothing_is_refused(free):

@@ -1,5 +1,9 @@
 """Lottery tickets: who is kept, what is rewound, and that a ticket learns."""
 
+import functools
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,6 +180,132 @@ def test_a_ticket_of_a_tenth_learns_and_its_weights_stay_on_the_mask():
     assert float((outputs[1].argmax(1) == test_y).mean()) > 0.9
     for name in ("first", "second"):
         assert not bool(jnp.any(trained[name][~ticket.mask[name]]))
+
+
+# model state
+
+
+class NormTraining:
+    """A made-up training of a batch-norm layer: weights rotate, and statistics follow what they are trained on."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, params, state, mask, start, stop, key):
+        self.calls.append((params, state, mask, start, stop, key))
+        for at in range(start, stop):
+            params, state = self.step(params, state, mask, at)
+        return params, state
+
+    @staticmethod
+    def step(params, state, mask, at):
+        moved_by_one = moved({name: np.asarray(leaf) for name, leaf in params.items()}, [at])
+        params = {name: np.where(mask[name], leaf, 0) for name, leaf in moved_by_one.items()}
+        mean = 0.9 * np.asarray(state["batch_stats"]["mean"]) + 0.1 * params["first"].mean(0)
+        return params, {"batch_stats": {"mean": mean}, "steps": np.asarray(state["steps"]) + 1}
+
+
+@pytest.mark.parametrize("rewind", (0, 3))
+def test_a_ticket_rewinds_the_model_state_with_the_weights(rewind):
+    params, reports, train = initial(), [], NormTraining()
+    state = {"batch_stats": {"mean": jnp.arange(9.0)}, "steps": jnp.asarray(0)}
+    ticket = pruning.lottery_ticket(
+        train,
+        params,
+        state=state,
+        steps=7,
+        density=0.5,
+        rewind=rewind,
+        key=jax.random.key(0),
+        progress=lambda *report: reports.append(report),
+    )
+    # by hand: the first steps dense, then each level from the weights and statistics after them
+    everything = {name: np.ones(leaf.shape, bool) for name, leaf in params.items()}
+    early: Any = params
+    early_state: Any = state
+    for at in range(rewind):
+        early, early_state = NormTraining.step(early, early_state, everything, at)
+    planned = [0.8, 0.8**2, 0.8**3, 0.5]
+    mask = everything
+    for reached in planned:
+        trained, trained_state = {name: early[name] * mask[name] for name in early}, early_state
+        for at in range(rewind, 7):
+            trained, trained_state = NormTraining.step(trained, trained_state, mask, at)
+        assert int(trained_state["steps"]) == 7
+        sizes = np.concatenate(
+            [np.where(mask[name], np.abs(trained[name]), -1).ravel() for name in ("first", "second")]
+        )
+        chosen = np.zeros(SIZE, bool)
+        chosen[np.argsort(-sizes, kind="stable")[: round(reached * SIZE)]] = True
+        mask = everything | {"first": chosen[:36].reshape(4, 9), "second": chosen[36:].reshape(9, 3)}
+    for name, kept in mask.items():
+        np.testing.assert_array_equal(ticket.mask[name], kept)
+        np.testing.assert_array_equal(ticket.params[name], np.where(kept, early[name], 0))
+    jax.tree.map(np.testing.assert_array_equal, ticket.state, early_state)
+    assert int(ticket.state["steps"]) == rewind
+    levels = train.calls[1:] if rewind else train.calls
+    assert [call[3:5] for call in levels] == [(rewind, 7)] * 4
+    for call in levels:
+        jax.tree.map(np.testing.assert_array_equal, call[1], early_state)
+    assert reports == [(level, 4, round(at * SIZE) / SIZE) for level, at in enumerate(planned, start=1)]
+    assert all(call[-1] is not None for call in train.calls)
+
+
+def test_without_a_state_a_ticket_has_none():
+    ticket = pruning.lottery_ticket(Recorder(), initial(), steps=2, density=0.5)
+    assert ticket.state is None
+
+
+def test_a_batch_norm_network_is_rewound_and_its_ticket_trains_on():
+    """With Flax' own batch norm: the statistics of the ticket are those of the rewind step, and training continues."""
+    model = nn.Sequential([nn.Dense(8), nn.BatchNorm(use_running_average=False, momentum=0.9), nn.relu, nn.Dense(10)])
+    x, y = digits(64, 1)
+    x = x.astype(jnp.float32)
+    variables = model.init(jax.random.key(0), x)
+    params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
+
+    @jax.jit
+    def step(params, state, mask):
+        def loss(params):
+            outputs, new_state = model.apply({"params": params, **state}, x, mutable=["batch_stats"])
+            return scores.cross_entropy(outputs, y), new_state
+
+        slopes, new_state = jax.grad(loss, has_aux=True)(params)
+        return masks.apply_mask(mask, jax.tree.map(lambda leaf, slope: leaf - 0.1 * slope, params, slopes)), new_state
+
+    def train(params, state, mask, start, stop, key):
+        for _ in range(start, stop):
+            params, state = step(params, state, mask)
+        return params, state
+
+    everything = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    expected, statistics = train(params, state, everything, 0, 4, None)
+    ticket = pruning.lottery_ticket(train, params, state=state, steps=20, density=0.3, rewind=4, pruned=0.6)
+    jax.tree.map(np.testing.assert_array_equal, ticket.state, statistics)
+    jax.tree.map(np.testing.assert_array_equal, ticket.params, masks.apply_mask(ticket.mask, expected))
+    after, _ = train(ticket.params, ticket.state, ticket.mask, 4, 20, None)
+
+    def loss(params):
+        return scores.cross_entropy(model.apply({"params": params, **state}, x, mutable=["batch_stats"])[0], y)
+
+    assert float(loss(after)) < float(loss(ticket.params))
+
+
+def test_a_training_that_returns_no_state_or_another_one_is_refused():
+    state = {"mean": jnp.zeros(3)}
+    run = functools.partial(pruning.lottery_ticket, params=initial(), state=state, steps=2, density=0.5)
+    for returned, message in (
+        (lambda params, state: params, "returned a dict, but with a `state` it must return a pair"),
+        (lambda params, state: (params, state, 0), "must return a pair"),
+        (lambda params, state: (params, {}), r"`the state that `train` returned`.*no leaf at \['mean'\]"),
+        (
+            lambda params, state: (params, {"mean": jnp.zeros(4)}),
+            r"\['mean'\] has shape \(4,\), but `state` has \(3,\)",
+        ),
+        (lambda params, state: ({"first": params["first"]}, state), r"`train` has no leaf at \['bias'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(lambda params, state, *rest, returned=returned: returned(params, state))
 
 
 # errors

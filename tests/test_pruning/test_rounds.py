@@ -420,3 +420,24 @@ def test_scores_of_pruned_weights_may_be_infinite():
         lambda params, key: jax.tree.map(lambda leaf: jnp.log(jnp.abs(leaf)), params), initial(), density=0.2, rounds=4
     )
     jax.tree.map(np.testing.assert_array_equal, logarithmic, pruning.prune(magnitude, initial(), density=0.2, rounds=4))
+
+
+def test_scores_that_were_computed_once_are_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"`score` is a dict, but each round calls it.*lambda masked, key.*from_scores"):
+        pruning._check_score(scores.magnitude(initial()))  # not through `prune`, whose types the tests check
+
+
+def test_a_score_of_other_arguments_is_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"takes the arguments \(params.*score\(masked_params, key\).*Wrap it"):
+        pruning._check_score(scores.magnitude)
+
+
+def test_revival_by_scores_of_masked_weights_is_refused():
+    with pytest.raises(ValueError, match=r"In round 2 every pruned weight has the score 0.*scores.force"):
+        pruning.prune(lambda masked, key: scores.magnitude(masked), initial(), density=0.2, rounds=3, revive=True)
+    pruning.prune(lambda masked, key: scores.magnitude(masked), initial(), density=0.2, rounds=1, revive=True)
+
+
+def test_densities_in_messages_are_short():
+    with pytest.raises(ValueError, match=r"density 0.0001 keeps none"):
+        pruning.prune(lambda masked, key: scores.magnitude(masked), initial(), density=0.1**4, rounds=1)

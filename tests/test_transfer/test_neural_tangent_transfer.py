@@ -56,6 +56,37 @@ def formula(weights, mask, teacher, x, density, trace=False):
     return 1e-3 * jnp.sum(gap**2) / gap.size + jnp.sum(outputs**2) / outputs.size + 1e-5 / density * norm
 
 
+def test_batches_may_be_tokens_and_trees():
+    """The first loss of a network of two inputs, one of them integers, from whole Jacobians."""
+
+    def network(params, x):
+        h = jnp.tanh(params["table"][x["tokens"]].sum(1) + x["numbers"] @ params["first"])
+        return jnp.stack([h @ params["second"], (h**2) @ params["second"]], axis=1)
+
+    rng = np.random.default_rng(0)
+    shapes = {"table": (5, 4), "first": (2, 4), "second": (4, 3)}
+    params = {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
+    batch = {"tokens": jnp.asarray(rng.integers(0, 5, (3, 2))), "numbers": jnp.asarray(rng.standard_normal((3, 2)))}
+    student = transfer.neural_tangent_transfer(network, params, [batch], density=0.5, steps=1, key=KEY)
+    # of the three leaves the table is looked up, and so no kernel
+    mask = keep_all(params) | {name: magnitude_mask({name: params[name]}, 0.5)[name] for name in ("first", "second")}
+    jax.tree.map(np.testing.assert_array_equal, student.mask, mask)
+    masked = masks.apply_mask(mask, params)
+
+    def kernel(weights, mask):
+        parts = jax.jacrev(lambda weights: network(weights, batch).reshape(-1))(weights)
+        rows = jnp.concatenate([jnp.where(mask[name], parts[name], 0).reshape(18, -1) for name in parts], axis=1)
+        return rows @ rows.T
+
+    gap = kernel(masked, mask) - kernel(params, keep_all(params))
+    outputs = network(masked, batch) - network(params, batch)
+    norm = sum(jnp.sum(masked[name] ** 2) for name in ("first", "second"))
+    expected = 1e-3 * jnp.mean(gap**2) + jnp.mean(outputs**2) + 1e-5 / 0.5 * norm
+    np.testing.assert_allclose(student.losses[0], expected, rtol=EXACT)
+    with pytest.raises(TypeError, match=r"one dictionary, but must be an array or an iterable of batches: \[inputs\]"):
+        transfer.neural_tangent_transfer(network, params, batch, density=0.5, steps=1, key=KEY)
+
+
 STILL, DIVERGING = optax.sgd(0.0), optax.sgd(1e80)
 
 
@@ -262,8 +293,6 @@ def test_inputs_that_cannot_be_are_refused():
             run(params, nothing)
     with pytest.raises(ValueError, match="`inputs` holds NaN, first in example 2"):
         run(params, x.at[2, 1].set(jnp.nan))
-    with pytest.raises(ValueError, match="`inputs` has dtype int"):
-        run(params, jnp.ones((3, 4), int))
     with pytest.raises(ValueError, match=r"one array of shape \(n, o\).*it returned \(6,\)"):
         transfer.neural_tangent_transfer(
             lambda params, x: apply(params, x)[:, 0], params, x, density=0.5, steps=1, key=KEY
