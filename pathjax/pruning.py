@@ -148,20 +148,36 @@ def prune(
     planned = densities(density=density, rounds=rounds, schedule=schedule)
     if not revive:
         _check_falling(planned)
-    counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
-    size = masks.kept_counts(params, density=1.0, prunable=prunable).item()
     options: dict[str, Any] = {"scope": scope, "prunable": ChosenLeaves.read(prunable, params), "revive": revive}
+    return _after_rounds(score, params, (), planned, options, key=key, progress=progress, jit=jit)
+
+
+def _after_rounds(
+    score: Callable[..., Scores],
+    params: Params,
+    read: tuple[Any, ...],
+    planned: Sequence[float],
+    options: dict[str, Any],
+    *,
+    key: Key | None,
+    progress: Progress | None,
+    jit: bool = True,
+) -> Mask:
+    """The mask after rounds that keep the planned densities, by score(masked_params, key, *read)."""
+    chosen, scope = options["prunable"], options["scope"]
+    counts = [masks.kept_counts(params, density=after, scope=scope, prunable=chosen) for after in planned]
+    size = masks.kept_counts(params, density=1.0, prunable=chosen).item()
     compiled_round = kept_for(score, Kept).compiled(_sound_round, **options) if jit else None
     # Computed from the weights, so that under vmap the first mask has the seeds' axis, as all later masks have.
     mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
     for round_, kept in enumerate(counts, start=1):
-        arguments = (mask, params, key, round_, kept)
+        arguments = (mask, params, key, round_, kept, read)
         after = None if compiled_round is None else compiled_round(*arguments)
         # After a compiled round with unsound scores, the same round runs uncompiled: it can raise and name the leaf.
         if after is None or (concrete(after.is_sound) is not None and not after.is_sound):
             after = _round(score, *arguments, **options)
             _check_round(after.contests, f"In round {round_} of {len(counts)}")
-        if revive:
+        if options["revive"]:
             _check_can_return(after.can_return, round_)
         mask = after.mask
         if progress is not None:
@@ -208,7 +224,7 @@ def sparsify(
     With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
 
     The steps are `prune`, `masks.apply_mask` and `masks.freeze`; call these for other schedules or for revival. Cost
-    and errors are theirs. Another call compiles again if `data` or `state` are other objects.
+    and errors are theirs. Another call compiles again if `data` is another object.
 
     Source: of the methods, see `pathjax.scores`.
 
@@ -226,20 +242,14 @@ def sparsify(
     data = replayable(data)
     chosen = ChosenLeaves.read(prunable or kernels_of(apply, params, state, data), params)
 
-    def score_of_round(masked: Params, key: Key | None) -> Scores:
+    def score_of_round(masked: Params, key: Key | None, state: State) -> Scores:
         options = {} if key is None else {"key": key}
         return score(apply, masked, data, state=state, prunable=chosen, **options)
 
-    mask = prune(
-        score_of_round,
-        params,
-        density=density,
-        rounds=rounds,
-        scope=scope,
-        key=key,
-        prunable=chosen,
-        progress=progress,
-    )
+    planned = densities(density=density, rounds=rounds)
+    options: dict[str, Any] = {"scope": scope, "prunable": chosen, "revive": False}
+    # the state is handed over and not captured: another one compiles nothing
+    mask = _after_rounds(score_of_round, params, (state,), planned, options, key=key, progress=progress)
     return Sparse(masks.apply_mask(mask, params), masks.freeze(optimizer, mask), mask)
 
 
@@ -375,18 +385,19 @@ class _Round(NamedTuple):
 
 
 def _round(
-    score: ScoreFn,
+    score: Callable[..., Scores],
     mask: Mask,
     params: Params,
     key: Key | None,
     round_: ArrayLike,
     kept: ArrayLike,
+    read: tuple[Any, ...],
     *,
     scope: str,
     prunable: Prunable,
     revive: bool,
 ) -> _Round:
-    scores = score(masks.apply_mask(mask, params), _folded(key, round_))
+    scores = score(masks.apply_mask(mask, params), _folded(key, round_), *read)
     scores = check_like(scores, params, name="score")
     selected = selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
     pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(mask), strict=True)

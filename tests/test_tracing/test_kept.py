@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -155,6 +156,28 @@ def test_a_score_made_anew_is_compiled_once():
     for density in (0.5, 0.25):
         pruning.prune(lambda params, key: counted(params), PARAMS, density=density, rounds=3)
     assert len(traces) == 1
+
+
+def test_seeds_with_states_of_their_own_are_pruned_by_one_program():
+    traces: list[tuple[int, ...]] = []
+
+    def with_state(params, state, x):
+        traces.append(x.shape)
+        return state["scale"][None] * apply(params, x)
+
+    for seed in range(3):
+        params = jax.tree.map(lambda leaf, seed=seed: leaf + seed, PARAMS)
+        state = {"scale": jnp.arange(1.0, 4.0) + seed}
+        sparse = pruning.sparsify(
+            scores.synflow, with_state, params, X, optax.sgd(0.1), density=0.5, rounds=4, state=state
+        )
+
+        def score(masked, key, state=state):
+            return scores.synflow(with_state, masked, X, state=state)
+
+        expected = pruning.prune(score, params, density=0.5, rounds=4)
+        assert all(map(np.array_equal, jax.tree.leaves(sparse.mask), jax.tree.leaves(expected)))
+    assert sorted(traces) == [(1, 3), (2, 3), (5, 3)]  # the batch itself, of which the kernels are read
 
 
 def test_second_calls_neither_trace_nor_compile():
