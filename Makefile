@@ -8,8 +8,11 @@ INSTALLED := .venv/installed
 NEWEST_PYTHON ?= $(shell .ci/newest-python)
 NEWEST := .venv-newest
 # what `make newest` runs: whatever reads programs or masks, and users' scripts, in a few minutes
-COVERING = pathjax tests/test_tracing tests/test_masks tests/test_neural_tangents tests/test_ntk/test_layerwise.py \
-    $(addprefix tests/test_paths/test_,listed.py refusals.py rules.py) $(wildcard tests/test_frameworks)
+COVERING = pathjax tests/test_tracing tests/test_masks tests/test_neural_tangents tests/test_frameworks \
+    $(addprefix tests/test_paths/test_,listed.py refusals.py rules.py) \
+    $(addprefix tests/test_ntk/test_layerwise.py::test_,$(COVERING_KERNELS))
+COVERING_KERNELS = kernel_of_kept_weights_and_two_batches_equals_that_of_jacobians \
+    networks_that_are_not_piecewise_linear_have_their_kernel_too
 FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 

@@ -10,6 +10,7 @@ Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric E
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -336,8 +337,7 @@ def _rotated(coefficients: Any, basis: Any) -> Any:
         return function(accumulated, whole * piece, rest) if rest else accumulated
 
     def add(gram: Any, start: Any, length: int) -> Any:
-        rows = lax.dynamic_slice(basis, (0, start), (count, length))
-        return gram + rows @ rows.T
+        return gram + _inner_products(lax.dynamic_slice(basis, (0, start), (count, length)))
 
     gram = coefficients.T @ over_pieces(add, jnp.zeros((count, count), basis.dtype)) @ coefficients
     is_empty = jnp.diag(gram) == 0
@@ -348,6 +348,20 @@ def _rotated(coefficients: Any, basis: Any) -> Any:
         return lax.dynamic_update_slice(vectors, rotation @ rows, (0, start))
 
     return over_pieces(rotate, basis)
+
+
+def _inner_products(rows: Any) -> Any:
+    """rows · rowsᵀ (m, m) of rows (m, n), summed in about √n blocks of √n columns each.
+
+    An entry's error is at most about 2√n roundings, where a matrix product may add all n terms one after another and
+    be off by n. Vectors of random signs, with which a search starts, come near such bounds: their squares are equal, so
+    while a sum lies between two powers of two, all its additions round to the same side.
+    """
+    count, size = rows.shape
+    width = max(math.isqrt(size), 1)
+    blocks = -(-size // width)
+    blocked = jnp.pad(rows, ((0, 0), (0, blocks * width - size))).reshape(count, blocks, width)
+    return jnp.einsum("ibk,jbk->bij", blocked, blocked).sum(axis=0)
 
 
 @one_by_one
