@@ -31,6 +31,15 @@ from pathjax.types import ApplyFn, Params, State, XLike
 
 __all__ = ["TracedNetwork", "traced"]
 
+# The settings of JAX that decide what a network is traced to, or whether it can be traced.
+_SETTINGS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+)
+
 
 class _Traces(Kept):
     """What was traced of a network for parameters of one tree and of certain types, and what was compiled of it."""
@@ -222,19 +231,19 @@ class TracedNetwork:
             params_like = self.params_like if params is None else params
             # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
             likes = [jax.tree.map(_type_of, tree) for tree in (params_like, self.state, x)]
+            self._traces.function = reference(self.apply)
+            before = self._traces.content_key()
             try:
                 whole[key] = trace(self.apply, *(likes if self.state is not None else (likes[0], likes[2])))
             except Exception as error:
                 error.add_note(_call(likes[2], self.state is not None))
                 raise
-            self._traces.function = reference(self.apply)
-            self._traces.find_again()
+            self._traces.find_again(before)
         return whole[key]
 
     def _key(self, x: Any, params: Params | None) -> _Key:
         types = _types((self.params_like if params is None else params, self.state, x)), self.state is None
-        settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # type: ignore[attr-defined]
-        return _Key(types, settings)
+        return _Key(types, tuple(getattr(jax.config, name) for name in _SETTINGS))
 
 
 class _Key(NamedTuple):
