@@ -32,6 +32,7 @@ _MOST_LEVELS = 100
 _MOST_BYTES = 2**24
 
 _ATOMS = (type(None), bool, int, str, bytes, type(Ellipsis), np.dtype)
+_DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _COMPILED: type[Any] = type(jax.jit(lambda: None))
 
 # The folders of installed packages, and of this one, whose code does not change.
@@ -171,10 +172,10 @@ class _Reader:
         """A class by its methods and attributes, and by its bases."""
         members: list[Hashable] = [cls, *map(self.read, cls.__bases__)]
         for name, value in vars(cls).items():
-            for function in _functions(value):
-                members.append((name, self.read(function)))
-            if not name.startswith("__") and not hasattr(type(value), "__get__"):
-                members.append((name, self.read(value)))
+            member = _function_of(value)
+            is_method = callable(member) or hasattr(type(member), "__get__")
+            if not isinstance(value, _DESCRIPTORS) and (is_method or not name.startswith("__")):
+                members.append((name, self.read(member)))
         return tuple(members)
 
     def _entries(self, container: Any, entries: Iterable[Hashable]) -> Hashable:
@@ -249,16 +250,16 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _functions(member: Any) -> Iterator[Any]:
-    """The functions of a method, a property or the like."""
-    if isinstance(member, types.FunctionType):
-        yield member
-    elif isinstance(member, staticmethod | classmethod):
-        yield member.__func__
-    elif isinstance(member, property):
-        yield member.fget
-    elif isinstance(member, functools.cached_property):
-        yield member.func
+def _function_of(member: Any) -> Any:
+    """The function of a method, a property or the like; other members of a class as they are."""
+    match member:
+        case staticmethod() | classmethod():
+            return member.__func__
+        case property():
+            return member.fget
+        case functools.cached_property():
+            return member.func
+    return member
 
 
 def _slots(thing: Any) -> Iterator[tuple[str, Any]]:

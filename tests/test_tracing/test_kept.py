@@ -121,6 +121,10 @@ class Classy:
     def unit(self):
         return SCALE
 
+    @staticmethod
+    def constant():
+        return SCALE
+
     def scaled(self, params, x):
         return self.scale * apply(params, x)
 
@@ -223,7 +227,18 @@ def test_functions_of_other_code_differ():
 
 @pytest.mark.parametrize(
     "change",
-    ["list", "dict", "attribute", "method", "array", "global", "nnx", "global of a method", "global of a property"]
+    [
+        "list",
+        "dict",
+        "attribute",
+        "method",
+        "array",
+        "global",
+        "nnx",
+        "global of a method",
+        "global of a property",
+        "global of a static method",
+    ]
     + ["global of a linen module", "global of an nnx module", "attribute of a class", "attribute of a module"]
     + ["attribute of a function", "slot", "private slot", "deque", "proxy", "method of a dict", "attribute of a dict"]
     + ["array of objects", "equal object", "wrapper", "bytes"],
@@ -259,6 +274,7 @@ def test_what_the_network_reads_may_change_between_calls(change):
         ),
         "global of a method": (classy, change_global),
         "global of a property": (lambda params, x: classy.unit * apply(params, x), change_global),
+        "global of a static method": (lambda params, x: module.Classy.constant() * apply(params, x), change_global),
         "global of a linen module": (lambda params, x: linen.apply({}, apply(params, x)), change_global),
         "global of an nnx module": (lambda params, x: nnx.merge(graphdef, {})(apply(params, x)), change_global),
         "attribute of a class": (classy.scaled, lambda: setattr(module.Classy, "scale", 2.0)),
