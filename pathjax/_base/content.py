@@ -11,6 +11,7 @@ import array
 import collections
 import contextlib
 import dataclasses
+import dis
 import functools
 import hashlib
 import os
@@ -32,6 +33,7 @@ _MOST_LEVELS = 100
 _MOST_BYTES = 2**24
 
 _ATOMS = (type(None), bool, int, str, bytes, type(Ellipsis), np.dtype)
+_READS_VARIABLE = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS")
 _DESCRIPTORS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _COMPILED: type[Any] = type(jax.jit(lambda: None))
 
@@ -151,11 +153,10 @@ class _Reader:
         if is_installed and not function.__closure__:
             return self._identity(function)
         captured = [_cell(cell) for cell in function.__closure__ or ()]
-        named = tuple(dict.fromkeys(_names(function.__code__)))
-        names = [] if is_installed else [name for name in named if name in function.__globals__]
-        variables = {name: function.__globals__[name] for name in names}
+        names = _Names((), ()) if is_installed else _names(function.__code__)
+        variables = {name: function.__globals__[name] for name in names.variables if name in function.__globals__}
         defaults = function.__defaults__, tuple((function.__kwdefaults__ or {}).items())
-        modules = [self._named(value, named) for value in (*captured, *variables.values())]
+        modules = [self._named(value, names.attributes) for value in (*captured, *variables.values())]
         attributes = tuple(function.__dict__.items())
         read = map(self.read, (defaults, tuple(captured), tuple(variables.items()), attributes))
         return (function.__code__, *read, *modules)
@@ -242,12 +243,21 @@ def _has_equality(thing: Any) -> bool:
     return True
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The names of variables and attributes in the code, and in functions that it defines."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+class _Names(NamedTuple):
+    """The names of the global variables that a code reads, and all others in it, which may be those of attributes."""
+
+    variables: tuple[str, ...]
+    attributes: tuple[str, ...]
+
+
+@functools.lru_cache(2**12)
+def _names(code: types.CodeType) -> _Names:
+    """The names in the code, and in functions and classes that it defines."""
+    variables = [each.argval for each in dis.get_instructions(code) if each.opname in _READS_VARIABLE]
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    variables += [name for names in inner for name in names.variables]
+    attributes = [*code.co_names, *(name for names in inner for name in names.attributes)]
+    return _Names(tuple(dict.fromkeys(variables)), tuple(dict.fromkeys(attributes)))
 
 
 def _function_of(member: Any) -> Any:

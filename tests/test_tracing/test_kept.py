@@ -186,6 +186,16 @@ def test_functions_that_capture_something_else_differ(left, right):
     assert key(network(left)) != key(network(right))
 
 
+def test_variables_that_are_called_like_attributes_are_not_part_of_the_content():
+    module = user_module()
+    exec("holder, value = None, 1\ndef reads(params, x):\n    return holder.value", module.__dict__)
+    before = key(module.reads)
+    module.__dict__["value"] = 2
+    assert key(module.reads) == before
+    module.__dict__["holder"] = Holder(1.0)
+    assert key(module.reads) != before
+
+
 def test_derivative_rules_of_the_users_own_are_part_of_the_content():
     def clipped(slope):
         @jax.custom_jvp
