@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,15 @@ from pathjax._interpreter.rules import tied_leaves
 from pathjax.types import ApplyFn, Params, State, XLike
 
 __all__ = ["TracedNetwork", "traced"]
+
+# The settings of JAX that decide what a network is traced to, or whether it can be traced.
+_SETTINGS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_numpy_rank_promotion",
+)
 
 
 class _Traces(Kept):
@@ -222,19 +232,19 @@ class TracedNetwork:
             params_like = self.params_like if params is None else params
             # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
             likes = [jax.tree.map(_type_of, tree) for tree in (params_like, self.state, x)]
+            self._traces.function = reference(self.apply)
+            before = self._traces.content_key()
             try:
                 whole[key] = trace(self.apply, *(likes if self.state is not None else (likes[0], likes[2])))
             except Exception as error:
-                error.add_note(_call(likes[2], self.state is not None))
+                error.add_note(_call(self.apply, likes[2], self.state is not None))
                 raise
-            self._traces.function = reference(self.apply)
-            self._traces.find_again()
+            self._traces.find_again(before)
         return whole[key]
 
     def _key(self, x: Any, params: Params | None) -> _Key:
         types = _types((self.params_like if params is None else params, self.state, x)), self.state is None
-        settings = jax.config.jax_default_matmul_precision, jax.config.jax_enable_x64  # type: ignore[attr-defined]
-        return _Key(types, settings)
+        return _Key(types, tuple(getattr(jax.config, name) for name in _SETTINGS))
 
 
 class _Key(NamedTuple):
@@ -257,13 +267,34 @@ class _Static:
         return hash(self.traces)
 
 
-def _call(x_like: Any, has_state: bool) -> str:
-    """What is said of an error of the user's network, so that a missing axis of examples can be seen."""
+def _call(apply: ApplyFn, x_like: Any, has_state: bool) -> str:
+    """What is said of an error of the user's network: how it was called, and what may be wrong with the call."""
     shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(x_like))
+    call = f"This came from `apply(params, {'state, ' if has_state else ''}x)` with x of shape {shapes}"
+    if not _takes(apply, 3 if has_state else 2):
+        remedy = (
+            "which `apply` does not take. Leave `state` out, or let `apply` take it."
+            if has_state
+            else "which `apply` does not take. If it is a function of (params, state, x), pass `state` as well."
+        )
+        return f"{call}, {remedy}"
     return (
-        f"This came from `apply(params, {'state, ' if has_state else ''}x)` with x of shape {shapes}, whose first axis "
-        "counts the examples; of these, one or two may be tried alone. Give a single example that axis: x[None]."
+        f"{call}, whose first axis counts the examples; of these, one or two may be tried alone. Give a single example "
+        "that axis: x[None]."
     )
+
+
+def _takes(function: Callable[..., Any], arguments: int) -> bool:
+    """Whether a function can be called with so many arguments; True where it does not tell."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*range(arguments))
+    except TypeError:
+        return False
+    return True
 
 
 @jax.tree_util.register_pytree_node_class
@@ -283,10 +314,6 @@ class _Slot:
 
 def _is_network(node: Any) -> bool:
     return isinstance(node, TracedNetwork)
-
-
-def _without_network(node: Any) -> Any:
-    return _Slot(node.state) if _is_network(node) else node
 
 
 def _run(traces: _Traces, state: State, *arguments: Any, program: Callable[..., Any], **static: Any) -> Any:

@@ -18,16 +18,20 @@ __all__ = ["is_kernel", "prunable_leaves"]
 _NEVER = {
     *("bias", "biases", "offset", "beta", "scale", "scales", "gamma", "gain", "slope"),
     *("mean", "var", "variance", "std"),
-    *("embedding", "embeddings", "embed", "emb", "encoding", "pe", "wpe", "wte", "cls", "token", "tokens"),
+    *("embedding", "embeddings", "embed", "embeds", "emb", "embs", "encoding", "encodings", "codebook"),
+    *("pe", "wpe", "wte", "cls", "token", "tokens", "temperature"),
 }
 
 # Words of names whose leaves are kernels whatever the lengths of their axes.
 _ALWAYS = {"kernel", "kernels", "weight", "weights", "w"}
 
-# Modules whose `weight` is a scale, such as norm, norm1, layer_norm, LayerNorm, bn2 and ln_f, and those whose `weight`
-# is a lookup table.
-_NORM = re.compile(r"norm|(^|_)(bn|ln|gn)(\d|_|$)", re.IGNORECASE)
-_LOOKUP = re.compile(r"embedding|embedder|(^|_)(wte|wpe)$", re.IGNORECASE)
+# Modules whose `weight` is a scale, such as norm, norm1, layer_norm, LayerNorm, bn2 and ln_f (but not normal_head and
+# normalized_linear), and those whose `weight` is a lookup table (but not a linear embedding of patches).
+_NORM = re.compile(r"norm(?!al(?!i[sz]ation))|(^|_)(bn|ln|gn)(\d|_|$)", re.IGNORECASE)
+_LOOKUP = re.compile(
+    r"(?<!patch)(?<!patch_)(embedding|embedder)|(^|_)(wte|wpe)$|^emb(ed|s)?$|(tok|token|word|pos|position)_?emb(ed|s)?$",
+    re.IGNORECASE,
+)
 
 
 def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
@@ -40,8 +44,9 @@ def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
     1. A leaf with fewer than two axes is no kernel.
     2. A leaf is no kernel if its name contains "bias" or its last word says that the leaf is added to activations,
        scales them along one axis, is looked up or is a statistic: `bias`, `offset`, `beta`, `scale`, `gamma`, `gain`,
-       `slope`, `mean`, `var`, `std`, `embedding`, `pos_emb`, `cls_token` and the like. Nor is a `weight` of a module
-       that is called after a norm (`norm1`, `bn2`, `ln_f`), or of two axes and a module called an embedding.
+       `slope`, `mean`, `var`, `std`, `embedding`, `pos_emb`, `cls_token` and the like, or `weight_g` with one long
+       axis. Nor is a `weight` of a module that is called after a norm (`norm1`, `bn2`, `ln_f`), or of two axes and a
+       module called an embedding, but not of patches.
     3. Any other leaf called `kernel`, `weight` or `w` is a kernel, also one with a single axis longer than 1, as of a
        convolution of one pixel from one channel, (1, 1, 1, 8).
     4. Of leaves with other names, or with none, as in tuples, those are kernels that have two axes other than 1, or two
@@ -64,9 +69,10 @@ def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
         return False
     module, name = _module_and_name(key_path)
     words = re.sub(r"[\d_]+$", "", name).split("_")
-    if "bias" in name or words[-1] in _NEVER:
-        return False
     long_axes = sum(size != 1 for size in shape)
+    is_gain = words[-1] == "g" and len(words) > 1 and long_axes < 2  # `weight_g` of weight norm
+    if "bias" in name or words[-1] in _NEVER or is_gain:
+        return False
     if _ALWAYS.intersection(words):
         is_scale = "kernel" not in words and _NORM.search(module)
         is_lookup = "kernel" not in words and _LOOKUP.search(module) and len(shape) == 2

@@ -162,6 +162,11 @@ LEAVES = {
     ("in_proj_weight", (12, 4)): True,
     ("W1", (1, 1, 4)): True,
     ("alpha", (3, 4)): True,
+    ("weight_g", (16, 1, 1, 1)): False,
+    ("weight_v", (16, 1, 1, 1)): True,
+    ("pos_embs", (16, 8)): False,
+    ("codebook", (5, 3)): False,
+    ("temperature", (1, 1)): False,
 }
 
 
@@ -183,6 +188,13 @@ def test_names_and_shapes_decide(name, shape):
         ("normalized_dense", "kernel", True),
         ("linear", "weight", True),
         ("line", "weight", True),
+        ("BatchNormalization_1", "weight", False),
+        ("normal_head", "weight", True),
+        ("normalized_linear", "weight", True),
+        ("emb", "weight", False),
+        ("tok_embed", "weight", False),
+        ("patch_embedding", "weight", True),  # linear
+        ("patch_embed", "weight", True),
     ),
 )
 def test_the_module_decides_where_a_weight_may_be_a_scale_or_a_table(module, name, kernel):
