@@ -100,6 +100,9 @@ class TracedNetwork:
     def __hash__(self) -> int:
         return hash(self._traces)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> TracedNetwork:
+        return self  # nothing in it changes, and JAX's programs cannot be copied
+
     def __repr__(self) -> str:
         weights = sum(leaf.size for leaf in self._traces.leaf_types)
         return (
@@ -243,8 +246,12 @@ class TracedNetwork:
         return whole[key]
 
     def _key(self, x: Any, params: Params | None) -> _Key:
-        types = _types((self.params_like if params is None else params, self.state, x)), self.state is None
-        return _Key(types, tuple(getattr(jax.config, name) for name in _SETTINGS))
+        arguments = self.params_like if params is None else params, self.state, x
+        # with 64 bits or without, what `apply` converts to a type of its own has another one
+        has_64_bits = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+        return _Key(
+            (_types(arguments), self.state is None, has_64_bits), tuple(getattr(jax.config, name) for name in _SETTINGS)
+        )
 
 
 class _Key(NamedTuple):

@@ -41,7 +41,9 @@ def compiled(
     form: Form,
     batch_size: int | None,
 ) -> Any:
-    """The same on one device, compiled once for each network, form, chunk and mask whose entries are known.
+    """Θ of a network on one device, or what `form` asks of it, by a program that is compiled once and kept.
+
+    There is a program for each network, form, chunk and mask whose entries are known.
 
     Raises MemoryError where less memory is free than was needed when it was compiled.
     """

@@ -155,7 +155,10 @@ def _run(
 
 
 def run_at_mask(function: Callable[..., Any], kernels: tuple[PathKernel, ...], *arguments: Any, **static: Any) -> Any:
-    """The same, compiled for the kernels' masks, where their entries are known: `function` can read them."""
+    """function(*kernels, *arguments, **static), compiled once for the kernels' masks, whose entries it can read.
+
+    Masks that are being traced are handed over as they are.
+    """
     known = tuple(KnownMask.read(kernel.mask) for kernel in kernels)
     kernels = tuple(map(with_exponent, kernels))
     stripped = tuple(

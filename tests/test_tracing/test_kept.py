@@ -1,6 +1,7 @@
 """What was traced and compiled serves functions of equal content, and is let go with what it was made for."""
 
 import collections
+import copy
 import dataclasses
 import functools
 import gc
@@ -509,3 +510,20 @@ def test_a_network_that_captures_traced_arrays_is_not_kept():
     np.testing.assert_allclose(difference, np.log(2.0), rtol=EXACT)
     gradient = jax.grad(lambda scale: paths.log_path_norm(lambda p, x: scale * apply(p, x), PARAMS, X))(2.0)
     np.testing.assert_allclose(gradient, 0.5, rtol=EXACT)
+
+
+def test_kernels_can_be_copied():
+    kernel = path_kernel.path_kernel(apply, PARAMS, X)
+    np.testing.assert_array_equal(copy.deepcopy(kernel).trace(), kernel.trace())
+
+
+def test_outputs_have_the_type_that_the_setting_of_64_bits_gives_them():
+    def converts(params, x):
+        return apply(params, x).astype(float)
+
+    params, x = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), (PARAMS, X))
+    for is_wide in (True, False):
+        with jax.enable_x64(is_wide):
+            expected = jnp.float64 if is_wide else jnp.float32
+            assert ntk.operator(converts, params, x).matvec(jnp.ones((5, 3))).dtype == expected
+            assert ntk.empirical(converts, params, x[:0]).dtype == expected
