@@ -23,7 +23,7 @@ from jax.tree_util import tree_flatten_with_path
 from jaxtyping import Array, Float
 
 from pathjax._base import listeners
-from pathjax._base.trees import check_like, check_mask, concrete, wide
+from pathjax._base.trees import check_mask, wide
 from pathjax._interpreter.lifting import (
     check_finite,
     lift_weights,
@@ -455,9 +455,9 @@ def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samp
     (1.2494, 0.2195)
     """
     _check_probes(samples=samples)
-    _check_comparable(initial, kernel)
+    comparison.check_comparable(initial, kernel)
     compared = twin.run_at_mask(comparison.compare, (initial, kernel), key, samples=samples)
-    return cast(Comparison, _nan_unless_one_state(initial, kernel, compared))
+    return cast(Comparison, comparison.nan_unless_one_state(initial, kernel, compared))
 
 
 def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_pairs: Eigenpairs) -> Float[Array, ""]:
@@ -480,57 +480,9 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
     >>> round(float(overlap(kernels[0], left, kernels[1], right)), 4)  # of eigenvectors along (2, 2) and (2, −1)
     0.1
     """
-    _check_comparable(left, right)
+    comparison.check_comparable(left, right)
     cosines = twin.run_at_mask(comparison.overlap, (left, right), left_pairs, right_pairs)
-    return cast(Array, _nan_unless_one_state(left, right, cosines))
-
-
-def _check_comparable(left: PathKernel, right: PathKernel) -> None:
-    check_like(right.params, left.params, name="right.params", like_name="left.params")
-    structures: list[Any] = [jax.tree.structure(kernel.params) for kernel in (left, right)]
-    if structures[0] != structures[1]:
-        raise ValueError(
-            "The weights of the two kernels have the same names, but lie in containers of different types, such as a "
-            "dict and a FrozenDict. Build both kernels from weights in the same containers."
-        )
-    if left.network != right.network:
-        raise ValueError(
-            "The two kernels are of different functions `apply`, whose paths, and the constants on them, may differ. "
-            "Build both with the same `apply`, and pass what differs between them in `params`; fold running statistics "
-            "of batch norm into its scale and bias."
-        )
-    is_one_state = concrete(_have_one_state(left, right))
-    if is_one_state is not None and not is_one_state:
-        raise ValueError(
-            "The two kernels are of different states, which are constants on their paths. Build both with the same "
-            "`state`; to compare a network before and after training with batch norm, fold what its running statistics "
-            "have changed into its scale and bias."
-        )
-    if left.outputs != right.outputs or left.example.shape != right.example.shape:
-        raise ValueError("The two kernels are of different outputs or shapes of inputs. Build both with the same ones.")
-
-
-def _have_one_state(left: PathKernel, right: PathKernel) -> Any:
-    """Whether two kernels are of the same state. Random keys and counters are not on paths, and may differ."""
-    states: list[Any] = [kernel.network.state for kernel in (left, right)]
-    structures: list[Any] = [jax.tree.structure(state) for state in states]
-    if structures[0] != structures[1]:
-        return False
-    leaves = zip(*map(jax.tree.leaves, states), strict=True)
-    pairs = [(one, other) for one, other in leaves if one is not other and not _is_random_state(one)]
-    return jnp.all(jnp.stack([jnp.array_equal(one, other) for one, other in pairs])) if pairs else True
-
-
-def _is_random_state(leaf: Any) -> bool:
-    dtype = jnp.result_type(leaf)
-    is_counter = jnp.issubdtype(dtype, jnp.integer) and jnp.ndim(leaf) == 0
-    return bool(is_counter or jnp.issubdtype(dtype, jax.dtypes.prng_key))
-
-
-def _nan_unless_one_state(left: PathKernel, right: PathKernel, result: Any) -> Any:
-    """The result; NaN where the two states differ, which cannot be refused while tracing."""
-    is_one_state = _have_one_state(left, right)
-    return jax.tree.map(lambda leaf: jnp.where(is_one_state, leaf, jnp.nan), result)
+    return cast(Array, comparison.nan_unless_one_state(left, right, cosines))
 
 
 def _check_probes(**counts: int) -> None:

@@ -31,8 +31,11 @@ def kept(params: Any) -> int:
     return sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
 
 
-def test_readme_runs_and_gives_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+def test_readme_runs_and_gives_what_it_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names: dict[str, Any] = {}
+    monkeypatch.chdir(tmp_path)  # where it writes its file
 
     def run(block: str) -> None:
         with jax.enable_x64(False):  # as a user's JAX is
@@ -52,12 +55,14 @@ def test_readme_runs_and_gives_what_it_says(capsys: pytest.CaptureFixture[str]) 
     assert not jnp.any(jnp.isclose(pairs.eigenvalues, 1.0, rtol=SINGLE))  # those of output biases are left out
     assert 0 < pairs.eigenvalues.sum() <= kernel.trace()
     assert curve.log_eigenvalues.shape == curve.density.shape
+    assert kernel.trace() < names["whole"].trace()
     trace, log_trace = map(float, capsys.readouterr().out.splitlines()[0].split())
     np.testing.assert_allclose([trace, np.exp(log_trace)], kernel.trace(), rtol=SINGLE)
 
     run(others)
     assert names["masks"].count(names["snip_mask"]) == round(0.1 * PRUNABLE)
     assert kept(names["params"]) == round(0.02 * PRUNABLE)
+    assert names["masks"].count(names["mask"]) == kept(names["params"])  # as it was loaded
     names["optimizer"].init(names["params"])  # takes them: pruned weights are 0
 
 

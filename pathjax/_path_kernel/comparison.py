@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pathjax._base.trees import dot
+from pathjax._base.trees import check_like, concrete, dot
 from pathjax._linalg import estimates
 from pathjax._linalg.eigenpairs import DENSE, Eigenpairs
 from pathjax._path_kernel import twin
@@ -21,7 +21,7 @@ from pathjax._path_kernel.spectrum import inverse_roots, scaled_eigenvalues
 from pathjax._path_kernel.twin import PathKernel
 from pathjax.types import Estimate, Key
 
-__all__ = ["Comparison", "compare", "effective_rank", "overlap"]
+__all__ = ["Comparison", "check_comparable", "compare", "effective_rank", "nan_unless_one_state", "overlap"]
 
 
 class Comparison(NamedTuple):
@@ -121,3 +121,55 @@ def _cosine(samples: _Samples, kernel: PathKernel, initial: PathKernel) -> Estim
     value, standard_error = _product_of_means(samples, [-0.5, 1.0, -0.5])
     factor = twin.cross_factor(kernel, initial, value.dtype) ** 2
     return Estimate(factor * value, factor * standard_error)
+
+
+# Which kernels can be compared
+
+
+def check_comparable(left: PathKernel, right: PathKernel) -> None:
+    """Raises ValueError unless two kernels are of one network, state, outputs and shapes of inputs and weights."""
+    check_like(right.params, left.params, name="right.params", like_name="left.params")
+    structures: list[Any] = [jax.tree.structure(kernel.params) for kernel in (left, right)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "The weights of the two kernels have the same names, but lie in containers of different types, such as a "
+            "dict and a FrozenDict. Build both kernels from weights in the same containers."
+        )
+    if left.network != right.network:
+        raise ValueError(
+            "The two kernels are of different functions `apply`, whose paths, and the constants on them, may differ. "
+            "Build both with the same `apply`, and pass what differs between them in `params`; fold running statistics "
+            "of batch norm into its scale and bias."
+        )
+    is_one_state = concrete(_have_one_state(left, right))
+    if is_one_state is not None and not is_one_state:
+        raise ValueError(
+            "The two kernels are of different states, which are constants on their paths. Build both with the same "
+            "`state`; to compare a network before and after training with batch norm, fold what its running statistics "
+            "have changed into its scale and bias."
+        )
+    if left.outputs != right.outputs or left.example.shape != right.example.shape:
+        raise ValueError("The two kernels are of different outputs or shapes of inputs. Build both with the same ones.")
+
+
+def _have_one_state(left: PathKernel, right: PathKernel) -> Any:
+    """Whether two kernels are of the same state. Random keys and counters are not on paths, and may differ."""
+    states: list[Any] = [kernel.network.state for kernel in (left, right)]
+    structures: list[Any] = [jax.tree.structure(state) for state in states]
+    if structures[0] != structures[1]:
+        return False
+    leaves = zip(*map(jax.tree.leaves, states), strict=True)
+    pairs = [(one, other) for one, other in leaves if one is not other and not _is_random_state(one)]
+    return jnp.all(jnp.stack([jnp.array_equal(one, other) for one, other in pairs])) if pairs else True
+
+
+def _is_random_state(leaf: Any) -> bool:
+    dtype = jnp.result_type(leaf)
+    is_counter = jnp.issubdtype(dtype, jnp.integer) and jnp.ndim(leaf) == 0
+    return bool(is_counter or jnp.issubdtype(dtype, jax.dtypes.prng_key))
+
+
+def nan_unless_one_state(left: PathKernel, right: PathKernel, result: Any) -> Any:
+    """The result; NaN where the two states differ, which cannot be refused while tracing."""
+    is_one_state = _have_one_state(left, right)
+    return jax.tree.map(lambda leaf: jnp.where(is_one_state, leaf, jnp.nan), result)

@@ -99,7 +99,7 @@ class PathKernel:
         total, outputs = size(self), self.network.output(self.example).shape[1]
         kept = "?" if self.mask is not None and _row_masks(self) is None else f"{count(self):,}"
         chosen = "all" if self.outputs is None else len(self.outputs)
-        return f"PathKernel(x={self.example.shape}, outputs={chosen} of {outputs}, weights={total:,}, kept={kept})"
+        return f"PathKernel(x={self.example.shape}, outputs={chosen} of {outputs}, rows={total:,}, kept={kept})"
 
     @property
     def log_scale(self) -> Float[Array, ""]:

@@ -278,13 +278,17 @@ def biased(params: Any, x: Any) -> Any:
     return hidden @ params["second"]["kernel"] + params["second"]["bias"][None]
 
 
-def test_leaf_shares_name_the_leaves_and_tell_output_biases_from_the_rest() -> None:
+def biased_params() -> Any:
     rng = np.random.default_rng(2)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))  # noqa: E731
-    params = {
+    return {
         "first": {"kernel": normal(4, 5), "bias": normal(5)},
         "second": {"kernel": normal(5, 3), "bias": normal(3)},
     }
+
+
+def test_leaf_shares_name_the_leaves_and_tell_output_biases_from_the_rest() -> None:
+    params = biased_params()
     kernel = path_kernel.path_kernel(biased, params, jnp.ones((1, 4)))
     pairs = path_kernel.top_eigenpairs(kernel, 43, key=KEY)
     carried = jax.jit(path_kernel.leaf_shares)(pairs)
@@ -311,6 +315,9 @@ def test_results_are_printed_by_their_sizes() -> None:
     kernel = kernel_of(weights(3, 4, 1.0))
     pairs = path_kernel.top_eigenpairs(kernel, 2, key=KEY)
     density = path_kernel.spectral_density(kernel, order=3, samples=2, key=KEY)
+    assert repr(kernel) == "PathKernel(x=(1, 4), outputs=all of 2, rows=40, kept=40)"
+    chosen = path_kernel.path_kernel(biased, biased_params(), jnp.ones((1, 4)), where=lambda path, leaf: leaf.ndim == 2)
+    assert repr(chosen) == "PathKernel(x=(1, 4), outputs=all of 3, rows=35, kept=35)"  # of 43 weights
     assert repr(pairs) == "Eigenpairs(r=2, leaves=3)"
     assert repr(path_kernel.leaf_shares(pairs)) == "LeafShares(r=2, leaves=3)"
     assert repr(density) == "SpectralDensity(samples=2, order=3)"
