@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pathjax._base.arguments import call_note, check_call
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_apart, check_arrays
 from pathjax._base.programs import Kept, kept_for, reference
@@ -218,6 +219,7 @@ class TracedNetwork:
         """The network as `apply` gives it, with outputs of any shape."""
         key, whole = self._key(x, params), self._traces.whole
         if key not in whole:
+            check_call(self.apply, has_state=self.state is not None)
             batch_length(x)
             params_like = self.params_like if params is None else params
             # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
@@ -225,7 +227,7 @@ class TracedNetwork:
             try:
                 whole[key] = trace(self.apply, *(likes if self.state is not None else (likes[0], likes[2])))
             except Exception as error:
-                error.add_note(_call(likes[2], self.state is not None))
+                error.add_note(call_note(error, self.apply, likes[2], has_state=self.state is not None))
                 raise
             self._traces.function = reference(self.apply)
             self._traces.find_again()
@@ -255,15 +257,6 @@ class _Static:
 
     def __hash__(self) -> int:
         return hash(self.traces)
-
-
-def _call(x_like: Any, has_state: bool) -> str:
-    """What is said of an error of the user's network, so that a missing axis of examples can be seen."""
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(x_like))
-    return (
-        f"This came from `apply(params, {'state, ' if has_state else ''}x)` with x of shape {shapes}, whose first axis "
-        "counts the examples; of these, one or two may be tried alone. Give a single example that axis: x[None]."
-    )
 
 
 @jax.tree_util.register_pytree_node_class
