@@ -140,15 +140,14 @@ def check_no_list(x: Any) -> None:
             f"`x` is {kind} of numbers, but paths start at one array of real inputs, (n, ...). Convert it: "
             "jnp.asarray(x)."
         )
+    advice = "Pass"
     if isinstance(x, list | tuple) and (_is_pair(x) or all(isinstance(part, list | tuple) for part in x)):
-        of_pair = (
+        advice = (
             "If these are batches of inputs and targets: this function reads inputs alone, so pass x, not batches "
-            "[(x, y)]. If all are inputs: "
+            "[(x, y)]. Otherwise pass"
         )
-    else:
-        of_pair = ""
     raise ValueError(
-        f"`x` is {kind} of {len(leaves)} arrays, but paths start at one array of real inputs, (n, ...). {of_pair}Pass "
+        f"`x` is {kind} of {len(leaves)} arrays, but paths start at one array of real inputs, (n, ...). {advice} "
         "the array that the layers multiply, and close over the others in `apply`, or pass them in `state`."
     )
 

@@ -347,8 +347,8 @@ def check_floating(params_like: Params, x_like: XLike) -> None:
         raise ValueError(
             f"`x` has dtype {x_like.dtype}; paths start at real-valued inputs. If these are tokens: paths start after "
             "the embedding, so pass the rest of the network, with the embedded vectors as x; layers such as attention "
-            "and layer norm have no paths in any case, and the functions of `ntk` take tokens. If these are images: "
-            "Convert them first, as in x.astype(jnp.float32)."
+            "and layer norm have no paths in any case, and the functions of `ntk` take tokens. Convert images first, "
+            "as in x.astype(jnp.float32)."
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(params_like)[0]:
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):

@@ -283,7 +283,7 @@ REFUSED: dict[str, Refused] = {
             model.init(jax.random.key(0), jnp.ones((5, 3))),
             jnp.ones((5, 3)),
         ),
-        ("running statistics of batch norm", "closing over them"),
+        ("collection .batch_stats. beside the weights", r"params=variables\[.params.\]"),
     ),
     # dropout
     "dropout of linen": Refused(
@@ -359,7 +359,7 @@ REFUSED: dict[str, Refused] = {
         lambda: Network(
             (model := nn.Embed(7, 4)).apply, model.init(jax.random.key(0), jnp.ones((5,), int)), jnp.ones((5,), int)
         ),
-        ("dtype int", "paths start at real-valued inputs", "after its embedding"),
+        ("dtype int", "paths start at real-valued inputs", "paths start after the embedding"),
     ),
     "tokens as rounded floats": Refused(
         with_input(lambda p, x: p[x.astype(int)].sum(axis=1), jnp.ones((5, 2))),

@@ -134,5 +134,5 @@ def test_equal_problems_of_a_layer_are_told_once() -> None:
 
 
 def test_tokens_are_told_where_paths_start() -> None:
-    with pytest.raises(ValueError, match=r"tokens: paths start after the embedding.*ntk.*images: Convert"):
+    with pytest.raises(ValueError, match=r"tokens: paths start after the embedding.*ntk.*Convert images"):
         paths.log_path_norm(lambda params, x: x @ params, jnp.ones((3, 2)), jnp.ones((4, 3), int))
