@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pathjax._interpreter.context import DECLARED
-from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, check_floating, is_concrete
+from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch, is_concrete
 from pathjax._interpreter.lifting import (
     absolute_power,
     check_finite,
@@ -318,7 +318,9 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike, *, state: State = None
     An operation without a path rule is reported, not raised: later layers are checked as if its result were a sum over
     paths. The network is traced and not run. With a `state` (see `pathjax.types`) it is `apply(params, state, x)`.
 
-    Raises ValueError for weights or inputs that are not floating point.
+    `x_like` may also be an array of tokens; the lookups of an embedding are then among what is reported.
+
+    Raises ValueError for weights that are not floating point and for inputs that are not one array (n, ...).
 
     >>> def apply(params, x):
     ...     with jax.named_scope("first"):
@@ -330,12 +332,11 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike, *, state: State = None
     [('first', False), ('second', True)]
     """
     network, example = traced(apply, params, state), one_example(x_like)
-    check_floating(params, example)
     inspection = inspect(network.program(example))
     problems: dict[str, list[str]] = {name: [] for name in inspection.layers}
     for refusal in [*inspection.refusals, *network.mixtures(example)]:
         problems.setdefault(refusal.layer, []).append(str(refusal.error))
-    return tuple(Layer(name, not reasons, tuple(reasons)) for name, reasons in problems.items())
+    return tuple(Layer(name, not reasons, tuple(dict.fromkeys(reasons))) for name, reasons in problems.items())
 
 
 def kernels(apply: ApplyFn, params: Params, x_like: Inputs, *, state: State = None) -> Prunable:

@@ -7,7 +7,7 @@ Pruning in one shot is `masks.from_scores` on one score.
 
 from __future__ import annotations
 
-import inspect
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from pathjax import masks
+from pathjax._base.arguments import parameter_names, takes
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete, in_own_containers
 from pathjax._pruning import selection
+from pathjax._pruning.freezing import is_optimizer
 from pathjax._pruning.losses import kernels_of, replayable
 from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
 
@@ -126,7 +128,7 @@ def prune(
     `score` must be pure, and what it captures is constant during a call. A list, an attribute or a global variable that
     has changed before the next call is noticed; what has changed between two rounds is not. Pass `jit=False` to call
     `score` itself in every round: for data that change between rounds, or do not fit in memory. A generator of batches
-    is used up after one round; give an iterable that can be read again.
+    is then used up after one round, so give an iterable that can be read again.
 
     Raises ValueError for a density outside (0, 1] or so low that it keeps nothing, no round, an unknown schedule or
     scope, a schedule that rises (without `revive`) or does not end at `density`, no prunable leaf, a score of another
@@ -207,19 +209,21 @@ def sparsify(
     optimizer: optax.GradientTransformation,
     *,
     density: Real,
-    rounds: int = 1,
+    rounds: int,
     scope: str = "global",
     state: State = None,
     key: Key | None = None,
     prunable: Prunable | None = None,
     progress: Progress | None = None,
+    **options: Any,
 ) -> Sparse:
     """Prune a network before training, and freeze its optimizer: all that a training script needs, in one call.
 
     `score` is one of `pathjax.scores`, and `data` what it reads: `x_like` for `scores.synflow`, a list of batches (x,
-    y) for `scores.snip`. Options of the score that this function has not are bound by `functools.partial`. SynFlow
-    prunes in 100 `rounds`, SNIP in 1. Pruned are the network's kernels (`paths.kernels`), unless `prunable` says
-    otherwise. The `key` is for scores that draw random numbers, which get another one in each round.
+    y) for `scores.snip`. All other `options`, such as `loss=` and `has_aux=` of `scores.snip`, are handed on to the
+    score. `rounds` is 100 for SynFlow and 1 for SNIP, as in their papers. Pruned are the network's kernels
+    (`paths.kernels`), unless `prunable` says otherwise. The `key` is for scores that draw random numbers, which get
+    another one in each round.
 
     With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
 
@@ -239,18 +243,35 @@ def sparsify(
     >>> int(masks.count(mask)), sum(int(jnp.count_nonzero(leaf)) for leaf in params.values())
     (14, 14)
     """
+    _check_optimizer(optimizer, data)
     data = replayable(data)
+    bound = functools.partial(score, **options)  # compared by what it holds, so that equal options compile once
     chosen = ChosenLeaves.read(prunable or kernels_of(apply, params, state, data), params)
 
     def score_of_round(masked: Params, key: Key | None, state: State) -> Scores:
-        options = {} if key is None else {"key": key}
-        return score(apply, masked, data, state=state, prunable=chosen, **options)
+        keys = {} if key is None else {"key": key}
+        return bound(apply, masked, data, state=state, prunable=chosen, **keys)
 
     planned = densities(density=density, rounds=rounds)
-    options: dict[str, Any] = {"scope": scope, "prunable": chosen, "revive": False}
+    selected: dict[str, Any] = {"scope": scope, "prunable": chosen, "revive": False}
     # the state is handed over and not captured: another one compiles nothing
-    mask = _after_rounds(score_of_round, params, (state,), planned, options, key=key, progress=progress)
+    mask = _after_rounds(score_of_round, params, (state,), planned, selected, key=key, progress=progress)
     return Sparse(masks.apply_mask(mask, params), masks.freeze(optimizer, mask), mask)
+
+
+def _check_optimizer(optimizer: Any, data: Any) -> None:
+    """Raise TypeError unless the optimizer has `init` and `update`, before anything is scored."""
+    if is_optimizer(optimizer):
+        return
+    if is_optimizer(data):
+        raise TypeError(
+            "The arguments `data` and `optimizer` of `sparsify` are swapped: write sparsify(score, apply, params, "
+            "data, optimizer, ...)."
+        )
+    raise TypeError(
+        f"`optimizer` is a {type(optimizer).__name__}, but an optax optimizer has `init` and `update`. Write "
+        "sparsify(score, apply, params, data, optimizer, ...), with optax.adam(1e-3) for example."
+    )
 
 
 class Ticket(NamedTuple):
@@ -326,6 +347,7 @@ def lottery_ticket(
     ([[False, True, False, True]], [[0.0, 2.0, 0.0, 0.5]])
     """
     _check_steps(steps, rewind)
+    _check_train(train, has_state=state is not None)
     planned = _levels(density, pruned)
     params, state = in_own_containers((params, state))  # those of the start, whatever `train` does to its model
     counts = [masks.kept_counts(params, density=after, scope=scope, prunable=prunable) for after in planned]
@@ -352,6 +374,23 @@ def lottery_ticket(
         if progress is not None:
             progress(level, len(counts), kept.sum().item() / size)
     return Ticket(mask, masks.apply_mask(mask, next(starts)), state)
+
+
+def _check_train(train: TrainFn, *, has_state: bool) -> None:
+    """Raise TypeError unless `train` takes the arguments that it is called with, which a state adds one to."""
+    called = f"train(params, {'state, ' if has_state else ''}mask, start, stop, key)"
+    if takes(train, 6 if has_state else 5):
+        return
+    given = "a `state=` was given" if has_state else "no `state=` was given"
+    remedy = (
+        "Let `train` take the state as its second argument and return a pair, the weights and the state; or leave "
+        "`state=` out."
+        if has_state
+        else "If `train` takes a state, pass the one to start from as `state=`."
+    )
+    raise TypeError(
+        f"`train` takes the arguments {parameter_names(train)}, but {given}, so it is called as {called}. {remedy}"
+    )
 
 
 def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[Params, State]:
@@ -432,17 +471,12 @@ def _check_score(score: Any) -> None:
             "such as lambda masked, key: scores.synflow(apply, masked, x). For scores that are computed once, use "
             "masks.from_scores."
         )
-    try:
-        signature = inspect.signature(score)
-    except (TypeError, ValueError):  # a callable that does not tell its arguments
-        return
-    try:
-        signature.bind(None, None)
-    except TypeError as error:
+    if not takes(score, 2):
+        wrapped = "score(masked)" if takes(score, 1) else "scores.synflow(apply, masked, x)"
         raise TypeError(
-            f"`score` takes the arguments {signature}, but each round calls score(masked_params, key). Wrap it: lambda "
-            "masked, key: score(masked)."
-        ) from error
+            f"`score` takes the arguments {parameter_names(score)}, but each round calls score(masked_params, key). "
+            f"Wrap it, for example: lambda masked, key: {wrapped}."
+        )
 
 
 def _check_can_return(can_return: Any, round_: int) -> None:

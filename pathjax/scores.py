@@ -56,6 +56,7 @@ from jaxtyping import Array, Float, Shaped
 from pathjax._base.network import kept_weights
 from pathjax._base.programs import Static
 from pathjax._base.trees import check_like, check_mask, concrete, dot, multiply, wide
+from pathjax._base.weights import check_weights
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import TracedNetwork, traced
@@ -138,11 +139,14 @@ def random(params: Params, *, key: Key) -> Scores:
     Neither weights nor data are read. Float16 and bfloat16 leaves get float32 scores, as half precision would make ties
     common. Other libraries draw from a normal distribution; the ranks have the same distribution.
 
+    Raises ValueError or TypeError for what is no weight, such as all variables of a Flax model.
+
     >>> import jax, jax.numpy as jnp
     >>> score = random({"kernel": jnp.ones((3, 2))}, key=jax.random.key(0))["kernel"]
     >>> score.shape, bool((score >= 0).all() & (score < 1).all())
     ((3, 2), True)
     """
+    check_weights(params)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     draws = [
@@ -158,12 +162,13 @@ def magnitude(params: Params) -> Scores:
     Path form: |v_p / Π_{j ≠ i} θ_j|, the factor that the weight contributes to each of its paths. It does not depend on
     the rest of the path, so the score is not invariant under rescaling of neurons. Source: Han et al., "Learning both
     weights and connections for efficient neural networks", 2015; at initialization, the baseline of Frankle et al.,
-    2021.
+    2021. Raises ValueError or TypeError for what is no weight, such as all variables of a Flax model.
 
     >>> import jax.numpy as jnp
     >>> magnitude({"kernel": jnp.array([[-2.0, 1.0, 0.5]])})["kernel"].tolist()
     [[2.0, 1.0, 0.5]]
     """
+    check_weights(params)
     return jax.tree.map(jnp.abs, params)
 
 
@@ -186,6 +191,9 @@ def snip(
     Cost: one forward and one backward pass per example. `loss(outputs, labels)` must be a mean over examples; each
     batch counts by its number of examples. Each call compiles the gradient once per shape of batch. Under an outer
     `jit` all batches are unrolled into one program.
+
+    Turn dropout off (`deterministic=True`): otherwise the score is that of one random draw of the network, the same
+    draw for every batch.
 
     Raises ValueError where there is no example, x and y differ in length, or the loss is more than one number, and what
     `cross_entropy` raises, by default the loss; TypeError for batches that are no pairs of arrays.

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from pathjax._base import trees
+from pathjax._base.weights import check_weights
 
 __all__ = [
     "as_batch",
@@ -42,16 +43,10 @@ def kept_weights(mask: Any, params: Any) -> Any:
 
 
 def check_params(params: Any) -> None:
-    """Raise ValueError if `params` has no leaves, or one that is not floating-point."""
-    leaves = jax.tree.leaves(params)
-    if not leaves:
+    """Raise ValueError if `params` has no leaves, and what `check_weights` raises for what is no weight."""
+    if not jax.tree.leaves(params):
         raise ValueError("`params` has no leaves, so there is no kernel of its weights. Pass the network's weights.")
-    for path, leaf in zip(trees.key_paths(params), leaves, strict=True):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise ValueError(
-                f"`params` at {path} has dtype {jnp.result_type(leaf)}, but the kernel needs derivatives by all "
-                "leaves. Keep what is not a weight out of `params`; close over it in `apply`."
-            )
+    check_weights(params)
 
 
 def as_batch(name: str, x: Any) -> Any:

@@ -134,9 +134,16 @@ def check_boolean(mask: Any, *, name: str) -> None:
     """Raise TypeError unless all leaves are boolean; the message names the key path of the first that is not."""
     for path, leaf in tree_flatten_with_path(mask)[0]:
         if jnp.result_type(leaf) != jnp.bool_:
+            # no hint to compare floats with 0: biases that start at 0 would be pruned
+            remedy = (
+                "You passed weights or scores, it seems. Pass the mask that pruning.sparsify, pruning.prune or "
+                "masks.from_scores returned."
+                if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+                else f"If its entries are 0 and 1, convert them: jax.tree.map(lambda leaf: leaf.astype(bool), {name})."
+            )
             raise TypeError(
-                f"`{name}` must have boolean leaves; at {keystr(path)} it has {jnp.result_type(leaf)}. "
-                f"Compare with 0: jax.tree.map(lambda leaf: leaf != 0, {name})."
+                f"`{name}` must have boolean leaves; at {keystr(path) or 'the top'} it has {jnp.result_type(leaf)}. "
+                f"{remedy}"
             )
 
 

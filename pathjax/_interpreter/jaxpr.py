@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
+from pathjax._base.arguments import check_no_list
 from pathjax.types import Params, XLike
 
 __all__ = [
@@ -284,13 +285,19 @@ def with_rows_of_outputs(traced: Trace, x_like: Any) -> ClosedJaxpr:
         is_array = isinstance(result, jax.ShapeDtypeStruct)
         result_was = shapes[0] if is_array else f"a pytree of arrays {', '.join(shapes)}" if shapes else "no array"
         x_shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(x_like))
+        of_pair = (
+            " If it returned a pair of the outputs and a new state, as in training mode: take [0] of it, and let batch "
+            "norm use its running statistics."
+            if isinstance(result, tuple) and len(result) == 2
+            else ""
+        )
         may_be_one = all(len(leaf.shape) == 1 for leaf in jax.tree.leaves(x_like))
         raise ValueError(
             f"{'Give x an axis of examples, x[None], if it is a single one. ' if may_be_one else ''}"
             "`apply(params, x)` must return one array of shape (n, o), a row of outputs for each example, or (n, ...) "
             f"of more axes, whose entries are all outputs; but for x of shape {x_shapes} it returned {result_was}. "
             "Reshape the outputs inside `apply`; give a single output the shape (n, 1)."
-            f"{'' if is_array else ' Concatenate several heads along the last axis, or return one.'}"
+            f"{'' if is_array else ' Concatenate several heads along the last axis, or return one.'}{of_pair}"
         )
     if len(shape) == 2:
         return traced.closed
@@ -324,13 +331,8 @@ def batch_length(x: Any) -> int:
 
 
 def check_batch(x: Any) -> None:
-    """Raise ValueError unless `x` is one array of examples, (n, ...), or its shape and dtype: paths start there."""
-    if not hasattr(x, "shape") and len(jax.tree.leaves(x)) > 0 and not isinstance(x, int | float):
-        raise ValueError(
-            f"`x` is a {type(x).__name__} of {len(jax.tree.leaves(x))} arrays, but paths start at one array of real "
-            "inputs, (n, ...). Pass the array that the layers multiply, and close over the others in `apply`, or pass "
-            "them in `state`."
-        )
+    """Raise unless `x` is one array of examples, (n, ...), or its shape and dtype: paths start there."""
+    check_no_list(x)
     if not getattr(x, "shape", ()):
         raise ValueError(
             "`x` must be an array of shape (n, ...), a batch of examples, or its ShapeDtypeStruct, but is "
@@ -343,9 +345,10 @@ def check_floating(params_like: Params, x_like: XLike) -> None:
     """Raise ValueError unless x and all weights are of floating-point types: paths are products of them."""
     if not jnp.issubdtype(x_like.dtype, jnp.floating):
         raise ValueError(
-            f"`x` has dtype {x_like.dtype}; paths start at real-valued inputs. Convert it first, as in "
-            "x.astype(jnp.float32); if these are tokens, which an embedding looks up, pass the part of the network "
-            "after its embedding, and the embedded vectors as x."
+            f"`x` has dtype {x_like.dtype}; paths start at real-valued inputs. If these are tokens: paths start after "
+            "the embedding, so pass the rest of the network, with the embedded vectors as x; layers such as attention "
+            "and layer norm have no paths in any case, and the functions of `ntk` take tokens. Convert images first, "
+            "as in x.astype(jnp.float32)."
         )
     for path, leaf in jax.tree_util.tree_flatten_with_path(params_like)[0]:
         if not jnp.issubdtype(dtype := jnp.result_type(leaf), jnp.floating):

@@ -163,8 +163,8 @@ _LAYERS = (
             "scaleddotproductattention causalselfattention"
         ),
         Words(
-            "It multiplies two activations, the attention weights or queries and keys, which are all functions of the "
-            "input; that is not of first order in the input.",
+            "It is a part of attention, which multiplies two activations: queries by keys, and values by the softmax "
+            "of these products. All are functions of the input, so that the result is not of first order in it.",
             "Mix positions by parameters, as an MLP-Mixer does, or by constants.",
         ),
         _names("softmax"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pathjax._base.arguments import call_note, check_call
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import check_apart, check_arrays
 from pathjax._base.programs import Kept, kept_for, reference
@@ -231,6 +231,7 @@ class TracedNetwork:
         """The network as `apply` gives it, with outputs of any shape."""
         key, whole = self._key(x, params), self._traces.whole
         if key not in whole:
+            check_call(self.apply, has_state=self.state is not None)
             batch_length(x)
             params_like = self.params_like if params is None else params
             # types alone, so that weakly typed leaves (plain numbers) count as arrays of their type
@@ -240,7 +241,7 @@ class TracedNetwork:
             try:
                 whole[key] = trace(self.apply, *(likes if self.state is not None else (likes[0], likes[2])))
             except Exception as error:
-                error.add_note(_call(self.apply, likes[2], self.state is not None))
+                error.add_note(call_note(error, self.apply, likes[2], has_state=self.state is not None))
                 raise
             self._traces.find_again(before)
         return whole[key]
@@ -272,36 +273,6 @@ class _Static:
 
     def __hash__(self) -> int:
         return hash(self.traces)
-
-
-def _call(apply: ApplyFn, x_like: Any, has_state: bool) -> str:
-    """What is said of an error of the user's network: how it was called, and what may be wrong with the call."""
-    shapes = ", ".join(str(tuple(leaf.shape)) for leaf in jax.tree.leaves(x_like))
-    call = f"This came from `apply(params, {'state, ' if has_state else ''}x)` with x of shape {shapes}"
-    if not _takes(apply, 3 if has_state else 2):
-        remedy = (
-            "which `apply` does not take. Leave `state` out, or let `apply` take it."
-            if has_state
-            else "which `apply` does not take. If it is a function of (params, state, x), pass `state` as well."
-        )
-        return f"{call}, {remedy}"
-    return (
-        f"{call}, whose first axis counts the examples; of these, one or two may be tried alone. Give a single example "
-        "that axis: x[None]."
-    )
-
-
-def _takes(function: Callable[..., Any], arguments: int) -> bool:
-    """Whether a function can be called with so many arguments; True where it does not tell."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return True
-    try:
-        signature.bind(*range(arguments))
-    except TypeError:
-        return False
-    return True
 
 
 @jax.tree_util.register_pytree_node_class

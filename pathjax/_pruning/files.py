@@ -54,6 +54,12 @@ def save(path: str | os.PathLike[str], mask: Mask) -> None:
     ...     load(os.path.join(folder, "mask.npz"), mask)["kernel"].astype(int).tolist()
     [[1, 0, 1], [0, 1, 1]]
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            "The arguments of `save` are swapped: the path comes first. Write masks.save(path, mask)."
+            if isinstance(mask, str | os.PathLike)
+            else f"`path` is a {type(path).__name__}, not the path of a file. Write masks.save(path, mask)."
+        )
     check_boolean(mask, name="mask")
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
     content = io.BytesIO()
@@ -88,6 +94,12 @@ def load(path: str | os.PathLike[str], like: Params) -> Mask:
     ...     load(os.path.join(folder, "mask.npz"), like)["kernel"].astype(int).tolist()
     [[1, 0, 0], [0, 1, 0]]
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            "The arguments of `load` are swapped: the path comes first. Write masks.load(path, params)."
+            if isinstance(like, str | os.PathLike)
+            else f"`path` is a {type(path).__name__}, not the path of a file. Write masks.load(path, params)."
+        )
     members = _read(Path(path))
     paths = [str(name) for name in members["paths"]]
     shapes = _shapes(members)
@@ -165,6 +177,8 @@ def _plain_key_paths(tree: Any) -> list[str]:
 def _order(path: Any, paths: list[str], shapes: list[tuple[int, ...]], like: Params) -> list[int]:
     """For each leaf of `like`, the place of its mask in the file; ValueError where key paths or shapes differ."""
     remedy = "Load it with the parameters of the network that it was saved for."
+    if any(cls.__module__.startswith("flax.nnx") for cls in type(like).__mro__):
+        remedy = f"{remedy[:-1]}; of a Flax NNX model these are nnx.state(model, nnx.Param)."
     like_paths = _plain_key_paths(like)
     if set(paths) != set(like_paths) and set(paths) == set(key_paths(like)):
         like_paths = key_paths(like)  # as files were written before containers were left out of the paths

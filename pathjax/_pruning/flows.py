@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from pathjax._base.arguments import check_no_shape, check_not_function
 from pathjax._base.trees import multiply
 from pathjax._interpreter.jaxpr import check_batch
 from pathjax._interpreter.lifting import absolute_power, lift, lift_weights, one_example, ones_like_example, pair_sum
@@ -76,6 +77,8 @@ def _input_batches(inputs: Any) -> Iterator[Array]:
             "`inputs` is one dictionary, but must be an array (n, ...) or an iterable of such arrays. Pass the array "
             "that the layers multiply, and close over the others in `apply`, or pass them in `state`."
         )
+    check_no_shape("inputs", inputs)
+    check_not_function("inputs", inputs)
     batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
     empty = True
     for given in batches:

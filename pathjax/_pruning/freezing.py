@@ -15,7 +15,12 @@ from pathjax.types import Mask, Params
 if TYPE_CHECKING:
     import optax
 
-__all__ = ["freeze"]
+__all__ = ["freeze", "is_optimizer"]
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether it has what every optax optimizer has."""
+    return callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
 
 
 def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
@@ -48,11 +53,10 @@ def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.
     """
     import optax  # not at the top of the file: `import pathjax` must not need optax
 
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        swapped = callable(getattr(mask, "init", None)) and callable(getattr(mask, "update", None))
+    if not is_optimizer(optimizer):
         raise TypeError(
             "The arguments of `freeze` are swapped: the optimizer comes first. Write masks.freeze(optimizer, mask)."
-            if swapped
+            if is_optimizer(mask)
             else f"`optimizer` is a {type(optimizer).__name__}, but an optax optimizer has `init` and `update`. "
             "Write masks.freeze(optimizer, mask), as in masks.freeze(optax.adam(1e-3), mask)."
         )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pathjax._base.arguments import check_no_shape, check_not_function
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.network import as_batch
 from pathjax._base.programs import Static
@@ -109,6 +110,7 @@ def kernels_of(apply: ApplyFn, params: Params, state: State, data: Any) -> Chose
 
 
 def _first_inputs(data: Any) -> Any:
+    check_no_shape("data", data)
     if hasattr(data, "shape"):
         return data
     are_inputs = isinstance(data, tuple | list) and all(hasattr(part, "shape") for part in data)
@@ -214,6 +216,7 @@ def _each(batches: Batches) -> Iterator[Any]:
     parts = list(batches) if isinstance(batches, tuple | list) else [batches]
     if shapes := [str(tuple(part.shape)) for part in parts if hasattr(part, "shape")]:
         raise TypeError(f"`batches` holds bare arrays, of shape {' and '.join(shapes)}, not pairs. {remedy}")
+    check_not_function("batches", batches)
     if not isinstance(batches, Iterable):
         raise TypeError(f"`batches` is a {type(batches).__name__}, but must be an iterable of batches. {remedy}")
     return iter(batches)

@@ -6,6 +6,7 @@ many of them lie above a few thresholds, all in one pass; the first thresholds c
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -69,9 +70,16 @@ class Selection(NamedTuple):
 
 
 def check_density(density: Any) -> None:
-    """Raise ValueError unless a density, the share of weights to keep, lies in (0, 1]."""
+    """Raise unless a density, the share of weights to keep, is a number in (0, 1]: TypeError or ValueError."""
+    is_number: bool = isinstance(density, numbers.Real | np.generic | np.ndarray | jax.Array)
+    if not is_number:
+        raise TypeError(
+            f"density must be a number in (0, 1], the share of weights to keep; it is {density!r}, of the type "
+            f"{type(density).__name__}. Write density=0.1 to keep a tenth."
+        )
     if not 0.0 < density <= 1.0:
-        raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.")
+        remedy = f" To keep {density:g} % write {density / 100:g}." if 1.0 < density <= 100.0 else ""
+        raise ValueError(f"density must lie in (0, 1], the share of weights to keep; it is {density}.{remedy}")
 
 
 def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable, within: Mask | None) -> Selection:

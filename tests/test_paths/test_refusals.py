@@ -231,7 +231,7 @@ def test_thresholds_that_are_traced_are_said_to_be_unknown() -> None:
 
 
 def test_lists_are_refused_as_inputs() -> None:
-    with pytest.raises(ValueError, match="`x` is a list of 3 arrays, but paths start at one array of real inputs"):
+    with pytest.raises(ValueError, match="`x` is a list of numbers, but paths start at one array of real inputs"):
         check_batch([[1.0, 2.0, 3.0]])
 
 

@@ -240,17 +240,3 @@ def test_plain_numbers_and_empty_parts_belong_to_a_state() -> None:
     state: dict[str, Any] = {"scale": 2.0, "nothing": None, "empty": {}}
     expected = ntk.empirical(lambda params, x: scaled(params, state, x), params, X)
     assert_same(ntk.empirical(scaled, params, X, state=state), expected)
-
-
-def test_a_state_too_few_or_too_many_is_told_with_the_remedy() -> None:
-    def stateless(params: Any, x: Any) -> Any:
-        return jax.nn.relu(x @ params["first"]) @ params["second"]
-
-    with pytest.raises(TypeError) as too_many:
-        scores.synflow(stateless, PARAMS, X, state=STATE)
-    assert (
-        "`apply(params, state, x)` with x of shape (1, 3), which `apply` does not take." in too_many.value.__notes__[-1]
-    )
-    with pytest.raises(TypeError) as too_few:
-        scores.synflow(apply, PARAMS, X)
-    assert too_few.value.__notes__[-1].endswith("If it is a function of (params, state, x), pass `state` as well.")
