@@ -237,8 +237,9 @@ def spectral_density(
     weights of a Gauss quadrature. The nodes are in true units and may overflow to infinity in float32 for deep
     networks; `log_nodes`, their logarithms, do not. The methods `estimate` and `estimate_from_logs` of the result give
     sums of a function over the eigenvalues, with standard errors; `broadened` gives the density as a curve to plot.
-    Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers. `progress(sample, samples)` is
-    called after each random start.
+    With a small `order`, zeros merge with the smallest eigenvalues: see `BroadenedDensity`, whose `resolved_above` says
+    where that is. Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers.
+    `progress(sample, samples)` is called after each random start.
 
     Raises ValueError if `order` or `samples` is below 1.
     Source: Golub, Meurant (2009), "Matrices, Moments and Quadrature"; Ubaru, Chen, Saad (2017).

@@ -344,6 +344,8 @@ MUTANTS = [
            "return check_like(trained, params, name=\"train\"), state", f"{NNX} -k lottery"),
     Mutant("kernels change with their model", f"{INTERPRETER}traced.py",
            "self.state = in_own_containers(state)", "self.state = state", f"{NNX} -k kernel_stays"),
+    Mutant("nodes of zeros count as resolved", PATH_KERNEL + "density.py", "residuals < nodes", "residuals >= 0",
+           "tests/test_path_kernel/test_true_numbers.py -k resolved"),
     Mutant("kernels of other states are compared", PATH_KERNEL + "comparison.py",
            "if is_one_state is not None and not is_one_state:", "if False:", f"{SPECTRUM} -k different_states"),
     Mutant("other states give numbers while tracing", PATH_KERNEL + "comparison.py",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from pathjax._base.listeners import tell
 from pathjax._linalg import estimates
@@ -29,6 +29,9 @@ _GRID_POINTS = 400
 _MARGIN = 6
 """How far a grid reaches beyond the nonzero eigenvalues, in widths: a Gaussian has 2e-9 of its area beyond them."""
 
+_LEAST_VISIBLE = 0.1
+"""How much of one eigenvalue a visible node holds. Where a space is exhausted, rounding adds nodes of less weight."""
+
 
 class BroadenedDensity(NamedTuple):
     """A spectral density as a curve over log λ, and its integral: arrays for `plt.plot(log_eigenvalues, density)`.
@@ -37,12 +40,21 @@ class BroadenedDensity(NamedTuple):
     512 ε λ_max, with machine epsilon ε, count as zero. For decades in place of natural logarithms, divide
     `log_eigenvalues` by log 10, and multiply `density` and `standard_error` by it.
 
+    Zeros are told from small eigenvalues only where the quadrature resolves them. With a small `order` they merge with
+    the smallest ones: `zero_share` is then too small, even 0, and the curve has a bump at its lower end, below
+    `resolved_above`, that `standard_error` does not show. Raise `order` until `zero_share` stays. The share of all
+    eigenvalues above `resolved_above` is right but for the weight of a node. The curve reaches 6 · width beyond the
+    largest eigenvalue; that tail is the Gaussian's.
+
     Attributes:
         log_eigenvalues: (g,) the points, as natural logarithms of true eigenvalues.
         density: (g,) the share of the nonzero eigenvalues for each unit of log λ; integrates to 1.
         standard_error: (g,) of `density` over the random starts, to first order; NaN for a single start.
         cumulative: (g,) the share of the nonzero eigenvalues below each point, from 0 to 1.
-        zero_share: () the share of all eigenvalues that count as zero; at least the rescaling symmetries do.
+        zero_share: () the share of all eigenvalues that count as zero, from 0 to 1: an estimate over the random starts.
+        resolved_above: () the natural logarithm of the node from which on each node is nearer to an eigenvalue than to
+            zero. Below it, what looks like small eigenvalues may be zeros; infinite where there is no such node. Nodes
+            that hold less than a tenth of one eigenvalue do not count.
     """
 
     log_eigenvalues: Float[Array, " g"]
@@ -50,6 +62,7 @@ class BroadenedDensity(NamedTuple):
     standard_error: Float[Array, " g"]
     cumulative: Float[Array, " g"]
     zero_share: Float[Array, ""]
+    resolved_above: Float[Array, ""]
 
     def __repr__(self) -> str:
         """The number of points, such as `BroadenedDensity(points=400)`."""
@@ -66,12 +79,15 @@ class SpectralDensity(NamedTuple):
         dimension: () the number of kept weights, which is the number of eigenvalues.
         log_nodes: (samples, order) natural logarithms of the nodes, at any depth; −∞ where a node is zero or, by
             rounding, negative.
+        is_resolved: (samples, order) whether the residual of a node is below the node. A node lies no further than its
+            residual from an eigenvalue, so that one that is not resolved may stand for zeros, alone or with others.
     """
 
     nodes: Float[Array, "samples order"]
     weights: Float[Array, "samples order"]
     dimension: Float[Array, ""]
     log_nodes: Float[Array, "samples order"]
+    is_resolved: Bool[Array, "samples order"]
 
     @property
     def log_scale(self) -> Float[Array, ""]:
@@ -150,7 +166,8 @@ class SpectralDensity(NamedTuple):
             return density, errors.standard_error, jnp.mean(below)
 
         density, standard_error, cumulative = lax.map(at_point, points)
-        return BroadenedDensity(points, density, standard_error, cumulative, 1 - nonzero_share)
+        zero_share = jnp.maximum(1 - nonzero_share, 0)  # below 0 by rounding alone
+        return BroadenedDensity(points, density, standard_error, cumulative, zero_share, self._resolved_above(nonzero))
 
     def __repr__(self) -> str:
         """The sizes, such as `SpectralDensity(samples=4, order=20)`; batch axes come first."""
@@ -160,6 +177,13 @@ class SpectralDensity(NamedTuple):
 
     def _sum_over_eigenvalues(self, values: Any) -> Estimate:
         return estimates.mean(self.dimension * jnp.sum(self.weights * values, axis=-1))
+
+    def _resolved_above(self, nonzero: Any) -> Any:
+        """The smallest visible node above all visible ones that are not resolved, of all starts."""
+        is_visible = nonzero & (self.weights * self.dimension > _LEAST_VISIBLE)
+        largest_unresolved = jnp.max(jnp.where(is_visible & ~self.is_resolved, self.log_nodes, -jnp.inf))
+        is_above = is_visible & (self.log_nodes > largest_unresolved)
+        return jnp.min(jnp.where(is_above, self.log_nodes, jnp.inf))
 
     def _is_nonzero(self) -> Any:
         """Which nodes count as nonzero eigenvalues, read from their logarithms."""
@@ -176,19 +200,21 @@ def quadrature(kernel: PathKernel, key: Key, listener: Any, *, order: int, sampl
     steps = min(order, twin.size(kernel))
     operator = twin.flat(kernel, twin.linear(kernel, kernel))
 
-    def from_random_start(start: tuple[Key, Any]) -> tuple[Any, Any]:
+    def from_random_start(start: tuple[Key, Any]) -> tuple[Any, Any, Any]:
         space = krylov(operator, twin.random_signs(kernel, start[0]), steps)
         nodes, vectors = eigh(space.matrix)
+        residuals = jnp.linalg.norm(space.residual) * jnp.abs(vectors[-1])
         tell(listener, start[1], samples)
-        return nodes, jnp.square(vectors[0])
+        return nodes, jnp.square(vectors[0]), residuals < nodes
 
     starts = jax.random.split(key, samples), jnp.arange(1, samples + 1)
-    scaled_nodes, weights = lax.map(from_random_start, starts)
+    scaled_nodes, weights, is_resolved = lax.map(from_random_start, starts)
     return SpectralDensity(
         nodes=twin.in_true_units(scaled_nodes, kernel.exponent),
         weights=weights,
         dimension=twin.dimension(kernel).astype(scaled_nodes.dtype),
         log_nodes=twin.log_in_true_units(scaled_nodes, kernel.exponent),
+        is_resolved=is_resolved,
     )
 
 

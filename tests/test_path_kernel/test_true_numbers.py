@@ -250,6 +250,42 @@ def test_a_curve_is_the_sum_of_its_nodes_with_the_scatter_of_its_starts() -> Non
     assert np.asarray(curve.standard_error)[visible].min() > 0
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_curve_tells_above_which_eigenvalue_it_is_resolved(dtype: Any) -> None:
+    """With few steps, the 28 zeros of 490 eigenvalues merge with small ones in a node below all nonzero eigenvalues."""
+    kernel = kernel_of(weights(3, 14, 1.5, dtype))
+    eigenvalues = np.asarray(path_kernel.top_eigenpairs(kernel, 490, key=KEY).eigenvalues)
+    smallest = float(np.log(eigenvalues[-29]))
+    density = path_kernel.spectral_density(kernel, order=12, samples=50, key=KEY)
+    nodes, is_resolved = np.asarray(density.nodes), np.asarray(density.is_resolved)
+    np.testing.assert_array_equal(is_resolved, density.log_nodes > smallest)
+    np.testing.assert_array_equal(is_resolved.sum(axis=1), 11)
+    distances = np.abs(nodes[:, :, None] - eigenvalues[:-28]).min(axis=2)  # from nonzero eigenvalues
+    assert (distances < nodes)[is_resolved].all() and not (distances < nodes)[~is_resolved].any()
+    curve = density.broadened(width=0.01)
+    assert 0 <= curve.zero_share < 0.01
+    assert smallest < curve.resolved_above == density.log_nodes[:, 1].min()
+    # the share of all eigenvalues above it is right, but for the weight of a node
+    cumulative = jnp.interp(curve.resolved_above, curve.log_eigenvalues, curve.cumulative)
+    above = (1 - curve.zero_share) * (1 - cumulative)
+    truth = (np.log(np.maximum(eigenvalues, 1e-30)) > curve.resolved_above).mean()
+    assert abs(above - truth) < density.weights[:, 1].mean()
+    # with enough steps, nothing is unresolved, and the zeros are told
+    density = path_kernel.spectral_density(kernel, order=60, samples=50, key=KEY)
+    curve = density.broadened()
+    np.testing.assert_allclose(curve.resolved_above, smallest, rtol=SINGLE)
+    shares = jnp.sum(jnp.where(density.log_nodes > smallest - 1, 0, density.weights), axis=1)
+    error = shares.std(ddof=1) / np.sqrt(50)
+    assert abs(curve.zero_share - 28 / 490) < STANDARD_ERRORS * error
+
+
+def test_an_unresolved_curve_says_so() -> None:
+    density = path_kernel.spectral_density(kernel_of(weights(8, 6, 1.0)), order=1, samples=3, key=KEY)
+    assert float(density.broadened().resolved_above) == np.inf
+    zeros = path_kernel.spectral_density(kernel_of([jnp.zeros((3, 4)), jnp.zeros((4, 2))]), order=2, samples=2, key=KEY)
+    assert float(zeros.broadened().resolved_above) == np.inf
+
+
 def test_a_kernel_of_zeros_has_a_curve_of_zeros() -> None:
     kernel = kernel_of([jnp.zeros((3, 4)), jnp.zeros((4, 2))])
     curve = path_kernel.spectral_density(kernel, order=3, samples=2, key=KEY).broadened()
