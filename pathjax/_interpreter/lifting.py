@@ -373,8 +373,26 @@ def check_finite(params: Params, mask: Mask | None, *, squared: bool = False) ->
 
 
 def _all_finite(leaves: Sequence[Any], masks: Sequence[Any], *, squared: bool) -> bool:
+    if all(map(_is_in_host_memory, leaves)):
+        return all(_is_finite_in_host_memory(leaf, kept, squared) for leaf, kept in zip(leaves, masks, strict=True))
     with jax.ensure_compile_time_eval():
         return bool(_is_all_finite(leaves, masks, squared=squared))
+
+
+def _is_in_host_memory(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or all(device.platform == "cpu" for device in leaf.devices())
+
+
+def _is_finite_in_host_memory(leaf: Any, kept: Any, squared: bool) -> bool:
+    """Whether all kept weights are finite, by NumPy: nothing is compiled, and nothing is copied without a mask."""
+    numbers = np.asarray(leaf)
+    if numbers.size == 0:
+        return True
+    if kept is not None:
+        numbers = np.where(np.asarray(kept), numbers, np.zeros((), numbers.dtype))
+    with np.errstate(over="ignore", invalid="ignore"):
+        ends = np.array([numbers.max(), numbers.min()]).astype(jnp.promote_types(numbers.dtype, jnp.float32))
+        return bool(np.isfinite(np.square(ends) if squared else ends).all())
 
 
 @functools.partial(jax.jit, static_argnames="squared")

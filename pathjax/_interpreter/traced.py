@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
@@ -213,7 +214,12 @@ class TracedNetwork:
         """
         key = self._key(x, None).types
         if key not in self._traces.tied:
-            self._traces.tied[key] = tied_leaves(self.path_program(x))
+            program = self.path_program(x)
+
+            def walk_with(state: tuple[Any, ...]) -> None:
+                self._traces.tied[key] = tied_leaves(dataclasses.replace(program, state=state))
+
+            jax.eval_shape(walk_with, program.state)  # shapes suffice: the constants of the state are not computed
         return self._traces.tied[key]
 
     def kernels(self, x: Any, params: Params | None = None) -> ChosenLeaves:
