@@ -7,21 +7,16 @@ is traced is all of pathjax's code and JAX's derivatives, as under `jax.jit`; Nu
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import pjit
 from jax._src.interpreters import pxla
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from numpy.lib.stride_tricks import sliding_window_view
-
-OFTEN = 20
-"""From how many calls on an equation of some shapes is left to XLA, whose program is then used again and again."""
-
-_calls: weakref.WeakKeyDictionary[ClosedJaxpr, int] = weakref.WeakKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -38,8 +33,7 @@ def numpy_for_xla() -> Iterator[None]:
     sharding = jax.sharding.SingleDeviceSharding(device)
 
     def run(*arguments: Any, jaxpr: ClosedJaxpr, **options: Any) -> Any:
-        _calls[jaxpr] = _calls.get(jaxpr, 0) + 1
-        if _calls[jaxpr] > OFTEN or _is_unknown(jaxpr):
+        if _is_unknown(jaxpr):
             return compile_and_run(*arguments, jaxpr=jaxpr, **options)
         with np.errstate(all="ignore"):
             arrays = _run(jaxpr, [np.asarray(argument) for argument in arguments])
@@ -58,14 +52,15 @@ def numpy_for_xla() -> Iterator[None]:
 
 def _is_unknown(program: ClosedJaxpr) -> bool:
     """Whether it is about random keys, or one operation that NumPy is not told how to do."""
-    if any(jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended) for aval in (*program.in_avals, *program.out_avals)):
+    avals: list[Any] = [*program.in_avals, *program.out_avals]
+    if any(jnp.issubdtype(aval.dtype, jax.dtypes.extended) for aval in avals):
         return True
     names = [equation.primitive.name for equation in program.eqns]
     return len(names) == 1 and names[0] not in {*_CALLED, *_ENTRY_BY_ENTRY, *_ONE_RESULT, *_SEVERAL_RESULTS}
 
 
 def _run(program: ClosedJaxpr | Jaxpr, arguments: Sequence[np.ndarray]) -> list[np.ndarray]:
-    jaxpr, constants = (program.jaxpr, program.consts) if hasattr(program, "consts") else (program, [])
+    jaxpr, constants = (program.jaxpr, program.consts) if isinstance(program, ClosedJaxpr) else (program, [])
     values = dict(zip(jaxpr.constvars, map(np.asarray, constants), strict=True))
     values.update(zip(jaxpr.invars, arguments, strict=True))
 
@@ -76,8 +71,8 @@ def _run(program: ClosedJaxpr | Jaxpr, arguments: Sequence[np.ndarray]) -> list[
         operands = [read(atom) for atom in equation.invars]
         results = _results(equation, operands)
         for variable, array in zip(equation.outvars, results, strict=True):
-            assert array.shape == variable.aval.shape, f"{equation}: {array.shape}"
-            assert array.dtype == variable.aval.dtype, f"{equation}: {array.dtype}"
+            expected: Any = variable.aval
+            assert (array.shape, array.dtype) == (expected.shape, expected.dtype), f"{equation} gave {array}"
             values[variable] = array
     return [read(atom) for atom in jaxpr.outvars]
 
@@ -140,8 +135,8 @@ def _windows(x, value, window, strides, padding, dilation, window_dilation):
     axes = tuple(range(len(rest), x.ndim))
     spans = [(size - 1) * d + 1 for size, d in zip(window, window_dilation, strict=True)]
     windows = sliding_window_view(x, spans, axis=axes)
-    steps = (slice(None, None, step) for step in (*strides, *window_dilation))
-    return windows[(..., *steps)]
+    every = [slice(None)] * len(rest)
+    return windows[tuple(every + [slice(None, None, step) for step in (*strides, *window_dilation)])]
 
 
 def _conv(x, kernel, *, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count,
@@ -222,7 +217,7 @@ _ENTRY_BY_ENTRY: dict[str, Callable[..., Any]] = {
     "lt": np.less, "max": np.maximum, "min": np.minimum, "mul": np.multiply, "ne": np.not_equal, "neg": np.negative,
     "not": np.invert, "or": np.bitwise_or, "select_n": lambda which, *cases: np.choose(which, cases),
     "shift_left": np.left_shift, "shift_right_logical": np.right_shift, "sign": np.sign, "sqrt": np.sqrt,
-    "square": np.square, "stop_gradient": np.asarray, "sub": np.subtract,
+    "square": np.square, "stage": np.asarray, "stop_gradient": np.asarray, "sub": np.subtract,
 }  # fmt: skip
 
 _ONE_RESULT: dict[str, Callable[..., Any]] = {
