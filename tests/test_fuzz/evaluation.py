@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax._src.interpreters import pxla
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 from numpy.lib.stride_tricks import sliding_window_view
 
-from pathjax._interpreter import rules
+from pathjax._interpreter import probes, rules
 from pathjax._interpreter.jaxpr import Equation
 
 
@@ -46,28 +47,22 @@ def numpy_for_xla() -> Iterator[None]:
         ]
         return placed, None, None, []
 
-    pjit._pjit_call_impl_python = run
-    try:
+    with mock.patch.object(pjit, "_pjit_call_impl_python", run):
         yield
-    finally:
-        pjit._pjit_call_impl_python = compile_and_run
 
 
 @contextlib.contextmanager
 def probed_once() -> Iterator[None]:
     """Within it, each call's derivative rule is probed once, and not again by every walk that meets the equation."""
-    probe, slopes = rules.slope_at_zero, dict[JaxprEqn, float]()
+    slopes: dict[JaxprEqn, float] = {}
 
     def slope_at_zero(call: Equation) -> float:
         if call.source not in slopes:
-            slopes[call.source] = probe(call)
+            slopes[call.source] = probes.slope_at_zero(call)
         return slopes[call.source]
 
-    rules.slope_at_zero = slope_at_zero  # type: ignore[attr-defined]
-    try:
+    with mock.patch.object(rules, "slope_at_zero", slope_at_zero):
         yield
-    finally:
-        rules.slope_at_zero = probe  # type: ignore[attr-defined]
 
 
 def _is_unknown(program: ClosedJaxpr) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections import Counter
@@ -67,7 +68,7 @@ def ravel(leaves: list[Any]) -> Any:
 
 
 def quantities(apply: Any, problem: Problem, has_rows: bool) -> Quantities:
-    """Everything in one program; the Path Kernel's twin where a weight is kept."""
+    """What is asked of every network; the Path Kernel's twin where a weight is kept."""
     params, mask, direction, x, x2 = problem
     kept = kept_weights(problem)
     diagonal = product = jnp.zeros_like(ravel(kept))
@@ -91,7 +92,7 @@ def quantities(apply: Any, problem: Problem, has_rows: bool) -> Quantities:
 
 
 class MoreQuantities(NamedTuple):
-    """What else pathjax says of a network that is compiled; values and activations of its listed paths."""
+    """What else pathjax says of some networks; values and activations are those of the listed paths."""
 
     gram: Any
     trace: Any
@@ -102,7 +103,7 @@ class MoreQuantities(NamedTuple):
 def more_quantities(
     apply: Any, problem: Problem, listed: enumeration.Paths, has_rows: bool
 ) -> tuple[Quantities, MoreQuantities]:
-    """Everything in one program; the Path Kernel's trace where a weight is kept."""
+    """Everything; the Path Kernel's trace where a weight is kept."""
     params, mask, _, x, x2 = problem
     kept = kept_weights(problem)
     more = MoreQuantities(
@@ -189,16 +190,18 @@ def check(program: Program, *, compiled: bool = False) -> None:
     with numpy_for_xla():
         check_oracle(program, problem, truth)
         listed = enumeration.enumerate_paths(program.apply, problem.params, problem.x, limit=LIMIT)
-        if not compiled:
-            # one function to trace is traced faster; called on their own, functions are given numbers
-            compute = quantities if program.seed % 8 == 0 else jax.jit(quantities, static_argnums=(0, 2))
+        if not compiled and program.seed % 8 != 0:  # one function to trace, which is faster
+            compute = jax.jit(quantities, static_argnums=(0, 2))
             check_sums(compute(program.apply, problem, has_rows), truth, direction)
             check_listing(listed, *read_listing(listed, program, problem), truth)
-    if compiled:
-        ours, more = jax.jit(more_quantities, static_argnums=(0, 3))(program.apply, problem, listed, has_rows)
-        check_sums(ours, truth, direction)
-        check_more(more, truth)
-        check_listing(listed, more.values, more.activations, truth)
+            return
+    # all functions in one program of XLA's, or each called on its own, on numbers
+    compute = jax.jit(more_quantities, static_argnums=(0, 3)) if compiled else more_quantities
+    with contextlib.nullcontext() if compiled else numpy_for_xla():
+        ours, more = compute(program.apply, problem, listed, has_rows)
+    check_sums(ours, truth, direction)
+    check_more(more, truth)
+    check_listing(listed, more.values, more.activations, truth)
 
 
 def check_oracle(program: Program, problem: Problem, truth: Truth) -> None:
@@ -313,6 +316,7 @@ def fuzz(networks: int, seed: int, *, every: int = 16) -> Tally:
             holds()
     finally:
         print(f"\nseed {seed}: {tally}", flush=True)  # noqa: T201
+        jax.clear_caches()  # an operation that NumPy took over once would be slow in later tests
     return tally
 
 
