@@ -191,12 +191,12 @@ def check(program: Program, *, compiled: bool = False) -> None:
         check_oracle(program, problem, truth)
         listed = enumeration.enumerate_paths(program.apply, problem.params, problem.x, limit=LIMIT)
         if not compiled and program.seed % 8 != 0:  # one function to trace, which is faster
-            compute = jax.jit(quantities, static_argnums=(0, 2))
-            check_sums(compute(program.apply, problem, has_rows), truth, direction)
+            ours = jax.jit(quantities, static_argnums=(0, 2))(program.apply, problem, has_rows)
+            check_sums(ours, truth, direction)
             check_listing(listed, *read_listing(listed, program, problem), truth)
             return
     # all functions in one program of XLA's, or each called on its own, on numbers
-    compute = jax.jit(more_quantities, static_argnums=(0, 3)) if compiled else more_quantities
+    compute: Any = jax.jit(more_quantities, static_argnums=(0, 3)) if compiled else more_quantities
     with contextlib.nullcontext() if compiled else numpy_for_xla():
         ours, more = compute(program.apply, problem, listed, has_rows)
     check_sums(ours, truth, direction)
