@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 from collections import Counter
 from typing import Any, NamedTuple
@@ -21,6 +23,7 @@ from pathjax._interpreter.traced import traced
 
 from .. import oracles
 from ..tolerances import EXACT
+from .evaluation import numpy_for_xla, probed_once
 from .graphs import has_close_contests
 from .programs import Program, programs
 
@@ -55,14 +58,19 @@ class Problem(NamedTuple):
     x2: Any
 
 
+def kept_weights(problem: Problem) -> list[Any]:
+    """The parameters, zero where they are pruned."""
+    return [jnp.where(m, p, 0) for m, p in zip(problem.mask, problem.params, strict=True)]
+
+
 def ravel(leaves: list[Any]) -> Any:
     return jnp.concatenate([jnp.zeros(0), *(jnp.ravel(leaf) for leaf in leaves)])
 
 
 def quantities(apply: Any, problem: Problem, has_rows: bool) -> Quantities:
-    """Everything in one program; the Path Kernel's twin where a weight is kept."""
+    """What is asked of every network; the Path Kernel's twin where a weight is kept."""
     params, mask, direction, x, x2 = problem
-    kept = [jnp.where(m, p, 0) for m, p in zip(mask, params, strict=True)]
+    kept = kept_weights(problem)
     diagonal = product = jnp.zeros_like(ravel(kept))
     if has_rows:
         kernel = path_kernel.path_kernel(apply, params, x, mask=mask)
@@ -81,6 +89,30 @@ def quantities(apply: Any, problem: Problem, has_rows: bool) -> Quantities:
         diagonal=diagonal,
         product=product,
     )
+
+
+class MoreQuantities(NamedTuple):
+    """What else pathjax says of some networks; values and activations are those of the listed paths."""
+
+    gram: Any
+    trace: Any
+    values: Any
+    activations: Any
+
+
+def more_quantities(
+    apply: Any, problem: Problem, listed: enumeration.Paths, has_rows: bool
+) -> tuple[Quantities, MoreQuantities]:
+    """Everything; the Path Kernel's trace where a weight is kept."""
+    params, mask, _, x, x2 = problem
+    kept = kept_weights(problem)
+    more = MoreQuantities(
+        gram=paths.log_data_gram(apply, params, x, x2, mask=mask),
+        trace=path_kernel.path_kernel(apply, params, x, mask=mask).trace() if has_rows else jnp.zeros(()),
+        values=enumeration.path_values(listed, kept),
+        activations=enumeration.path_activations(listed, apply, kept, x),
+    )
+    return quantities(apply, problem, has_rows), more
 
 
 class Truth:
@@ -147,23 +179,34 @@ def problem_of(program: Program, examples: int) -> Problem:
 
 
 def check(program: Program, *, compiled: bool = False) -> None:
-    """Hold one network to the oracle, and the oracle to JAX."""
-    problem = problem_of(program, examples=3 if compiled else 1)
+    """Hold one network to the oracle, and the oracle to JAX; XLA evaluates only what is `compiled`, NumPy all else."""
+    with numpy_for_xla():
+        problem = problem_of(program, examples=3 if compiled else 1)
     if not program.is_exact:
         kept = np.where(_flat(problem.mask, bool), _flat(problem.params, float), 0.0)
         hypothesis.assume(not has_close_contests(program.graph, kept, np.concatenate([problem.x, problem.x2])))
     truth = Truth(program, problem)
-    check_oracle(program, problem, truth)
-    compute = jax.jit(quantities, static_argnums=(0, 2)) if compiled else quantities
-    check_sums(compute(program.apply, problem, bool(truth.mask.any())), truth, _flat(problem.direction, float))
-    check_listing(program, problem, truth, public=compiled)
-    if compiled:
-        check_gram(program, problem, truth)
+    has_rows, direction = bool(truth.mask.any()), _flat(problem.direction, float)
+    with numpy_for_xla():
+        check_oracle(program, problem, truth)
+        listed = enumeration.enumerate_paths(program.apply, problem.params, problem.x, limit=LIMIT)
+        if not compiled and program.seed % 8 != 0:  # one function to trace, which is faster
+            ours = jax.jit(quantities, static_argnums=(0, 2))(program.apply, problem, has_rows)
+            check_sums(ours, truth, direction)
+            check_listing(listed, *read_listing(listed, program, problem), truth)
+            return
+    # all functions in one program of XLA's, or each called on its own, on numbers
+    compute: Any = jax.jit(more_quantities, static_argnums=(0, 3)) if compiled else more_quantities
+    with contextlib.nullcontext() if compiled else numpy_for_xla():
+        ours, more = compute(program.apply, problem, listed, has_rows)
+    check_sums(ours, truth, direction)
+    check_more(more, truth)
+    check_listing(listed, more.values, more.activations, truth)
 
 
 def check_oracle(program: Program, problem: Problem, truth: Truth) -> None:
     """The graph is the network: its outputs, and its derivatives at every tie."""
-    kept = [jnp.where(m, p, 0) for m, p in zip(problem.mask, problem.params, strict=True)]
+    kept = kept_weights(problem)
     outputs, pullback = jax.vjp(lambda params: program.apply(params, problem.x), kept)
     cotangent = np.cos(np.arange(outputs.size).reshape(outputs.shape))
     gradient = [jnp.where(m, g, 0) for m, g in zip(problem.mask, pullback(jnp.asarray(cotangent))[0], strict=True)]
@@ -187,27 +230,18 @@ def check_sums(ours: Quantities, truth: Truth, direction: np.ndarray) -> None:
     assert_close(ours.product, *truth.product(direction))
 
 
-def check_gram(program: Program, problem: Problem, truth: Truth) -> None:
-    """The public data Gram, and the Path Kernel's trace where a weight is kept."""
-    sign, log_abs = paths.log_data_gram(program.apply, problem.params, problem.x, problem.x2, mask=problem.mask)
+def check_more(ours: MoreQuantities, truth: Truth) -> None:
+    """The public data Gram, and the Path Kernel's trace."""
+    sign, log_abs = ours.gram
     exact = oracles.data_gram(truth.graph, truth.listed, truth.theta, truth.x, truth.x2, truth.mask)
     sizes = np.max(np.abs(exact), initial=1.0)
     np.testing.assert_allclose(sign * np.exp(log_abs), exact, rtol=EXACT, atol=EXACT * sizes)
-    if not truth.mask.any():
-        return
-    kernel = path_kernel.path_kernel(program.apply, problem.params, problem.x, mask=problem.mask)
-    assert_close(kernel.trace(), (truth.jacobian**2).sum())
+    assert_close(ours.trace, (truth.jacobian**2).sum())
 
 
-def check_listing(program: Program, problem: Problem, truth: Truth, *, public: bool) -> None:
+def check_listing(ours: enumeration.Paths, values: Any, activations: Any, truth: Truth) -> None:
     """The same paths, each as often, with the same values and activations."""
-    ours = enumeration.enumerate_paths(program.apply, problem.params, problem.x, limit=LIMIT)
-    kept = [jnp.where(m, p, 0) for m, p in zip(problem.mask, problem.params, strict=True)]
-    if public:
-        values = np.asarray(enumeration.path_values(ours, kept))
-        activations = np.asarray(enumeration.path_activations(ours, program.apply, kept, problem.x))
-    else:
-        values, activations = read_listing(ours, program, kept, problem.x)
+    values, activations = np.asarray(values), np.asarray(activations)
     factors = [tuple(sorted(i for i in row if i >= 0)) for row in np.asarray(ours.factors).tolist()]
     left = _rows(
         np.asarray(ours.outputs), np.asarray(ours.sources), factors, np.asarray(ours.coefficients), activations
@@ -223,12 +257,13 @@ def check_listing(program: Program, problem: Problem, truth: Truth, *, public: b
     assert_close(activations[..., order], truth.activations[..., oracle_order])
 
 
-def read_listing(ours: enumeration.Paths, program: Program, kept: list[Any], x: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Values and activations from the rows of the list, without compiling for their number."""
+def read_listing(ours: enumeration.Paths, program: Program, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+    """Values and activations of one example from the rows of the list, without functions for their number."""
+    kept, x = kept_weights(problem), problem.x[:1]
     theta = np.append(_flat(kept, float), 1.0)
     values = np.asarray(ours.coefficients) * theta[np.asarray(ours.factors)].prod(axis=1)
-    slopes = np.append(np.asarray(enumeration._slopes(traced(program.apply, kept).program(x[:1]), kept, x[:1])), 1.0)
-    inputs = np.append(np.ravel(x[:1]), 1.0)
+    slopes = np.append(np.asarray(enumeration._slopes(traced(program.apply, kept).program(x), kept, x)), 1.0)
+    inputs = np.append(np.ravel(x), 1.0)
     along = slopes[np.asarray(ours.gates)].prod(axis=1) * inputs[np.asarray(ours.sources)]
     ends = np.arange(ours.width)[:, None] == np.asarray(ours.outputs)[None]
     return values, (ends * along)[None]
@@ -271,13 +306,17 @@ def fuzz(networks: int, seed: int, *, every: int = 16) -> Tally:
     def holds(program: Program) -> None:
         check(program, compiled=program.seed % every == every - 1 and len(program.graph.edges) < 100)
         tally.add(program)
-        if tally.networks % 50 == 0:
-            jax.clear_caches()  # every network has shapes of its own, so that what was compiled only takes memory
+        if tally.networks % 100 == 0:
+            print(f"seed {seed}: {tally.networks} networks so far", flush=True)  # noqa: T201
+            jax.clear_caches()  # what was traced of a network is not used again, and only takes memory
+            gc.collect()
 
     try:
-        holds()
+        with probed_once():
+            holds()
     finally:
         print(f"\nseed {seed}: {tally}", flush=True)  # noqa: T201
+        jax.clear_caches()  # an operation that NumPy took over once would be slow in later tests
     return tally
 
 
