@@ -34,7 +34,7 @@ newest: $(NEWEST)/installed ## doctests and a covering part of the tests with th
 long: $(INSTALLED) ## the tests that `make test` leaves out: very deep networks, and all networks where it takes a few; minutes
 	$(BIN)/python -m pytest -q -m long tests
 
-fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths, in minutes (10,000 in an hour); FUZZ_NETWORKS=… FUZZ_SEED=… for others
+fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths, in minutes (10,000 in an hour or two); FUZZ_NETWORKS=… FUZZ_SEED=… for others
 	FUZZ_NETWORKS=$(FUZZ_NETWORKS) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -q -s tests/test_fuzz/test_networks.py
 
 mutants: $(INSTALLED) ## break one line of pathjax at a time and see whether the tests notice; an hour
