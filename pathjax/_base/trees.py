@@ -165,7 +165,9 @@ def dot(left: Any, right: Any) -> jax.Array:
 
 def ravel(tree: Any) -> tuple[jax.Array, Any]:
     """The leaves as one vector (p,), and the function from such a vector to a tree."""
-    return cast("tuple[jax.Array, Any]", ravel_pytree(tree))
+    vector, unravel = cast("tuple[jax.Array, Any]", ravel_pytree(tree))
+    # of a tree without leaves JAX gives single precision, whatever its default
+    return vector if jax.tree.leaves(tree) else jnp.zeros(0), unravel
 
 
 def wide(array: Any) -> jax.Array:

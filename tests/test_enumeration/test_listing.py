@@ -117,3 +117,11 @@ def test_other_parameters_and_inputs_than_the_listed_are_refused() -> None:
         enumeration.path_values(paths, jnp.ones(3))
     with pytest.raises(ValueError, match="coordinates per example"):
         enumeration.path_activations(paths, network.apply, network.params, jnp.ones((2, 99)))
+
+
+def test_paths_without_weights_have_values_of_the_default_precision():
+    # found by the fuzz, FUZZ_SEED=20261138: a mean of inputs, and no parameter
+    paths = enumeration.enumerate_paths(lambda params, x: jnp.mean(x, axis=1), [], jnp.ones((2, 3, 2)), limit=10)
+    values = enumeration.path_values(paths, [])
+    assert values.dtype == jnp.zeros(0).dtype
+    np.testing.assert_allclose(values, np.full(6, 1 / 3), rtol=EXACT)
