@@ -343,14 +343,8 @@ def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real 
     >>> round(float(smallest(kernel, key=jax.random.key(0))), 4)
     1.0
     """
-    _check_probes(order=order)
     kernel = twin.with_exponent(kernel)
-    return cast(
-        Array,
-        twin.in_true_units(
-            twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order).smallest, kernel.exponent
-        ),
-    )
+    return cast(Array, twin.in_true_units(_ends(kernel, key, order, tolerance).smallest, kernel.exponent))
 
 
 def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -365,14 +359,8 @@ def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: R
     >>> abs(round(float(log_smallest(kernel, key=jax.random.key(0))), 4))
     0.0
     """
-    _check_probes(order=order)
     kernel = twin.with_exponent(kernel)
-    return cast(
-        Array,
-        twin.log_in_true_units(
-            twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order).smallest, kernel.exponent
-        ),
-    )
+    return cast(Array, twin.log_in_true_units(_ends(kernel, key, order, tolerance).smallest, kernel.exponent))
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
@@ -387,9 +375,14 @@ def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, toleranc
     >>> round(float(condition_number(kernel, key=jax.random.key(0))), 4)
     9.0
     """
-    _check_probes(order=order)
-    ends = twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order)
+    ends = _ends(kernel, key, order, tolerance)
     return cast(Array, ends.largest / ends.smallest)
+
+
+def _ends(kernel: PathKernel, key: Key, order: int, tolerance: Real) -> spectrum.Ends:
+    """The smallest nonzero and the largest eigenvalue of G / 2^exponent."""
+    _check_probes(order=order)
+    return cast(spectrum.Ends, twin.run_at_mask(spectrum.ends, (kernel,), key, tolerance, order=order))
 
 
 def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) -> Estimate:

@@ -10,17 +10,19 @@ from typing import Any
 import jax
 
 __all__ = [
+    "WRAPPED",
     "call_note",
     "check_call",
     "check_no_list",
     "check_no_shape",
     "check_not_function",
+    "is_a",
     "parameter_names",
     "takes",
 ]
 
 # How a model of each framework becomes a function of weights and inputs.
-_WRAPPED = {
+WRAPPED = {
     "flax.linen": "apply = lambda params, x: model.apply({'params': params}, x)",
     "flax.nnx": (
         "graphdef, params = nnx.split(model, nnx.Param), with apply = lambda params, x: nnx.merge(graphdef, params)(x)"
@@ -82,11 +84,12 @@ def check_call(apply: Callable[..., Any], *, has_state: bool) -> None:
 
 def _remedy(model: Any) -> str | None:
     """How a model of a known framework is wrapped; None for any other function."""
-    for cls in type(model).__mro__:
-        for package, remedy in _WRAPPED.items():
-            if cls.__name__ == "Module" and cls.__module__.startswith(package):
-                return remedy
-    return None
+    return next((remedy for package, remedy in WRAPPED.items() if is_a(model, "Module", package)), None)
+
+
+def is_a(thing: Any, name: str, package: str) -> bool:
+    """Whether it is of the class `name` of a package that need not be installed, or of a subclass."""
+    return any(each.__name__ == name and each.__module__.startswith(package) for each in type(thing).__mro__)
 
 
 def call_note(error: Exception, apply: Callable[..., Any], x_like: Any, *, has_state: bool) -> str:
@@ -97,7 +100,7 @@ def call_note(error: Exception, apply: Callable[..., Any], x_like: Any, *, has_s
                 "pathjax calls apply(params, state, x) with the weights and the state, not with all variables of a "
                 "Flax model: apply = lambda params, state, x: model.apply({'params': params, **state}, x)."
             )
-        return f"pathjax calls apply(params, x) with the weights alone: {_WRAPPED['flax.linen']}."
+        return f"pathjax calls apply(params, x) with the weights alone: {WRAPPED['flax.linen']}."
     remedy = _remedy(apply)
     if remedy is not None and not has_state:
         return f"`apply` is a model, but is called as apply(params, x) with the weights. Write {remedy}."

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import keystr, tree_flatten_with_path
 
+from pathjax._base.arguments import WRAPPED, is_a
+
 __all__ = ["check_weights"]
 
 # Collections of Flax linen's variables that are read or written by layers and are not trained.
@@ -25,14 +27,8 @@ _NNX = (
     "Pass the parameters alone: graphdef, params, state = nnx.split(model, nnx.Param, ...), and the rest as `state`, "
     "with apply = lambda params, state, x: nnx.merge(graphdef, params, state)(x)."
 )
-_EQUINOX = (
-    "Pass the arrays that are trained and close over the rest: params, static = eqx.partition(model, "
-    "eqx.is_inexact_array), with apply = lambda params, x: jax.vmap(eqx.combine(params, static))(x)."
-)
-_LINEN_MODULE = (
-    "Pass its weights: params = model.init(key, x)['params'], with apply = lambda params, x: "
-    "model.apply({'params': params}, x)."
-)
+_EQUINOX = f"Pass the arrays that are trained and close over the rest: {WRAPPED['equinox']}."
+_LINEN_MODULE = f"Pass its weights: params = model.init(key, x)['params'], with {WRAPPED['flax.linen']}."
 _PLAIN = (
     "Keep what is not a weight out of `params`: pass it as `state`, with apply(params, state, x), or close over it in "
     "`apply`."
@@ -62,7 +58,7 @@ def check_weights(params: Any) -> None:
                 f"`params` at {keystr(path)} is a variable of the type {type(node).__name__}, which is not trained and "
                 f"would count as a weight. {_NNX}"
             )
-    is_equinox = any(_is_a(node, "Module", "equinox") for node in _all_nodes(params))
+    is_equinox = any(is_a(node, "Module", "equinox") for node in _all_nodes(params))
     remedy = _NNX if has_nnx_variables else _EQUINOX if is_equinox else _PLAIN
     for path, leaf in tree_flatten_with_path(params)[0]:
         _check_leaf(keystr(path) or "its top", leaf, remedy)
@@ -72,7 +68,7 @@ def _check_leaf(place: str, leaf: Any, remedy: str) -> None:
     dtype = getattr(leaf, "dtype", None)
     if dtype is None and not isinstance(leaf, bool | int | float | complex):
         what = f"the function `{leaf.__name__}`" if hasattr(leaf, "__name__") else f"a {type(leaf).__name__}"
-        remedy = _LINEN_MODULE if _is_a(leaf, "Module", "flax.linen") else remedy
+        remedy = _LINEN_MODULE if is_a(leaf, "Module", "flax.linen") else remedy
         raise TypeError(f"`params` at {place} is {what}, not an array of weights. {remedy}")
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(
@@ -86,13 +82,8 @@ def _check_leaf(place: str, leaf: Any, remedy: str) -> None:
         )
 
 
-def _is_a(node: Any, name: str, package: str) -> bool:
-    """Whether a node is of the class `name` of a package that need not be installed, or of a subclass."""
-    return any(each.__name__ == name and each.__module__.startswith(package) for each in type(node).__mro__)
-
-
 def _is_nnx_variable(node: Any) -> bool:
-    return _is_a(node, "Variable", "flax.nnx")
+    return is_a(node, "Variable", "flax.nnx")
 
 
 def _all_nodes(tree: Any) -> list[Any]:
