@@ -1,6 +1,7 @@
-"""Speeds and memory, each measured against its peer in the same run: `python -m experiments.benchmarks.NAME`.
+"""Speeds and memory, each measured beside its peer: `python -m experiments.benchmarks`, or one of them by its name.
 
-Read `timing` first, which all use, then any other. Of the library: `lifting` (which also defines networks for the
-others), `listing`, `spectrum`, `factorize`, `growth` (of cost with size), `kernels`, `selection` and `synflow`
-(against PyTorch). Of the experiments: `shrink`.
+Read `rows` (what a benchmark gives), `processes` and `timing` (how it is measured), then any benchmark. Of the library:
+`synflow` (against PyTorch), `selection`, `spectrum`, `lifting` (which also defines networks for the others), `kernels`,
+`listing`, `factorize`, `growth` (of cost with size). Of the experiments: `shrink`. `command` runs them, on what
+`machines` says; `results` keeps what they gave, and `page` shows it.
 """

@@ -1,43 +1,100 @@
 """SynFlow in 100 rounds to density 0.01, beside the same loop in PyTorch on the same weights, in one run.
 
 `python -m experiments.benchmarks.synflow` prunes ResNet-20 and ResNet-18 for images of 32 × 32 × 3, float32, batch norm
-in evaluation mode at its initialization. It prints the seconds of both loops (least of several, taken in turns, after
-one that compiles), those of 100 gradients of the lifted network and 100 selections alone, and in how many weights
-the two masks differ, in single and in double precision. PyTorch is an extra of this benchmark alone:
+in evaluation mode at its initialization: the first loop of a process and later ones, what the loop takes beyond its
+gradients, and in how many weights the two masks differ in double precision. The limit is as many gradients of the
+network itself. PyTorch is an extra of this benchmark alone:
 
     pip install torch==2.13.0    # the CPU build
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import importlib
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import command, machines, processes, timing
 from experiments.benchmarks.lifting import NETWORKS, ResNet
+from experiments.benchmarks.rows import Row
 from pathjax import masks, pruning, scores
 from pathjax.types import Mask, Params
 
-__all__ = ["Bench", "Peer", "main", "measure"]
+__all__ = ["FULL", "TOY", "Peer", "Sizes", "difference", "rows"]
 
 
-class Bench(NamedTuple):
-    """Seconds of both loops and of what pathjax's is made of, and the kept weights that only one of the masks has."""
+class Sizes(NamedTuple):
+    """The networks, and how they are pruned; the masks are compared in double precision for those in `compared`."""
 
-    ours: float
-    peer: float
+    networks: dict[str, ResNet]
+    rounds: int
+    density: float
+    side: int
+    compared: tuple[str, ...]
+
+
+FULL = Sizes(NETWORKS, 100, 0.01, 32, ("ResNet-20",))
+TOY = Sizes({"toy": ResNet((1,), 4, True)}, 3, 0.1, 4, ())
+
+# of ours over PyTorch's seconds: later calls, first call
+_AIMS = {"ResNet-20": (1 / 3, 1 / 0.7), "ResNet-18": (1 / 3.3, 1 / 2)}
+_SELECTION = {"ResNet-18": 0.6}
+
+
+class Loop(NamedTuple):
+    """Seconds of the first loop and of a later one, of what it is made of, and the number of kept weights."""
+
+    first: float
+    later: float
     gradients: float
-    selections: float
     kept: int
-    differ: int
-    differ_in_double: int
+
+
+def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """For each network the first loop, later ones, the part that is selection; then the masks."""
+    for name, network in sizes.networks.items():
+        given: dict[str, Any] = {"rounds": sizes.rounds, "side": sizes.side, "repeats": repeats}
+        pruned = given | {"density": sizes.density}
+        loops = [functools.partial(ours, network, **pruned), functools.partial(limit, network, **given)]
+        if machines.has_pytorch():
+            loops.append(functools.partial(peer, network, **pruned))
+        mine, least, *others = processes.in_turn(*loops, repeats=repeats)
+        for other in others:
+            timing.check_equal(f"kept weights of {name}", mine.kept, other.kept)
+        work = f"SynFlow, {sizes.rounds} rounds to density {sizes.density:g}, {name}"
+        bound = f"{sizes.rounds} plain gradients"
+        for kind, at in (("later calls", 1), ("first call", 0)):
+            yield Row(
+                f"{work}, {kind}",
+                "s",
+                mine[at],
+                peer=others[0][at] if others else None,
+                beside="PyTorch" if others else "no PyTorch",
+                limit=least[at],
+                bound=bound,
+                aim_ratio=_AIMS[name][1 - at] if name in _AIMS else None,
+            )
+        yield Row(
+            f"{work}: all but the gradients",
+            "s",
+            max(0.0, mine.later - mine.gradients),
+            peer=mine.gradients,
+            beside="its gradients",
+            aim_ratio=_SELECTION.get(name),
+        )
+    if machines.has_pytorch():
+        for name in sizes.compared:
+            compared = functools.partial(
+                difference, sizes.networks[name], rounds=sizes.rounds, density=sizes.density, side=sizes.side
+            )
+            differ = processes.fresh(compared)
+            yield Row(f"SynFlow, {name}: kept weights that PyTorch prunes, float64", "", differ, aim=0)
 
 
 class Peer:
@@ -49,13 +106,14 @@ class Peer:
 
     def __init__(self, network: ResNet, params: Params, statistics: Any) -> None:
         self._torch = torch = importlib.import_module("torch")
+        self._device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
         self._network = network
         self._structure = jax.tree.structure(params)
 
         def tensor(leaf: Any) -> Any:
             array = np.abs(np.asarray(leaf))
             # (h, w, in, out) to (out, in, h, w), and (in, out) to (out, in)
-            return torch.tensor(np.ascontiguousarray(array.transpose(_to_torch(array.ndim))))
+            return torch.tensor(np.ascontiguousarray(array.transpose(_to_torch(array.ndim))), device=self._device)
 
         self._weights = {path: tensor(leaf) for path, leaf in _named(params)}
         self._state = {path: tensor(leaf) for path, leaf in _named(statistics)}
@@ -65,7 +123,7 @@ class Peer:
         """The mask, as one of the Flax parameters."""
         torch = self._torch
         kept = {path: torch.ones_like(self._weights[path]) for path in self._kernels}
-        ones = torch.ones((1, 3, side, side), dtype=next(iter(self._weights.values())).dtype)
+        ones = torch.ones((1, 3, side, side), dtype=next(iter(self._weights.values())).dtype, device=self._device)
         size = sum(leaf.numel() for leaf in kept.values())
         for round_ in range(1, rounds + 1):
             weights = {path: leaf.clone().requires_grad_(path in kept) for path, leaf in self._weights.items()}
@@ -81,7 +139,7 @@ class Peer:
     def _as_mask(self, kept: dict[str, Any]) -> Mask:
         leaves = []
         for path, weight in self._weights.items():
-            array = (kept[path] > 0).numpy() if path in kept else np.ones(weight.shape, bool)
+            array = (kept[path] > 0).cpu().numpy() if path in kept else np.ones(weight.shape, bool)
             leaves.append(array.transpose(_to_flax(array.ndim)))
         return jax.tree.unflatten(self._structure, leaves)
 
@@ -132,95 +190,72 @@ def _to_flax(axes: int) -> tuple[int, ...]:
     return {4: (2, 3, 1, 0), 2: (1, 0)}.get(axes, tuple(range(axes)))
 
 
-def measure(network: ResNet, *, density: float, rounds: int, side: int, repeats: int) -> Bench:
-    """Both loops on the same weights."""
+def ours(network: ResNet, *, density: float, rounds: int, side: int, repeats: int) -> Loop:
+    """pathjax's loop, and as many gradients of the lifted network as it takes."""
+    params, statistics, x = _built(network, side)
+    prune, score = _loop(network, params, statistics, x, density)
+    first, later = timing.first_and_later(lambda: prune(rounds), repeats)
+    gradient = jax.jit(lambda params: score(params, None))
+    gradient(params)  # compiles
+    gradients = min(timing.seconds(_repeated(gradient, params, rounds)) for _ in range(repeats))
+    return Loop(first, later, gradients, int(masks.count(prune(rounds))))
+
+
+def peer(network: ResNet, *, density: float, rounds: int, side: int, repeats: int) -> Loop:
+    """PyTorch's loop."""
+    params, statistics, _ = _built(network, side)
+    loop = Peer(network, params, statistics)
+    first, later = timing.first_and_later(lambda: loop.prune(density=density, rounds=rounds, side=side), repeats)
+    kept = masks.count(jax.tree.map(jnp.asarray, loop.prune(density=density, rounds=rounds, side=side)))
+    return Loop(first, later, np.nan, int(kept))
+
+
+def limit(network: ResNet, *, rounds: int, side: int, repeats: int) -> Loop:
+    """As many gradients of the network itself."""
+    params, statistics, x = _built(network, side)
+    apply = _apply(network)
+    gradient = jax.jit(jax.grad(lambda params: jnp.sum(apply(params, statistics, x))))
+    first, later = timing.first_and_later(_repeated(gradient, params, rounds), repeats)
+    return Loop(first, later, np.nan, 0)
+
+
+def difference(network: ResNet, *, density: float, rounds: int, side: int) -> int:
+    """How many weights pathjax keeps and PyTorch does not, in double precision."""
+    with jax.enable_x64(True):
+        wide = [jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree) for tree in _built(network, side)]
+        params, statistics, x = wide
+        mine = _loop(network, params, statistics, x, density)[0](rounds)
+        other = Peer(network, params, statistics).prune(density=density, rounds=rounds, side=side)
+        pairs = zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True)
+        return sum(int(np.count_nonzero(np.asarray(a) & ~np.asarray(b))) for a, b in pairs)
+
+
+def _built(network: ResNet, side: int) -> tuple[Params, Any, jax.Array]:
+    """Parameters, statistics of batch norm, and an input of ones."""
     x = jnp.ones((1, side, side, 3), jnp.float32)
     variables = jax.jit(network.init)(jax.random.key(0), x)
-    params, statistics = variables["params"], variables["batch_stats"]
-    ours, theirs, score = _loops(network, params, statistics, x, density)
-    gradient = jax.jit(lambda params: score(params, None))
-    saliency = gradient(params)
-    kept = int(masks.count(ours(rounds)))
-
-    def repeated(step: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: [jax.block_until_ready(step()) for _ in range(rounds)][-1]
-
-    mine, other, gradients, selections = timing.least(
-        [
-            lambda: ours(rounds),
-            lambda: theirs(rounds),
-            repeated(lambda: gradient(params)),
-            repeated(lambda: masks.keep_largest(saliency, kept)),
-        ],
-        repeats,
-    )
-    differ = _difference(ours(rounds), theirs(rounds))
-    with jax.enable_x64(True):
-        wide = [jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tree) for tree in (params, statistics, x)]
-        ours, theirs, _ = _loops(network, wide[0], wide[1], wide[2], density)
-        differ_in_double = _difference(ours(rounds), theirs(rounds))
-    return Bench(mine, other, gradients, selections, kept, differ, differ_in_double)
+    return variables["params"], variables["batch_stats"], x
 
 
-def _loops(
+def _apply(network: ResNet) -> Callable[[Params, Any, jax.Array], Any]:
+    return lambda params, state, x: network.apply({"params": params, "batch_stats": state}, x)
+
+
+def _loop(
     network: ResNet, params: Params, statistics: Any, x: jax.Array, density: float
-) -> tuple[Callable[[int], Mask], Callable[[int], Mask], Callable[..., Any]]:
-    """Both loops as functions of the number of rounds, and the score of ours."""
-    peer = Peer(network, params, statistics)
-
-    def apply(params: Params, state: Any, x: jax.Array) -> Any:
-        return network.apply({"params": params, "batch_stats": state}, x)
+) -> tuple[Callable[[int], Mask], Callable[..., Any]]:
+    """pathjax's loop as a function of the number of rounds, and its score."""
+    apply = _apply(network)
 
     def score(params: Params, key: Any) -> Any:
         return scores.synflow(apply, params, x, state=statistics)
 
-    def ours(rounds: int) -> Mask:
-        return pruning.prune(score, params, density=density, rounds=rounds)
-
-    def theirs(rounds: int) -> Mask:
-        return peer.prune(density=density, rounds=rounds, side=x.shape[1])
-
-    return ours, theirs, score
+    return lambda rounds: pruning.prune(score, params, density=density, rounds=rounds), score
 
 
-def _difference(left: Mask, right: Mask) -> int:
-    """How many kept weights of the first are not kept in the second."""
-    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return sum(int(np.count_nonzero(np.asarray(a) & ~np.asarray(b))) for a, b in pairs)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.synflow", description=__doc__)
-    parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--density", type=float, default=0.01)
-    parser.add_argument("--side", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the least is taken")
-    options = parser.parse_args(arguments)
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError as error:
-        raise SystemExit("This benchmark compares with PyTorch: pip install torch==2.13.0") from error
-    print(f"{timing.machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    for name in options.network:
-        begin = time.perf_counter()
-        result = measure(
-            NETWORKS[name],
-            density=options.density,
-            rounds=options.rounds,
-            side=options.side,
-            repeats=options.repeats,
-        )
-        print(
-            f"{name}, {options.rounds} rounds to density {options.density:g}, {options.side} × {options.side} × 3: "
-            f"pathjax {result.ours:.2f} s, PyTorch {result.peer:.2f} s: {result.peer / result.ours:.1f} times as fast\n"
-            f"  the gradients alone {result.gradients:.2f} s, the selections alone {result.selections:.2f} s\n"
-            f"  of {result.kept} kept weights {result.differ} are others; in float64, {result.differ_in_double} "
-            f"({time.perf_counter() - begin:.0f} s in all)",
-            flush=True,
-        )
+def _repeated(function: Callable[[Any], Any], argument: Any, times: int) -> Callable[[], Any]:
+    return lambda: [jax.block_until_ready(function(argument)) for _ in range(times)][-1]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.alone(__spec__.name))
