@@ -17,10 +17,10 @@ FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test newest long mutants fuzz lint types bench clean
+.PHONY: help report test newest long mutants fuzz lint types bench bench-long clean
 
 help: ## say what each target does
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 report: $(INSTALLED) ## compare prunings on the digits data set and write runs/report/report.html
 	$(BIN)/python -m experiments report
@@ -47,15 +47,11 @@ lint: $(INSTALLED) ## ruff: rules and formatting
 types: $(INSTALLED) ## mypy, strict on pathjax/
 	$(BIN)/mypy
 
-bench: $(INSTALLED) ## what lifted passes, listings, spectra, factorizations, kernels, selections and shrunk networks cost beside their peers; minutes, best on an idle machine
-	$(BIN)/python -m experiments.benchmarks.lifting
-	$(BIN)/python -m experiments.benchmarks.listing
-	$(BIN)/python -m experiments.benchmarks.spectrum
-	$(BIN)/python -m experiments.benchmarks.factorize
-	$(BIN)/python -m experiments.benchmarks.growth
-	$(BIN)/python -m experiments.benchmarks.kernels
-	$(BIN)/python -m experiments.benchmarks.selection
-	$(BIN)/python -m experiments.benchmarks.shrink
+bench: $(INSTALLED) ## what everything costs beside its peers, as a table and as docs/benchmarks; an hour, on an idle machine
+	$(BIN)/python -m experiments.benchmarks
+
+bench-long: $(INSTALLED) ## the same of what takes many minutes each, on ResNets
+	$(BIN)/python -m experiments.benchmarks --long
 
 clean: ## remove the environments and the caches, never the results under runs/
 	rm -rf .venv $(NEWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

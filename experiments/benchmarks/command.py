@@ -22,7 +22,19 @@ from experiments.benchmarks.rows import cells, table
 
 __all__ = ["BENCHMARKS", "alone", "main", "measure"]
 
-BENCHMARKS = ("synflow", "selection")
+BENCHMARKS = (
+    "synflow",
+    "selection",
+    "spectrum",
+    "lifting",
+    "kernels",
+    "listing",
+    "sweeping",
+    "fuzzing",
+    "factorize",
+    "shrink",
+    "growth",
+)
 """Modules of this package, in the order of the table. Each has sizes `FULL` and `TOY`, perhaps `LONG`, and gives its
 rows one after the other by `rows(sizes, repeats)`."""
 

@@ -1,30 +1,27 @@
-"""What the factorization of an NTK costs beside one gradient of the network, and how it grows with the batch.
+"""What the factorization of an NTK costs beside one gradient of the network on the same batch.
 
 `python -m experiments.benchmarks.factorize` takes a small convolutional network on images of 8 × 8 × 1 (the digits'
-shape) and ResNet-20 on images of 32 × 32 × 3, in float32, with batch norm in evaluation mode. For each batch it
-measures `factorization.factorize` against the gradient of the summed outputs on that batch, each compiled and run in
-turns, and fits the slope of their times over the batch in logarithms. Each network has a process of its own, so that
-the peak memory is its factorization's.
+shape), in float32; `--long` takes ResNet-20 on images of 32 × 32 × 3.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
+import functools
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import command, processes, timing
+from experiments.benchmarks.kernels import Case
 from experiments.benchmarks.lifting import NETWORKS
+from experiments.benchmarks.rows import Row
 from pathjax import factorization
 
-__all__ = ["Cost", "SmallConv", "main", "measure"]
+__all__ = ["FULL", "LONG", "TOY", "Sizes", "SmallConv", "measure", "rows"]
 
 
 class SmallConv(nn.Module):
@@ -40,78 +37,48 @@ class SmallConv(nn.Module):
         return nn.Dense(10)(x.reshape(len(x), -1))
 
 
-CASES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
-    "small CNN": (SmallConv(), (8, 8, 1)),
-    "ResNet-20": (NETWORKS["ResNet-20"], (32, 32, 3)),
-}
+class Sizes(NamedTuple):
+    """The cases by what they are called, the modes that are kept, and the most rounds of processes."""
+
+    cases: dict[str, Case]
+    rank: int
+    rounds: int
+
+
+FULL = Sizes({"a small CNN, 64 images": Case(SmallConv(), (64, 8, 8, 1))}, 32, 3)
+LONG = Sizes({"ResNet-20, 16 images": Case(NETWORKS["ResNet-20"], (16, 32, 32, 3))}, 32, 1)
+TOY = Sizes({"toy": Case(SmallConv(2), (3, 4, 4, 1))}, 2, 1)
 
 
 class Cost(NamedTuple):
-    """Seconds for one gradient of a batch, for its factorization and to compile that; the peak of memory so far, GB."""
+    """Seconds to compile and to run, and GB held by the process."""
 
-    gradient: float
-    factorize: float
     compile: float
+    run: float
     peak: float
 
 
-def measure(network: nn.Module, shape: tuple[int, ...], *, batch: int, rank: int, repeats: int) -> Cost:
-    """Least times of some runs in turns."""
-    x = jax.random.normal(jax.random.key(1), (batch, *shape), jnp.float32)
-    variables = jax.jit(network.init)(jax.random.key(0), x)
-    params, statistics = variables["params"], {name: of for name, of in variables.items() if name != "params"}
-
-    def apply(params: Any, x: jax.Array) -> Any:
-        return network.apply({"params": params, **statistics}, x)
-
-    def factorize(params: Any, x: jax.Array) -> factorization.Factorization:
-        return factorization.factorize(apply, params, x, rank=rank, key=jax.random.key(2))
-
-    gradient = jax.jit(jax.grad(lambda params, x: jnp.sum(apply(params, x)))).lower(params, x).compile()
-    begin = time.perf_counter()
-    compiled = jax.jit(factorize).lower(params, x).compile()
-    built = time.perf_counter() - begin
-    plain, factorized = timing.least([lambda: gradient(params, x), lambda: compiled(params, x)], repeats)
-    return Cost(plain, factorized, built, timing.peak())
+def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """Seconds to run beside a gradient, to compile, and memory."""
+    for name, case in sizes.cases.items():
+        measurements = [functools.partial(measure, case, what, sizes.rank, repeats) for what in ("modes", "gradient")]
+        ours, gradient = processes.in_turn(*measurements, repeats=min(repeats, sizes.rounds))
+        work = f"factorization of rank {sizes.rank}, {name}"
+        yield Row(work, "s", ours.run, gradient.run, "one gradient of the batch", note=f"{ours.peak:.2f} GB held")
+        yield Row(f"{work}: compile", "s", ours.compile, gradient.compile, "one gradient of the batch")
 
 
-def _report(name: str, batches: Sequence[int], rank: int, repeats: int) -> None:
-    network, shape = CASES[name]
-    size = " × ".join(map(str, shape))
-    print(f"{name}, {size}, rank {rank}, float32, weights from seed 0; {timing.peak():.2f} GB before", flush=True)
-    costs = []
-    for batch in batches:
-        costs.append(cost := measure(network, shape, batch=batch, rank=rank, repeats=repeats))
-        print(
-            f"  batch {batch:4}   gradient {1e3 * cost.gradient:8.1f} ms   factorize {cost.factorize:7.2f} s "
-            f"({cost.factorize / cost.gradient:6.0f} gradients)   compile {cost.compile:5.1f} s   "
-            f"peak {cost.peak:.2f} GB",
-            flush=True,
-        )
-    if len(batches) > 1:
-        gradient, factorize = timing.slopes(batches, [[cost.gradient, cost.factorize] for cost in costs])
-        print(f"  growth with the batch: gradient ~ n^{gradient:.2f}, factorize ~ n^{factorize:.2f}", flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print, each network in a fresh process."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.factorize", description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[16, 32, 64], help="examples, from few to many")
-    parser.add_argument("--rank", type=int, default=32, help="modes")
-    parser.add_argument("--repeats", type=int, default=2, help="runs of which the least is taken")
-    parser.add_argument("--network", nargs="+", default=list(CASES), choices=CASES)
-    parser.add_argument("--here", action="store_true", help="measure in this process")
-    options = parser.parse_args(arguments)
-    if not options.here:
-        print(timing.machine(), flush=True)
-        given = ["--batch", *map(str, options.batch), "--rank", str(options.rank), "--repeats", str(options.repeats)]
-        for name in options.network:
-            command = [sys.executable, "-m", __spec__.name, "--here", *given, "--network", name]
-            subprocess.run(command, check=True)
-        return
-    for name in options.network:
-        _report(name, options.batch, options.rank, options.repeats)
+def measure(case: Case, what: str, rank: int, repeats: int) -> Cost:
+    """The factorization, or the gradient, as one compiled program."""
+    apply, params, x = case.build()
+    functions: dict[str, Callable[..., Any]] = {
+        "gradient": jax.grad(lambda params, x: jnp.sum(apply(params, x))),
+        "modes": lambda params, x: factorization.factorize(apply, params, x, rank=rank, key=jax.random.key(2)),
+    }
+    built = timing.build(functions[what], params, x)
+    run = min(timing.seconds(built.run, params, x) for _ in range(repeats))
+    return Cost(built.compile, run, timing.peak())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.alone(__spec__.name))

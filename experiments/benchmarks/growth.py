@@ -1,119 +1,139 @@
-"""How costs grow: of a product with the Path Kernel over width and depth, of a factorization over the batch.
+"""How costs grow with weights, depth, examples, outputs, rank and rounds, with fitted exponents.
 
-`python -m experiments.benchmarks.growth` takes fully connected networks in float32, compares each cost with that of a
-gradient of the network itself, fits slopes on logarithmic axes, and draws both as runs/benchmarks/growth.svg and .png.
+`python -m experiments.benchmarks.growth` takes fully connected networks in float32. Each cost is measured at four
+sizes, and beside it a gradient of the network on the same batch, or for rounds one gradient in each. The page of the
+documentation draws both.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from matplotlib.figure import Figure
 
-from experiments.benchmarks import listing, timing
-from experiments.report.drawing import INK, MUTED, blank, log_axis, png, styled, svg
-from pathjax import factorization, path_kernel
+from experiments.benchmarks import command, listing, processes, timing
+from experiments.benchmarks.rows import Curve, Row
+from pathjax import factorization, ntk, path_kernel, pruning, scores
 
-__all__ = ["Growth", "figure", "main", "measure"]
+__all__ = ["FULL", "TOY", "Sizes", "measure", "rows"]
 
-_RANK = 32
+Sizes = dict[str, tuple[int, int, int, int]]
+"""For each thing that grows its four sizes."""
 
-
-class Growth(NamedTuple):
-    """Seconds of one thing, and of a gradient of the network, over one size."""
-
-    thing: str
-    over: str
-    sizes: list[int]
-    times: list[list[float]]
-
-    @property
-    def slopes(self) -> list[float]:
-        """Exponents of the size in both."""
-        return timing.slopes(self.sizes, self.times)
-
-    def __str__(self) -> str:
-        rows = zip(self.sizes, self.times, strict=True)
-        times = ", ".join(f"{size}: {1e3 * a:.2f} / {1e3 * b:.2f}" for size, (a, b) in rows)
-        slopes = f"{self.thing} ~ {self.over}^{self.slopes[0]:.2f}, gradient ~ {self.over}^{self.slopes[1]:.2f}"
-        return f"  {self.over}: {slopes}; ms: {times}"
+FULL: Sizes = {
+    "width": (128, 256, 512, 1024),
+    "depth": (4, 8, 16, 32),
+    "examples": (8, 16, 32, 64),
+    "outputs": (2, 5, 10, 20),
+    "rank": (4, 8, 16, 32),
+    "rounds": (10, 20, 40, 80),
+}
+TOY: Sizes = {
+    "width": (2, 3, 4, 5),
+    "outputs": (1, 2, 3, 4),
+    "rank": (1, 2, 3, 4),
+    "rounds": (1, 2, 3, 4),
+}
 
 
-def measure(*, repeats: int) -> list[Growth]:
-    """Products over width and depth, factorizations over the batch."""
-    widths = {width: [width] * 5 for width in (128, 256, 512, 1024)}
-    depths = {depth: [256] * (depth + 1) for depth in (4, 8, 16, 32)}
-    batches = (8, 16, 32, 64)
-    return [
-        Growth("product", "width", list(widths), [_product(layers, repeats) for layers in widths.values()]),
-        Growth("product", "depth", list(depths), [_product(layers, repeats) for layers in depths.values()]),
-        Growth("factorization", "batch", list(batches), [_factorization(batch, repeats) for batch in batches]),
-    ]
+class Times(NamedTuple):
+    """Seconds at four sizes, from small to large."""
+
+    smallest: float
+    small: float
+    large: float
+    largest: float
 
 
-def _product(layers: Sequence[int], repeats: int) -> list[float]:
-    params, x = listing.network(layers, seed=0)
-    kernel = path_kernel.path_kernel(listing.apply, params, x)
-    multiply = _compiled(lambda kernel, tree: kernel.matvec(tree), kernel, params)
-    return timing.least([multiply, _gradient(params, x)], repeats)
+class Problem(NamedTuple):
+    """A network's widths, the examples, and what is computed on it."""
+
+    widths: Sequence[int]
+    examples: int
+    compute: Callable[[Any, jax.Array], Any]
+    gradients: int = 1
 
 
-def _factorization(batch: int, repeats: int) -> list[float]:
-    params, _ = listing.network([64, 128, 128, 10], seed=0)
-    x = jax.random.normal(jax.random.key(1), (batch, 64), jnp.float32)
-    factorize = functools.partial(factorization.factorize, listing.apply, rank=_RANK, key=jax.random.key(2))
-    return timing.least([_compiled(factorize, params, x), _gradient(params, x)], repeats)
+def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """One exponent for each thing that grows."""
+    for over, points in sizes.items():
+        ours, plain = processes.in_turn(
+            *(functools.partial(measure, over, points, way, repeats) for way in ("ours", "gradient")), repeats=repeats
+        )
+        grown = [_weights(size) for size in points] if over == "width" else list(points)
+        over = "weights" if over == "width" else over
+        slope, plain_slope = timing.slopes(grown, [*zip(ours, plain, strict=True)])
+        yield Row(
+            f"growth of {_THINGS[over]} with {over}",
+            "as exponent",
+            slope,
+            note=f"from {grown[0]:,} to {grown[-1]:,}; that of the gradient: {plain_slope:.2f}",
+            curve=Curve(_THINGS[over], over, grown, list(ours), list(plain)),
+        )
 
 
-def _gradient(params: Any, x: jax.Array) -> Callable[[], Any]:
-    return _compiled(jax.grad(lambda params: jnp.sum(listing.apply(params, x))), params)
+_THINGS = {
+    "weights": "a product with G",
+    "depth": "a product with G",
+    "examples": "the NTK",
+    "outputs": "the NTK",
+    "rank": "the factorization",
+    "rounds": "SynFlow",
+}
 
 
-def _compiled(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    return functools.partial(jax.jit(function).lower(*arguments).compile(), *arguments)
+def measure(over: str, sizes: Sequence[int], way: str, repeats: int) -> Times:
+    """Seconds at all sizes, of what is computed or of the gradients beside it."""
+    return Times(*(_seconds(_problem(over, size), way, repeats) for size in sizes))
 
 
-@styled
-def figure(growths: Sequence[Growth]) -> Figure:
-    """Both times over each size on logarithmic axes, with their slopes."""
-    drawn, (axes,) = blank(10.5, 3.4, timing.machine(), columns=len(growths))
-    for axis, growth in zip(axes, growths, strict=True):
-        names = (growth.thing, "gradient of the network")
-        for name, times, slope, color in zip(
-            names, zip(*growth.times, strict=True), growth.slopes, (INK, MUTED), strict=True
-        ):
-            milliseconds = [1e3 * time for time in times]
-            axis.plot(growth.sizes, milliseconds, color=color, marker="o", label=f"{name}, slope {slope:.2f}")
-        for side in ("x", "y"):
-            log_axis(axis, side=side)
-        axis.set_xticks(growth.sizes)
-        axis.set(xlabel=growth.over, ylim=(None, 6 * 1e3 * max(map(max, growth.times))))
-        axis.legend(loc="upper left", fontsize=8)
-    axes[0].set_ylabel("milliseconds")
-    return drawn
+def _weights(width: int) -> int:
+    return 4 * width**2
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print and draw."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.growth", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=10, help="runs of which the least is taken")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), help="folder of the figure")
-    options = parser.parse_args(arguments)
-    print(timing.machine(), flush=True)
-    growths = measure(repeats=options.repeats)
-    print(*growths, sep="\n")
-    options.out.mkdir(parents=True, exist_ok=True)
-    drawn = figure(growths)
-    for suffix, data in (("png", png(drawn)), ("svg", svg(drawn))):
-        (options.out / f"growth.{suffix}").write_bytes(data)
-    print(f"drawn: {options.out / 'growth.svg'}")
+def _problem(over: str, size: int) -> Problem:
+    if over == "width":
+        return Problem([size] * 5, 1, _product)
+    if over == "depth":
+        return Problem([256] * (size + 1), 1, _product)
+    if over in ("examples", "outputs"):
+        outputs, examples = (size, 16) if over == "outputs" else (10, size)
+        return Problem([64, 256, 256, outputs], examples, functools.partial(ntk.empirical, listing.apply))
+    if over == "rank":
+        return Problem([64, 128, 128, 10], 16, functools.partial(_factorized, rank=size))
+    return Problem([64, 256, 256, 10], 1, functools.partial(_pruned, rounds=size), gradients=size)
+
+
+def _product(params: Any, x: jax.Array) -> Any:
+    return path_kernel.path_kernel(listing.apply, params, x).matvec(params)
+
+
+def _factorized(params: Any, x: jax.Array, *, rank: int) -> Any:
+    return factorization.factorize(listing.apply, params, x, rank=rank, key=jax.random.key(2))
+
+
+def _pruned(params: Any, x: jax.Array, *, rounds: int) -> Any:
+    score = lambda params, key: scores.synflow(listing.apply, params, x)  # noqa: E731
+    return pruning.prune(score, params, density=0.01, rounds=rounds)
+
+
+def _seconds(problem: Problem, way: str, repeats: int) -> float:
+    params, _ = listing.network(problem.widths, seed=0)
+    x = jax.random.normal(jax.random.key(1), (problem.examples, problem.widths[0]), jnp.float32)
+    if way == "ours":
+        run = problem.compute if problem.gradients > 1 else timing.build(problem.compute, params, x).run
+        return timing.first_and_later(functools.partial(run, params, x), 3 * repeats)[1]
+    gradient = timing.build(jax.grad(lambda params, x: jnp.sum(listing.apply(params, x))), params, x).run
+
+    def all_gradients() -> list[Any]:
+        return [jax.block_until_ready(gradient(params, x)) for _ in range(problem.gradients)]
+
+    return timing.first_and_later(all_gradients, 3 * repeats)[1]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.alone(__spec__.name))

@@ -2,28 +2,29 @@
 
 `python -m experiments.benchmarks.kernels` takes a fully connected network, 3 × 512 with 64 inputs, 64 examples and 10
 outputs; a small CNN on 16 examples of 16 × 16 × 3; and ResNet-20, batch norm in evaluation mode, on 8 of 32 × 32 × 3;
-all in float32, weights from seed 0. For each it gives the seconds that a compiled kernel takes (least of several, taken
-in turns) and the temporary memory that XLA plans, of every method, of the trace over outputs, and of masks that keep a
-part of the weights. Then how the seconds grow with examples, outputs and width, as fitted exponents, and what a product
-with a kernel costs that is not formed.
+all in float32, weights from seed 0. For each it gives the time that a compiled kernel takes and the temporary memory
+that XLA plans, beside the faster of neural-tangents' methods. Of the first two also the trace over outputs, the kernel
+under a mask and that in chunks, beside the whole dense one; and what a product with a kernel costs that is not formed.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import command, processes, timing
 from experiments.benchmarks.lifting import NETWORKS
+from experiments.benchmarks.rows import Row
 from pathjax import ntk
 
-__all__ = ["CNN", "MLP", "Case", "main", "measure"]
+__all__ = ["CNN", "FULL", "MLP", "TOY", "Case", "Sizes", "measure", "rows"]
 
 
 class MLP(nn.Module):
@@ -64,121 +65,114 @@ class Case(NamedTuple):
         return lambda params, x: self.network.apply({"params": params, **variables}, x), params, x
 
 
+class Sizes(NamedTuple):
+    """Cases, those that have variants too, the density of their masks, and the examples and the chunk of a product."""
+
+    cases: dict[str, Case]
+    varied: tuple[str, ...]
+    density: float
+    examples: int
+    chunk: int
+
+
+FULL = Sizes(
+    cases={
+        "3×512, 64 examples": Case(MLP(), (64, 64)),
+        "CNN, 16 examples": Case(CNN(), (16, 16, 16, 3)),
+        "ResNet-20, 8 examples": Case(NETWORKS["ResNet-20"], (8, 32, 32, 3)),
+    },
+    varied=("3×512, 64 examples", "CNN, 16 examples"),
+    density=0.01,
+    examples=2000,
+    chunk=100,
+)
+TOY = Sizes({"toy": Case(MLP(4, 2), (6, 5))}, ("toy",), 0.5, 6, 2)
+
+# of our time over that of neural-tangents' best, and of a variant's over the whole dense kernel's
+_AIMS = dict(zip(FULL.cases, (1 / 80, 1 / 3, 1 / 3), strict=True))
+_VARIANT_AIMS = {
+    ("chunks", "3×512, 64 examples"): 2.0,
+    ("chunks", "CNN, 16 examples"): 2.0,
+    ("masked", "3×512, 64 examples"): 1.0,
+    ("traced", "CNN, 16 examples"): 0.7,
+}
+_VARIANTS = {"traced": "summed over outputs", "masked": "under a mask at density {:g}", "chunks": "in chunks of 4"}
+_PEERS = ("jacobian", "products")
+
+
 class Cost(NamedTuple):
-    """Seconds to run, and bytes of temporary memory."""
+    """Milliseconds of a run, MB that XLA plans, and the norm of the kernel summed over equal outputs."""
 
-    run: float
-    memory: int
-
-
-CASES = {
-    "MLP 3×512, 64 examples": Case(MLP(), (64, 64)),
-    "CNN, 16 examples": Case(CNN(), (16, 16, 16, 3)),
-    "ResNet-20, 8 examples": Case(NETWORKS["ResNet-20"], (8, 32, 32, 3)),
-}
-METHODS: dict[str, dict[str, Any]] = {
-    "layerwise": {},
-    "jacobian": {"method": "jacobian"},
-    "products": {"method": "products"},
-}
-DENSITIES = (0.5, 0.1, 0.01)
+    time: float
+    planned: float
+    norm: float
 
 
-def measure(case: Case, options: dict[str, dict[str, Any]], repeats: int) -> dict[str, Cost]:
-    """Costs of the kernel with each of these options of `ntk.empirical`, or of the function that they name."""
-    apply, params, x = case.build()
-
-    def kernel(params: Any, x: Any, *, function: Any = ntk.empirical, **given: Any) -> Any:
-        return function(apply, params, x, **given)
-
-    programs = {
-        name: jax.jit(functools.partial(kernel, **given)).lower(params, x).compile() for name, given in options.items()
-    }
-    runs = timing.least([functools.partial(program, params, x) for program in programs.values()], repeats + 1)
-    memory = [cast(Any, program.memory_analysis()).temp_size_in_bytes for program in programs.values()]
-    return {name: Cost(run, size) for name, run, size in zip(programs, runs, memory, strict=True)}
-
-
-def _masks(case: Case) -> dict[str, dict[str, Any]]:
-    """Options that keep a random part of the weights, and all of the biases and norms."""
-    _, params, _ = case.build()
-    rng = np.random.default_rng(0)
-    return {
-        f"density {density}": {
-            "mask": jax.tree.map(lambda leaf, d=density: (rng.random(leaf.shape) < d) | (leaf.ndim < 2), params)
-        }
-        for density in DENSITIES
-    }
-
-
-def _lines(costs: dict[str, Cost]) -> list[str]:
-    peer = min((costs[name] for name in ("jacobian", "products") if name in costs), default=None)
-    return [
-        f"  {name:13} {1e3 * cost.run:9.2f} ms   {cost.memory / 1e6:8.1f} MB"
-        + (f"   {peer.run / cost.run:7.2f}× the speed of neural-tangents' best" if peer else "")
-        for name, cost in costs.items()
-    ]
-
-
-SWEEPS: dict[str, tuple[Callable[[int], Case], tuple[int, ...]]] = {
-    "examples": (lambda n: Case(MLP(), (n, 64)), (8, 16, 32, 64)),
-    "outputs": (lambda o: Case(MLP(outputs=o), (16, 64)), (2, 5, 10, 20)),
-    "width": (lambda width: Case(MLP(width=width), (16, 64)), (128, 256, 512, 1024)),
-}
-
-
-def _growth(name: str, repeats: int, methods: dict[str, dict[str, Any]]) -> list[str]:
-    """One line for each method: seconds along a sweep, and the exponent of a power law through them."""
-    case, sizes = SWEEPS[name]
-    costs = [measure(case(size), methods, repeats) for size in sizes]
-    lines = [f"MLP over {name} {' '.join(map(str, sizes))}"]
-    for method in methods:
-        runs = [cost[method].run for cost in costs]
-        (slope,) = timing.slopes(sizes, [[run] for run in runs])
-        lines.append(f"  {method:13} {'  '.join(f'{1e3 * run:8.2f}' for run in runs)} ms   exponent {slope:.2f}")
-    return lines
-
-
-def _products(repeats: int) -> list[str]:
-    """One line for each size of chunks: a product with a kernel of 20,000 rows, which would take 1.6 GB."""
-    apply, params, x = Case(MLP(), (2000, 64)).build()
-    vector = jax.random.normal(jax.random.key(2), (2000, 10))
-    lines = ["MLP 3×512, 2000 examples: Θ v, without Θ"]
-    for size in (None, 100):
-        program = (
-            jax.jit(lambda params, x, v, c=size: ntk.operator(apply, params, x, batch_size=c).matvec(v))
-            .lower(params, x, vector)
-            .compile()
+def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """Time and memory of each case, then its variants, then products."""
+    for name, case in sizes.cases.items():
+        ways = ("layerwise", *_PEERS, *(_VARIANTS if name in sizes.varied else ()))
+        measurements = [functools.partial(measure, case, way, density=sizes.density, repeats=repeats) for way in ways]
+        costs = dict(zip(ways, processes.in_turn(*measurements, repeats=repeats), strict=True))
+        whole, best = costs["layerwise"], min(costs[way] for way in _PEERS)
+        timing.check_equal(f"kernels of {name}", *(cost.norm for way, cost in costs.items() if way != "masked"))
+        work, beside = f"NTK layer by layer, {name}", "neural-tangents' best"
+        yield Row(work, "ms", whole.time, best.time, beside, aim_ratio=_AIMS.get(name))
+        yield Row(
+            f"{work}: planned memory", "MB", whole.planned, best.planned, beside, aim_ratio=1 if name in _AIMS else None
         )
-        (run,) = timing.least([functools.partial(program, params, x, vector)], repeats + 1)
-        memory = cast(Any, program.memory_analysis()).temp_size_in_bytes
-        name = "whole" if size is None else f"chunks of {size}"
-        lines.append(f"  {name:13} {1e3 * run:9.2f} ms   {memory / 1e6:8.1f} MB")
-    return lines
+        for way in ways[3:]:
+            yield Row(
+                f"{work}, {_VARIANTS[way].format(sizes.density)}",
+                "ms",
+                costs[way].time,
+                whole.time,
+                "whole and dense",
+                aim_ratio=_VARIANT_AIMS.get((way, name)),
+                note=f"{costs[way].planned:.1f} MB planned, {whole.planned:.1f} MB whole and dense",
+            )
+    products = [functools.partial(product, sizes.examples, chunk, repeats=repeats) for chunk in (sizes.chunk, None)]
+    chunked, whole = processes.in_turn(*products, repeats=repeats)
+    timing.check_equal("products", chunked.norm, whole.norm)
+    work = f"product with the NTK of {sizes.examples:,} examples, not formed, in chunks of {sizes.chunk}"
+    yield Row(work, "ms", chunked.time, whole.time, "in one chunk")
+    yield Row(f"{work}: planned memory", "MB", chunked.planned, whole.planned, "in one chunk")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.kernels", description=__doc__)
-    parser.add_argument("--case", nargs="*", default=list(CASES), choices=CASES, metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--sweep", nargs="*", default=list(SWEEPS), choices=SWEEPS, help="what grows")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of which the least is taken")
-    options = parser.parse_args(arguments)
-    print(f"{timing.machine()}; 10 outputs, float32")
-    for name in options.case:
-        print(name)
-        variants: dict[str, dict[str, Any]] = {
-            "traced": {"function": ntk.empirical_trace},
-            "chunks of 4": {"batch_size": 4},
-            **_masks(CASES[name]),
-        }
-        print(*_lines(measure(CASES[name], {**METHODS, **variants}, options.repeats)), sep="\n", flush=True)
-    for name in options.sweep:
-        # of neural-tangents' methods the one that is the faster for these networks
-        methods = {name: METHODS[name] for name in ("layerwise", "products")}
-        print(*_growth(name, options.repeats, methods), sep="\n", flush=True)
-    print(*_products(options.repeats), sep="\n", flush=True)
+def measure(case: Case, way: str, *, density: float, repeats: int) -> Cost:
+    """The kernel of a case in one way."""
+    apply, params, x = case.build()
+    options: dict[str, Any] = {
+        "traced": {},
+        "masked": {"mask": _mask(params, density)},
+        "chunks": {"batch_size": 4},
+    }.get(way, {"method": way})
+    function = ntk.empirical_trace if way == "traced" else ntk.empirical
+    built = timing.build(lambda params, x: function(apply, params, x, **options), params, x)
+    time = min(timing.seconds(built.run, params, x) for _ in range(3 * repeats))
+    kernel = built.run(params, x)
+    traced = kernel if way == "traced" else jnp.trace(kernel, axis1=2, axis2=3)
+    return Cost(1e3 * time, built.planned, float(jnp.linalg.norm(traced)))
+
+
+def product(examples: int, chunk: int | None, *, repeats: int) -> Cost:
+    """A product with the kernel of 3 × 512, which would take 1.6 GB for 2,000 examples."""
+    apply, params, x = Case(MLP(), (examples, 64)).build()
+    vector = jax.random.normal(jax.random.key(2), (examples, 10))
+
+    def multiply(params: Any, x: jax.Array, vector: jax.Array) -> Any:
+        return ntk.operator(apply, params, x, batch_size=chunk).matvec(vector)
+
+    built = timing.build(multiply, params, x, vector)
+    time = min(timing.seconds(built.run, params, x, vector) for _ in range(3 * repeats))
+    return Cost(1e3 * time, built.planned, float(jnp.linalg.norm(built.run(params, x, vector))))
+
+
+def _mask(params: Any, density: float) -> Any:
+    """Keeps a random part of the kernels, and all biases and norms."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: (rng.random(leaf.shape) < density) | (leaf.ndim < 2), params)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.alone(__spec__.name))

@@ -1,26 +1,27 @@
-"""What a lifted forward pass and its gradient cost beside those of the network itself.
+"""What a lifted forward pass, its gradient and a product with the Path Kernel cost beside the network's own passes.
 
 `python -m experiments.benchmarks.lifting` takes ResNet-20 and ResNet-18 on images of 32 × 32 × 3, in float32, with
-batch norm in evaluation mode. It compares the sum of outputs with `paths.log_path_norm`'s sum on the same batch, and
-the gradients of both in the weights: seconds to trace and compile, seconds to run (least of several, taken in turns),
-and the temporary memory that XLA plans.
+batch norm in evaluation mode. It compares the sum of outputs with `paths.log_path_norm`'s sum on the same batch, the
+gradients of both in the weights, and a product with the Path Kernel's twin with that gradient: to trace and lower, to
+compile and to run, and the temporary memory that XLA plans.
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmarks import timing
-from pathjax import paths
+from experiments.benchmarks import command, processes, timing
+from experiments.benchmarks.rows import Row
+from pathjax import path_kernel, paths
 
-__all__ = ["Cost", "ResNet", "main", "measure"]
+__all__ = ["FULL", "NETWORKS", "TOY", "ResNet", "Sizes", "applied", "measure", "rows"]
 
 
 class ResNet(nn.Module):
@@ -66,23 +67,73 @@ NETWORKS = {
 }
 
 
+class Sizes(NamedTuple):
+    """The networks, the batches of their passes, and the height and width of the images."""
+
+    networks: dict[str, ResNet]
+    batches: tuple[int, ...]
+    side: int
+
+
+FULL = Sizes(NETWORKS, (1, 16), 32)
+TOY = Sizes({"toy": ResNet((1,), 4, True)}, (2,), 4)
+
+# what a pass of ours is compared with: its name, and that of the network's own pass
+_PASSES = {"lifted forward pass": "forward pass", "lifted gradient": "gradient", "product with G": "gradient"}
+_COMPILE_AIMS = {"lifted gradient": 2.0, "product with G": 3.0}
+_TRACE_AIM = 0.3
+
+
 class Cost(NamedTuple):
-    """What one function costs: seconds to trace and lower, to compile and to run, and bytes of temporary memory."""
+    """Seconds to trace and lower and to compile, milliseconds to run, and MB of temporary memory."""
 
     trace: float
     compile: float
     run: float
-    memory: int
+    planned: float
 
 
-def measure(network: nn.Module, *, batch: int, side: int, repeats: int) -> dict[str, tuple[Cost, Cost]]:
-    """Costs of the network and of its lifted sum, forward and with the gradient."""
-    x = jnp.ones((batch, side, side, 3), jnp.float32)
-    variables = jax.jit(network.init)(jax.random.key(0), x)
-    params, statistics = variables["params"], variables["batch_stats"]
+def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
+    """For each network and batch all passes beside the network's own."""
+    for name, network in sizes.networks.items():
+        for batch in sizes.batches:
+            passes = [way for way in _PASSES if batch == sizes.batches[0] or way != "product with G"]
+            ways = [*passes, *dict.fromkeys(_PASSES[way] for way in passes)]
+            measurements = [
+                functools.partial(measure, network, way, batch=batch, side=sizes.side, repeats=repeats) for way in ways
+            ]
+            costs = dict(zip(ways, processes.in_turn(*measurements, repeats=repeats), strict=True))
+            for way in passes:
+                yield from _compared(f"{way} of {name}, batch {batch}", way, costs, aimed=batch == 1)
 
-    def apply(params: Any, x: jax.Array) -> Any:
-        return network.apply({"params": params, "batch_stats": statistics}, x)
+
+def _compared(work: str, way: str, costs: dict[str, Cost], *, aimed: bool) -> Iterator[Row]:
+    ours, plain, beside = costs[way], costs[_PASSES[way]], f"plain {_PASSES[way]}"
+    yield Row(
+        f"{work}: run",
+        "ms",
+        ours.run,
+        plain.run,
+        beside,
+        note=f"{ours.planned:.1f} MB planned, {plain.planned:.1f} MB plain",
+    )
+    aim = _COMPILE_AIMS.get(way) if aimed else None
+    yield Row(f"{work}: compile", "s", ours.compile, plain.compile, beside, aim_ratio=aim)
+    yield Row(f"{work}: trace in Python", "s", ours.trace, plain.trace, beside, aim=None if aim is None else _TRACE_AIM)
+
+
+def measure(network: ResNet, way: str, *, batch: int, side: int, repeats: int) -> Cost:
+    """One pass, after the same pass of another network, which pays for imports and JAX's own caches."""
+    timing.build(*_pass(ResNet((1,), 4, network.projects), way, batch=batch, side=4))
+    function, argument = _pass(network, way, batch=batch, side=side)
+    built = timing.build(function, argument)
+    run = min(timing.seconds(built.run, argument) for _ in range(10 * repeats))
+    return Cost(built.trace, built.compile, 1e3 * run, built.planned)
+
+
+def _pass(network: ResNet, way: str, *, batch: int, side: int) -> tuple[Callable[..., Any], Any]:
+    """A function of one argument, and the argument."""
+    apply, params, x = applied(network, batch=batch, side=side)
 
     def plain(params: Any) -> jax.Array:
         return jnp.sum(apply(params, x))
@@ -92,67 +143,32 @@ def measure(network: nn.Module, *, batch: int, side: int, repeats: int) -> dict[
             return paths.log_path_norm(apply, params, x)
         return jnp.sum(paths.path_sum(apply, params, x))
 
-    pairs: dict[str, tuple[Any, Any]] = {
-        "forward": (plain, lifted),
-        "gradient": (jax.value_and_grad(plain), jax.value_and_grad(lifted)),
+    def product(given: tuple[path_kernel.PathKernel, Any]) -> Any:
+        kernel, tree = given
+        return kernel.matvec(tree)
+
+    if way == "product with G":
+        return product, (path_kernel.path_kernel(apply, params, x), params)
+    functions: dict[str, Callable[..., Any]] = {
+        "forward pass": plain,
+        "gradient": jax.value_and_grad(plain),
+        "lifted forward pass": lifted,
+        "lifted gradient": jax.value_and_grad(lifted),
     }
-    return {name: _compare(pair, params, repeats) for name, pair in pairs.items()}
+    return functions[way], params
 
 
-def _compare(pair: tuple[Callable[..., Any], Callable[..., Any]], params: Any, repeats: int) -> tuple[Cost, Cost]:
-    """Costs of two functions, compiled afresh and run in turns."""
-    built = [_build(function, params) for function in pair]
-    (plain, first), (lifted, second) = built
-    runs = timing.least([lambda: plain(params), lambda: lifted(params)], repeats)
-    return first._replace(run=runs[0]), second._replace(run=runs[1])
+def applied(network: ResNet, *, batch: int, side: int) -> tuple[Callable[[Any, jax.Array], Any], Any, jax.Array]:
+    """A network with its batch statistics as `apply(params, x)`, its parameters from seed 0, and a batch of ones."""
+    x = jnp.ones((batch, side, side, 3), jnp.float32)
+    variables = jax.jit(network.init)(jax.random.key(0), x)
+    params, statistics = variables["params"], variables["batch_stats"]
 
+    def apply(params: Any, x: jax.Array) -> Any:
+        return network.apply({"params": params, "batch_stats": statistics}, x)
 
-def _build(function: Callable[..., Any], params: Any) -> tuple[Any, Cost]:
-    """The compiled function, and what it took; the least of two, for the first also pays for imports and caches."""
-    costs = []
-    for _ in range(2):
-        jax.clear_caches()
-        begin = time.perf_counter()
-        lowered = jax.jit(function).lower(params)
-        middle = time.perf_counter()
-        compiled = lowered.compile()
-        costs.append((middle - begin, time.perf_counter() - middle))
-    trace, built = (min(column) for column in zip(*costs, strict=True))
-    return compiled, Cost(trace, built, 0.0, cast(Any, compiled.memory_analysis()).temp_size_in_bytes)
-
-
-def table(costs: dict[str, tuple[Cost, Cost]]) -> list[str]:
-    """One line for each kind of pass: the network's costs, those of its lifted sum, and the ratios."""
-    lines = []
-    for name, (plain, lifted) in costs.items():
-        numbers = [
-            f"{what} {before:9.3f} {unit} → {after:9.3f} {unit} ({after / before:5.2f}×)"
-            for what, unit, before, after in (
-                ("run", "ms", 1e3 * plain.run, 1e3 * lifted.run),
-                ("memory", "MB", plain.memory / 1e6, lifted.memory / 1e6),
-                ("compile", "s", plain.compile, lifted.compile),
-                ("trace", "s", plain.trace, lifted.trace),
-            )
-        ]
-        lines.append(f"  {name:9}" + "   ".join(numbers))
-    return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.lifting", description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="examples in a batch")
-    parser.add_argument("--side", type=int, default=32, help="height and width of the images")
-    parser.add_argument("--repeats", type=int, default=30, help="runs of which the least is taken")
-    parser.add_argument("--network", nargs="+", default=list(NETWORKS), choices=NETWORKS)
-    options = parser.parse_args(arguments)
-    print(f"{timing.machine()}; network → lifted sum")
-    for name in options.network:
-        for batch in options.batch:
-            print(f"{name}, batch {batch}, {options.side} × {options.side} × 3, float32, weights from seed 0")
-            costs = measure(NETWORKS[name], batch=batch, side=options.side, repeats=options.repeats)
-            print(*table(costs), sep="\n", flush=True)
+    return apply, params, x
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.alone(__spec__.name))

@@ -1,26 +1,74 @@
 """What it costs to list ten million paths, and to compute their values.
 
-`python -m experiments.benchmarks.listing` runs in a process of its own, so that its peak memory is the listing's.
+`python -m experiments.benchmarks.listing` lists the paths of a fully connected network without biases, in float32. The
+limit is one copy of the arrays that the list consists of. The sum of the values is checked against the lifted sum.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import math
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks import timing
+from experiments.benchmarks import command, processes, timing
+from experiments.benchmarks.rows import Row
 from pathjax import enumeration, paths
 
-__all__ = ["apply", "main", "network"]
+__all__ = ["FULL", "TOY", "Listing", "apply", "measure", "network", "rows"]
+
+FULL = (100, 100, 100, 10)
+TOY = (3, 4, 5)
+"""Units of each layer, the inputs first."""
+
+_AIMS: dict[tuple[int, ...], float] = {FULL: 5.0}
+
+
+class Listing(NamedTuple):
+    """Seconds to list, to compute values first and later and to copy the list; GB held; log Σ|v_p| from both."""
+
+    listed: float
+    first: float
+    later: float
+    copied: float
+    peak: float
+    from_list: float
+    lifted: float
+
+
+def rows(sizes: tuple[int, ...], repeats: int) -> Iterator[Row]:
+    """Listing, values and memory."""
+    (cost,) = processes.in_turn(functools.partial(measure, sizes), repeats=repeats)
+    timing.check_equal("sums over paths", cost.from_list, cost.lifted)
+    what = f"{math.prod(sizes):,} paths of a fully connected network of widths {' '.join(map(str, sizes))}"
+    yield Row(f"list {what}", "s", cost.listed, limit=cost.copied, bound="a copy of the list", aim=_AIMS.get(sizes))
+    yield Row(f"values of {what}, first call", "s", cost.first)
+    yield Row(f"values of {what}, later calls", "s", cost.later)
+    yield Row(f"memory of the process with {what} and their values", "GB", cost.peak)
+
+
+def measure(widths: Sequence[int]) -> Listing:
+    """List the paths of one network and compute their values, twice."""
+    params, x = network(widths, seed=0)
+    listed: list[enumeration.Paths] = []
+
+    def enumerate_paths() -> Any:
+        listed.append(enumeration.enumerate_paths(apply, params, x, limit=math.prod(widths)))
+        return jax.tree.leaves(listed[0])
+
+    listing = timing.seconds(enumerate_paths)
+    first, later = timing.first_and_later(lambda: enumeration.path_values(listed[0], params), 2)
+    peak = timing.peak()
+    values = np.asarray(enumeration.path_values(listed[0], params), np.float64)
+    columns = [np.asarray(leaf) for leaf in jax.tree.leaves(listed[0])]
+    copied = timing.seconds(lambda: [column.copy() for column in columns])
+    lifted = float(paths.log_path_norm(apply, params, x))
+    return Listing(listing, first, later, copied, peak, float(np.log(np.sum(np.abs(values)))), lifted)
 
 
 def apply(params: Any, x: jax.Array) -> jax.Array:
@@ -40,40 +88,5 @@ def network(widths: Sequence[int], *, seed: int) -> tuple[list[jax.Array], jax.A
     return kernels, jnp.ones((1, widths[0]), jnp.float32)
 
 
-def measure(widths: Sequence[int]) -> list[str]:
-    """List the paths of one network and compute their values, twice; says what each took."""
-    params, x = network(widths, seed=0)
-    lines = [f"widths {' '.join(map(str, widths))}, float32, weights from seed 0: {math.prod(widths):,} paths"]
-    before = timing.peak()
-    begin = time.perf_counter()
-    listed = enumeration.enumerate_paths(apply, params, x, limit=math.prod(widths))
-    jax.block_until_ready(listed.factors)
-    lines.append(
-        f"  list them       {time.perf_counter() - begin:6.2f} s   peak {timing.peak():.2f} GB, {before:.2f} before"
-    )
-    for label in ("first values", "next values"):
-        begin = time.perf_counter()
-        values = jax.block_until_ready(enumeration.path_values(listed, params))
-        lines.append(f"  {label:15} {time.perf_counter() - begin:6.2f} s   peak {timing.peak():.2f} GB")
-    total = np.log(np.sum(np.abs(np.asarray(values, np.float64))))
-    lifted = float(paths.log_path_norm(apply, params, x))
-    lines.append(f"  log Σ|v_p|      {total:.6f} from the list, {lifted:.6f} without")
-    return lines
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure in a fresh process and print."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmarks.listing", description=__doc__)
-    parser.add_argument("--widths", type=int, nargs="+", default=[100, 100, 100, 10], help="units, the inputs first")
-    parser.add_argument("--here", action="store_true", help="measure in this process")
-    options = parser.parse_args(arguments)
-    if not options.here:
-        widths = map(str, options.widths)
-        subprocess.run([sys.executable, "-m", __spec__.name, "--here", "--widths", *widths], check=True)
-        return
-    print(timing.machine())
-    print(*measure(options.widths), sep="\n", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(command.alone(__spec__.name))

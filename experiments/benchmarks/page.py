@@ -11,9 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.base.files import write_atomically
-from experiments.benchmarks import results
+from experiments.benchmarks import growth_figure, results
+from experiments.benchmarks.machines import Machine
 from experiments.benchmarks.results import Run
-from experiments.benchmarks.rows import HEADINGS, Row
+from experiments.benchmarks.rows import HEADINGS, Curve, Row
+from experiments.report.drawing import png
 
 __all__ = ["FOLDER", "text", "write"]
 
@@ -49,7 +51,12 @@ def write(folder: Path) -> Path:
     """Make the page of the results and the obstacles in a folder; returns its file."""
     file, by_hand = folder / "README.md", folder / "obstacles.toml"
     obstacles = tomllib.loads(by_hand.read_text()) if by_hand.exists() else {}
-    write_atomically(file, text(results.read(folder), obstacles))
+    devices = results.read(folder)
+    for runs in devices:
+        if curves := _curves(runs):
+            drawn = growth_figure.figure(curves, _footer(runs))
+            write_atomically(folder / _figure(runs), png(drawn))
+    write_atomically(file, text(devices, obstacles))
     return file
 
 
@@ -66,7 +73,7 @@ def _side_by_side(devices: Sequence[dict[str, Run]]) -> str:
     """What all devices have measured, a column for each."""
     columns = [{line[0]: line for line in results.lines(runs)} for runs in devices]
     works = [work for work in columns[0] if all(work in column for column in columns)]
-    titles = [_machine_title(runs) for runs in devices]
+    titles = [_machine(runs).title for runs in devices]
     table = [[work, *(_short(column[work]) for column in columns)] for work in works]
     opening = "## Devices side by side\n\nOurs, and in brackets its ratio to the peer.\n\n"
     return opening + _markdown(["work", *titles], table)
@@ -79,7 +86,9 @@ def _short(line: Sequence[str]) -> str:
 
 def _section(runs: dict[str, Run], obstacles: dict[str, str]) -> str:
     rows = [row for run in runs.values() for row in run.rows]
-    parts = [f"## {_machine_title(runs)}", _markdown(HEADINGS, results.lines(runs))]
+    parts = [f"## {_machine(runs).title}", _markdown(HEADINGS, results.lines(runs))]
+    if _curves(runs):
+        parts.append(f"![Growth of costs, on logarithmic axes]({_figure(runs)})\n")
     if notes := [f"- {row.work}: {row.note}." for row in rows if row.note]:
         parts.append("\n".join(notes) + "\n")
     if ways := [f"- **{row.work}.** {_obstacle(row, obstacles)}" for row in rows if row.reached is False]:
@@ -89,12 +98,25 @@ def _section(runs: dict[str, Run], obstacles: dict[str, str]) -> str:
     return "\n\n".join(part.rstrip("\n") for part in [*parts, f"### How each ran\n\n{where}\n\n{said}"]) + "\n"
 
 
+def _curves(runs: dict[str, Run]) -> list[Curve]:
+    return [row.curve for run in runs.values() for row in run.rows if row.curve]
+
+
+def _figure(runs: dict[str, Run]) -> str:
+    return f"growth-{_machine(runs).slug}.png"
+
+
+def _footer(runs: dict[str, Run]) -> str:
+    dates = {run.date for run in runs.values() if any(row.curve for row in run.rows)}
+    return f"fully connected networks in float32, weights from seed 0 · {_machine(runs)} · {', '.join(sorted(dates))}"
+
+
 def _obstacle(row: Row, obstacles: dict[str, str]) -> str:
     return " ".join(obstacles.get(row.work, "Not looked into.").split())
 
 
-def _machine_title(runs: dict[str, Run]) -> str:
-    return next(iter(runs.values())).machine.title
+def _machine(runs: dict[str, Run]) -> Machine:
+    return next(iter(runs.values())).machine
 
 
 def _markdown(headings: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from experiments.base.files import write_atomically
 from experiments.benchmarks import machines, rows
 from experiments.benchmarks.machines import Machine
-from experiments.benchmarks.rows import Row
+from experiments.benchmarks.rows import Curve, Row
 
 __all__ = ["Run", "lines", "read", "write"]
 
@@ -77,7 +77,10 @@ def _machine(runs: dict[str, Run]) -> Machine:
 
 
 def _plain(run: Run) -> dict[str, Any]:
-    plain = [row._asdict() | {"ratio": row.ratio, "reached": row.reached} for row in run.rows]
+    plain = [
+        row._asdict() | {"curve": row.curve and row.curve._asdict(), "ratio": row.ratio, "reached": row.reached}
+        for row in run.rows
+    ]
     return run._asdict() | {"machine": run.machine._asdict(), "disturbed": run.was_disturbed, "rows": plain}
 
 
@@ -87,9 +90,7 @@ def _read(file: Path) -> dict[str, Run]:
 
 def _run(fields: dict[str, Any]) -> Run:
     machine = Machine(**fields["machine"])
-    given = tuple(
-        Row(**_known(Row, row) | {"curve": tuple(tuple(point) for point in row["curve"])}) for row in fields["rows"]
-    )
+    given = tuple(Row(**_known(Row, row) | {"curve": row["curve"] and Curve(**row["curve"])}) for row in fields["rows"])
     return Run(**_known(Run, fields) | {"machine": machine, "load": tuple(fields["load"]), "rows": given})
 
 

@@ -7,17 +7,26 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-__all__ = ["HEADINGS", "Row", "cells", "number", "table"]
+__all__ = ["HEADINGS", "Curve", "Row", "cells", "number", "table"]
 
 HEADINGS = ("work", "ours", "peer", "limit", "ratio", "aim", "reached")
+
+
+class Curve(NamedTuple):
+    """Seconds of a thing at some sizes of what grows, and of the gradients beside it."""
+
+    thing: str
+    over: str
+    sizes: list[int]
+    ours: list[float]
+    peer: list[float]
 
 
 class Row(NamedTuple):
     """What one piece of work costs, in one unit: ours, the peer's, and the least that it could cost.
 
     `beside` names the peer and `bound` says what the limit is. `aim` is the largest number of ours that is aimed at,
-    and `aim_ratio` the largest of ours over the peer's. Where the row is a slope, `curve` has the points that it was
-    fitted to: the size, ours at that size and the peer's.
+    and `aim_ratio` the largest of ours over the peer's. Where the row is a slope, `curve` has what it was fitted to.
     """
 
     work: str
@@ -30,7 +39,7 @@ class Row(NamedTuple):
     aim: float | None = None
     aim_ratio: float | None = None
     note: str = ""
-    curve: tuple[tuple[float, float, float], ...] = ()
+    curve: Curve | None = None
 
     @property
     def ratio(self) -> float | None:

@@ -28,10 +28,3 @@ def test_a_listing_is_as_lean_as_its_columns() -> None:
     listed = enumeration.enumerate_paths(listing.apply, params, x, limit=200_000)
     rows = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(listed)) / len(listed)
     assert rows <= 50
-
-
-def test_the_benchmark_runs_and_counts(capsys) -> None:
-    listing.main(["--widths", "3", "4", "5", "--here"])
-    printed = capsys.readouterr().out
-    assert "60 paths" in printed
-    assert "peak" in printed

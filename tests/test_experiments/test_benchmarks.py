@@ -20,12 +20,19 @@ import pytest
 from experiments.benchmarks import command, lifting, machines, page, processes, results, selection, synflow
 from experiments.benchmarks.machines import Machine
 from experiments.benchmarks.results import Run
-from experiments.benchmarks.rows import Row, cells, number
+from experiments.benchmarks.rows import Curve, Row, cells, number
 
 MACHINE = Machine("cpu", "cpu", "a processor", 2, {"jax": "0.10.2"}, "0123abcd")
 ACCELERATOR = MACHINE._replace(platform="gpu", kind="NVIDIA H100 80GB HBM3")
 PEER = Row("a sum", "s", 1.0, peer=4.0, beside="a peer", limit=0.5, bound="one pass", aim_ratio=1 / 3)
-ALONE = Row("a search", "GB", 5.0, aim=3.5, note="of the process", curve=((1.0, 2.0, 3.0),))
+ALONE = Row(
+    "a search",
+    "GB",
+    5.0,
+    aim=3.5,
+    note="of the process",
+    curve=Curve("work", "size", [1, 2, 4], [1.0, 2.0, 4.0], [1.0, 1.0, 1.0]),
+)
 
 
 class Point(NamedTuple):
@@ -51,7 +58,9 @@ def test_a_benchmark_gives_sound_rows(name, in_this_process):
     rows = list(module.rows(module.TOY, 1))
     assert rows and len({row.work for row in rows}) == len(rows)
     for row in rows:
-        assert math.isfinite(row.ours) and (row.ours > 0 or row.aim == 0)
+        assert math.isfinite(row.ours) and (row.ours > 0 or row.aim == 0 or row.curve)
+        if row.curve:
+            assert all(0 < time < math.inf for time in (*row.curve.ours, *row.curve.peer))
         if row.peer is not None:
             assert 0 < row.peer < math.inf and row.beside
             assert row.ratio == row.ours / row.peer
@@ -179,6 +188,8 @@ def test_the_page_shows_devices_side_by_side_and_what_stands_in_the_way(tmp_path
     assert "| a sum | 1 s | 4 s, a peer | 0.5 s, one pass | 0.25 = 1/4 | ratio ≤ 0.333 = 1/3 | yes |" in text
     assert "- **a search.** The space holds 30 vectors.\n" in text and "- a search: of the process.\n" in text
     assert "**a sum.**" not in text
+    assert "(growth-2-cpu-cores.png)" in text and (tmp_path / "growth-2-cpu-cores.png").stat().st_size > 1000
+    assert "growth-nvidia" not in text
     for words in ("jax 0.10.2", "0123abcd", "load 0.1 before, 1.9 after", "1.0 cores taken by others", "a processor"):
         assert words in text
 
