@@ -130,3 +130,5 @@ def _print(runs: dict[str, Run]) -> None:
     for name, run in runs.items():
         console.print(f"{name}: {run}", soft_wrap=True)
     console.print(table(results.lines(runs)))
+    for row in (row for run in runs.values() for row in run.rows if row.note):
+        console.print(f"{row.work}: {row.note}", soft_wrap=True)

@@ -35,7 +35,6 @@ FULL: Sizes = {
 TOY: Sizes = {
     "width": (2, 3, 4, 5),
     "outputs": (1, 2, 3, 4),
-    "rank": (1, 2, 3, 4),
     "rounds": (1, 2, 3, 4),
 }
 
@@ -68,8 +67,8 @@ def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
         over = "weights" if over == "width" else over
         slope, plain_slope = timing.slopes(grown, [*zip(ours, plain, strict=True)])
         yield Row(
-            f"growth of {_THINGS[over]} with {over}",
-            "as exponent",
+            f"exponent of {_THINGS[over]} over {over}",
+            "",
             slope,
             note=f"from {grown[0]:,} to {grown[-1]:,}; that of the gradient: {plain_slope:.2f}",
             curve=Curve(_THINGS[over], over, grown, list(ours), list(plain)),

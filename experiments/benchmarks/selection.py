@@ -94,12 +94,8 @@ def _raveled(tree: Any) -> np.ndarray:
 def scores_of(network: ResNet) -> Any:
     """Log-normal scores in the shapes of a network."""
     like = jax.eval_shape(network.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))["params"]
-    leaves, structure = jax.tree.flatten(like)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [
-        jnp.exp(4.0 * jax.random.normal(key, leaf.shape, jnp.float32)) for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, drawn)
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: jnp.asarray(rng.lognormal(sigma=4.0, size=leaf.shape), jnp.float32), like)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ __all__ = ["FULL", "LONG", "TOY", "Sizes", "measure", "rows"]
 
 _TOLERANCE = 1e-4
 _RANK = 10
+_SPACE = 20
+"""Vectors that the search holds beside the eigenpairs."""
 
 
 class Sizes(NamedTuple):
@@ -85,7 +87,7 @@ def measure(network: ResNet, task: str, sizes: Sizes, repeats: int) -> Search:
 
     def eigenpairs() -> path_kernel.Eigenpairs:
         kernel = path_kernel.path_kernel(apply, params, x)
-        return path_kernel.top_eigenpairs(kernel, _RANK, key=jax.random.key(0), tolerance=_TOLERANCE)
+        return path_kernel.top_eigenpairs(kernel, _RANK, key=jax.random.key(0), tolerance=_TOLERANCE, order=_SPACE)
 
     def density() -> Any:
         kernel = path_kernel.path_kernel(apply, params, x)

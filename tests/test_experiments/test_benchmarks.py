@@ -17,22 +17,26 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from experiments.benchmarks import command, lifting, machines, page, processes, results, selection, synflow
+from experiments.benchmarks import (
+    command,
+    growth_figure,
+    lifting,
+    machines,
+    page,
+    processes,
+    results,
+    selection,
+    synflow,
+)
 from experiments.benchmarks.machines import Machine
 from experiments.benchmarks.results import Run
 from experiments.benchmarks.rows import Curve, Row, cells, number
 
 MACHINE = Machine("cpu", "cpu", "a processor", 2, {"jax": "0.10.2"}, "0123abcd")
 ACCELERATOR = MACHINE._replace(platform="gpu", kind="NVIDIA H100 80GB HBM3")
+CURVE = Curve("work", "size", [1, 2, 4], [1.0, 2.0, 4.0], [1.0, 1.0, 1.0])
 PEER = Row("a sum", "s", 1.0, peer=4.0, beside="a peer", limit=0.5, bound="one pass", aim_ratio=1 / 3)
-ALONE = Row(
-    "a search",
-    "GB",
-    5.0,
-    aim=3.5,
-    note="of the process",
-    curve=Curve("work", "size", [1, 2, 4], [1.0, 2.0, 4.0], [1.0, 1.0, 1.0]),
-)
+ALONE = Row("a search", "GB", 5.0, aim=3.5, note="of the process", curve=CURVE)
 
 
 class Point(NamedTuple):
@@ -140,6 +144,26 @@ def test_work_of_others_is_told_from_our_own():
         pytest.skip("the system does not tell")
     assert without < with_other
     assert machines.is_busy(0.3, cores=2) and not machines.is_busy(0.1, cores=2) and not machines.is_busy(None, cores=2)
+
+
+def test_one_benchmark_alone_prints_its_rows_and_writes_nothing(monkeypatch, tmp_path, capsys, in_this_process):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "_WATCHED", 0.0)
+    monkeypatch.setattr(selection, "rows", lambda sizes, repeats: iter([PEER._replace(note=f"{repeats} rounds")]))
+    kept = [file.read_bytes() for file in sorted(page.FOLDER.iterdir())]
+    assert command.alone(selection.__name__, ["--quick", "--busy", "--repeats", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "a sum" in printed and "0.25 = 1/4" in printed and "2 rounds" in printed
+    assert [file.read_bytes() for file in sorted(page.FOLDER.iterdir())] == kept and not list(tmp_path.iterdir())
+
+
+def test_the_figure_of_growth_tells_its_slopes():
+    drawn = growth_figure.figure([CURVE, CURVE._replace(over="rounds")], "a footer")
+    first, second = drawn.axes
+    assert first.get_xlabel() == "size" and first.get_ylabel() == "milliseconds"
+    told = [axis.get_legend_handles_labels()[1] for axis in (first, second)]
+    assert told[0] == ["work: slope 1.00", "one gradient: slope 0.00"]
+    assert told[1][1] == "as many gradients: slope 0.00"
 
 
 def test_a_benchmark_that_breaks_off_keeps_its_rows_and_the_others_run(monkeypatch, capsys):
