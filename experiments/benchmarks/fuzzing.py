@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
 
 
 FULL = Sizes(("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_fuzz/test_networks.py"), 16, 64, 1200)
-TOY = Sizes(("-c", "import os; sum(range(5_000_000 * int(os.environ['FUZZ_NETWORKS'])))"), 1, 3, 1200)
+TOY = Sizes(("-c", "import os; sum(range(5_000_000 * int(os.environ['FUZZ_NETWORKS'])))"), 1, 3, 12)
 _AIMS = {1200: 15.0}
 
 
