@@ -43,7 +43,8 @@ without writing them here:
     python -m experiments.benchmarks --only synflow kernels
     python -m experiments.benchmarks.synflow --repeats 5
 
-The peers PyTorch (`pip install torch==2.13.0`) and neural-tangents are extras; without PyTorch its cells say "no PyTorch".
+The peers PyTorch (`pip install torch==2.13.0`) and neural-tangents are extras; without PyTorch its cells say
+"no PyTorch".
 """
 
 
