@@ -123,7 +123,8 @@ def from_scores(
 
     def mask_and_soundness(scores: Scores, within: Mask | None) -> tuple[Mask, Array]:
         chosen = from_one(scores, within)
-        return chosen.mask, selection.sound(chosen.contests)
+        is_sound = selection.sound([contest.ranking for contest in chosen.contests])
+        return chosen.mask, jnp.asarray(is_sound)
 
     mask, is_sound = jax.vmap(mask_and_soundness)(scores, within)
     if not isinstance(is_sound, jax.core.Tracer) and not is_sound.all():
@@ -349,7 +350,7 @@ def shuffle(mask: Mask, *, key: Key, prunable: Prunable = is_kernel) -> Mask:
 def _shuffled(leaf: Any, key: Key) -> Array:
     # folded again: a mask of random scores that were drawn with the same key must not come back unchanged
     random_scores = jax.random.uniform(jax.random.fold_in(key, 0), jnp.shape(leaf), jnp.float32)
-    return selection.keep_largest((random_scores,), jnp.sum(leaf, dtype=jnp.int32), None).masks[0]
+    return selection.keep_largest(random_scores, jnp.sum(leaf, dtype=jnp.int32))
 
 
 def invert(scores: Scores) -> Scores:
