@@ -112,10 +112,14 @@ def integers(kind, size=3000):
         *("a mass above", "few compete", "rising", "periodic"),
     ),
 )
-@pytest.mark.parametrize("reach", (4.0, 0.0, -50.0))  # of the bracket: as it is, narrow, and one that is always missed
-def test_search_on_the_host_finds_the_first_largest(monkeypatch, kind, reach):
+@pytest.mark.parametrize("bracket", ("as it is", "one sample wide", "below all", "above all"))
+def test_search_on_the_host_finds_the_first_largest(monkeypatch, kind, bracket):
     monkeypatch.setattr(host_selection, "_SAMPLE", 64)
-    monkeypatch.setattr(host_selection, "_SPREAD", reach)
+    if bracket == "one sample wide":
+        monkeypatch.setattr(host_selection, "_SPREAD", 0.0)
+    elif bracket != "as it is":
+        bounds = (LOWEST + 1, LOWEST + 2) if bracket == "below all" else (2**31 - 2, 2**31 - 1)
+        monkeypatch.setattr(host_selection, "_bracket", lambda arrays, kept: bounds)
     flat = integers(kind)
     arrays = [flat[:7].reshape(7, 1), flat[7:7], flat[7:1507].reshape(30, 50), flat[1507:]]
     competing = [array > LOWEST for array in arrays]
