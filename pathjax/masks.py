@@ -92,9 +92,10 @@ def from_scores(
 
     With `stacked`, the leading axis of every leaf counts seeds: each seed is ranked alone, with the same density.
 
-    Cost: linear in N, without sorting. The threshold is found by counting the scores above trial thresholds, in a few
-    passes; as many again where ties must be broken. `density` must be a Python number; scores and `within` may be
-    traced.
+    Cost: linear in N, without sorting. Called with scores in the memory of one CPU, NumPy finds the mask in about four
+    passes, and next to nothing is compiled. On accelerators, for arrays on several devices and under `jit` and `vmap`,
+    one program finds the same mask: it counts the scores above trial thresholds, in a few passes; as many again where
+    ties must be broken. `density` must be a Python number; scores and `within` may be traced.
 
     Sources: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018;
     Evci et al., "Rigging the lottery: making all tickets winners", 2020, section 3; Gale et al., "The state of

@@ -119,12 +119,13 @@ def prune(
 
         prune(score, params, density=0.01, rounds=60, revive=True)
 
-    Cost: in each round one call of `score` and one selection, which is linear in N. Both are compiled together at the
-    first call, once for all rounds and all densities. Later calls use the same program where `score` has the same code
+    Cost: in each round one call of `score` and one selection, which is linear in N. `score` is compiled at the first
+    call, once for all rounds and all densities; so is the selection, except on one CPU, where `masks.from_scores`
+    compiles none. Later calls use the same programs where `score` has the same code
     and captures the same: a lambda that is written anew, with the same `apply` and the same array objects. It is
     compiled again where a captured array of JAX, list or object is a new one, even of equal content; so make these
     once, outside of a loop over seeds or densities. To prune many seeds at once, use `jax.vmap(lambda params, key:
-    prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)`, which uses the same compiled round.
+    prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)`, which compiles two programs.
     Do not wrap `prune` in `jax.jit`: that unrolls all rounds into one program.
 
     `score` must be pure, and what it captures is constant during a call. A list, an attribute or a global variable that
@@ -436,7 +437,7 @@ def _compiled_ballot(kept: Kept, *arguments: Any, **options: Any) -> _Ballot:
 
 def _checked_round(
     score: Callable[..., Scores], arguments: tuple[Any, ...], kept: ArrayLike, rounds: int, options: dict[str, Any]
-) -> tuple[list[jax.Array], jax.Array]:
+) -> tuple[list[Any], jax.Array]:
     """The masks of the prunable leaves after a round that is not compiled, and whether any pruned weight has a score.
 
     Raises ValueError, naming the round and the leaf, for scores that are not finite.
@@ -453,7 +454,7 @@ def _checked_round(
 
 def _scored(
     score: Callable[..., Scores],
-    kept_masks: list[jax.Array],
+    kept_masks: list[Any],
     params: Params,
     key: Key | None,
     round_: ArrayLike,

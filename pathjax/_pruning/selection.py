@@ -72,13 +72,13 @@ class Ranking(NamedTuple):
     A score competes unless an earlier mask has pruned its weight.
 
     Attributes:
-        masks: a mask for each leaf.
+        masks: a mask for each leaf; of NumPy where it found them and their device is not fixed.
         wanted: how many weights to keep.
         finite: whether all competing scores are finite. If not, nothing is kept.
         available: how many scores compete; where these are enough, NumPy gives the number to keep.
     """
 
-    masks: list[Array]
+    masks: list[Any]
     wanted: Any
     finite: Any
     available: Any
@@ -141,7 +141,7 @@ def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable,
     return Selection(as_mask(dict(zip(places, masks, strict=True)), scores), chosen)
 
 
-def entrants(leaves: Sequence[tuple[Any, Any]], earlier: Sequence[Array] | None, *, scope: str) -> list[Entrants]:
+def entrants(leaves: Sequence[tuple[Any, Any]], earlier: Sequence[Any] | None, *, scope: str) -> list[Entrants]:
     """Key paths and scores in the groups that are ranked together: all for scope "global", else each leaf alone.
 
     `earlier` are the earlier masks of these leaves.
@@ -160,14 +160,14 @@ def contests(groups: list[Entrants], counts: ArrayLike) -> list[Contest]:
     return list(map(Contest, groups, rankings))
 
 
-def as_mask(masks: Mapping[int, Array], like: Any) -> Mask:
+def as_mask(masks: Mapping[int, Any], like: Any) -> Mask:
     """The mask with the structure of `like` that has the given leaves at these places, and True elsewhere."""
     leaves, structure = jax.tree.flatten(like)
     filled = [masks[place] if place in masks else np.ones(jnp.shape(leaf), bool) for place, leaf in enumerate(leaves)]
     return tree_unflatten(structure, jax.device_put(filled))
 
 
-def masks_of(rankings: Sequence[Ranking]) -> list[Array]:
+def masks_of(rankings: Sequence[Ranking]) -> list[Any]:
     """The masks of all ranked leaves."""
     return [mask for ranking in rankings for mask in ranking.masks]
 
@@ -213,7 +213,7 @@ def _rankable(path: Any, leaf: Any) -> Array:
 
 def keep_largest(scores: Array, kept: Array) -> Array:
     """A mask that keeps the `kept` largest of these scores."""
-    return rank([ordinals((scores,), None)], kept)[0].masks[0]
+    return jnp.asarray(rank([ordinals((scores,), None)], kept)[0].masks[0])
 
 
 @jax.jit
@@ -262,7 +262,7 @@ def _rank_on_host(ordinals: Sequence[Array], wanted: int) -> Ranking:
     finite = all(array.max(initial=0) < _not_finite(array.dtype) for array in arrays)
     masks, kept = host_selection.largest(arrays, max(wanted, 0) if finite else 0)
     first = ordinals[0]
-    placed = jax.device_put(masks, first.sharding if first.committed else None)
+    placed = jax.device_put(masks, first.sharding) if first.committed else masks
     return Ranking(placed, wanted, finite, kept if finite else wanted)
 
 
