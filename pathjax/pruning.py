@@ -120,13 +120,13 @@ def prune(
         prune(score, params, density=0.01, rounds=60, revive=True)
 
     Cost: in each round one call of `score` and one selection, which is linear in N. `score` is compiled at the first
-    call, once for all rounds and all densities; so is the selection, except on one CPU, where `masks.from_scores`
-    compiles none. Later calls use the same programs where `score` has the same code
-    and captures the same: a lambda that is written anew, with the same `apply` and the same array objects. It is
-    compiled again where a captured array of JAX, list or object is a new one, even of equal content; so make these
-    once, outside of a loop over seeds or densities. To prune many seeds at once, use `jax.vmap(lambda params, key:
-    prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)`, which compiles two programs.
-    Do not wrap `prune` in `jax.jit`: that unrolls all rounds into one program.
+    call, once for all rounds and all densities; so is the selection, except on one CPU, where NumPy selects. Later
+    calls use the same programs where `score` has the same code and captures the same: a lambda that is written anew,
+    with the same `apply` and the same array objects. It is compiled again where a captured array of JAX, list or object
+    is a new one, even of equal content; so make these once, outside of a loop over seeds or densities. To prune many
+    seeds at once, use `jax.vmap(lambda params, key: prune(score, params, density=0.1, rounds=100,
+    key=key))(stacked_params, keys)`, which compiles one program for the scores and one for the selection. Do not wrap
+    `prune` in `jax.jit`: that unrolls all rounds into one program.
 
     `score` must be pure, and what it captures is constant during a call. A list, an attribute or a global variable that
     has changed before the next call is noticed; what has changed between two rounds is not. Pass `jit=False` to call
