@@ -92,9 +92,10 @@ def from_scores(
 
     With `stacked`, the leading axis of every leaf counts seeds: each seed is ranked alone, with the same density.
 
-    Cost: linear in N, without sorting. The threshold is found by counting the scores above trial thresholds, in a few
-    passes; as many again where ties must be broken. `density` must be a Python number; scores and `within` may be
-    traced.
+    Cost: linear in N, without sorting. Called with scores in the memory of one CPU, NumPy finds the mask in about four
+    passes, and next to nothing is compiled. On accelerators, for arrays on several devices and under `jit` and `vmap`,
+    one program finds the same mask: it counts the scores above trial thresholds, in a few passes; as many again where
+    ties must be broken. `density` must be a Python number; scores and `within` may be traced.
 
     Sources: Mocanu et al., "Scalable training of artificial neural networks with adaptive sparse connectivity", 2018;
     Evci et al., "Rigging the lottery: making all tickets winners", 2020, section 3; Gale et al., "The state of
@@ -123,7 +124,8 @@ def from_scores(
 
     def mask_and_soundness(scores: Scores, within: Mask | None) -> tuple[Mask, Array]:
         chosen = from_one(scores, within)
-        return chosen.mask, selection.sound(chosen.contests)
+        is_sound = selection.sound([contest.ranking for contest in chosen.contests])
+        return chosen.mask, jnp.asarray(is_sound)
 
     mask, is_sound = jax.vmap(mask_and_soundness)(scores, within)
     if not isinstance(is_sound, jax.core.Tracer) and not is_sound.all():
@@ -349,7 +351,7 @@ def shuffle(mask: Mask, *, key: Key, prunable: Prunable = is_kernel) -> Mask:
 def _shuffled(leaf: Any, key: Key) -> Array:
     # folded again: a mask of random scores that were drawn with the same key must not come back unchanged
     random_scores = jax.random.uniform(jax.random.fold_in(key, 0), jnp.shape(leaf), jnp.float32)
-    return selection.keep_largest((random_scores,), jnp.sum(leaf, dtype=jnp.int32), None).masks[0]
+    return selection.keep_largest(random_scores, jnp.sum(leaf, dtype=jnp.int32))
 
 
 def invert(scores: Scores) -> Scores:

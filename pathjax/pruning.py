@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import tree_flatten_with_path, tree_map_with_path
 from jax.typing import ArrayLike
 
 from pathjax import masks
@@ -24,6 +25,7 @@ from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete, in_own_containers
 from pathjax._pruning import selection
 from pathjax._pruning.freezing import is_optimizer
+from pathjax._pruning.kernels import prunable_leaves
 from pathjax._pruning.losses import kernels_of, replayable
 from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
 
@@ -117,13 +119,14 @@ def prune(
 
         prune(score, params, density=0.01, rounds=60, revive=True)
 
-    Cost: in each round one call of `score` and one selection, which is linear in N. Both are compiled together at the
-    first call, once for all rounds and all densities. Later calls use the same program where `score` has the same code
-    and captures the same: a lambda that is written anew, with the same `apply` and the same array objects. It is
-    compiled again where a captured array of JAX, list or object is a new one, even of equal content; so make these
-    once, outside of a loop over seeds or densities. To prune many seeds at once, use `jax.vmap(lambda params, key:
-    prune(score, params, density=0.1, rounds=100, key=key))(stacked_params, keys)`, which uses the same compiled round.
-    Do not wrap `prune` in `jax.jit`: that unrolls all rounds into one program.
+    Cost: in each round one call of `score` and one selection, which is linear in N. `score` is compiled at the first
+    call, once for all rounds and all densities; so is the selection, except on one CPU, where NumPy selects. Later
+    calls use the same programs where `score` has the same code and captures the same: a lambda that is written anew,
+    with the same `apply` and the same array objects. It is compiled again where a captured array of JAX, list or object
+    is a new one, even of equal content; so make these once, outside of a loop over seeds or densities. To prune many
+    seeds at once, use `jax.vmap(lambda params, key: prune(score, params, density=0.1, rounds=100,
+    key=key))(stacked_params, keys)`, which compiles one program for the scores and one for the selection. Do not wrap
+    `prune` in `jax.jit`: that unrolls all rounds into one program.
 
     `score` must be pure, and what it captures is constant during a call. A list, an attribute or a global variable that
     has changed before the next call is noticed; what has changed between two rounds is not. Pass `jit=False` to call
@@ -169,22 +172,28 @@ def _after_rounds(
     chosen, scope = options["prunable"], options["scope"]
     counts = [masks.kept_counts(params, density=after, scope=scope, prunable=chosen) for after in planned]
     size = masks.kept_counts(params, density=1.0, prunable=chosen).item()
-    compiled_round = kept_for(score, Kept).compiled(_sound_round, **options) if jit else None
-    # Computed from the weights, so that under vmap the first mask has the seeds' axis, as all later masks have.
-    mask = jax.tree.map(lambda leaf: (leaf == leaf) | True, params)
+    compiled_ballot = kept_for(score, Kept).compiled(_compiled_ballot, **options) if jit else None
+    # Computed from the weights, so that under vmap the first masks have the seeds' axis, as all later masks have.
+    leaves = tree_flatten_with_path(params)[0]
+    places = [place for place, leaf in enumerate(leaves) if chosen(*leaf)]
+    kept_masks = [(leaves[place][1] == leaves[place][1]) | True for place in places]
     for round_, kept in enumerate(counts, start=1):
-        arguments = (mask, params, key, round_, kept, read)
-        after = None if compiled_round is None else compiled_round(*arguments)
-        # After a compiled round with unsound scores, the same round runs uncompiled: it can raise and name the leaf.
-        if after is None or (concrete(after.is_sound) is not None and not after.is_sound):
-            after = _round(score, *arguments, **options)
-            _check_round(after.contests, f"In round {round_} of {len(counts)}")
+        arguments = (kept_masks, params, key, round_, read)
+        if compiled_ballot is None:
+            kept_masks, can_return = _checked_round(score, arguments, kept, len(counts), options)
+        else:
+            ballot = compiled_ballot(*arguments)
+            rankings, can_return = selection.rank(ballot.ordinals, kept), ballot.can_return
+            kept_masks = selection.masks_of(rankings)
+            is_sound = concrete(selection.sound(rankings))
+            # After unsound scores of a compiled round, the same round runs uncompiled: it can raise and name the leaf.
+            if is_sound is not None and not is_sound:
+                kept_masks, can_return = _checked_round(score, arguments, kept, len(counts), options)
         if options["revive"]:
-            _check_can_return(after.can_return, round_)
-        mask = after.mask
+            _check_can_return(can_return, round_)
         if progress is not None:
             progress(round_, len(counts), kept.sum().item() / size)
-    return mask
+    return selection.as_mask(dict(zip(places, kept_masks, strict=True)), params)
 
 
 class Sparse(NamedTuple):
@@ -409,58 +418,63 @@ def _trained(train: TrainFn, params: Params, state: State, *rest: Any) -> tuple[
     return in_own_containers((check_like(trained, params, name="train"), state))
 
 
-class _Round(NamedTuple):
-    """The mask after a round, and the rankings that decided it, whose scores are not checked yet.
+class _Ballot(NamedTuple):
+    """What decides a round: the scores as integers, in the groups that are ranked together.
 
     Attributes:
-        mask: the mask.
-        contests: the rankings.
+        ordinals: those of each group, as `selection.ordinals` gives them.
         can_return: whether any pruned weight has a score other than 0.
     """
 
-    mask: Mask
-    contests: list[selection.Contest]
+    ordinals: list[list[jax.Array]]
     can_return: jax.Array
 
 
-def _round(
+def _compiled_ballot(kept: Kept, *arguments: Any, **options: Any) -> _Ballot:
+    groups, can_return = _scored(kept.function(), *arguments, **options)
+    return _Ballot([selection.ordinals(group.scores, group.within) for group in groups], can_return)
+
+
+def _checked_round(
+    score: Callable[..., Scores], arguments: tuple[Any, ...], kept: ArrayLike, rounds: int, options: dict[str, Any]
+) -> tuple[list[Any], jax.Array]:
+    """The masks of the prunable leaves after a round that is not compiled, and whether any pruned weight has a score.
+
+    Raises ValueError, naming the round and the leaf, for scores that are not finite.
+    """
+    groups, can_return = _scored(score, *arguments, **options)
+    contests = selection.contests(groups, kept)
+    try:
+        for contest in contests:
+            selection.check(contest)
+    except ValueError as error:
+        raise ValueError(f"In round {arguments[3]} of {rounds}: {error}") from error
+    return selection.masks_of([contest.ranking for contest in contests]), can_return
+
+
+def _scored(
     score: Callable[..., Scores],
-    mask: Mask,
+    kept_masks: list[Any],
     params: Params,
     key: Key | None,
     round_: ArrayLike,
-    kept: ArrayLike,
     read: tuple[Any, ...],
     *,
     scope: str,
     prunable: Prunable,
     revive: bool,
-) -> _Round:
-    scores = score(masks.apply_mask(mask, params), _folded(key, round_), *read)
-    scores = check_like(scores, params, name="score")
-    selected = selection.select(scores, kept, scope=scope, prunable=prunable, within=None if revive else mask)
-    pairs = zip(jax.tree.leaves(scores), jax.tree.leaves(mask), strict=True)
-    scored = [jnp.any((leaf != 0) & ~kept_before) for leaf, kept_before in pairs] if revive else []
-    return _Round(selected.mask, selected.contests, jnp.any(jnp.stack(scored)) if scored else jnp.zeros((), bool))
-
-
-class _SoundRound(NamedTuple):
-    """The same, with one boolean in place of the rankings: then a compiled round need not write scores to memory.
-
-    Attributes:
-        mask: the mask.
-        is_sound: whether all scores were finite, and as many as weights to keep.
-        can_return: whether any pruned weight has a score other than 0.
-    """
-
-    mask: Mask
-    is_sound: jax.Array
-    can_return: jax.Array
-
-
-def _sound_round(kept: Kept, *arguments: Any, **options: Any) -> _SoundRound:
-    after = _round(kept.function(), *arguments, **options)
-    return _SoundRound(after.mask, selection.sound(after.contests), after.can_return)
+) -> tuple[list[selection.Entrants], jax.Array]:
+    """The leaves that are ranked together, with their scores at the masked weights, and whether any may return."""
+    remaining = iter(kept_masks)
+    masked = tree_map_with_path(
+        lambda path, leaf: jnp.where(next(remaining), leaf, 0) if prunable(path, leaf) else jnp.asarray(leaf), params
+    )
+    scores = check_like(score(masked, _folded(key, round_), *read), params, name="score")
+    groups = selection.entrants(prunable_leaves(scores, prunable), None if revive else kept_masks, scope=scope)
+    if not revive:
+        return groups, jnp.zeros((), bool)
+    pairs = zip((leaf for group in groups for leaf in group.scores), kept_masks, strict=True)
+    return groups, jnp.any(jnp.stack([jnp.any((leaf != 0) & ~kept_before) for leaf, kept_before in pairs]))
 
 
 def _check_score(score: Any) -> None:
@@ -488,14 +502,6 @@ def _check_can_return(can_return: Any, round_: int) -> None:
             "The score must not multiply by the masked weights: let it close over the weights before pruning, as "
             "scores.force does with `mask`, or leave `revive` out."
         )
-
-
-def _check_round(contests: list[selection.Contest], where: str) -> None:
-    try:
-        for contest in contests:
-            selection.check(contest)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
 
 
 def _folded(key: Key | None, number: ArrayLike) -> Key | None:

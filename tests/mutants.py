@@ -47,6 +47,7 @@ FACTORS = "tests/test_factorization/test_listed.py"
 LAYERWISE = "tests/test_ntk/test_layerwise.py"
 DYNAMICS = "tests/test_dynamics/test_dynamics.py"
 SELECTION = "tests/test_masks/test_selection.py"
+WAYS = "tests/test_masks/test_ways_to_select.py"
 OPTIONS = "tests/test_scores/test_options.py"
 ROUNDS = "tests/test_pruning/test_rounds.py"
 LIVE = "tests/test_connectivity/test_connectivity.py"
@@ -308,9 +309,17 @@ MUTANTS = [
            "tests/test_scores/test_saliencies.py -k random_scores_are"),
     # masks
     Mutant("the last of a tie is kept", PRUNING + "selection.py", "-jnp.arange(start, start + tie.size, dtype=integer)",
-           "-jnp.arange(start, start + tie.size, dtype=integer)[::-1]", f"{SELECTION} -k first_of_equal"),
+           "-jnp.arange(start, start + tie.size, dtype=integer)[::-1]", f"{WAYS} -k stable_sort"),
+    Mutant("the last of a tie is kept in host memory", PRUNING + "host_selection.py",
+           "ties[: kept - np.count_nonzero(chosen)]",
+           "ties[::-1][: kept - np.count_nonzero(chosen)]",
+           f"{SELECTION} -k first_of_equal"),
+    Mutant("a misled sample is believed", PRUNING + "host_selection.py",
+           "if not 0 <= wanted <= sum(map(len, places)):",
+           "if False:",
+           f"{WAYS} -k first_largest"),
     Mutant("pruned weights compete again", PRUNING + "selection.py",
-           "ordinal if within is None else jnp.where(within[index].ravel(), ordinal, lowest)",
+           "ordinal if within is None else jnp.where(within[index], ordinal, lowest)",
            "ordinal",
            f"{SELECTION} -k within_is_never_left"),
     Mutant("NaN scores are ranked", PRUNING + "selection.py",

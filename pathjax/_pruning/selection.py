@@ -1,13 +1,16 @@
 """A mask of the k largest of many scores, in linear time and without sorting.
 
-The scores become ordinals: integers in the same order. A bracket around the k-th largest is narrowed by counting how
-many of them lie above a few thresholds, all in one pass; the first thresholds come from a small sorted sample.
+The scores become ordinals: integers in the same order. On one CPU, with values at hand, NumPy selects the largest of
+these (`host_selection`). Everywhere else one program does: a bracket around the k-th largest is narrowed by counting
+how many of them lie above a few thresholds, all in one pass; the first thresholds come from a small sorted sample.
 """
 
 from __future__ import annotations
 
+import functools
 import numbers
-from collections.abc import Sequence
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +22,26 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from pathjax._base.trees import check_boolean, check_like
+from pathjax._pruning import host_selection
 from pathjax.types import Mask, Prunable, Scores
 
-__all__ = ["Contest", "Selection", "check", "check_density", "select", "sound"]
+__all__ = [
+    "Contest",
+    "Entrants",
+    "Ranking",
+    "Selection",
+    "as_mask",
+    "check",
+    "check_density",
+    "contests",
+    "entrants",
+    "keep_largest",
+    "masks_of",
+    "ordinals",
+    "rank",
+    "select",
+    "sound",
+]
 
 # Fixed thresholds of each pass, as shares of the bracket: even if all guesses miss, the bracket shrinks to a quarter.
 # XLA vectorizes a reduction that counts for several thresholds at once, so these cost next to nothing.
@@ -38,28 +58,37 @@ _SAMPLE = 2**12
 _RUN = 2**16
 
 
+class Entrants(NamedTuple):
+    """Leaves whose scores are ranked together: their key paths, their scores, and their earlier masks or None."""
+
+    paths: list[Any]
+    scores: tuple[Array, ...]
+    within: tuple[Array, ...] | None
+
+
 class Ranking(NamedTuple):
-    """The masks of leaves ranked together, whether all competing scores are finite, and how many compete.
+    """The masks of leaves ranked together.
 
     A score competes unless an earlier mask has pruned its weight.
+
+    Attributes:
+        masks: a mask for each leaf; of NumPy where it found them and their device is not fixed.
+        wanted: how many weights to keep.
+        finite: whether all competing scores are finite. If not, nothing is kept.
+        available: how many scores compete; where these are enough, NumPy gives the number to keep.
     """
 
-    masks: list[Array]
-    finite: Array
-    available: Array
+    masks: list[Any]
+    wanted: Any
+    finite: Any
+    available: Any
 
 
 class Contest(NamedTuple):
-    """One ranking: leaves whose scores are ranked together, how many weights to keep, and the result.
+    """The leaves that are ranked together, and the result."""
 
-    `within` are the earlier masks of the leaves, or None.
-    """
-
+    entrants: Entrants
     ranking: Ranking
-    names: list[str]
-    scores: tuple[Array, ...]
-    kept: Array
-    within: tuple[Array, ...] | None
 
 
 class Selection(NamedTuple):
@@ -88,15 +117,16 @@ def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable,
     `counts`, the numbers of weights to keep, is one integer for scope "global". For other scopes it has one integer for
     each prunable leaf, and each leaf is ranked alone.
     """
-    leaves, structure = tree_flatten_with_path(scores)
-    indices = [index for index, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
-    prunable_scores = tuple(_rankable(*leaves[index]) for index in indices)
+    leaves = tree_flatten_with_path(scores)[0]
+    places = [place for place, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
+    earlier = None
     if within is not None:
         within = check_like(within, scores, name="within", like_name="scores")
         check_boolean(within, name="within")
-        earlier_masks = jax.tree.leaves(within)
-        within = tuple(earlier_masks[index] for index in indices)
-    wanted_shape = () if scope == "global" else (len(indices),)
+        all_earlier = jax.tree.leaves(within)
+        earlier = [all_earlier[place] for place in places]
+    groups = entrants([leaves[place] for place in places], earlier, scope=scope)
+    wanted_shape = () if scope == "global" else (len(groups),)
     if jnp.shape(counts) != wanted_shape:
         raise ValueError(
             f'With scope "{scope}", `counts` must have shape {wanted_shape}, as `kept_counts` makes them; '
@@ -106,26 +136,46 @@ def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable,
         raise TypeError(
             f"`counts` must be integers, the numbers of weights to keep; they are {jnp.result_type(counts)}."
         )
-    masks: list[Any] = [jnp.ones(jnp.shape(leaf), bool) for _, leaf in leaves]
-    counts = jnp.asarray(counts, jnp.int32)
-    groups = (
-        [(slice(None), counts)] if scope == "global" else [(slice(i, i + 1), kept) for i, kept in enumerate(counts)]
-    )
-    contests = []
-    for group, kept in groups if indices else []:
-        earlier = None if within is None else within[group]
-        ranking = keep_largest(prunable_scores[group], kept, earlier)
-        names = [keystr(leaves[index][0]) for index in indices[group]]
-        contests.append(Contest(ranking, names, prunable_scores[group], kept, earlier))
-        for index, mask in zip(indices[group], ranking.masks, strict=True):
-            masks[index] = mask
-    return Selection(tree_unflatten(structure, masks), contests)
+    chosen = contests(groups, counts)
+    masks = masks_of([contest.ranking for contest in chosen])
+    return Selection(as_mask(dict(zip(places, masks, strict=True)), scores), chosen)
 
 
-def sound(contests: list[Contest]) -> Array:
+def entrants(leaves: Sequence[tuple[Any, Any]], earlier: Sequence[Any] | None, *, scope: str) -> list[Entrants]:
+    """Key paths and scores in the groups that are ranked together: all for scope "global", else each leaf alone.
+
+    `earlier` are the earlier masks of these leaves.
+    """
+    paths, scores = [path for path, _ in leaves], tuple(_rankable(*leaf) for leaf in leaves)
+    within = None if earlier is None else tuple(earlier)
+    if scope == "global":
+        return [Entrants(paths, scores, within)] if leaves else []
+    alone = [slice(place, place + 1) for place in range(len(leaves))]
+    return [Entrants(paths[one], scores[one], None if within is None else within[one]) for one in alone]
+
+
+def contests(groups: list[Entrants], counts: ArrayLike) -> list[Contest]:
+    """The rankings of groups of leaves, with their numbers of weights to keep."""
+    rankings = rank([ordinals(group.scores, group.within) for group in groups], counts)
+    return list(map(Contest, groups, rankings))
+
+
+def as_mask(masks: Mapping[int, Any], like: Any) -> Mask:
+    """The mask with the structure of `like` that has the given leaves at these places, and True elsewhere."""
+    leaves, structure = jax.tree.flatten(like)
+    filled = [masks[place] if place in masks else np.ones(jnp.shape(leaf), bool) for place, leaf in enumerate(leaves)]
+    return tree_unflatten(structure, jax.device_put(filled))
+
+
+def masks_of(rankings: Sequence[Ranking]) -> list[Any]:
+    """The masks of all ranked leaves."""
+    return [mask for ranking in rankings for mask in ranking.masks]
+
+
+def sound(rankings: Sequence[Ranking]) -> Any:
     """Whether in every ranking all competing scores were finite, and at least as many as weights to keep."""
-    are_sound = [contest.ranking.finite & (contest.ranking.available >= contest.kept) for contest in contests]
-    return jnp.all(jnp.stack(are_sound)) if are_sound else jnp.ones((), bool)
+    are_sound = [ranking.finite & (ranking.available >= ranking.wanted) for ranking in rankings]
+    return functools.reduce(operator.and_, are_sound, True)
 
 
 def check(contest: Contest) -> None:
@@ -133,26 +183,26 @@ def check(contest: Contest) -> None:
 
     Does nothing where the values are traced.
     """
-    ranking, names, scores, kept, within = contest
+    (paths, scores, within), ranking = contest
     if not isinstance(ranking.finite, jax.core.Tracer) and not ranking.finite:
-        for index, (name, score) in enumerate(zip(names, scores, strict=True)):
+        for index, (path, score) in enumerate(zip(paths, scores, strict=True)):
             competing = np.asarray(score) if within is None else np.asarray(score)[np.asarray(within[index])]
             if not np.all(np.isfinite(competing.astype(np.float64))):
                 raise ValueError(
-                    f"Scores must be finite; those at {name} have a NaN or an infinity. Look for an overflow in the "
-                    "score or for weights that are not finite."
+                    f"Scores must be finite; those at {keystr(path)} have a NaN or an infinity. Look for an overflow "
+                    "in the score or for weights that are not finite."
                 )
-    traced = any(isinstance(number, jax.core.Tracer) for number in (ranking.available, kept))
-    if not traced and ranking.available < kept:
-        group = names[0] if len(names) == 1 else "all prunable leaves"
+    traced = any(isinstance(number, jax.core.Tracer) for number in (ranking.available, ranking.wanted))
+    if not traced and ranking.available < ranking.wanted:
+        group = keystr(paths[0]) if len(paths) == 1 else "all prunable leaves"
         raise ValueError(
-            f"Only {ranking.available} weights of {group} may be kept, fewer than the {kept} wanted. Ask for fewer, or "
-            "leave out `within` to let pruned weights return."
+            f"Only {ranking.available} weights of {group} may be kept, fewer than the {ranking.wanted} wanted. Ask for "
+            "fewer, or leave out `within` to let pruned weights return."
         )
 
 
 def _rankable(path: Any, leaf: Any) -> Array:
-    score = jnp.asarray(leaf)
+    score = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
     if not jnp.issubdtype(score.dtype, jnp.floating):
         raise TypeError(
             f"Scores must be floating-point; at {keystr(path)} they are {score.dtype}. Convert them, or make the leaf "
@@ -161,19 +211,88 @@ def _rankable(path: Any, leaf: Any) -> Array:
     return score
 
 
+def keep_largest(scores: Array, kept: Array) -> Array:
+    """A mask that keeps the `kept` largest of these scores."""
+    return jnp.asarray(rank([ordinals((scores,), None)], kept)[0].masks[0])
+
+
 @jax.jit
-def keep_largest(scores: tuple[Array, ...], kept: Array, within: tuple[Array, ...] | None) -> Ranking:
-    """Masks that keep the `kept` largest scores of all these leaves, ranked together."""
-    leaf_ordinals = _ordinals(scores, within)
-    runs = _runs([ordinal.size for ordinal in leaf_ordinals])
-    ranking = _keep_largest_ordinals([jnp.concatenate([leaf_ordinals[index] for index in run]) for run in runs], kept)
-    masks = [
-        part
-        for mask, run in zip(ranking.masks, runs, strict=True)
-        for part in jnp.split(mask, np.cumsum([leaf_ordinals[index].size for index in run])[:-1])
+def ordinals(scores: tuple[Array, ...], within: tuple[Array, ...] | None) -> list[Array]:
+    """The ordinals of the scores: signed integers in the same order, with two numbers that no finite score has.
+
+    The lowest integer is where `within` is False, and `_not_finite` where a competing score is not finite. The bits of
+    a float are a sign bit and an integer that grows with the absolute value. Negating that integer for a set sign bit
+    gives two's complement integers in the order of the floats, with −0 equal to 0.
+    """
+    floating, integer = jnp.float32, jnp.int32
+    if any(score.dtype == jnp.float64 for score in scores):
+        floating, integer = jnp.float64, jnp.int64
+    lowest, highest = np.iinfo(integer).min, np.iinfo(integer).max
+    infinity = np.asarray(np.inf, floating).view(integer).item()
+    numbers = []
+    for index, score in enumerate(scores):
+        bits = lax.bitcast_convert_type(score.astype(floating), integer)
+        ordinal = jnp.where(bits < 0, lowest - bits, bits)
+        ordinal = jnp.where((bits & highest) < infinity, ordinal, _not_finite(integer))
+        numbers.append(ordinal if within is None else jnp.where(within[index], ordinal, lowest))
+    return numbers
+
+
+def _not_finite(dtype: Any) -> int:
+    """The ordinal of a score that is not finite: above all others, and below the highest integer, a search's bound."""
+    return int(np.iinfo(dtype).max) - 1
+
+
+def rank(groups: Sequence[Sequence[Array]], counts: ArrayLike) -> list[Ranking]:
+    """Of each group, masks that keep the largest ordinals; of equal ones, those that come first.
+
+    `counts` has one number of weights to keep for each group, or is one number for the only group.
+    """
+    if not groups:
+        return []
+    separate = jnp.reshape(counts, -1) if isinstance(counts, jax.Array) else np.reshape(counts, -1)
+    return [
+        _rank_on_host(group, int(kept)) if _on_host((*group, kept)) else _ranked(tuple(group), jnp.int32(kept))
+        for group, kept in zip(groups, separate, strict=True)
     ]
-    shaped = [mask.reshape(score.shape) for mask, score in zip(masks, scores, strict=True)]
-    return ranking._replace(masks=shaped)
+
+
+def _rank_on_host(ordinals: Sequence[Array], wanted: int) -> Ranking:
+    arrays = list(map(np.asarray, ordinals))
+    finite = all(array.max(initial=0) < _not_finite(array.dtype) for array in arrays)
+    masks, kept = host_selection.largest(arrays, max(wanted, 0) if finite else 0)
+    first = ordinals[0]
+    placed = jax.device_put(masks, first.sharding) if first.committed else masks
+    return Ranking(placed, wanted, finite, kept if finite else wanted)
+
+
+def _on_host(arrays: Sequence[Any]) -> bool:
+    """Whether the values are known and those of arrays of JAX lie in the memory of one CPU."""
+    return all(
+        not isinstance(array, jax.core.Tracer) and array.is_fully_addressable and _is_cpu(array.devices())
+        for array in arrays
+        if isinstance(array, jax.Array)
+    )
+
+
+def _is_cpu(devices: set[jax.Device]) -> bool:
+    return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+
+
+@jax.jit
+def _ranked(ordinals: tuple[Array, ...], kept: Array) -> Ranking:
+    leaves = [ordinal.ravel() for ordinal in ordinals]
+    runs = _runs([leaf.size for leaf in leaves])
+    masks, finite, available = _keep_largest_ordinals(
+        [jnp.concatenate([leaves[index] for index in run]) for run in runs], kept
+    )
+    parts = [
+        part
+        for mask, run in zip(masks, runs, strict=True)
+        for part in jnp.split(mask, np.cumsum([leaves[index].size for index in run])[:-1])
+    ]
+    shaped = [part.reshape(ordinal.shape) for part, ordinal in zip(parts, ordinals, strict=True)]
+    return Ranking(shaped, kept, finite, available)
 
 
 def _runs(sizes: list[int]) -> list[list[int]]:
@@ -186,32 +305,12 @@ def _runs(sizes: list[int]) -> list[list[int]]:
     return runs
 
 
-def _ordinals(scores: tuple[Array, ...], within: tuple[Array, ...] | None) -> list[Array]:
-    """The ordinals of the scores, raveled: signed integers in the same order; the lowest one where `within` is False.
-
-    The bits of a float are a sign bit and an integer that grows with the absolute value. Negating that integer for a
-    set sign bit gives two's complement integers in the order of the floats, with −0 equal to 0.
-    """
-    floating, integer = jnp.float32, jnp.int32
-    if any(score.dtype == jnp.float64 for score in scores):
-        floating, integer = jnp.float64, jnp.int64
-    lowest = np.iinfo(integer).min
-    ordinals = []
-    for index, score in enumerate(scores):
-        bits = lax.bitcast_convert_type(score.astype(floating).ravel(), integer)
-        ordinal = jnp.where(bits < 0, lowest - bits, bits)
-        ordinals.append(ordinal if within is None else jnp.where(within[index].ravel(), ordinal, lowest))
-    return ordinals
-
-
-def _keep_largest_ordinals(ordinals: list[Array], kept: Array) -> Ranking:
-    """Masks that keep the `kept` largest ordinals; of equal ordinals, those that come first."""
+def _keep_largest_ordinals(ordinals: list[Array], kept: Array) -> tuple[list[Array], Array, Array]:
+    """Masks of the `kept` largest ordinals, the first of equal ones, whether all are finite, and how many compete."""
     integer = ordinals[0].dtype
     lowest = np.iinfo(integer).min
-    infinity = np.array(np.inf, f"float{integer.itemsize * 8}").view(integer).item()
-    # NaN and ±∞ lie outside of the finite ordinals: −∞ and NaN with a sign bit below, ∞ and other NaN above
-    available, finite_or_large, large = _counts(ordinals, [lowest + 1, 1 - infinity, infinity])
-    finite = (available == finite_or_large) & (large == 0)
+    available, bad = _counts(ordinals, [lowest + 1, _not_finite(integer)])
+    finite = bad == 0
     # Under jit nothing can be raised, and a mask ranked by NaN would go unnoticed: keep nothing, which is noticed.
     kept = jnp.where(finite, kept, 0)
     bracket = _threshold(ordinals, kept)
@@ -235,7 +334,7 @@ def _keep_largest_ordinals(ordinals: list[Array], kept: Array) -> Ranking:
     def all_ties() -> list[Array]:
         return [(ordinal >= bracket.low) & (ordinal > lowest) for ordinal in ordinals]
 
-    return Ranking(lax.cond(bracket.at_least == kept, all_ties, first_ties), finite, available)
+    return lax.cond(bracket.at_least == kept, all_ties, first_ties), finite, available
 
 
 class _Bracket(NamedTuple):
