@@ -1,9 +1,10 @@
 """A kernel in blocks: chunks of examples against chunks of examples, in the memory of two chunks and of the result.
 
-What a chunk needs to be multiplied with others is computed with its blocks and not stored after them. Of a batch with
-itself only half of the blocks are computed, the others are their mirror images. In order that all rows of blocks take
-equally long, chunk i is multiplied with chunks i, i + 1, … modulo their number, up to half of them, and not with all
-chunks after it. On a mesh of devices each device computes some of the rows of blocks.
+Chunks form groups. What a group needs to be multiplied with others is held while one chunk of the others after the
+other goes through the network. Of a batch with itself only half of the blocks are computed, the others are their mirror
+images. In order that all rows of blocks take equally long, group i is multiplied with groups i, i + 1, … modulo their
+number, up to half of them, and not with all groups after it. On a mesh of devices each device computes some of the rows
+of blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathjax._interpreter.jaxpr import batch_length
 __all__ = ["Blocks", "chunks", "mirror", "spread", "unfolded"]
 
 Prepare: TypeAlias = Callable[[Any], Any]
-"""What is computed of a chunk (c, ...) alone, to be multiplied with that of others."""
+"""What is computed of a chunk (c, ...) alone, to be multiplied with that of others: a tree of arrays (c, ...)."""
 
 Multiply: TypeAlias = Callable[[Any, Any], Any]
 """The block (c, d, ...) of two prepared chunks, or (c, ...) on a diagonal."""
@@ -38,39 +39,45 @@ class Blocks:
         prepare: what is computed of each chunk alone.
         multiply: the block of two prepared chunks.
         size: how many examples a chunk has; None for all.
+        held: how many prepared chunks a group has.
     """
 
     prepare: Prepare
     multiply: Multiply
     size: int | None
+    held: int = 1
 
     def rectangular(self, x1: Any, x2: Any) -> Any:
         """The kernel (n, m, ...) of two batches."""
         if self.size is None or self.size >= max(batch_length(x1), batch_length(x2)):
             return self.multiply(self.prepare(x1), self.prepare(x2))
         columns = chunks(x2, self.size)
-
-        def row(chunk: Any) -> Any:
-            left = self.prepare(chunk)
-            return lax.map(lambda other: self.multiply(left, self.prepare(other)), columns)
-
-        return _joined(lax.map(row, chunks(x1, self.size)))[: batch_length(x1), : batch_length(x2)]
+        rows = lax.map(lambda group: self._products(self._prepared(group), columns), self._groups(x1))
+        return rows.reshape(-1, *rows.shape[2:])[: batch_length(x1), : batch_length(x2)]
 
     def symmetric(self, x: Any) -> Any:
         """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
         n = batch_length(x)
         if self.size is None or self.size >= n:
             return self._own(self.prepare(x))
-        in_chunks = chunks(x, self.size)
-        count = batch_length(in_chunks)
+        groups = self._groups(x)
+        count = batch_length(groups)
 
         def row(i: Any) -> Any:
-            prepared = self.prepare(_at(in_chunks, i))
+            prepared = self._prepared(_at(groups, i))
+            own = self._own(prepared)
 
             def block(step: Any) -> Any:
-                return self.multiply(prepared, self.prepare(_at(in_chunks, (i + step) % count)))
+                # at half of the way round two groups meet twice
+                return lax.cond(
+                    (2 * step < count) | (i < step),
+                    lambda: self._products(prepared, _at(groups, (i + step) % count)),
+                    lambda: jnp.zeros_like(own),
+                )
 
-            return jnp.concatenate([self._own(prepared)[None], lax.map(block, jnp.arange(1, count // 2 + 1))])
+            if count == 1:
+                return own[None]
+            return jnp.concatenate([own[None], lax.map(block, jnp.arange(1, count // 2 + 1))])
 
         return _joined(unfolded(lax.map(row, jnp.arange(count))))[:n, :n]
 
@@ -87,6 +94,25 @@ class Blocks:
         blocks = lax.map(block, (chunks(x1, self.size), None if x2 is None else chunks(x2, self.size)))
         return blocks.reshape(-1, *blocks.shape[2:])[:n]
 
+    def _groups(self, x: Any) -> Any:
+        """A batch in groups (count, held, c, ...) of chunks."""
+        assert self.size is not None
+        n = batch_length(x)
+        in_chunks = math.ceil(n / self.size)
+        count = math.ceil(in_chunks / self.held)
+        return _in_equal_parts(x, count, math.ceil(in_chunks / count))
+
+    def _prepared(self, group: Any) -> Any:
+        """What is computed of each chunk of a group (held, c, ...), side by side, (held · c, ...)."""
+        if batch_length(group) == 1:
+            return self.prepare(_at(group, 0))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), lax.map(self.prepare, group))
+
+    def _products(self, prepared: Any, others: Any) -> Any:
+        """The blocks of a prepared group with chunks (count, c, ...), side by side."""
+        blocks = lax.map(lambda chunk: self.multiply(prepared, self.prepare(chunk)), others)
+        return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1, *blocks.shape[3:])
+
     def _own(self, prepared: Any) -> Any:
         """The block of a chunk with itself: the mean with its mirror image, which rounding may have set apart."""
         block = self.multiply(prepared, prepared)
@@ -95,11 +121,15 @@ class Blocks:
 
 def chunks(x: Any, size: int) -> Any:
     """A batch in chunks (count, c, ...) of up to `size` examples, the last filled up by repeating the last example."""
-    n = batch_length(x)
-    count = math.ceil(n / size)
+    return _in_equal_parts(x, math.ceil(batch_length(x) / size))
+
+
+def _in_equal_parts(x: Any, *counts: int) -> Any:
+    """A batch as an array of chunks, (*counts, c, ...), filled up by repeating the last example."""
+    n, count = batch_length(x), math.prod(counts)
     length = math.ceil(n / count)
     rows = np.minimum(np.arange(count * length), n - 1)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows].reshape(count, length, *leaf.shape[1:]), x)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows].reshape(*counts, length, *leaf.shape[1:]), x)
 
 
 def _at(x: Any, index: Any) -> Any:

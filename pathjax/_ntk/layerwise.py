@@ -6,10 +6,11 @@ cheapest way; of all other uses of weights the Jacobian is formed.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ from pathjax._interpreter.traced import TracedNetwork
 from pathjax._interpreter.windows import Windows, entries_of_windows
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import memory as _memory
-from pathjax._ntk.contractions import Form, Matrices, Part, Rows, contracted, kept_columns, temporary
-from pathjax._ntk.uses import Use, Uses, find, pull
+from pathjax._ntk.contractions import Form, Matrices, Part, Rows, Survivors, contracted, kept_columns, temporary
+from pathjax._ntk.uses import Known, Use, Uses, find, pull
 from pathjax.types import Mask, Params
 
 __all__ = ["compiled", "kernel"]
@@ -110,12 +111,14 @@ def kernel(
                 "No leaf of `params` reaches the outputs of `apply`, so that the kernel of its weights is zero. Pass "
                 "the weights that the network uses."
             )
-        m = None if x2 is None else batch_length(x2)
-        note_memory(_check_memory(uses, kept, form, batch_length(x1), m, batch_size))
+        parts = _Parts(uses, kept, _groups(uses, kept))
+        n, m = batch_length(x1), None if x2 is None else batch_length(x2)
+        note_memory(_check_memory(parts, form, n, m, batch_size))
         return _blocks.Blocks(
-            lambda x: _parts(uses, kept, batch_length(x), *uses.arrays(x)),
-            lambda left, right: contracted(left, right, form),
+            lambda x: parts.stored(batch_length(x), *uses.arrays(x)),
+            lambda left, right: parts.contracted(left, right, form),
             batch_size,
+            1 if batch_size is None or form.diagonal else _held(parts, form, n, m, batch_size),
         )
 
     if mesh is None:
@@ -134,57 +137,123 @@ def kernel(
     return _blocks.spread(on_device, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
 
 
-def _check_memory(
-    uses: Uses, mask: Sequence[Any] | None, form: Form, n: int, m: int | None, batch_size: int | None
-) -> int:
+def _check_memory(parts: _Parts, form: Form, n: int, m: int | None, batch_size: int | None) -> int:
     """The number of bytes that are needed. Raises MemoryError where fewer are free."""
 
     def working(size: int) -> int:
         has_one_chunk = m is None and (size >= n or form.diagonal)
-        return _working(uses, mask, form, [min(size, n)] if has_one_chunk else [min(size, n), min(size, m or n)])
+        return parts.working(form, [min(size, n)] if has_one_chunk else [min(size, n), min(size, m or n)])
 
-    (o,) = uses.output.shape
-    numbers = form.examples(n, m or n) * form.outputs(o)
     # the sum over layers so far, and the part that is added to it
-    result = 2 * numbers * uses.output.dtype.itemsize
+    result = 2 * _bytes_of_result(parts, form, n, m)
     return _memory.check(result, working, max(n, m or n), batch_size)
 
 
-def _parts(uses: Uses, mask: Sequence[Any] | None, n: int, activations: Any, cotangents: Any) -> list[Part]:
-    """The parts of the leaves in Θ on a batch; leaves that share a use, and all uses of a leaf, are taken together."""
-    all_uses = list(zip(uses.by_step.values(), activations, cotangents, strict=True))
-    parts: list[Part] = []
-    rows: list[Any] = _rows_of_constant_outputs(uses, mask, n)
-    for leaves in _groups([use.leaves for use in uses.by_step.values()]):
-        group = [entry for entry in all_uses if entry[0].leaves <= leaves]
-        part = _matrices(*group[0], mask) if len(group) == 1 else None
-        if part is None:
-            rows.extend(_rows(group, mask))
-        else:
-            parts.append(part.compressed())
-    return [*parts, Rows(jnp.concatenate(rows, axis=2))] if rows else parts
+def _held(parts: _Parts, form: Form, n: int, m: int | None, size: int) -> int:
+    """How many chunks are held at a time, to be multiplied with each of the others that goes through the network.
+
+    In chunks the result is not summed over layers, but put together at the end. So until then the memory of one more
+    is free.
+    """
+    c, d = min(size, n), min(size, m or n)
+    free = parts.working(form, [c, d]) + _bytes_of_result(parts, form, n, m)
+    chunk = parts.bytes(d, stored=False)
+
+    def fits(count: int) -> bool:
+        own = [] if m is not None else [parts.working(form, [count * c], stored=True)]
+        held = parts.bytes(count * c, stored=True)
+        return max(held + chunk, parts.working(form, [count * c, d], stored=True), *own) <= free
+
+    return max(1, _memory.largest_that_fits(math.ceil(n / size) + 1, fits))
 
 
-def _working(uses: Uses, mask: Sequence[Any] | None, form: Form, sizes: Sequence[int]) -> int:
-    """Bytes that two chunks of these sizes, or one with itself, and their largest contraction take."""
-    totals = []
-
-    def measure(*batches: Any) -> None:
-        chunks = [_parts(uses, mask, size, *batch) for size, batch in zip(sizes, batches, strict=True)]
-        stored = sum(_bytes(array) for chunk in chunks for part in chunk for array in part[:2])
-        totals.append(stored + max(temporary(a, b, form) for a, b in zip(chunks[0], chunks[-1], strict=True)))
-
-    jax.eval_shape(measure, *(uses.shapes(size) for size in sizes))
-    return totals[0]
+def _bytes_of_result(parts: _Parts, form: Form, n: int, m: int | None) -> int:
+    output = parts.uses.output
+    return form.examples(n, m or n) * form.outputs(output.size) * output.dtype.itemsize
 
 
-def _groups(uses: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    """The leaves in groups, such that no use has leaves of two groups."""
-    groups: list[frozenset[int]] = []
-    for leaves in uses:
-        joined = [group for group in groups if group & leaves]
-        groups = [*(group for group in groups if not group & leaves), leaves.union(*joined)]
-    return groups
+class _Group(NamedTuple):
+    """Uses whose part of Θ is computed together: a layer, or all uses of some leaves.
+
+    Attributes:
+        members: the positions of the uses, among all.
+        layer: the layer that they are; None where the Jacobian has to be formed.
+    """
+
+    members: list[int]
+    layer: Layer | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The parts of the leaves in Θ. Leaves that share a use, and all uses of a leaf, are taken together."""
+
+    uses: Uses
+    mask: Sequence[Any] | None
+    groups: Sequence[_Group]
+
+    def stored(self, n: int, activations: Any, cotangents: Any) -> list[Part]:
+        """What of a batch is multiplied with that of others: arrays with an axis of examples, and no masks."""
+        parts = (part.stored() if isinstance(part, Matrices) else part for part in self.raw(n, activations, cotangents))
+        return [part._replace(kept=None) if isinstance(part, Matrices) else part for part in parts]
+
+    def raw(self, n: int, activations: Any, cotangents: Any) -> list[Part]:
+        """The same before the Jacobian of any layer is formed, and with the masks."""
+        all_uses = list(zip(self.uses.by_step.values(), activations, cotangents, strict=True))
+        rows = _rows_of_constant_outputs(self.uses, self.mask, n)
+        parts: list[Part] = []
+        for group in self.groups:
+            members = [all_uses[i] for i in group.members]
+            if group.layer is None:
+                rows.extend(_rows(members, self.mask))
+            else:
+                ((_, (data,), (results,)),) = members
+                parts.append(group.layer.matrices(data, results))
+        return [*parts, Rows(jnp.concatenate(rows, axis=2))] if rows else parts
+
+    def with_masks(self, parts: Sequence[Part]) -> list[Part]:
+        """Stored parts with the masks of their layers."""
+        masks = [group.layer.survivors.kept for group in self.groups if group.layer is not None]
+        return [part._replace(kept=masks[i]) if isinstance(part, Matrices) else part for i, part in enumerate(parts)]
+
+    def contracted(self, left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
+        """The kernel of two batches, from what is stored of them."""
+        with_masks = self.with_masks(left)
+        return contracted(with_masks, with_masks if left is right else self.with_masks(right), form)
+
+    def working(self, form: Form, sizes: Sequence[int], *, stored: bool = False) -> int:
+        """Bytes that two chunks of these sizes, or one with itself, and their largest contraction take."""
+        chunks = [self._shapes(size, stored=stored) for size in sizes]
+        largest = max(temporary(a, b, form) for a, b in zip(chunks[0], chunks[-1], strict=True))
+        return sum(map(_bytes, chunks)) + largest
+
+    def bytes(self, size: int, *, stored: bool) -> int:
+        """Bytes of a chunk, as it is stored or before."""
+        return _bytes(self._shapes(size, stored=stored))
+
+    def _shapes(self, size: int, *, stored: bool) -> list[Part]:
+        """The parts of a chunk, with shapes and dtypes in place of arrays."""
+
+        def shapes(activations: Any, cotangents: Any) -> list[Part]:
+            parts = (self.stored if stored else self.raw)(size, activations, cotangents)
+            return [part._replace(kept=None) if isinstance(part, Matrices) else part for part in parts]
+
+        return self.with_masks(jax.eval_shape(shapes, *self.uses.shapes(size)))
+
+
+def _bytes(parts: Sequence[Part]) -> int:
+    return sum(int(array.size) * array.dtype.itemsize for part in parts for array in part[:2])
+
+
+def _groups(uses: Uses, mask: Sequence[Any] | None) -> list[_Group]:
+    """The uses in groups, such that no two groups have a leaf in common."""
+    all_uses = list(uses.by_step.values())
+    together: list[frozenset[int]] = []
+    for leaves in (use.leaves for use in all_uses):
+        joined = [group for group in together if group & leaves]
+        together = [*(group for group in together if not group & leaves), leaves.union(*joined)]
+    members = [[i for i, use in enumerate(all_uses) if use.leaves <= leaves] for leaves in together]
+    return [_Group(group, _layer(uses, all_uses[group[0]], mask) if len(group) == 1 else None) for group in members]
 
 
 def _rows(group: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> list[Any]:
@@ -215,28 +284,91 @@ def _rows_of_constant_outputs(uses: Uses, mask: Sequence[Any] | None, n: int) ->
     ]
 
 
-def _matrices(
-    use: Use, activations: Sequence[Any], cotangents: Sequence[Any], mask: Sequence[Any] | None
-) -> Matrices | None:
-    """The use as products of matrices if it is a dense or a convolutional layer, None otherwise."""
+@dataclasses.dataclass(frozen=True)
+class Shaper:
+    """How a layer is a product of matrices.
+
+    Attributes:
+        activations: the operand (n, ...) that depends on data as (n, b, t, k).
+        cotangents: those of the result (n, o, ...) as (n, o, b, t, f).
+        weights: an array like the other operand as (b, k, f).
+    """
+
+    activations: Callable[[Any], Any]
+    cotangents: Callable[[Any], Any]
+    weights: Callable[[Any], Any]
+
+
+class Layer(NamedTuple):
+    """A dense or a convolutional layer as products of matrices.
+
+    Attributes:
+        shaper: how it is one.
+        has_bias: whether its bias is a further row of its weights, with activations of 1.
+        survivors: its inputs, outputs and weights that a mask leaves.
+    """
+
+    shaper: Shaper
+    has_bias: bool
+    survivors: Survivors
+
+    def matrices(self, activations: Any, cotangents: Any) -> Matrices:
+        """The layer on a batch."""
+        a, c = self.shaper.activations(activations), self.shaper.cotangents(cotangents)
+        if self.has_bias:
+            a = jnp.concatenate([a, jnp.ones((*a.shape[:-1], 1), a.dtype)], axis=-1)
+        return self.survivors.matrices(a, c)
+
+
+def _layer(uses: Uses, use: Use, mask: Sequence[Any] | None) -> Layer | None:
+    """The use as a layer; None if it is no dense or convolutional layer whose weights each stand in one place."""
     shapers = {"dot_general": _of_dot, "conv_general_dilated": _of_conv}
-    weights = [operand for operand in use.operands if operand is not None]
-    if use.equation.name not in shapers or len(weights) != 1 or weights[0].moves is None:
+    if use.equation.name not in shapers or len(use.weights) != 1 or len(use.leaves) != 1 + (use.bias is not None):
         return None
-    (leaf,), moves = weights[0].leaves, weights[0].moves
-    kept = None if mask is None else _moved(moves, mask[leaf])
-    return shapers[use.equation.name](use, activations[0], cotangents[0], kept)
+    (weights,), shaper = use.weights, shapers[use.equation.name](use)
+    if shaper is None or not uses.is_moved(weights):
+        return None
+    order = None if use.bias is None else _order_of_bias(uses, use.bias, shaper)
+    if use.bias is not None and order is None:
+        return None
+    kept = None if mask is None else _kept(use, shaper, order, mask)
+    return Layer(shaper, order is not None, Survivors.read(kept))
 
 
-def _moved(moves: Callable[[Any], Any], kept: Any) -> Any:
-    """A leaf's mask with the axes that the layer's equation gives the leaf; known where the mask is."""
-    if not is_concrete(kept):
-        return moves(jnp.asarray(kept))
+def _kept(use: Use, shaper: Shaper, order: Any, mask: Sequence[Any]) -> Any:
+    """The kept weights (b, k, f) of a layer, those of its bias in a last row; known where the mask is."""
+    (weights,) = use.weights
+    (leaf,) = weights.leaves
+    kept = shaper.weights(_moved(weights, mask[leaf]))
+    if use.bias is None:
+        return kept
+    (leaf,) = use.bias.leaves
+    row = mask[leaf].reshape(-1)[order][:, None]
+    return (np if is_concrete(kept) and is_concrete(row) else jnp).concatenate([kept, row], axis=1)
+
+
+def _order_of_bias(uses: Uses, addition: Use, shaper: Shaper) -> Any:
+    """The position (b, f) in its leaf of the bias of each output; None unless it is one number for each output."""
+    (bias,), (out,) = addition.weights, addition.equation.outputs
+    if bias.moves is None:
+        return None
+    (leaf,) = (uses.leaves[i] for i in bias.leaves)
+    positions = np.broadcast_to(_moved(bias, np.arange(leaf.size).reshape(leaf.shape)), out.shape)
+    order = shaper.cotangents(positions[None, None])[0, 0]
+    is_bias = (order == order[:, :1]).all() and (np.sort(order[:, 0], axis=None) == np.arange(leaf.size)).all()
+    return order[:, 0] if is_bias else None
+
+
+def _moved(known: Known, array: Any) -> Any:
+    """An array like a leaf with the axes that the equation gives the leaf; known where the array is."""
+    assert known.moves is not None
+    if not is_concrete(array):
+        return known.moves(jnp.asarray(array))
     with jax.ensure_compile_time_eval():
-        return np.asarray(moves(jnp.asarray(kept)))
+        return np.asarray(known.moves(jnp.asarray(array)))
 
 
-def _of_dot(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices:
+def _of_dot(use: Use) -> Shaper:
     side = use.operands.index(None)
     contracted, batched = use.equation.params["dimension_numbers"]
     shapes = [like.shape for like in use.equation.inputs]
@@ -253,39 +385,52 @@ def _of_dot(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices:
             (1 - side, free[1 - side]),
         )
     )
-    n, o = cotangents.shape[:2]
-    order = [axis + 1 for axis in (*batched[side], *free[side], *contracted[side])]
-    a = activations.transpose(0, *order).reshape(n, b, t, k)
-    c = cotangents.reshape(n, o, b, t, f) if side == 0 else cotangents.reshape(n, o, b, f, t).swapaxes(3, 4)
+    order = [0, *(axis + 1 for axis in (*batched[side], *free[side], *contracted[side]))]
     other = (*batched[1 - side], *contracted[1 - side], *free[1 - side])
-    return Matrices(a, c, None if kept is None else kept.transpose(other).reshape(b, k, f))
+
+    def cotangents(c: Any) -> Any:
+        return c.reshape(*c.shape[:2], b, t, f) if side == 0 else c.reshape(*c.shape[:2], b, f, t).swapaxes(3, 4)
+
+    return Shaper(
+        lambda a: a.transpose(order).reshape(len(a), b, t, k),
+        cotangents,
+        lambda weights: weights.transpose(other).reshape(b, k, f),
+    )
 
 
-def _of_conv(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices | None:
-    """A convolution as a product with patches, one for each feature group."""
+def _of_conv(use: Use) -> Shaper | None:
+    """A convolution as a product with patches, one for each feature group, with the channels last."""
     params = use.equation.params
     if use.operands.index(None) != 0 or params["batch_group_count"] != 1:
         return None
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    kernel = [use.equation.inputs[1].shape[axis] for axis in numbers.rhs_spec]
-    n, o = cotangents.shape[:2]
-    images = activations.transpose(0, *(axis + 1 for axis in numbers.lhs_spec))
+    features, channels, *window = (use.equation.inputs[1].shape[axis] for axis in numbers.rhs_spec)
+    k, f = channels * math.prod(window), features // groups
     windows = Windows(
-        sizes=(1, 1, *kernel[2:]),
-        strides=(1, 1, *params["window_strides"]),
-        padding=[(0, 0), (0, 0), *params["padding"]],
-        base_dilation=(1, 1, *params["lhs_dilation"]),
-        window_dilation=(1, 1, *params["rhs_dilation"]),
+        sizes=(1, *window, 1),
+        strides=(1, *params["window_strides"], 1),
+        padding=[(0, 0), *params["padding"], (0, 0)],
+        base_dilation=(1, *params["lhs_dilation"], 1),
+        window_dilation=(1, *params["rhs_dilation"], 1),
     )
-    patches = entries_of_windows(images.reshape(-1, *images.shape[2:]), windows, axis=2)
-    k = math.prod(kernel[1:])
-    a = patches.reshape(n, groups, k, -1).swapaxes(2, 3)
-    c = cotangents.transpose(0, 1, *(axis + 2 for axis in numbers.out_spec))
-    c = c.reshape(n, o, groups, kernel[0] // groups, -1).swapaxes(3, 4)
-    if kept is not None:
-        kept = kept.transpose(numbers.rhs_spec).reshape(groups, kernel[0] // groups, k).swapaxes(1, 2)
-    return Matrices(a, c, kept)
+
+    def activations(a: Any) -> Any:
+        images = a.transpose(0, *(axis + 1 for axis in _channels_last(numbers.lhs_spec)))
+        patches = entries_of_windows(images.reshape(-1, *images.shape[2:]), windows, axis=-2)
+        patches = patches.reshape(len(a), -1, math.prod(window), groups, channels)
+        return patches.transpose(0, 3, 1, 2, 4).reshape(len(a), groups, -1, k)
+
+    def cotangents(c: Any) -> Any:
+        c = c.transpose(0, 1, *(axis + 2 for axis in _channels_last(numbers.out_spec)))
+        return c.reshape(*c.shape[:2], -1, groups, f).swapaxes(2, 3)
+
+    def weights(kernel: Any) -> Any:
+        kernel = kernel.transpose(numbers.rhs_spec).reshape(groups, f, channels, -1)
+        return kernel.transpose(0, 3, 2, 1).reshape(groups, k, f)
+
+    return Shaper(activations, cotangents, weights)
 
 
-def _bytes(array: Any) -> int:
-    return int(array.size) * array.dtype.itemsize
+def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
+    """The axes in the order examples, space, channels; a spec has the order examples, channels, space."""
+    return (spec[0], *spec[2:], spec[1])
