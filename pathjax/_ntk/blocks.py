@@ -49,11 +49,21 @@ class Blocks:
 
     def rectangular(self, x1: Any, x2: Any) -> Any:
         """The kernel (n, m, ...) of two batches."""
-        if self.size is None or self.size >= max(batch_length(x1), batch_length(x2)):
+        n, m = batch_length(x1), batch_length(x2)
+        if self.size is None or self.size >= max(n, m):
             return self.multiply(self.prepare(x1), self.prepare(x2))
-        columns = chunks(x2, self.size)
-        rows = lax.map(lambda group: self._products(self._prepared(group), columns), self._groups(x1))
-        return rows.reshape(-1, *rows.shape[2:])[: batch_length(x1), : batch_length(x2)]
+        groups, columns = self._groups(x1), chunks(x2, self.size)
+
+        def row(kernel: Any, i: Any) -> tuple[Any, None]:
+            prepared = self._prepared(_at(groups, i))
+
+            def block(kernel: Any, j: Any) -> tuple[Any, None]:
+                product = self.multiply(prepared, self.prepare(_at(columns, j)))
+                return _placed(kernel, product, i * product.shape[0], j * product.shape[1]), None
+
+            return lax.scan(block, kernel, jnp.arange(batch_length(columns)))[0], None
+
+        return lax.scan(row, self._zeros(groups, columns), jnp.arange(batch_length(groups)))[0][:n, :m]
 
     def symmetric(self, x: Any) -> Any:
         """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
@@ -61,25 +71,29 @@ class Blocks:
         if self.size is None or self.size >= n:
             return self._own(self.prepare(x))
         groups = self._groups(x)
-        count = batch_length(groups)
+        columns = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), groups)
+        count, held = batch_length(groups), batch_length(columns) // batch_length(groups)
 
-        def row(i: Any) -> Any:
+        def row(kernel: Any, i: Any) -> tuple[Any, None]:
             prepared = self._prepared(_at(groups, i))
             own = self._own(prepared)
 
-            def block(step: Any) -> Any:
-                # at half of the way round two groups meet twice
-                return lax.cond(
-                    (2 * step < count) | (i < step),
-                    lambda: self._products(prepared, _at(groups, (i + step) % count)),
-                    lambda: jnp.zeros_like(own),
-                )
+            def block(kernel: Any, step: Any) -> tuple[Any, None]:
+                j = (i * held + step) % (count * held)
+                product = self.multiply(prepared, self.prepare(_at(columns, j)))
+                first, second = i * product.shape[0], j * product.shape[1]
+                return _placed(_placed(kernel, product, first, second), mirror(product, 0), second, first), None
 
-            if count == 1:
-                return own[None]
-            return jnp.concatenate([own[None], lax.map(block, jnp.arange(1, count // 2 + 1))])
+            def block_once(kernel: Any, step: Any) -> tuple[Any, None]:
+                # half of the way round two groups meet twice
+                return lax.cond(i < count // 2, lambda: block(kernel, step)[0], lambda: kernel), None
 
-        return _joined(unfolded(lax.map(row, jnp.arange(count))))[:n, :n]
+            kernel = _placed(kernel, own, i * own.shape[0], i * own.shape[0])
+            half = held * ((count + 1) // 2)
+            kernel, _ = lax.scan(block, kernel, jnp.arange(held, half))
+            return lax.scan(block_once, kernel, jnp.arange(half, held * (count // 2 + 1)))[0], None
+
+        return lax.scan(row, self._zeros(groups, columns), jnp.arange(count))[0][:n, :n]
 
     def diagonal(self, x1: Any, x2: Any | None) -> Any:
         """Each example of x1 with the one in its place in x2, (n, ...); with itself where there is no x2."""
@@ -108,10 +122,15 @@ class Blocks:
             return self.prepare(_at(group, 0))
         return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), lax.map(self.prepare, group))
 
-    def _products(self, prepared: Any, others: Any) -> Any:
-        """The blocks of a prepared group with chunks (count, c, ...), side by side."""
-        blocks = lax.map(lambda chunk: self.multiply(prepared, self.prepare(chunk)), others)
-        return jnp.moveaxis(blocks, 0, 1).reshape(blocks.shape[1], -1, *blocks.shape[3:])
+    def _zeros(self, groups: Any, columns: Any) -> Any:
+        """The kernel of these groups and chunks, before it has entries."""
+
+        def product(groups: Any, columns: Any) -> Any:
+            return self.multiply(self._prepared(_at(groups, 0)), self.prepare(_at(columns, 0)))
+
+        like = jax.eval_shape(product, groups, columns)
+        rows, length = batch_length(groups) * like.shape[0], batch_length(columns) * like.shape[1]
+        return jnp.zeros((rows, length, *like.shape[2:]), like.dtype)
 
     def _own(self, prepared: Any) -> Any:
         """The block of a chunk with itself: the mean with its mirror image, which rounding may have set apart."""
@@ -163,10 +182,9 @@ def mirror(block: Any, axis: int) -> Any:
     return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)
 
 
-def _joined(blocks: Any) -> Any:
-    """Blocks (rows, columns, c, d, ...) as one array (rows * c, columns * d, ...)."""
-    rows, columns, c, d = blocks.shape[:4]
-    return jnp.swapaxes(blocks, 1, 2).reshape(rows * c, columns * d, *blocks.shape[4:])
+def _placed(kernel: Any, block: Any, first: Any, second: Any) -> Any:
+    """The kernel with this block at these numbers of its first examples."""
+    return lax.dynamic_update_slice(kernel, block, (first, second, *[0] * (block.ndim - 2)))
 
 
 def spread(

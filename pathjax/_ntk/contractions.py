@@ -111,9 +111,9 @@ class Matrices(NamedTuple):
         return int(self.kept.sum()) if self.kept is not None and is_concrete(self.kept) else b * k * f
 
     def stored(self) -> Part:
-        """The Jacobian of this layer where it has fewer numbers than the activations and the cotangents."""
+        """The Jacobian of this layer where it has fewer numbers than the activations and the cotangents do."""
         (_, b, t, k), (_, o, *_, f) = self.activations.shape, self.cotangents.shape
-        return self.rows() if o * self.columns <= b * t * (k + o * f) else self
+        return self.rows() if o * self.columns <= b * t * (k + o * f) else self.balanced()
 
 
 class Rows(NamedTuple):
@@ -219,8 +219,6 @@ def _of_rows(left: Part, right: Part, form: Form) -> Any:
 
 
 def _of_products(left: Matrices, right: Matrices, form: Form) -> Any:
-    balanced = left.balanced()
-    left, right = balanced, balanced if left is right else right.balanced()
     if left.activations.shape[1:3] == (1, 1):
         activations = form.einsum("ik,jk->I", left.activations[:, 0, 0], right.activations[:, 0, 0])
         cotangents = form.gram(left.cotangents[:, :, 0, 0], right.cotangents[:, :, 0, 0])
