@@ -29,6 +29,11 @@ __all__ = ["Form", "Matrices", "Part", "Rows", "Survivors", "contracted", "kept_
 _NUMBER = 8
 _GATHERED = 80
 
+# How much longer a multiplication takes in products with as many columns as there are outputs, and the cost of one step
+# of a loop.
+_SKINNY = 2
+_STEP = 2_000_000
+
 
 @dataclass(frozen=True)
 class Form:
@@ -143,14 +148,20 @@ class Survivors(NamedTuple):
         """Those of a mask (b, k, f); all, unless its entries are known."""
         if kept is None or not is_concrete(kept):
             return cls(None, None, kept)
-        inputs, outputs = np.flatnonzero(kept.any((0, 2))), np.flatnonzero(kept.any((0, 1)))
-        kept = kept[:, inputs][:, :, outputs]
+        has_kept = kept.any((0, 2)), kept.any((0, 1))
+        kept = kept[:, has_kept[0]][:, :, has_kept[1]]
+        inputs, outputs = (None if some.all() else np.flatnonzero(some) for some in has_kept)
         return cls(inputs, outputs, None if kept.all() else kept)
+
+    @property
+    def are_fewer(self) -> bool:
+        """Whether there are inputs or outputs that no kept weight connects."""
+        return self.inputs is not None or self.outputs is not None
 
     def matrices(self, activations: Any, cotangents: Any) -> Matrices:
         """The layer as products of matrices, without the others."""
-        a = activations if self.inputs is None else _taken(activations, self.inputs)
-        c = cotangents if self.outputs is None else _taken(cotangents, self.outputs)
+        a = activations if self.inputs is None else activations[..., self.inputs]
+        c = cotangents if self.outputs is None else cotangents[..., self.outputs]
         return Matrices(a, c, self.kept)
 
 
@@ -206,7 +217,8 @@ def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int
         costs[_of_products] = examples * b * (k + outputs * f if t == 1 else dense)
     elif t == 1:
         pairs = n * (n // 2 + 1) if left is right and not form.diagonal else examples
-        costs[_of_masked_products] = pairs * b * (k * f + outputs * f + _NUMBER * (k + 2 * o * f))
+        steps = 0 if form.diagonal else _STEP * n
+        costs[_of_masked_products] = steps + _SKINNY * pairs * b * (k * f + outputs * f + _NUMBER * (k + 2 * o * f))
     return costs
 
 
@@ -285,15 +297,11 @@ def _peak(array: Any) -> Any:
     return jnp.max(jnp.abs(lax.stop_gradient(array)), initial=0.0)
 
 
-def _taken(array: Any, columns: np.ndarray) -> Any:
-    """These entries along the last axis."""
-    return array if len(columns) == array.shape[-1] else array[..., columns]
-
-
 def kept_columns(rows: Any, kept: Any) -> Any:
     """The columns of kept weights: gathered where the mask is known, so that what is pruned costs nothing."""
     if kept is None:
         return rows
     if is_concrete(kept):
-        return _taken(rows, np.flatnonzero(np.asarray(kept)))
+        columns = np.flatnonzero(np.asarray(kept))
+        return rows if len(columns) == rows.shape[-1] else rows[..., columns]
     return jnp.where(jnp.ravel(kept)[None, None], rows, 0)
