@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._interpreter.jaxpr import Program, UnsupportedPrimitive, is_concrete
+from pathjax._interpreter.jaxpr import Equation, Program, UnsupportedPrimitive, is_concrete, walk
 from pathjax._interpreter.reach import Reach, Reached
 from pathjax._interpreter.rules import interpret
 from pathjax._interpreter.windows import Windows, entries_of_windows
@@ -41,7 +41,7 @@ class Layer(NamedTuple):
 
     Attributes:
         shaper: how it is one.
-        has_bias: whether its bias is a further row of its weights, with activations of 1.
+        has_bias: whether it has a bias that is a further row of its weights, with activations of 1.
         survivors: its inputs, outputs and weights that a mask leaves.
     """
 
@@ -60,14 +60,13 @@ class Layer(NamedTuple):
 def as_layer(uses: Uses, use: Use, mask: Sequence[Any] | None) -> Layer | None:
     """The use as a layer; None if it is no dense or convolutional layer whose weights each stand in one place."""
     shapers = {"dot_general": _of_dot, "conv_general_dilated": _of_conv}
-    if use.equation.name not in shapers or len(use.weights) != 1 or len(use.leaves) != 1 + (use.bias is not None):
+    if use.equation.name not in shapers or len(use.weights) != 1:
         return None
     (weights,), shaper = use.weights, shapers[use.equation.name](use)
-    if shaper is None or not uses.is_moved(weights):
+    shares_leaf = use.bias is not None and weights.leaves & use.bias.leaves
+    if shaper is None or shares_leaf or not uses.is_moved(weights):
         return None
     order = None if use.bias is None else _order_of_bias(uses, use.bias, shaper)
-    if use.bias is not None and order is None:
-        return None
     kept = None if mask is None else _kept(use, shaper, order, mask)
     return Layer(shaper, order is not None, Survivors.read(kept))
 
@@ -77,7 +76,7 @@ def _kept(use: Use, shaper: Shaper, order: Any, mask: Sequence[Any]) -> Any:
     (weights,) = use.weights
     (leaf,) = weights.leaves
     kept = shaper.weights(_moved(weights, mask[leaf]))
-    if use.bias is None:
+    if use.bias is None or order is None:
         return kept
     (leaf,) = use.bias.leaves
     row = mask[leaf].reshape(-1)[order][:, None]
@@ -92,7 +91,7 @@ def _order_of_bias(uses: Uses, addition: Use, shaper: Shaper) -> Any:
     (leaf,) = (uses.leaves[i] for i in bias.leaves)
     positions = np.broadcast_to(_moved(bias, np.arange(leaf.size).reshape(leaf.shape)), out.shape)
     order = shaper.cotangents(positions[None, None])[0, 0]
-    is_bias = (order == order[:, :1]).all() and (np.sort(order[:, 0], axis=None) == np.arange(leaf.size)).all()
+    is_bias = (order == order[:, :1]).all() and np.array_equal(np.sort(order[:, 0], axis=None), np.arange(leaf.size))
     return order[:, 0] if is_bias else None
 
 
@@ -176,17 +175,26 @@ def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
 def live(program: Program, kept: Sequence[Any]) -> Sequence[Any]:
     """The kept weights that lie on a path from an input or a constant to an output: the derivative by others is zero.
 
-    All that are kept, where paths are not defined or the mask is not known. Constants of the state count as nonzero.
+    All that are kept, where paths are not defined, where the network has derivative rules of its own, or where the mask
+    is not known. Constants of the state count as nonzero.
     """
+    rules: list[Equation] = []
+    walk(
+        program.closed,
+        [None for _ in program.closed.in_avals],
+        step=lambda equation, _: [None for _ in equation.outputs],
+        constant=lambda _: None,
+        enter=rules.append,
+    )
     is_floating = jnp.issubdtype(program.closed.in_avals[-1].dtype, jnp.floating)
-    if program.inputs != 1 or not is_floating or not all(map(is_concrete, kept)):
+    has_paths = program.inputs == 1 and is_floating and all(rule.is_of_jax for rule in rules)
+    if not has_paths or not all(map(is_concrete, kept)):
         return kept
-    shapes = program.input_shape
     program = dataclasses.replace(program, state=tuple(np.ones(jnp.shape(leaf)) for leaf in program.state))
 
     def live_outputs(kept: Sequence[Any]) -> Any:
         weights = [Reached(jnp.zeros_like(leaf), leaf) for leaf in kept]
-        source = jnp.ones(shapes, jnp.float32)
+        source = jnp.ones(program.input_shape, jnp.float32)
         output = interpret(program, Reach(), weights, Reached(source, jnp.zeros_like(source)))
         return jnp.sum(output.inputs) + jnp.sum(output.constants)
 

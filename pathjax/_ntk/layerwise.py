@@ -216,8 +216,10 @@ class _Parts:
             if group.layer is None:
                 rows.extend(_rows(members, self.mask))
             else:
-                ((_, (data,), (results,)),) = members
+                ((use, (data,), (results,)),) = members
                 parts.append(group.layer.matrices(data, results))
+                if use.bias is not None and not group.layer.has_bias:
+                    rows.extend(_rows([(use.bias, [results[:, 0]], [results])], self.mask))
         return [*parts, Rows(jnp.concatenate(rows, axis=2))] if rows else parts
 
     def with_masks(self, parts: Sequence[Part]) -> list[Part]:
