@@ -74,11 +74,13 @@ def empirical(
     "layerwise" takes one backward pass per example and output, and multiplies, layer by layer, the activations and the
     cotangents that meet at its weights. The Jacobian of a single layer is formed only where that costs less, and always
     for weights that are used twice or that meet data in other ways than in dense layers and convolutions. A mask whose
-    entries are known while tracing costs less the fewer weights it keeps; one that is traced spares little. Wide dense
-    layers, of which no Jacobian is formed without a mask, take about twice as long with one.
+    entries are known while tracing costs less the fewer weights it keeps, and what lies on no path costs nothing; one
+    that is traced spares little. Wide dense layers, of which no Jacobian is formed without a mask, take several times
+    as long with one that keeps more than a few hundredths of their weights.
 
-    `batch_size` is how many examples are treated at a time: memory is then that of two such chunks and of the result,
-    and every chunk goes through the network once for each other. It changes the result by rounding alone.
+    `batch_size` is how many examples go through the network at a time: memory is then that of two such chunks and of
+    twice the result. As many chunks as this memory holds are kept, and the others go through the network once for each
+    such group. It changes the result by rounding alone.
 
     With a `mesh` its devices, all axes of it together, compute the rows of the kernel side by side. The examples of
     `x1` are divided among them, and the weights go to all. Of one batch with itself each device computes half of its

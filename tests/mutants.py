@@ -45,6 +45,7 @@ SPECTRUM = "tests/test_path_kernel/test_spectrum.py"
 NNX = "tests/test_frameworks/test_nnx.py"
 FACTORS = "tests/test_factorization/test_listed.py"
 LAYERWISE = "tests/test_ntk/test_layerwise.py"
+LAYERS = "tests/test_ntk/test_layers.py"
 DYNAMICS = "tests/test_dynamics/test_dynamics.py"
 SELECTION = "tests/test_masks/test_selection.py"
 WAYS = "tests/test_masks/test_ways_to_select.py"
@@ -215,20 +216,30 @@ MUTANTS = [
            "return rows - jnp.mean(rows, axis=1, keepdims=True)", "return rows",
            "tests/test_factorization/test_factorization.py -k kernel_target"),
     # the Neural Tangent Kernel
-    Mutant("two batches are scaled as one", NTK + "contractions.py",
-           "balanced if left is right else right.balanced()",
-           "balanced", f"{LAYERWISE} -k 'two_batches_in_chunks'"),
+    Mutant("scaling changes a product", NTK + "contractions.py",
+           "cotangents=self.cotangents / scale", "cotangents=self.cotangents",
+           f"{LAYERWISE} -k 'two_batches_in_chunks'"),
     Mutant("a contraction forgets the kept weights", NTK + "contractions.py",
            "a[None] * a2, kept)",
            "a[None] * a2, jnp.ones_like(kept))", f"{LAYERWISE} -k contractions_of_a_layer"),
     Mutant("compression drops kept weights", NTK + "contractions.py",
-           "self.kept.any((0, 2))",
-           "self.kept.all((0, 2))",
+           "kept.any((0, 2)), kept.any((0, 1))",
+           "kept.all((0, 2)), kept.any((0, 1))",
            f"{LAYERWISE} -k 'every_form and known and whole'"),
     Mutant("blocks are mirrored from the wrong chunk", NTK + "blocks.py",
            "np.where(is_with_first, first, last)",
            "np.where(is_with_first, first, first)",
+           f"{LAYERWISE} -k contractions_of_a_layer"),
+    Mutant("a mirrored block stands where its original does", NTK + "blocks.py",
+           "mirror(product, 0), second, first)", "mirror(product, 0), first, second)",
            f"{LAYERWISE} -k every_number_of_chunks"),
+    Mutant("a bias is no weight", NTK + "layers.py", "jnp.ones((*a.shape[:-1], 1)", "jnp.zeros((*a.shape[:-1], 1)",
+           f"{LAYERS} -k every_bias"),
+    Mutant("a bias is joined to a layer that is read twice", NTK + "uses.py", "if len(readers) == 1 else None",
+           "if readers else None", f"{LAYERS} -k every_bias"),
+    Mutant("paths from biases are dead", NTK + "layers.py",
+           "jnp.sum(output.inputs) + jnp.sum(output.constants)", "jnp.sum(output.inputs)",
+           f"{LAYERS} -k lie_on_no_path"),
     Mutant("a mirrored block keeps the order of its outputs", NTK + "blocks.py",
            "else jnp.swapaxes(swapped, axis + 2, axis + 3)", "else swapped", f"{LAYERWISE} -k every_number_of_chunks"),
     Mutant("a leaf that is used twice counts once", NTK + "uses.py", "sums[known] + part if known in sums else part",

@@ -209,28 +209,55 @@ def _product(
     with_paths = np.flatnonzero((a > 0) & (b > 0))
     with_paths = with_paths[np.argsort(targets[with_paths], kind="stable")]
     targets, a, b = targets[with_paths], a[with_paths] - 1, b[with_paths] - 1
-    right_counts = right.lengths[b]
-    counts = left.lengths[a] * right_counts
-    pair, combination = _ragged(counts)
-    left_rows = left.start[a][pair] + combination // right_counts[pair]
-    right_rows = right.start[b][pair] + combination % right_counts[pair]
+    left_counts, right_counts = left.lengths[a], right.lengths[b]
+    counts = left_counts * right_counts
+    # prefixes of the left in order, each with all prefixes of the right
+    left_rows = _ranges(left.start[a], left_counts)
+    if (right_counts == 1).all():
+        right_rows = np.repeat(right.start[b], counts)
+    else:
+        with_right = np.repeat(right_counts, left_counts)
+        right_rows = _ranges(np.repeat(right.start[b], left_counts), with_right)
+        left_rows = np.repeat(left_rows, with_right)
     per_target = np.bincount(targets, weights=counts, minlength=math.prod(shape)).astype(np.int64)
     filled = per_target > 0
     table = Table(
         start=np.concatenate([[0], np.cumsum(per_target[filled])]),
-        factors=np.hstack([left.factors[left_rows], right.factors[right_rows]]),
-        coefficients=left.coefficients[left_rows] * right.coefficients[right_rows],
-        gates=np.hstack([left.gates[left_rows], right.gates[right_rows]]),
-        sources=np.maximum(left.sources[left_rows], right.sources[right_rows]),
+        factors=_side_by_side(left.factors, left_rows, right.factors, right_rows),
+        coefficients=_joined(np.multiply, left.coefficients, left_rows, right.coefficients, right_rows, neutral=1),
+        gates=_side_by_side(left.gates, left_rows, right.gates, right_rows),
+        sources=_joined(np.maximum, left.sources, left_rows, right.sources, right_rows, neutral=NOTHING),
     )
     return Listing(_count_up(filled.reshape(shape)), table)
 
 
-def _ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each index i, repeated counts[i] times, and the number 0, 1, ... of each repetition."""
-    index = np.repeat(np.arange(len(counts)), counts)
-    first = np.cumsum(counts) - counts
-    return index, np.arange(len(index)) - first[index]
+def _ranges(starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The numbers start, start + 1, ... of every start, as many as its count."""
+    total = int(counts.sum())
+    dtype = np.int32 if max(total, starts.max(initial=0) + total) < 2**31 else np.int64
+    offsets = starts - (np.cumsum(counts) - counts)
+    return np.arange(total, dtype=dtype) + np.repeat(offsets.astype(dtype), counts)
+
+
+def _side_by_side(left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_rows: np.ndarray) -> np.ndarray:
+    """Rows of the left, continued by rows of the right."""
+    columns = [side[:, i] for side in (left, right) for i in range(side.shape[1])]
+    rows = [*[left_rows] * left.shape[1], *[right_rows] * right.shape[1]]
+    result = np.empty((len(left_rows), len(columns)), left.dtype)
+    for i, (column, numbers) in enumerate(zip(columns, rows, strict=True)):
+        result[:, i] = column[numbers]
+    return result
+
+
+def _joined(
+    join: Any, left: np.ndarray, left_rows: np.ndarray, right: np.ndarray, right_rows: np.ndarray, *, neutral: int
+) -> np.ndarray:
+    """Entries of both sides joined, where neither side has only entries that change nothing."""
+    if (right == neutral).all():
+        return left[left_rows]
+    if (left == neutral).all():
+        return right[right_rows]
+    return cast(np.ndarray, join(left[left_rows], right[right_rows]))
 
 
 def _as_matrices(entries: np.ndarray, batch: Sequence[int], contract: Sequence[int]) -> np.ndarray:
@@ -249,6 +276,8 @@ def list_paths(program: Program) -> Listing:
     with jax.ensure_compile_time_eval():
         output = interpret(program, Lister(), _weights(program), _sources(program.input_shape))
     # where the network ends by moving entries, the cells are not yet in the order of the outputs
+    if np.array_equal(output.entries, _numbered(output.entries.shape)):
+        return output
     return _gather(output.table, np.arange(output.entries.size), output.entries.ravel(), output.entries.shape)
 
 
@@ -273,4 +302,5 @@ def _numbered(shape: tuple[int, ...]) -> np.ndarray:
 
 def trimmed(columns: np.ndarray) -> np.ndarray:
     """The columns that hold anything but padding."""
-    return columns[:, (columns != NOTHING).any(axis=0)]
+    kept = [i for i in range(columns.shape[1]) if (columns[:1, i] != NOTHING).any() or (columns[:, i] != NOTHING).any()]
+    return columns if len(kept) == columns.shape[1] else columns[:, kept]

@@ -1,9 +1,10 @@
 """A kernel in blocks: chunks of examples against chunks of examples, in the memory of two chunks and of the result.
 
-What a chunk needs to be multiplied with others is computed with its blocks and not stored after them. Of a batch with
-itself only half of the blocks are computed, the others are their mirror images. In order that all rows of blocks take
-equally long, chunk i is multiplied with chunks i, i + 1, … modulo their number, up to half of them, and not with all
-chunks after it. On a mesh of devices each device computes some of the rows of blocks.
+Chunks form groups. What a group needs to be multiplied with others is held while one chunk of the others after the
+other goes through the network. Of a batch with itself only half of the blocks are computed, the others are their mirror
+images. In order that all rows of blocks take equally long, group i is multiplied with groups i, i + 1, … modulo their
+number, up to half of them, and not with all groups after it. On a mesh of devices each device computes some of the rows
+of blocks.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathjax._interpreter.jaxpr import batch_length
 __all__ = ["Blocks", "chunks", "mirror", "spread", "unfolded"]
 
 Prepare: TypeAlias = Callable[[Any], Any]
-"""What is computed of a chunk (c, ...) alone, to be multiplied with that of others."""
+"""What is computed of a chunk (c, ...) alone, to be multiplied with that of others: a tree of arrays (c, ...)."""
 
 Multiply: TypeAlias = Callable[[Any, Any], Any]
 """The block (c, d, ...) of two prepared chunks, or (c, ...) on a diagonal."""
@@ -38,41 +39,61 @@ class Blocks:
         prepare: what is computed of each chunk alone.
         multiply: the block of two prepared chunks.
         size: how many examples a chunk has; None for all.
+        held: how many prepared chunks a group has.
     """
 
     prepare: Prepare
     multiply: Multiply
     size: int | None
+    held: int = 1
 
     def rectangular(self, x1: Any, x2: Any) -> Any:
         """The kernel (n, m, ...) of two batches."""
-        if self.size is None or self.size >= max(batch_length(x1), batch_length(x2)):
+        n, m = batch_length(x1), batch_length(x2)
+        if self.size is None or self.size >= max(n, m):
             return self.multiply(self.prepare(x1), self.prepare(x2))
-        columns = chunks(x2, self.size)
+        groups, columns = self._groups(x1), chunks(x2, self.size)
 
-        def row(chunk: Any) -> Any:
-            left = self.prepare(chunk)
-            return lax.map(lambda other: self.multiply(left, self.prepare(other)), columns)
+        def row(kernel: Any, i: Any) -> tuple[Any, None]:
+            prepared = self._prepared(_at(groups, i))
 
-        return _joined(lax.map(row, chunks(x1, self.size)))[: batch_length(x1), : batch_length(x2)]
+            def block(kernel: Any, j: Any) -> tuple[Any, None]:
+                product = self.multiply(prepared, self.prepare(_at(columns, j)))
+                return _placed(kernel, product, i * product.shape[0], j * product.shape[1]), None
+
+            return lax.scan(block, kernel, jnp.arange(batch_length(columns)))[0], None
+
+        return lax.scan(row, self._zeros(groups, columns), jnp.arange(batch_length(groups)))[0][:n, :m]
 
     def symmetric(self, x: Any) -> Any:
         """The kernel (n, n, ...) of a batch with itself, exactly symmetric."""
         n = batch_length(x)
         if self.size is None or self.size >= n:
             return self._own(self.prepare(x))
-        in_chunks = chunks(x, self.size)
-        count = batch_length(in_chunks)
+        groups = self._groups(x)
+        columns = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), groups)
+        count, held = batch_length(groups), batch_length(columns) // batch_length(groups)
 
-        def row(i: Any) -> Any:
-            prepared = self.prepare(_at(in_chunks, i))
+        def row(kernel: Any, i: Any) -> tuple[Any, None]:
+            prepared = self._prepared(_at(groups, i))
+            own = self._own(prepared)
 
-            def block(step: Any) -> Any:
-                return self.multiply(prepared, self.prepare(_at(in_chunks, (i + step) % count)))
+            def block(kernel: Any, step: Any) -> tuple[Any, None]:
+                j = (i * held + step) % (count * held)
+                product = self.multiply(prepared, self.prepare(_at(columns, j)))
+                first, second = i * product.shape[0], j * product.shape[1]
+                return _placed(_placed(kernel, product, first, second), mirror(product, 0), second, first), None
 
-            return jnp.concatenate([self._own(prepared)[None], lax.map(block, jnp.arange(1, count // 2 + 1))])
+            def block_once(kernel: Any, step: Any) -> tuple[Any, None]:
+                # half of the way round two groups meet twice
+                return lax.cond(i < count // 2, lambda: block(kernel, step)[0], lambda: kernel), None
 
-        return _joined(unfolded(lax.map(row, jnp.arange(count))))[:n, :n]
+            kernel = _placed(kernel, own, i * own.shape[0], i * own.shape[0])
+            half = held * ((count + 1) // 2)
+            kernel, _ = lax.scan(block, kernel, jnp.arange(held, half))
+            return lax.scan(block_once, kernel, jnp.arange(half, held * (count // 2 + 1)))[0], None
+
+        return lax.scan(row, self._zeros(groups, columns), jnp.arange(count))[0][:n, :n]
 
     def diagonal(self, x1: Any, x2: Any | None) -> Any:
         """Each example of x1 with the one in its place in x2, (n, ...); with itself where there is no x2."""
@@ -87,6 +108,30 @@ class Blocks:
         blocks = lax.map(block, (chunks(x1, self.size), None if x2 is None else chunks(x2, self.size)))
         return blocks.reshape(-1, *blocks.shape[2:])[:n]
 
+    def _groups(self, x: Any) -> Any:
+        """A batch in groups (count, held, c, ...) of chunks."""
+        assert self.size is not None
+        n = batch_length(x)
+        in_chunks = math.ceil(n / self.size)
+        count = math.ceil(in_chunks / self.held)
+        return _in_equal_parts(x, count, math.ceil(in_chunks / count))
+
+    def _prepared(self, group: Any) -> Any:
+        """What is computed of each chunk of a group (held, c, ...), side by side, (held · c, ...)."""
+        if batch_length(group) == 1:
+            return self.prepare(_at(group, 0))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), lax.map(self.prepare, group))
+
+    def _zeros(self, groups: Any, columns: Any) -> Any:
+        """The kernel of these groups and chunks, before it has entries."""
+
+        def product(groups: Any, columns: Any) -> Any:
+            return self.multiply(self._prepared(_at(groups, 0)), self.prepare(_at(columns, 0)))
+
+        like = jax.eval_shape(product, groups, columns)
+        rows, length = batch_length(groups) * like.shape[0], batch_length(columns) * like.shape[1]
+        return jnp.zeros((rows, length, *like.shape[2:]), like.dtype)
+
     def _own(self, prepared: Any) -> Any:
         """The block of a chunk with itself: the mean with its mirror image, which rounding may have set apart."""
         block = self.multiply(prepared, prepared)
@@ -95,11 +140,15 @@ class Blocks:
 
 def chunks(x: Any, size: int) -> Any:
     """A batch in chunks (count, c, ...) of up to `size` examples, the last filled up by repeating the last example."""
-    n = batch_length(x)
-    count = math.ceil(n / size)
+    return _in_equal_parts(x, math.ceil(batch_length(x) / size))
+
+
+def _in_equal_parts(x: Any, *counts: int) -> Any:
+    """A batch as an array of chunks, (*counts, c, ...), filled up by repeating the last example."""
+    n, count = batch_length(x), math.prod(counts)
     length = math.ceil(n / count)
     rows = np.minimum(np.arange(count * length), n - 1)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows].reshape(count, length, *leaf.shape[1:]), x)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows].reshape(*counts, length, *leaf.shape[1:]), x)
 
 
 def _at(x: Any, index: Any) -> Any:
@@ -133,10 +182,9 @@ def mirror(block: Any, axis: int) -> Any:
     return swapped if swapped.ndim == axis + 2 else jnp.swapaxes(swapped, axis + 2, axis + 3)
 
 
-def _joined(blocks: Any) -> Any:
-    """Blocks (rows, columns, c, d, ...) as one array (rows * c, columns * d, ...)."""
-    rows, columns, c, d = blocks.shape[:4]
-    return jnp.swapaxes(blocks, 1, 2).reshape(rows * c, columns * d, *blocks.shape[4:])
+def _placed(kernel: Any, block: Any, first: Any, second: Any) -> Any:
+    """The kernel with this block at these numbers of its first examples."""
+    return lax.dynamic_update_slice(kernel, block, (first, second, *[0] * (block.ndim - 2)))
 
 
 def spread(

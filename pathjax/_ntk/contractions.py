@@ -22,12 +22,17 @@ from jax import lax
 from pathjax._interpreter.jaxpr import is_concrete
 from pathjax._ntk import blocks as _blocks
 
-__all__ = ["Form", "Matrices", "Part", "Rows", "contracted", "kept_columns", "temporary"]
+__all__ = ["Form", "Matrices", "Part", "Rows", "Survivors", "contracted", "kept_columns", "temporary"]
 
 # The cost of reading or writing a number, and of gathering one, in units of a multiplication inside a product of
 # matrices, as measured on a CPU.
 _NUMBER = 8
 _GATHERED = 80
+
+# How much longer a multiplication takes in products with as many columns as there are outputs, and the cost of one step
+# of a loop.
+_SKINNY = 2
+_STEP = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,16 @@ class Matrices(NamedTuple):
         """The Jacobian of this layer alone."""
         if self.kept is not None and is_concrete(self.kept) and _gathers(self):
             return self._gathered()
-        # with the cotangents first the product has the order of axes that is needed, so nothing is transposed
-        jacobian = _einsum("iabtf,ibtk->iabfk", self.cotangents, self.activations)
+        # an einsum may multiply in the other order, and then transposes the product, which is far larger
+        jacobian = lax.dot_general(
+            self.cotangents.transpose(0, 2, 3, 1, 4),
+            self.activations,
+            (((2,), (2,)), ((0, 1), (0, 1))),
+            precision=lax.Precision.HIGHEST,
+        )
+        n, o = self.cotangents.shape[:2]
         kept = None if self.kept is None else self.kept.swapaxes(1, 2)
-        return Rows(kept_columns(jacobian.reshape(*jacobian.shape[:2], -1), kept))
+        return Rows(kept_columns(jacobian.swapaxes(1, 2).reshape(n, o, -1), kept))
 
     def _gathered(self) -> Rows:
         """The same, formed for kept weights alone."""
@@ -98,14 +109,16 @@ class Matrices(NamedTuple):
         scale = jnp.ldexp(jnp.ones((), a.dtype), jnp.round(ratio / 2).astype(jnp.int32))
         return self._replace(activations=self.activations * scale, cotangents=self.cotangents / scale)
 
-    def compressed(self) -> Matrices:
-        """Without the inputs and the outputs of the layer that no kept weight connects."""
-        if self.kept is None or not is_concrete(self.kept):
-            return self
-        rows, columns = np.flatnonzero(self.kept.any((0, 2))), np.flatnonzero(self.kept.any((0, 1)))
-        kept = self.kept[:, rows][:, :, columns]
-        a, c = _taken(self.activations, rows), _taken(self.cotangents, columns)
-        return Matrices(a, c, None if kept.all() else kept)
+    @property
+    def columns(self) -> int:
+        """How many weights have a column in the Jacobian."""
+        (_, b, _, k), f = self.activations.shape, self.cotangents.shape[-1]
+        return int(self.kept.sum()) if self.kept is not None and is_concrete(self.kept) else b * k * f
+
+    def stored(self) -> Part:
+        """The Jacobian of this layer where it has fewer numbers than the activations and the cotangents do."""
+        (_, b, t, k), (_, o, *_, f) = self.activations.shape, self.cotangents.shape
+        return self.rows() if o * self.columns <= b * t * (k + o * f) else self.balanced()
 
 
 class Rows(NamedTuple):
@@ -115,6 +128,41 @@ class Rows(NamedTuple):
 
 
 Part: TypeAlias = Matrices | Rows
+
+
+class Survivors(NamedTuple):
+    """The inputs and the outputs of a layer that some kept weight connects.
+
+    Attributes:
+        inputs: their positions; None for all.
+        outputs: their positions; None for all.
+        kept: which weights (b, k, f) between them are kept; None if all are, or if there is no mask.
+    """
+
+    inputs: np.ndarray | None
+    outputs: np.ndarray | None
+    kept: Any
+
+    @classmethod
+    def read(cls, kept: Any) -> Survivors:
+        """Those of a mask (b, k, f); all, unless its entries are known."""
+        if kept is None or not is_concrete(kept):
+            return cls(None, None, kept)
+        has_kept = kept.any((0, 2)), kept.any((0, 1))
+        kept = kept[:, has_kept[0]][:, :, has_kept[1]]
+        inputs, outputs = (None if some.all() else np.flatnonzero(some) for some in has_kept)
+        return cls(inputs, outputs, None if kept.all() else kept)
+
+    @property
+    def are_fewer(self) -> bool:
+        """Whether there are inputs or outputs that no kept weight connects."""
+        return self.inputs is not None or self.outputs is not None
+
+    def matrices(self, activations: Any, cotangents: Any) -> Matrices:
+        """The layer as products of matrices, without the others."""
+        a = activations if self.inputs is None else activations[..., self.inputs]
+        c = cotangents if self.outputs is None else cotangents[..., self.outputs]
+        return Matrices(a, c, self.kept)
 
 
 def contracted(left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
@@ -142,11 +190,10 @@ def temporary(left: Part, right: Part, form: Form) -> int:
     contraction = _cheapest(left, right, form)
     if isinstance(left, Rows) or isinstance(right, Rows):
         return 0
-    (n, b, t, k), m = left.activations.shape, len(right.activations)
+    (n, b, t, _), m = left.activations.shape, right.activations.shape[0]
     o, f = left.cotangents.shape[1], left.cotangents.shape[-1]
     if contraction is _of_rows:
-        columns = int(left.kept.sum()) if is_concrete(left.kept) and left.kept is not None else b * k * f
-        numbers = (n if left is right else n + m) * o * columns
+        numbers = (n if left is right else n + m) * o * left.columns
     elif contraction is _of_masked_products:
         numbers = (n if form.diagonal else m) * (o + 1) * b * f
     else:
@@ -156,22 +203,22 @@ def temporary(left: Part, right: Part, form: Form) -> int:
 
 def _costs(left: Matrices, right: Matrices, form: Form) -> dict[Contraction, int]:
     """The cost, in multiplications, of each contraction that gives this layer's part."""
-    (n, b, t, k), m = left.activations.shape, len(right.activations)
+    (n, b, t, k), m = left.activations.shape, right.activations.shape[0]
     o, f = left.cotangents.shape[1], left.cotangents.shape[-1]
     examples, outputs = form.examples(n, m), form.outputs(o)
     batch = n if left is right else n + m
     if left.kept is None or not is_concrete(left.kept):
-        jacobian, columns = batch * o * b * k * f * (t + _NUMBER), b * k * f
+        jacobian = batch * o * b * k * f * (t + _NUMBER)
     else:
-        columns = int(left.kept.sum())
         jacobian = min(_cost_of_gathering(left), _cost_of_all(left)) * batch // max(n, 1)
-    costs: dict[Contraction, int] = {_of_rows: jacobian + examples * outputs * columns}
+    costs: dict[Contraction, int] = {_of_rows: jacobian + examples * outputs * left.columns}
     if left.kept is None:
         dense = t * t * (k + o * f) + outputs * t * f + _NUMBER * (t * t + o * t * f)
         costs[_of_products] = examples * b * (k + outputs * f if t == 1 else dense)
     elif t == 1:
         pairs = n * (n // 2 + 1) if left is right and not form.diagonal else examples
-        costs[_of_masked_products] = pairs * b * (k * f + outputs * f + _NUMBER * (k + 2 * o * f))
+        steps = 0 if form.diagonal else _STEP * n
+        costs[_of_masked_products] = steps + _SKINNY * pairs * b * (k * f + outputs * f + _NUMBER * (k + 2 * o * f))
     return costs
 
 
@@ -184,8 +231,6 @@ def _of_rows(left: Part, right: Part, form: Form) -> Any:
 
 
 def _of_products(left: Matrices, right: Matrices, form: Form) -> Any:
-    balanced = left.balanced()
-    left, right = balanced, balanced if left is right else right.balanced()
     if left.activations.shape[1:3] == (1, 1):
         activations = form.einsum("ik,jk->I", left.activations[:, 0, 0], right.activations[:, 0, 0])
         cotangents = form.gram(left.cotangents[:, :, 0, 0], right.cotangents[:, :, 0, 0])
@@ -252,15 +297,11 @@ def _peak(array: Any) -> Any:
     return jnp.max(jnp.abs(lax.stop_gradient(array)), initial=0.0)
 
 
-def _taken(array: Any, columns: np.ndarray) -> Any:
-    """These entries along the last axis."""
-    return array if len(columns) == array.shape[-1] else array[..., columns]
-
-
 def kept_columns(rows: Any, kept: Any) -> Any:
     """The columns of kept weights: gathered where the mask is known, so that what is pruned costs nothing."""
     if kept is None:
         return rows
     if is_concrete(kept):
-        return _taken(rows, np.flatnonzero(np.asarray(kept)))
+        columns = np.flatnonzero(np.asarray(kept))
+        return rows if len(columns) == rows.shape[-1] else rows[..., columns]
     return jnp.where(jnp.ravel(kept)[None, None], rows, 0)

@@ -1,19 +1,19 @@
 """Θ layer by layer: the parts that the weights of every layer add, from the activations and cotangents that meet there.
 
-A dense layer or a convolution is brought into the form of products of matrices, for which `contractions` finds the
-cheapest way; of all other uses of weights the Jacobian is formed.
+A dense layer or a convolution is brought into the form of products of matrices by `layers`, for which `contractions`
+finds the cheapest way; of all other uses of weights the Jacobian is formed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from pathjax._base.leaves import KnownMask
@@ -21,10 +21,10 @@ from pathjax._base.network import kept_weights
 from pathjax._interpreter.convolutions import channels_last
 from pathjax._interpreter.jaxpr import batch_length, is_concrete
 from pathjax._interpreter.traced import TracedNetwork
-from pathjax._interpreter.windows import Windows, entries_of_windows
 from pathjax._ntk import blocks as _blocks
 from pathjax._ntk import memory as _memory
 from pathjax._ntk.contractions import Form, Matrices, Part, Rows, contracted, kept_columns, temporary
+from pathjax._ntk.layers import Layer, as_layer, live
 from pathjax._ntk.uses import Use, Uses, find, pull
 from pathjax.types import Mask, Params
 
@@ -110,12 +110,14 @@ def kernel(
                 "No leaf of `params` reaches the outputs of `apply`, so that the kernel of its weights is zero. Pass "
                 "the weights that the network uses."
             )
-        m = None if x2 is None else batch_length(x2)
-        note_memory(_check_memory(uses, kept, form, batch_length(x1), m, batch_size))
+        parts = _Parts.of(uses, kept)
+        n, m = batch_length(x1), None if x2 is None else batch_length(x2)
+        note_memory(_check_memory(parts, form, n, m, batch_size))
         return _blocks.Blocks(
-            lambda x: _parts(uses, kept, batch_length(x), *uses.arrays(x)),
-            lambda left, right: contracted(left, right, form),
+            lambda x: parts.stored(batch_length(x), *uses.arrays(x)),
+            lambda left, right: parts.contracted(left, right, form),
             batch_size,
+            1 if batch_size is None or form.diagonal else _held(parts, form, n, m, batch_size),
         )
 
     if mesh is None:
@@ -134,57 +136,135 @@ def kernel(
     return _blocks.spread(on_device, (weights, traced), x1, x2, diagonal=form.diagonal, mesh=mesh)
 
 
-def _check_memory(
-    uses: Uses, mask: Sequence[Any] | None, form: Form, n: int, m: int | None, batch_size: int | None
-) -> int:
+def _check_memory(parts: _Parts, form: Form, n: int, m: int | None, batch_size: int | None) -> int:
     """The number of bytes that are needed. Raises MemoryError where fewer are free."""
 
     def working(size: int) -> int:
         has_one_chunk = m is None and (size >= n or form.diagonal)
-        return _working(uses, mask, form, [min(size, n)] if has_one_chunk else [min(size, n), min(size, m or n)])
+        return parts.working(form, [min(size, n)] if has_one_chunk else [min(size, n), min(size, m or n)])
 
-    (o,) = uses.output.shape
-    numbers = form.examples(n, m or n) * form.outputs(o)
     # the sum over layers so far, and the part that is added to it
-    result = 2 * numbers * uses.output.dtype.itemsize
+    result = 2 * _bytes_of_result(parts, form, n, m)
     return _memory.check(result, working, max(n, m or n), batch_size)
 
 
-def _parts(uses: Uses, mask: Sequence[Any] | None, n: int, activations: Any, cotangents: Any) -> list[Part]:
-    """The parts of the leaves in Θ on a batch; leaves that share a use, and all uses of a leaf, are taken together."""
-    all_uses = list(zip(uses.by_step.values(), activations, cotangents, strict=True))
-    parts: list[Part] = []
-    rows: list[Any] = _rows_of_constant_outputs(uses, mask, n)
-    for leaves in _groups([use.leaves for use in uses.by_step.values()]):
-        group = [entry for entry in all_uses if entry[0].leaves <= leaves]
-        part = _matrices(*group[0], mask) if len(group) == 1 else None
-        if part is None:
-            rows.extend(_rows(group, mask))
-        else:
-            parts.append(part.compressed())
-    return [*parts, Rows(jnp.concatenate(rows, axis=2))] if rows else parts
+def _held(parts: _Parts, form: Form, n: int, m: int | None, size: int) -> int:
+    """How many chunks are held at a time, to be multiplied with each of the others that goes through the network.
+
+    In chunks the result is not summed over layers, but put together at the end. So until then the memory of one more
+    is free.
+    """
+    c, d = min(size, n), min(size, m or n)
+    free = parts.working(form, [c, d]) + _bytes_of_result(parts, form, n, m)
+    chunk = parts.bytes(d, stored=False)
+
+    def fits(count: int) -> bool:
+        own = [] if m is not None else [parts.working(form, [count * c], stored=True)]
+        held = parts.bytes(count * c, stored=True)
+        return max(held + chunk, parts.working(form, [count * c, d], stored=True), *own) <= free
+
+    return max(1, _memory.largest_that_fits(math.ceil(n / size) + 1, fits))
 
 
-def _working(uses: Uses, mask: Sequence[Any] | None, form: Form, sizes: Sequence[int]) -> int:
-    """Bytes that two chunks of these sizes, or one with itself, and their largest contraction take."""
-    totals = []
-
-    def measure(*batches: Any) -> None:
-        chunks = [_parts(uses, mask, size, *batch) for size, batch in zip(sizes, batches, strict=True)]
-        stored = sum(_bytes(array) for chunk in chunks for part in chunk for array in part[:2])
-        totals.append(stored + max(temporary(a, b, form) for a, b in zip(chunks[0], chunks[-1], strict=True)))
-
-    jax.eval_shape(measure, *(uses.shapes(size) for size in sizes))
-    return totals[0]
+def _bytes_of_result(parts: _Parts, form: Form, n: int, m: int | None) -> int:
+    output = parts.uses.output
+    return form.examples(n, m or n) * form.outputs(output.size) * output.dtype.itemsize
 
 
-def _groups(uses: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    """The leaves in groups, such that no use has leaves of two groups."""
-    groups: list[frozenset[int]] = []
-    for leaves in uses:
-        joined = [group for group in groups if group & leaves]
-        groups = [*(group for group in groups if not group & leaves), leaves.union(*joined)]
-    return groups
+class _Group(NamedTuple):
+    """Uses whose part of Θ is computed together: a layer, or all uses of some leaves.
+
+    Attributes:
+        members: the positions of the uses, among all.
+        layer: the layer that they are; None where the Jacobian has to be formed.
+    """
+
+    members: list[int]
+    layer: Layer | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """The parts of the leaves in Θ. Leaves that share a use, and all uses of a leaf, are taken together."""
+
+    uses: Uses
+    mask: Sequence[Any] | None
+    groups: Sequence[_Group]
+
+    @classmethod
+    def of(cls, uses: Uses, mask: Sequence[Any] | None) -> _Parts:
+        """Those of a network, without the weights that are known to be pruned or to lie on no path."""
+        groups = _groups(uses, mask)
+        layers = [group.layer for group in groups if group.layer is not None]
+        if mask is None or not any(layer.survivors.are_fewer for layer in layers):
+            return cls(uses, mask, groups)
+        mask = live(uses.program, mask)
+        return cls(uses, mask, _groups(uses, mask))
+
+    def stored(self, n: int, activations: Any, cotangents: Any) -> list[Part]:
+        """What of a batch is multiplied with that of others: arrays with an axis of examples, and no masks."""
+        parts = (part.stored() if isinstance(part, Matrices) else part for part in self.raw(n, activations, cotangents))
+        return [part._replace(kept=None) if isinstance(part, Matrices) else part for part in parts]
+
+    def raw(self, n: int, activations: Any, cotangents: Any) -> list[Part]:
+        """The same before the Jacobian of any layer is formed, and with the masks."""
+        all_uses = list(zip(self.uses.by_step.values(), activations, cotangents, strict=True))
+        rows = _rows_of_constant_outputs(self.uses, self.mask, n)
+        parts: list[Part] = []
+        for group in self.groups:
+            members = [all_uses[i] for i in group.members]
+            if group.layer is None:
+                rows.extend(_rows(members, self.mask))
+            else:
+                ((use, (data,), (results,)),) = members
+                parts.append(group.layer.matrices(data, results))
+                if use.bias is not None and not group.layer.has_bias:
+                    rows.extend(_rows([(use.bias, [results[:, 0]], [results])], self.mask))
+        return [*parts, Rows(jnp.concatenate(rows, axis=2))] if rows else parts
+
+    def with_masks(self, parts: Sequence[Part]) -> list[Part]:
+        """Stored parts with the masks of their layers."""
+        masks = [group.layer.survivors.kept for group in self.groups if group.layer is not None]
+        return [part._replace(kept=masks[i]) if isinstance(part, Matrices) else part for i, part in enumerate(parts)]
+
+    def contracted(self, left: Sequence[Part], right: Sequence[Part], form: Form) -> Any:
+        """The kernel of two batches, from what is stored of them."""
+        with_masks = self.with_masks(left)
+        return contracted(with_masks, with_masks if left is right else self.with_masks(right), form)
+
+    def working(self, form: Form, sizes: Sequence[int], *, stored: bool = False) -> int:
+        """Bytes that two chunks of these sizes, or one with itself, and their largest contraction take."""
+        chunks = [self._shapes(size, stored=stored) for size in sizes]
+        largest = max(temporary(a, b, form) for a, b in zip(chunks[0], chunks[-1], strict=True))
+        return sum(map(_bytes, chunks)) + largest
+
+    def bytes(self, size: int, *, stored: bool) -> int:
+        """Bytes of a chunk, as it is stored or before."""
+        return _bytes(self._shapes(size, stored=stored))
+
+    def _shapes(self, size: int, *, stored: bool) -> list[Part]:
+        """The parts of a chunk, with shapes and dtypes in place of arrays."""
+
+        def shapes(activations: Any, cotangents: Any) -> list[Part]:
+            parts = (self.stored if stored else self.raw)(size, activations, cotangents)
+            return [part._replace(kept=None) if isinstance(part, Matrices) else part for part in parts]
+
+        return self.with_masks(jax.eval_shape(shapes, *self.uses.shapes(size)))
+
+
+def _bytes(parts: Sequence[Part]) -> int:
+    return sum(int(array.size) * array.dtype.itemsize for part in parts for array in part[:2])
+
+
+def _groups(uses: Uses, mask: Sequence[Any] | None) -> list[_Group]:
+    """The uses in groups, such that no two groups have a leaf in common."""
+    all_uses = list(uses.by_step.values())
+    together: list[frozenset[int]] = []
+    for leaves in (use.leaves for use in all_uses):
+        joined = [group for group in together if group & leaves]
+        together = [*(group for group in together if not group & leaves), leaves.union(*joined)]
+    members = [[i for i, use in enumerate(all_uses) if use.leaves <= leaves] for leaves in together]
+    return [_Group(group, as_layer(uses, all_uses[group[0]], mask) if len(group) == 1 else None) for group in members]
 
 
 def _rows(group: Sequence[tuple[Use, Any, Any]], mask: Sequence[Any] | None) -> list[Any]:
@@ -213,79 +293,3 @@ def _rows_of_constant_outputs(uses: Uses, mask: Sequence[Any] | None, n: int) ->
             for leaf, jacobian in uses.jacobians_of_constant_output().items()
         )
     ]
-
-
-def _matrices(
-    use: Use, activations: Sequence[Any], cotangents: Sequence[Any], mask: Sequence[Any] | None
-) -> Matrices | None:
-    """The use as products of matrices if it is a dense or a convolutional layer, None otherwise."""
-    shapers = {"dot_general": _of_dot, "conv_general_dilated": _of_conv}
-    weights = [operand for operand in use.operands if operand is not None]
-    if use.equation.name not in shapers or len(weights) != 1 or weights[0].moves is None:
-        return None
-    (leaf,), moves = weights[0].leaves, weights[0].moves
-    kept = None if mask is None else _moved(moves, mask[leaf])
-    return shapers[use.equation.name](use, activations[0], cotangents[0], kept)
-
-
-def _moved(moves: Callable[[Any], Any], kept: Any) -> Any:
-    """A leaf's mask with the axes that the layer's equation gives the leaf; known where the mask is."""
-    if not is_concrete(kept):
-        return moves(jnp.asarray(kept))
-    with jax.ensure_compile_time_eval():
-        return np.asarray(moves(jnp.asarray(kept)))
-
-
-def _of_dot(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices:
-    side = use.operands.index(None)
-    contracted, batched = use.equation.params["dimension_numbers"]
-    shapes = [like.shape for like in use.equation.inputs]
-    free = [
-        [axis for axis in range(len(shape)) if axis not in (*summed, *shared)]
-        for shape, summed, shared in zip(shapes, contracted, batched, strict=True)
-    ]
-    b, k, t, f = (
-        math.prod(shapes[operand][axis] for axis in axes)
-        for operand, axes in (
-            (side, batched[side]),
-            (side, contracted[side]),
-            (side, free[side]),
-            (1 - side, free[1 - side]),
-        )
-    )
-    n, o = cotangents.shape[:2]
-    order = [axis + 1 for axis in (*batched[side], *free[side], *contracted[side])]
-    a = activations.transpose(0, *order).reshape(n, b, t, k)
-    c = cotangents.reshape(n, o, b, t, f) if side == 0 else cotangents.reshape(n, o, b, f, t).swapaxes(3, 4)
-    other = (*batched[1 - side], *contracted[1 - side], *free[1 - side])
-    return Matrices(a, c, None if kept is None else kept.transpose(other).reshape(b, k, f))
-
-
-def _of_conv(use: Use, activations: Any, cotangents: Any, kept: Any) -> Matrices | None:
-    """A convolution as a product with patches, one for each feature group."""
-    params = use.equation.params
-    if use.operands.index(None) != 0 or params["batch_group_count"] != 1:
-        return None
-    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
-    kernel = [use.equation.inputs[1].shape[axis] for axis in numbers.rhs_spec]
-    n, o = cotangents.shape[:2]
-    images = activations.transpose(0, *(axis + 1 for axis in numbers.lhs_spec))
-    windows = Windows(
-        sizes=(1, 1, *kernel[2:]),
-        strides=(1, 1, *params["window_strides"]),
-        padding=[(0, 0), (0, 0), *params["padding"]],
-        base_dilation=(1, 1, *params["lhs_dilation"]),
-        window_dilation=(1, 1, *params["rhs_dilation"]),
-    )
-    patches = entries_of_windows(images.reshape(-1, *images.shape[2:]), windows, axis=2)
-    k = math.prod(kernel[1:])
-    a = patches.reshape(n, groups, k, -1).swapaxes(2, 3)
-    c = cotangents.transpose(0, 1, *(axis + 2 for axis in numbers.out_spec))
-    c = c.reshape(n, o, groups, kernel[0] // groups, -1).swapaxes(3, 4)
-    if kept is not None:
-        kept = kept.transpose(numbers.rhs_spec).reshape(groups, kernel[0] // groups, k).swapaxes(1, 2)
-    return Matrices(a, c, kept)
-
-
-def _bytes(array: Any) -> int:
-    return int(array.size) * array.dtype.itemsize

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-__all__ = ["available", "check", "check_whole", "free_in_container"]
+__all__ = ["available", "check", "check_whole", "free_in_container", "largest_that_fits"]
 
 
 def available() -> int | None:
@@ -93,7 +93,7 @@ def check(result: int, working: Callable[[int], int], n: int, batch_size: int | 
         f"The kernel needs about {_amount(result)} for its result and {_amount(needed)} for {size} examples at a time, "
         f"but {_amount(free)} are free."
     )
-    fitting = _largest_that_fits(size, lambda c: result + working(c) <= free)
+    fitting = largest_that_fits(size, lambda c: result + working(c) <= free)
     if fitting:
         total = _amount(result + working(fitting))
         raise MemoryError(f"{problem} Pass `batch_size={fitting}`, which needs {total} in all.")
@@ -115,7 +115,7 @@ def check_whole(needed: int, method: str) -> None:
         )
 
 
-def _largest_that_fits(limit: int, fits: Callable[[int], bool]) -> int:
+def largest_that_fits(limit: int, fits: Callable[[int], bool]) -> int:
     """The largest of 1, …, limit − 1 that fits, by bisection; 0 if none does."""
     low, high = 0, limit
     while high - low > 1:

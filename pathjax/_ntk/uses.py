@@ -7,7 +7,7 @@ cotangents, in any network, piecewise linear or not; the Jacobian is never forme
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -22,8 +22,11 @@ from pathjax.types import Params
 
 __all__ = ["Arrays", "Known", "Use", "Uses", "find", "pull"]
 
-# Primitives whose result has the entries of their operand, each once, in another place.
-_MOVES = {"reshape", "transpose", "squeeze", "rev", "copy"}
+# Primitives whose result has the entries of their operand, each once or as often as every other, in other places.
+_MOVES = {"reshape", "transpose", "squeeze", "rev", "copy", "broadcast_in_dim"}
+
+# Primitives to whose result a bias is added, by which of these primitives.
+_LAYERS, _ADDITIONS = {"dot_general", "conv_general_dilated"}, {"add", "add_any"}
 
 
 class Origin(NamedTuple):
@@ -43,8 +46,8 @@ class Known:
         leaves: the positions of the parameter leaves that it depends on.
         age: the number of the step that made it; it grows along the network.
         origin: the equation that made it, None for a leaf or a constant.
-        moves: where the value holds the entries of one leaf, each once, what takes an array like the leaf to one like
-            the value; None otherwise.
+        moves: where the value holds the entries of one leaf, each equally often, what takes an array like the leaf to
+            one like the value; None otherwise.
     """
 
     value: Any
@@ -60,15 +63,28 @@ Operand: TypeAlias = Known | None
 
 @dataclass(frozen=True)
 class Use:
-    """One equation whose operands depend on parameters and on data."""
+    """One equation whose operands depend on parameters and on data.
+
+    Attributes:
+        equation: the equation.
+        operands: its operands.
+        bias: the addition of a bias to the result of a layer, where nothing else reads the result. The cotangents are
+            then those of both equations.
+    """
 
     equation: Equation
     operands: tuple[Operand, ...]
+    bias: Use | None = None
 
     @property
     def leaves(self) -> frozenset[int]:
         """The parameter leaves that it uses."""
-        return _leaves(self.operands)
+        return _leaves(self.operands) | (frozenset() if self.bias is None else self.bias.leaves)
+
+    @property
+    def weights(self) -> list[Known]:
+        """Its operands that do not depend on data."""
+        return [operand for operand in self.operands if operand is not None]
 
     @property
     def results(self) -> list[int]:
@@ -79,7 +95,9 @@ class Use:
         """Cotangents (o, ...) of its operands, from those of its results at one example."""
         data = iter(activations)
         values = [next(data) if operand is None else operand.value for operand in self.operands]
-        return _pulled(self.equation, self.operands, values, self.results, cotangents)
+        parts = _pulled(self.equation, self.operands, values, self.results, cotangents)
+        # the derivative of an addition does not depend on what the bias is added to
+        return parts if self.bias is None else parts + self.bias.pull([cotangents[0][0]], cotangents)
 
 
 class Arrays(NamedTuple):
@@ -113,6 +131,10 @@ class Uses:
     def arrays(self, x: Any) -> Arrays:
         """The activations and cotangents of a batch."""
         return cast(Arrays, channels_last(jax.vmap(self._of_example))(x))
+
+    def is_moved(self, known: Known) -> bool:
+        """Whether the value holds the entries of one leaf, each once."""
+        return known.moves is not None and all(self.leaves[i].size == jnp.size(known.value) for i in known.leaves)
 
     @property
     def output_leaves(self) -> frozenset[int]:
@@ -172,9 +194,13 @@ def find(network: TracedNetwork, params: Params, x: Any) -> Uses:
     program = network.program(example, params)
     uses = Uses(program, [jnp.asarray(leaf) for leaf in jax.tree.leaves(params)])
     known = [Known(leaf, frozenset([i]), moves=lambda array: array) for i, leaf in enumerate(uses.leaves)]
-    (uses.constant_output,) = _walk(
-        program, _Search(uses.by_step).step, known, [None for _ in program.input_shapes], constant=Known
-    )
+    search = _Search(uses.by_step)
+    (output,) = _walk(program, search.step, known, [Data(0) for _ in program.input_shapes], constant=Known)
+    if isinstance(output, Known):
+        uses.constant_output = output
+    else:
+        search.note_readers([output])
+    search.join_biases()
     return uses
 
 
@@ -215,22 +241,52 @@ def _walk(
     )
 
 
+class Data(NamedTuple):
+    """A value that depends on data, by the number of the step that made it."""
+
+    step: int
+
+
 @dataclass
 class _Search:
-    """The steps that find the uses: operands are None where they depend on data, and known otherwise."""
+    """The steps that find the uses, and which steps read what each has made."""
 
     by_step: dict[int, Use]
     steps: int = 0
+    readers: dict[int, list[int]] = field(default_factory=dict)
 
-    def step(self, equation: Equation, operands: list[Operand]) -> list[Operand]:
+    def step(self, equation: Equation, operands: list[Known | Data]) -> Sequence[Known | Data]:
         self.steps += 1
-        known = [operand for operand in operands if operand is not None]
+        known = [operand for operand in operands if isinstance(operand, Known)]
         if len(known) == len(operands):
-            return list(_derived(equation, tuple(known), self.steps))
-        use = Use(equation, tuple(operands))
+            return _derived(equation, tuple(known), self.steps)
+        self.note_readers(operands)
+        use = Use(equation, tuple(operand if isinstance(operand, Known) else None for operand in operands))
         if use.leaves and use.results:
             self.by_step[self.steps] = use
-        return [None for _ in equation.outputs]
+        return [Data(self.steps) for _ in equation.outputs]
+
+    def note_readers(self, values: Sequence[Known | Data]) -> None:
+        for value in values:
+            if isinstance(value, Data):
+                self.readers.setdefault(value.step, []).append(self.steps)
+
+    def join_biases(self) -> None:
+        """Make the addition of a bias to the result of a layer one use with the layer."""
+        for step, layer in list(self.by_step.items()):
+            readers = self.readers.get(step, [])
+            bias = self.by_step.get(readers[0]) if len(readers) == 1 else None
+            if bias is not None and _is_bias(layer, bias):
+                self.by_step[step] = dataclasses.replace(layer, bias=bias)
+                del self.by_step[readers[0]]
+
+
+def _is_bias(layer: Use, addition: Use) -> bool:
+    return (
+        layer.equation.name in _LAYERS
+        and addition.equation.name in _ADDITIONS
+        and layer.equation.outputs == addition.equation.outputs
+    )
 
 
 @dataclass
@@ -269,18 +325,13 @@ def _derived(equation: Equation, operands: tuple[Known, ...], age: int) -> list[
 
 def _moves(equation: Equation, operands: Sequence[Known]) -> Callable[[Any], Any] | None:
     before = operands[0].moves if len(operands) == 1 else None
-    is_move = equation.name in _MOVES or (equation.name == "broadcast_in_dim" and _sizes_agree(equation))
-    if before is None or not is_move:
+    if before is None or equation.name not in _MOVES:
         return None
 
     def moves(array: Any) -> Any:
         return equation.bind(before(array))[0]
 
     return moves
-
-
-def _sizes_agree(equation: Equation) -> bool:
-    return math.prod(equation.inputs[0].shape) == math.prod(equation.outputs[0].shape)
 
 
 def _pulled(
