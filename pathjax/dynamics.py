@@ -6,6 +6,8 @@ over examples, ½ Σ_i ‖f(x_i) − y_i‖² or the cross-entropy. For the mean
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,12 @@ from pathjax._linalg import relaxation
 from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door
 from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
+from pathjax._ntk.operator import Operator, check_one_batch, outputs_like, top_eigenpairs
+from pathjax._ntk.trajectory import TOLERANCE, Trajectory, find
+from pathjax.types import Key, Real
 
 __all__ = [
+    "Trajectory",
     "critical_learning_rate",
     "data_free_loss",
     "kernel_change",
@@ -28,18 +34,19 @@ __all__ = [
     "linearized_cross_entropy",
     "linearized_loss",
     "time_to_loss",
+    "trajectory",
 ]
 
 
 def linearized(
-    ntk: Float[Array, "n n o o"],
+    ntk: Float[Array, "n n o o"] | Operator,
     outputs: Float[Array, "n o"],
     targets: Float[Array, "n o"],
     times: Num[Array, " t"],
     *,
     learning_rate: ArrayLike,
     flow: bool = True,
-    test_ntk: Float[Array, "m n o o"] | None = None,
+    test_ntk: Float[Array, "m n o o"] | Operator | None = None,
     test_outputs: Float[Array, "m o"] | None = None,
 ) -> Float[Array, "t _ o"]:
     """Outputs over time of the network linearized at its initial weights and trained on the squared loss.
@@ -58,6 +65,10 @@ def linearized(
     times. Negative eigenvalues count as zero; at infinite times so do those up to n·o·ε·λ_max, with machine epsilon ε.
     Where Θ is singular, test outputs at finite times contain rounding errors in proportion to η·t. A gradient with
     respect to `ntk` stores t·(n·o)² numbers; it is correct for repeated eigenvalues too.
+
+    Where Θ does not fit, pass the operators `ntk.operator(apply, params, x)` and, as `test_ntk`,
+    `ntk.operator(apply, params, x_test, x)`. These are the outputs of `trajectory` with its default options, which
+    bounds their errors.
 
     Raises ValueError if shapes disagree, if only one of `test_ntk` and `test_outputs` is given, and, unless traced, if
     steps are not whole numbers.
@@ -78,17 +89,30 @@ def linearized(
     """
     _check_training(ntk, outputs, targets, times)
     _check_test(ntk, test_ntk, test_outputs)
-    matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
+    if not flow:
+        _check_whole(times)
+    if isinstance(ntk, Operator):
+        return find(
+            ntk,
+            outputs,
+            targets,
+            times,
+            learning_rate=learning_rate,
+            flow=flow,
+            test_ntk=test_ntk,
+            test_outputs=test_outputs,
+        ).outputs
+    matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate)
     if test_ntk is None or test_outputs is None:
         remaining = relaxation.remaining(matrix, residual, times, flow=flow)
         return targets[None] + remaining.reshape(len(times), *targets.shape)
     integral = relaxation.integral(matrix, residual, times, flow=flow).reshape(len(times), *targets.shape)
-    rates = jnp.asarray(learning_rate, integral.dtype) * test_ntk
+    rates = jnp.asarray(learning_rate, integral.dtype) * cast(Array, test_ntk)
     return test_outputs[None] - jnp.einsum("mnab,tnb->tma", rates, integral, precision=jax.lax.Precision.HIGHEST)
 
 
 def linearized_loss(
-    ntk: Float[Array, "n n o o"],
+    ntk: Float[Array, "n n o o"] | Operator,
     outputs: Float[Array, "n o"],
     targets: Float[Array, "n o"],
     times: Num[Array, " t"],
@@ -100,7 +124,7 @@ def linearized_loss(
 
     Computed from the residuals f_t − y, so that losses far below the initial one keep their relative precision. For a
     part of Θ, such as the first modes that `factorization.recompose` sums, it is the loss if that part alone trained.
-    Cost, derivatives and errors are those of `linearized`.
+    Cost, derivatives and errors are those of `linearized`, which takes an operator too.
 
     >>> ntk = jnp.einsum("ij,ab->ijab", jnp.diag(jnp.array([1.0, 1.0, 0.0])), jnp.eye(2))
     >>> times = jnp.array([0.0, 1.0, jnp.inf])
@@ -108,7 +132,11 @@ def linearized_loss(
     Array([3. , 1.5, 1. ], dtype=float64)
     """
     _check_training(ntk, outputs, targets, times)
-    matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate, flow)
+    if not flow:
+        _check_whole(times)
+    if isinstance(ntk, Operator):
+        return find(ntk, outputs, targets, times, learning_rate=learning_rate, flow=flow).losses
+    matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate)
     return 0.5 * jnp.sum(relaxation.remaining(matrix, residual, times, flow=flow) ** 2, axis=1)
 
 
@@ -132,8 +160,8 @@ def linearized_cross_entropy(
     linearized network separates.
 
     Raises ValueError if shapes disagree, if only one of `test_ntk` and `test_outputs` is given, and, unless traced, if
-    labels are not in 0 … o − 1 or times do not ascend from 0 or later; ModuleNotFoundError if neural-tangents is not
-    installed.
+    labels are not in 0 … o − 1 or times do not ascend from 0 or later; TypeError for an operator; ModuleNotFoundError
+    if neural-tangents is not installed.
 
     Source: Lee et al. (2019), section 2.2, equations 6 and 7; Novak et al. (2020), "Neural Tangents".
 
@@ -146,6 +174,11 @@ def linearized_cross_entropy(
     Array([[ 0.396, -0.396],
            [-0.396,  0.396]], dtype=float64)
     """
+    if isinstance(cast(object, ntk), Operator):
+        raise TypeError(
+            "Training on the cross-entropy is integrated with the kernel as an array, but an operator came. Form it by "
+            "`ntk.empirical`, or predict training on the squared loss, by `dynamics.trajectory`."
+        )
     _check_training(ntk, outputs, outputs, times)
     _check_test(ntk, test_ntk, test_outputs)
     _check_labels(labels, outputs)
@@ -222,6 +255,75 @@ def linearization_error(outputs: Float[Array, "t n o"], predicted: Float[Array, 
     return jnp.where(distance == 0, 0.0, distance / jnp.where(distance == 0, 1.0, norm))
 
 
+def trajectory(
+    ntk: Operator,
+    outputs: Float[Array, "n o"],
+    targets: Float[Array, "n o"],
+    times: Num[Array, " t"],
+    *,
+    learning_rate: ArrayLike,
+    flow: bool = True,
+    test_ntk: Operator | None = None,
+    test_outputs: Float[Array, "m o"] | None = None,
+    tolerance: Real = TOLERANCE,
+    order: int | None = None,
+) -> Trajectory:
+    """Training of the linearized network on the squared loss without forming Θ, for n·o in the tens of thousands.
+
+    Gives what `linearized` and `linearized_loss` give, and bounds of the errors. `ntk` is `ntk.operator(apply, params,
+    x)`; for outputs on test points, `test_ntk` is `ntk.operator(apply, params, x_test, x)`. Masks, states and batch
+    sizes are those of the operators.
+
+    One Krylov space of Θ and f_0 − y serves all times: e^(−ηΘt) (f_0 − y) ≈ ‖f_0 − y‖ Q e^(−ηTt) e₁ with Q from Lanczos
+    steps with full reorthogonalization, and T tridiagonal. It grows, up to `order` vectors, by default n·o or 500,
+    until at no time the error that a larger space would take away is above `tolerance` times the root of the mean
+    square of f_0 − y (of f_t − y, where that is larger). Otherwise a UserWarning says from which time on it may be;
+    under `jit` and `vmap`, where that cannot be known, there is none. About √(η λ_max t) vectors are needed while that
+    is small, and at late times fewer than Θ has different eigenvalues above 1 / (ηt).
+
+    `errors` bound the root of the mean square of the errors of `outputs` at each time, with no constant that would have
+    to be guessed; on test points they are often a hundred times too large. For steps above 1 / λ_max and at infinite
+    times they are estimates. They contain what rounding may do at worst, in proportion to η λ_max t until all has
+    decayed: usually a hundred times too much, and in single precision soon above the tolerance. Of that no warning
+    tells. Where f_t is off by e, the loss is off by at most ‖e‖ ‖f_t − y‖ + ½ ‖e‖².
+
+    Cost: one product with Θ for each vector, and m·n·o operations for the m-th; for test points one product more for
+    each time, and eight. Stores `order`·n·o numbers, and a few arrays (t, n, o). There are no derivatives.
+
+    Raises ValueError where `linearized` does and where `order` is below 1; TypeError where it is differentiated.
+
+    Sources: Lee et al. (2019), section 2.2; Saad (1992), "Analysis of Some Krylov Subspace Approximations to the Matrix
+    Exponential Operator".
+
+    >>> def apply(params, x):
+    ...     return x @ params
+    >>> from pathjax import ntk
+    >>> kernel = ntk.operator(apply, jnp.ones((4, 2)), jnp.eye(3, 4))  # Θ is the identity
+    >>> times = jnp.array([0.0, 1.0, 2.0, jnp.inf])
+    >>> curve = trajectory(kernel, jnp.ones((3, 2)), jnp.zeros((3, 2)), times, learning_rate=jnp.log(2))
+    >>> curve
+    Trajectory(t=4, examples=3, o=2)
+    >>> curve.outputs[:, 0, 0].round(6), curve.losses.round(6), bool(curve.errors.max() < 1e-12), int(curve.products)
+    (Array([1.  , 0.5 , 0.25, 0.  ], dtype=float64), Array([3.    , 0.75  , 0.1875, 0.    ], dtype=float64), True, 1)
+    """
+    _check_training(ntk, outputs, targets, times)
+    _check_test(ntk, test_ntk, test_outputs)
+    if not flow:
+        _check_whole(times)
+    return find(
+        ntk,
+        outputs,
+        targets,
+        times,
+        learning_rate=learning_rate,
+        flow=flow,
+        test_ntk=test_ntk,
+        test_outputs=test_outputs,
+        tolerance=tolerance,
+        order=order,
+    )
+
+
 def data_free_loss(
     eigenvalues: Float[Array, " r"],
     weights: Float[Array, " r"],
@@ -256,18 +358,26 @@ def data_free_loss(
     return jnp.exp(-2 * flow_times[:, None] * jnp.maximum(eigenvalues, 0.0)[None, :]) @ weights
 
 
-def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
+def critical_learning_rate(ntk: Float[Array, "n n o o"] | Operator, *, key: Key | None = None) -> Float[Array, ""]:
     """Learning rate above which gradient descent on the linearized network diverges, 2 / λ_max.
 
     For the loss ½ Σ ‖f − y‖², summed over examples; for the mean over n examples, the critical rate is n times this
-    one. Infinite for a kernel of zeros. Cost: (n·o)³ operations.
+    one. Infinite for a kernel of zeros. Cost: (n·o)³ operations; of an `ntk.operator` that of `ntk.top_eigenpairs` for
+    one pair, with a tolerance of 1e-5 and the `key` for its random start.
 
-    Raises ValueError unless the kernel is of one batch with itself, (n, n, o, o).
+    Raises ValueError unless the kernel is of one batch with itself, (n, n, o, o), and for an operator without a key.
 
     >>> critical_learning_rate(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([1.0, 4.0]))))
     Array(0.5, dtype=float64)
     """
-    return 2 / eigvalsh(wide(square_matrix(ntk)))[-1]
+    if not isinstance(ntk, Operator):
+        return 2 / eigvalsh(wide(square_matrix(ntk)))[-1]
+    if key is None:
+        raise ValueError(
+            "The search for the largest eigenvalue of an operator starts at random, but `key` is missing. Pass "
+            "`key=jax.random.key(0)`."
+        )
+    return 2 / top_eigenpairs(ntk, 1, key=key).eigenvalues[0]
 
 
 def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: ArrayLike) -> Float[Array, ""]:
@@ -294,12 +404,8 @@ def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: Arr
     return jnp.min(jnp.where(losses <= level, times, jnp.inf), initial=jnp.inf)
 
 
-def _rates(
-    ntk: Array, residual: Array, times: Array, learning_rate: ArrayLike, flow: bool
-) -> tuple[Array, Array, Array]:
+def _rates(ntk: Array, residual: Array, times: Array, learning_rate: ArrayLike) -> tuple[Array, Array, Array]:
     """η Θ as a matrix (n·o, n·o), the residual as a vector (n·o,), and the times, all of one dtype."""
-    if not flow:
-        _check_whole(times)
     dtype = jnp.result_type(ntk, residual, jnp.float32)
     matrix = jnp.asarray(learning_rate, dtype) * _symmetric(ntk).astype(dtype)
     return matrix, residual.astype(dtype).reshape(-1), times.astype(dtype)
@@ -317,9 +423,8 @@ def _norm(array: Array) -> Array:
     return jnp.where(total == 0, 0.0, jnp.sqrt(jnp.where(total == 0, 1.0, total)))
 
 
-def _check_training(ntk: Array, outputs: Array, targets: Array, times: Array) -> None:
-    check_square(ntk)
-    expected = (ntk.shape[0], ntk.shape[2])
+def _check_training(ntk: Array | Operator, outputs: Array, targets: Array, times: Array) -> None:
+    expected = _outputs_shape(ntk)
     if outputs.shape != expected or targets.shape != expected:
         raise ValueError(
             f"A kernel of shape {ntk.shape} needs outputs and targets of shape {expected}, but outputs have "
@@ -328,7 +433,16 @@ def _check_training(ntk: Array, outputs: Array, targets: Array, times: Array) ->
     _check_vector(times, "times")
 
 
-def _check_test(ntk: Array, test_ntk: Array | None, test_outputs: Array | None) -> None:
+def _outputs_shape(ntk: Array | Operator) -> tuple[int, int]:
+    """(n, o) of the kernel of one batch with itself."""
+    if isinstance(ntk, Operator):
+        check_one_batch(ntk)
+        return ntk.shape
+    check_square(ntk)
+    return ntk.shape[0], ntk.shape[2]
+
+
+def _check_test(ntk: Array | Operator, test_ntk: Array | Operator | None, test_outputs: Array | None) -> None:
     if test_ntk is None and test_outputs is None:
         return
     if test_ntk is None or test_outputs is None:
@@ -337,12 +451,29 @@ def _check_test(ntk: Array, test_ntk: Array | None, test_outputs: Array | None) 
             "`test_outputs`, the initial outputs on test points, but "
             f"`{'test_ntk' if test_ntk is None else 'test_outputs'}` is missing. Pass both, or neither."
         )
-    n, _, o, _ = ntk.shape
-    if test_ntk.shape != (len(test_outputs), n, o, o) or test_outputs.shape[1:] != (o,):
+    n, o = _outputs_shape(ntk)
+    if isinstance(ntk, Operator) or isinstance(test_ntk, Operator):
+        _check_test_operator(ntk, test_ntk, test_outputs)
+    elif test_ntk.shape != (len(test_outputs), n, o, o) or test_outputs.shape[1:] != (o,):
         raise ValueError(
             f"With a kernel of shape {ntk.shape}, `test_ntk` must have shape (m, {n}, {o}, {o}) and `test_outputs` "
             f"(m, {o}), but {test_ntk.shape} and {test_outputs.shape} came. Test points are the first argument of the "
             "kernel: `ntk.empirical(apply, params, x_test, x_train)`."
+        )
+
+
+def _check_test_operator(ntk: Array | Operator, test_ntk: Array | Operator, test_outputs: Array) -> None:
+    if not isinstance(ntk, Operator) or not isinstance(test_ntk, Operator):
+        raise ValueError(
+            "`ntk` and `test_ntk` must both be arrays or both operators, but one of each came. Make both by "
+            "`ntk.empirical`, or both by `ntk.operator`."
+        )
+    shapes = outputs_like(test_ntk).shape, test_ntk.shape
+    if shapes != (test_outputs.shape, ntk.shape) or test_ntk.x2 is None:
+        raise ValueError(
+            f"`test_ntk` must take arrays of shape {ntk.shape} of training examples to those of `test_outputs`, "
+            f"{test_outputs.shape}, but takes {shapes[1]} to {shapes[0]}. Test points come before training examples: "
+            "`ntk.operator(apply, params, x_test, x_train)`."
         )
 
 

@@ -28,6 +28,7 @@ BENCHMARKS = (
     "spectrum",
     "lifting",
     "kernels",
+    "relaxation",
     "listing",
     "sweeping",
     "fuzzing",

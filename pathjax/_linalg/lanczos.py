@@ -20,6 +20,8 @@ from jax import lax
 
 from pathjax._base.listeners import tell
 from pathjax._linalg.krylov import ROUNDINGS, Operator
+from pathjax._linalg.krylov import norm as _norm
+from pathjax._linalg.krylov import split as _split
 from pathjax._linalg.lapack import eigh, one_by_one
 from pathjax.types import Key
 
@@ -295,21 +297,6 @@ def _at_right_angles(basis: Any, start: Any) -> Any:
     length = _norm(start)
     part, _ = _split(basis, start / jnp.where(length > 0, length, 1))
     return jnp.where(jnp.linalg.norm(part) > jnp.finfo(start.dtype).eps ** 0.5, part, 0)
-
-
-def _norm(vector: Any) -> Any:
-    """The Euclidean norm, also where squares of the entries overflow or underflow."""
-    peak = jnp.max(jnp.abs(vector))
-    scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
-    return scale * jnp.linalg.norm(vector / scale)
-
-
-def _split(basis: Any, vector: Any) -> tuple[Any, Any]:
-    """The part of a vector at right angles to orthonormal rows, and the coefficients of the part along them."""
-    along = basis @ vector
-    remainder = vector - along @ basis
-    again = basis @ remainder  # Gram–Schmidt twice is enough
-    return remainder - again @ basis, along + again
 
 
 def _ritz_pairs(expansion: _Expansion) -> tuple[Any, Any, Any]:

@@ -27,7 +27,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from pathjax._linalg.lapack import eigh, rounding_error
 
-__all__ = ["integral", "remaining"]
+__all__ = ["counted", "integral", "integral_values", "remaining", "remaining_values"]
 
 _TERMS = 17
 """Terms kept of a series whose k-th term is below 1 / k!: the first omitted one is below float64's machine epsilon."""
@@ -95,14 +95,29 @@ _applied.defjvp(_applied_jvp, symbolic_zeros=True)
 
 
 def _eigh(matrix: Array, times: Array) -> tuple[Array, Array]:
-    """Eigenvalues for each time (t, q), and eigenvectors (q, q).
+    """Eigenvalues for each time (t, q), and eigenvectors (q, q)."""
+    eigenvalues, eigenvectors = eigh(matrix)
+    return counted(eigenvalues, len(matrix), times), eigenvectors
+
+
+def counted(eigenvalues: Array, size: int, times: Array) -> Array:
+    """Some eigenvalues of a matrix with `size` rows, as they count at each time, (t, …).
 
     Negative eigenvalues are set to zero; at infinite times, so are those within rounding of zero.
     """
-    eigenvalues, eigenvectors = eigh(matrix)
-    within_rounding = eigenvalues <= rounding_error(eigenvalues, len(matrix))
+    within_rounding = eigenvalues <= rounding_error(eigenvalues, size)
     is_zero = within_rounding[None, :] & jnp.isinf(times)[:, None]
-    return jnp.where(is_zero, 0, jnp.maximum(eigenvalues, 0)[None, :]), eigenvectors
+    return jnp.where(is_zero, 0, jnp.maximum(eigenvalues, 0)[None, :])
+
+
+def remaining_values(eigenvalues: Array, times: Array, *, flow: bool) -> Array:
+    """What e^(−Mt) or (I − M)^t multiplies the parts in eigenspaces with, (t, q), for times (t, 1)."""
+    return (_FLOW_REMAINING if flow else _DESCENT_REMAINING).values(eigenvalues, times)
+
+
+def integral_values(eigenvalues: Array, times: Array, *, flow: bool) -> Array:
+    """What the integral up to each time multiplies the parts in eigenspaces with, (t, q), for times (t, 1)."""
+    return (_FLOW_INTEGRAL if flow else _DESCENT_INTEGRAL).values(eigenvalues, times)
 
 
 def _product(z: Array, t: Array) -> Array:

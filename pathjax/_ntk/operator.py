@@ -33,17 +33,29 @@ from pathjax._ntk.contractions import Form
 from pathjax._ntk.matrix import as_matrix
 from pathjax.types import ApplyFn, Estimate, Inputs, Key, Mask, Params, Real, State
 
-__all__ = ["Operator", "norm_estimate", "operator", "top_eigenpairs", "trace_estimate"]
+__all__ = [
+    "Operator",
+    "check_one_batch",
+    "columns",
+    "flat_product",
+    "norm_estimate",
+    "operator",
+    "outputs_like",
+    "product",
+    "rows",
+    "top_eigenpairs",
+    "trace_estimate",
+]
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["params", "mask", "x", "network"],
+    data_fields=["params", "mask", "x", "x2", "network"],
     meta_fields=["batch_size"],
 )
 @dataclasses.dataclass(frozen=True, repr=False)
 class Operator:
-    """Θ of a batch with itself, which multiplies arrays (n, o) without being formed.
+    """Θ of a batch with itself or with another, which multiplies arrays (n, o) or (m, o) without being formed.
 
     A pytree, so that it passes through jit, vmap and grad.
 
@@ -51,6 +63,7 @@ class Operator:
         params: the parameters.
         mask: which weights are kept; None if all are.
         x: the batch, (n, ...).
+        x2: the other batch, (m, ...), to which the columns of Θ belong; None for `x`.
         network: the network, which is traced once for each shape of input, so that products do not call `apply` again.
         batch_size: how many examples go through the network at a time; None for all.
     """
@@ -58,19 +71,20 @@ class Operator:
     params: Params
     mask: Mask | None
     x: Inputs
+    x2: Inputs | None
     network: TracedNetwork
     batch_size: int | None
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(n, o), the shape of what it multiplies; its matrix has n·o rows and columns."""
-        return cast("tuple[int, int]", _outputs(self).shape)
+        """(n, o), or (m, o) with a second batch: the shape of what it multiplies."""
+        return cast("tuple[int, int]", outputs_like(columns(self)).shape)
 
-    def matvec(self, vector: Float[Array, "n o"]) -> Float[Array, "n o"]:
+    def matvec(self, vector: Float[Array, "m o"]) -> Float[Array, "n o"]:
         """Θ v, (Θ v)_ia = Σ_jb Θ_(ij)(ab) v_jb.
 
         One pass forward, one backward and one more forward over the batch; with a batch size, two more forward. Raises
-        ValueError for an array that is not (n, o).
+        ValueError for an array that is not of `shape`.
         """
         if vector.shape != self.shape:
             raise ValueError(
@@ -80,9 +94,13 @@ class Operator:
         return cast(Array, self.network.compiled(_matvec)(self, vector))
 
     def trace(self) -> Float[Array, ""]:
-        """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch."""
+        """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch.
+
+        Raises ValueError for a kernel of two batches.
+        """
+        check_one_batch(self)
         if self.shape[0] == 0:
-            return jnp.zeros((), _outputs(self).dtype)
+            return jnp.zeros((), outputs_like(self).dtype)
         traces = _formed(self, Form(trace=True, diagonal=True))
         return jnp.sum(cast(Array, traces))
 
@@ -98,25 +116,29 @@ class Operator:
             kept = f"{sum(int(np.sum(mask)) for mask in masks if mask is not None):,}"
         # of several operators in one, as `jax.vmap` gives them, the outputs are not known
         o = f"{self.shape[1]:,}" if self.network.has_traced(self.x, self.params) else "unknown"
-        n, size = batch_length(self.x), self.batch_size
-        return f"Operator(n={n:,}, o={o}, weights={weights:,}, kept={kept}, batch_size={size})"
+        n = f"n={batch_length(self.x):,}" + ("" if self.x2 is None else f", m={batch_length(self.x2):,}")
+        return f"Operator({n}, o={o}, weights={weights:,}, kept={kept}, batch_size={self.batch_size})"
 
 
 def operator(
     apply: ApplyFn,
     params: Params,
     x: Inputs,
+    x2: Inputs | None = None,
     *,
     mask: Mask | None = None,
     state: State = None,
     batch_size: int | None = None,
 ) -> Operator:
-    """The Neural Tangent Kernel of a batch with itself as an operator, for n·o in the tens of thousands.
+    """The Neural Tangent Kernel Θ(x, x2) as an operator, for n·o in the tens of thousands. `x2=None` stands for `x`.
 
-    Its products are those with `as_matrix(empirical(apply, params, x, mask=mask))`, at the cost of a few passes through
-    the network; the kernel's (n·o)² numbers are never there. `batch_size` is how many examples go through the network
-    at a time: memory is then that of one such chunk's activations, of a few trees like `params` and of arrays (n, o).
-    It changes results by rounding alone. `apply` is called once for each shape of input, and not by the products.
+    Its products are those with `as_matrix(empirical(apply, params, x, x2, mask=mask))`, at the cost of a few passes
+    through the network; the kernel's (n·o)² numbers are never there. A kernel of two batches, such as test points and
+    training examples, has products alone: what concerns eigenvalues and traces is refused.
+
+    `batch_size` is how many examples go through the network at a time: memory is then that of one such chunk's
+    activations, of a few trees like `params` and of arrays (n, o). It changes results by rounding alone. `apply` is
+    called once for each shape of input, and not by the products.
 
     Assumes what `empirical` assumes, and raises ValueError where it does.
 
@@ -131,14 +153,25 @@ def operator(
            [360., 360.],
            [360., 360.]], dtype=float64)
     """
-    x = as_batch("x", x)
+    x, x2 = as_batch("x", x), None if x2 is None else as_batch("x2", x2)
     check_params(params)
-    check_inputs(x=x)
+    check_inputs(x=x, x2=x2)
     check_batch_size(batch_size)
     mask = check_mask(mask, params)
-    kernel = Operator(params, mask, x, traced(apply, params, state), batch_size)
-    kernel.network.check_outputs(_kept(kernel, params), x, "x")
+    kernel = Operator(params, mask, x, x2, traced(apply, params, state), batch_size)
+    for name, batch in {"x": x, "x2": x2}.items():
+        if batch is not None:
+            kernel.network.check_outputs(_kept(kernel, params), batch, name)
     return kernel
+
+
+def check_one_batch(kernel: Operator) -> None:
+    """Raise ValueError unless this is the kernel of one batch with itself."""
+    if kernel.x2 is not None:
+        raise ValueError(
+            "The kernel of one batch with itself was expected, but this operator is of two. Leave out `x2` when making "
+            "it by `ntk.operator`."
+        )
 
 
 def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
@@ -157,6 +190,7 @@ def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
     >>> float(value), float(standard_error)
     (6.0, 0.0)
     """
+    check_one_batch(kernel)
     _check_samples(samples)
     return cast(Estimate, kernel.network.compiled(_trace_estimate, samples=samples)(kernel, key))
 
@@ -188,6 +222,7 @@ def norm_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
     >>> round(float(value) ** 2, 6), float(standard_error)
     (6.0, 0.0)
     """
+    check_one_batch(kernel)
     _check_samples(samples)
     return cast(Estimate, kernel.network.compiled(_norm_estimate, samples=samples)(kernel, key))
 
@@ -243,6 +278,7 @@ def top_eigenpairs(
     >>> pairs.eigenvalues.round(6), pairs.eigenvectors.shape, bool(pairs.residuals.max() < 1e-12)
     (Array([9., 9., 4., 4.], dtype=float64), (4, 3, 2), True)
     """
+    check_one_batch(kernel)
     return _eigenpairs.find(
         _PROBLEM,
         kernel,
@@ -257,8 +293,24 @@ def top_eigenpairs(
 
 
 def _matvec(network: TracedNetwork, kernel: Operator, vector: Array) -> Array:
-    maps = _maps(kernel)
-    return cast(Array, maps.forward(maps.backward(vector)))
+    return cast(Array, product(kernel)(vector))
+
+
+def product(kernel: Operator) -> Callable[[Any], Any]:
+    """v ↦ Θ v of arrays (m, o), for use in loops."""
+    of_rows = _maps(kernel)
+    of_columns = of_rows if kernel.x2 is None else _maps(columns(kernel))
+    return lambda vector: of_rows.forward(of_columns.backward(vector))
+
+
+def rows(kernel: Operator) -> Operator:
+    """The kernel with itself of the batch that the rows belong to."""
+    return dataclasses.replace(kernel, x2=None)
+
+
+def columns(kernel: Operator) -> Operator:
+    """The kernel with itself of the batch that the columns belong to."""
+    return rows(kernel) if kernel.x2 is None else dataclasses.replace(kernel, x=kernel.x2, x2=None)
 
 
 class _Maps(NamedTuple):
@@ -278,7 +330,7 @@ def _maps(kernel: Operator) -> _Maps:
     # traced here, so that no context in which the maps are used changes the precision of the network
     chunk_like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), chunks)
     program = kernel.network.program(chunk_like, kernel.params)
-    outputs = _outputs(kernel)
+    outputs = outputs_like(kernel)
     filling = count * length - n
 
     def forward(tree: Any) -> Any:
@@ -315,7 +367,7 @@ def _kept(kernel: Operator, params: Params) -> Params:
     return params if kernel.mask is None else kept_weights(kernel.mask, params)
 
 
-def _outputs(kernel: Operator) -> Any:
+def outputs_like(kernel: Operator) -> Any:
     """Shape and dtype of the outputs."""
     return kernel.network.output(kernel.x, kernel.params)
 
@@ -328,7 +380,7 @@ def _formed(kernel: Operator, form: Form) -> Any:
 
 
 def _random_signs(kernel: Operator, key: Key) -> Any:
-    outputs = _outputs(kernel)
+    outputs = outputs_like(kernel)
     return jax.random.rademacher(key, outputs.shape, outputs.dtype)
 
 
@@ -355,9 +407,10 @@ def _exact_pairs(network: TracedNetwork, kernel: Operator, *, rank: int) -> Eige
     return with_logarithms(values, _arrays(kernel, columns.T), measured(matrix, values, columns))
 
 
-def _product(kernel: Operator) -> Callable[[Any], Any]:
-    maps = _maps(kernel)
-    return lambda vector: wide(maps.forward(maps.backward(vector.reshape(kernel.shape))).ravel())
+def flat_product(kernel: Operator) -> Callable[[Any], Any]:
+    """v ↦ Θ v of flat vectors, in single precision or wider."""
+    multiply = product(kernel)
+    return lambda vector: wide(multiply(vector.reshape(kernel.shape)).ravel())
 
 
 def _quotient(kernel: Operator) -> Callable[[Any], Any]:
@@ -383,7 +436,7 @@ _PROBLEM = Problem(
     name="the Neural Tangent Kernel",
     rows="rows n·o",
     decompose=_decomposed,
-    product=_product,
+    product=flat_product,
     quotient=_quotient,
     random_signs=_flat_signs,
     unravel=_arrays,

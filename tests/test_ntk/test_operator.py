@@ -71,6 +71,36 @@ def test_products_hold_for_any_network_in_any_chunks(which, batch_size):
     check_products(apply, params, x, None, batch_size)
 
 
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("which", [tied, looped], ids=lambda which: which.__name__)
+def test_products_of_two_batches_are_those_with_their_dense_kernel(which, batch_size):
+    apply, params, x = smooth(which)
+    other = jnp.concatenate([x[1:], 2 * x[:1], -x])
+    mask = random_mask(params)
+    kernel = ntk.operator(apply, params, x, other, mask=mask, batch_size=batch_size)
+    rows, columns = (jacobian(apply, params, batch, mask) for batch in (x, other))
+    vector = draw(kernel.shape, 3)
+    found = jax.jit(lambda kernel, vector: kernel.matvec(vector))(kernel, vector)
+    assert kernel.shape == (len(other), found.shape[1])
+    assert_close(found, jnp.einsum("iap,jbp,jb->ia", rows, columns, vector))
+    assert f"(n={len(x)}, m={len(other)}, o=" in repr(kernel)
+
+
+def test_a_kernel_of_two_batches_has_products_alone():
+    apply, params, x = smooth(tied)
+    kernel = inspect.unwrap(ntk.operator)(apply, params, x, x[:1])
+    for refused in (
+        kernel.trace,
+        lambda: ntk.trace_estimate(kernel, key=KEY, samples=2),
+        lambda: ntk.norm_estimate(kernel, key=KEY, samples=2),
+        lambda: ntk.top_eigenpairs(kernel, 1, key=KEY),
+    ):
+        with pytest.raises(ValueError, match="one batch with itself was expected, but this operator is of two"):
+            refused()
+    with pytest.raises(ValueError, match="x2"):
+        ntk.operator(apply, params, x, x[:, :1])
+
+
 def test_rules_that_go_backward_alone_hold_forward_too():
     _, params, x = smooth(tied)
     check_products(lambda params, x: jnp.tanh(doubling(x[:, 0], params["w"])), params, x, None, None)
