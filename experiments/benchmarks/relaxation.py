@@ -162,7 +162,9 @@ def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
     yield Row(f"{work}: on {sizes.points} test points", "s", cost.test)
     (distance,) = processes.in_turn(functools.partial(compare, sizes), repeats=min(repeats, 2))
     note = f"apart by {distance.actual:.1e} of the initial residual, bound {distance.bound:.1e}"
-    yield Row(f"the same of {10 * sizes.few:,}", "s", distance.products, distance.dense, "formed and decomposed", note=note)
+    yield Row(
+        f"the same of {10 * sizes.few:,}", "s", distance.products, distance.dense, "formed and decomposed", note=note
+    )
 
 
 if __name__ == "__main__":
