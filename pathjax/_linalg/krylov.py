@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-__all__ = ["Krylov", "Operator", "ROUNDINGS", "krylov"]
+__all__ = ["Krylov", "Operator", "ROUNDINGS", "krylov", "norm", "split"]
 
 # A product is right to this many roundings of the largest eigenvalue.
 ROUNDINGS = 50
@@ -63,3 +63,18 @@ def krylov(operator: Operator, start: Any, steps: int, *, to_the_end: bool = Fal
         exists,
         jnp.where(exists[-1], residual, 0),
     )
+
+
+def norm(vector: Any) -> Any:
+    """The Euclidean norm, also where squares of the entries overflow or underflow."""
+    peak = jnp.max(jnp.abs(vector))
+    scale = jnp.where((peak > 0) & jnp.isfinite(peak), peak, 1)
+    return scale * jnp.linalg.norm(vector / scale)
+
+
+def split(basis: Any, vector: Any) -> tuple[Any, Any]:
+    """The part of a vector at right angles to orthonormal rows, and the coefficients of the part along them."""
+    along = basis @ vector
+    remainder = vector - along @ basis
+    again = basis @ remainder  # Gram–Schmidt twice is enough
+    return remainder - again @ basis, along + again
