@@ -158,7 +158,7 @@ def top_eigenpairs(
     by how much the tolerance was missed. Under `jit` and `vmap` there is no warning: compare `residuals`, which are
     ‖G v − λ v‖ / λ_max, with the tolerance.
 
-    Cost: at least 3 · rank + 2 · order + 2 products with G, and order/2 to rank + order + 1 for each further round.
+    Cost: at least 2 · (rank + order + 1) products with G, and order/2 to rank + order + 1 for each further round.
     Memory: (order + 2 · rank + 15) · p numbers, besides that of one product; reduce it by a smaller `order`.
 
     If G has fewer nonzero eigenvalues than `rank`, the remaining eigenvectors are null vectors of G. If a traced mask

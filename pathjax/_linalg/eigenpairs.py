@@ -54,14 +54,14 @@ class Eigenpairs(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """What the search asks of one kind of kernels. Vectors are flat, (p,).
+    """What the search asks of one kind of kernels. Vectors are flat, (p,), unless they are in the users' form.
 
     Attributes:
         name: of the kernels, for messages.
         rows: what the rows of A are, for messages.
         decompose: the pairs of A formed whole, for a kernel and their number.
         product: v ↦ A v of a kernel, for use in loops.
-        quotient: v ↦ vᵀ A v of a kernel, which can be differentiated in the kernel.
+        quotient: v ↦ vᵀ A v of a kernel, which can be differentiated in the kernel; v in the form that users read.
         random_signs: a random start, for a kernel and a key.
         unravel: the eigenvectors of a kernel (r, p) in the form that users read.
     """
@@ -110,8 +110,7 @@ def find(
         return problem.decompose(kernel, rank)
     pairs = _iterate(problem, effort, kernel, key, jnp.asarray(tolerance, float), listeners.number_of(progress))
     _warn_of_misses(problem, effort, pairs, tolerance)
-    residuals = _relative(pairs.residuals, pairs.values)
-    return with_logarithms(pairs.values, problem.unravel(kernel, pairs.vectors), residuals)
+    return with_logarithms(pairs.values, pairs.vectors, _relative(pairs.residuals, pairs.values))
 
 
 def with_logarithms(eigenvalues: Any, eigenvectors: Any, residuals: Any) -> Eigenpairs:
@@ -119,6 +118,7 @@ def with_logarithms(eigenvalues: Any, eigenvectors: Any, residuals: Any) -> Eige
     return Eigenpairs(eigenvalues, eigenvectors, residuals, log_positive(eigenvalues))
 
 
+@jax.jit
 def log_positive(numbers: Any) -> Any:
     """Natural logarithms; −∞ for zero and, since rounding may make a zero negative, for negative numbers."""
     not_positive = numbers <= 0
@@ -133,6 +133,7 @@ def measured(matrix: Any, eigenvalues: Any, columns: Any) -> Any:
     return _relative(jnp.linalg.norm(errors, axis=0), eigenvalues)
 
 
+@jax.jit
 def _relative(residuals: Any, eigenvalues: Any) -> Any:
     """Norms over the largest eigenvalue; of a kernel of zeros, the norms."""
     largest_eigenvalue = jnp.max(lax.stop_gradient(eigenvalues))
@@ -154,7 +155,8 @@ def _warn_of_misses(problem: Problem, effort: Effort, pairs: Pairs, tolerance: R
     if isinstance(pairs.confirmed, jax.core.Tracer) or bool(pairs.confirmed):
         return
     missed = float(jnp.max(pairs.residuals) / jnp.max(pairs.values))
-    count = int(jnp.any(pairs.vectors != 0, axis=1).sum())
+    has_numbers = [jnp.any(leaf != 0, axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(pairs.vectors)]
+    count = int(functools.reduce(jnp.logical_or, has_numbers).sum())
     if missed > tolerance:
         shortfall = f"the largest residual is {missed:.2g} · λ_max, above the tolerance of {tolerance:.2g}"
     elif count < len(pairs.values):
@@ -178,7 +180,7 @@ def _iterate(problem: Problem, effort: Effort, kernel: Any, key: Key, tolerance:
 def _search(
     network: Any, kernel: Any, key: Key, tolerance: Any, listener: Any, *, problem: Problem, effort: Effort
 ) -> Pairs:
-    return largest(
+    pairs = largest(
         problem.product(kernel),
         functools.partial(problem.random_signs, kernel),
         effort.rank,
@@ -188,6 +190,7 @@ def _search(
         restarts=effort.restarts,
         listener=listener,
     )
+    return pairs._replace(vectors=problem.unravel(kernel, pairs.vectors))
 
 
 @_iterate.defjvp
@@ -200,6 +203,10 @@ def _iterate_jvp(problem: Problem, effort: Effort, primals: Any, tangents: Any) 
         return lax.map(problem.quotient(kernel), pairs.vectors)
 
     _, slopes = jax.jvp(quotients, (kernel,), (tangents[0],))
-    unknown = jnp.full_like(pairs.vectors, jnp.nan) * slopes[:, None]
+
+    def unknown(leaf: Any) -> Any:
+        return jnp.full_like(leaf, jnp.nan) * slopes.reshape(-1, *[1] * (leaf.ndim - 1))
+
     unchanged = cast(Any, np.zeros(jnp.shape(pairs.confirmed), jax.dtypes.float0))
-    return pairs, Pairs(slopes, unknown, jnp.zeros_like(pairs.residuals), unchanged)
+    vectors = jax.tree.map(unknown, pairs.vectors)
+    return pairs, Pairs(slopes, vectors, jnp.zeros_like(pairs.residuals), unchanged)

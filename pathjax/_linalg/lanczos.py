@@ -49,16 +49,16 @@ class Phase(enum.IntEnum):
     """What the next round does.
 
     The search begins with RESTART, of no vectors at all. It goes on with EXTEND until the residuals that the iteration
-    predicts are within the tolerance, and then gives up all vectors but the `rank` best. RESTART measures the residuals
-    of these and looks for eigenvalues that have been overlooked, such as the copies of a repeated one, from a random
-    start. Once the predicted residuals are within the tolerance again and no Ritz value has grown since, CONFIRM
-    measures the pairs for the last time.
+    predicts are within the tolerance, and then gives up all vectors but the `rank` best. RESTART looks for eigenvalues
+    that have been overlooked, such as the copies of a repeated one, from a random start. Once the predicted residuals
+    are within the tolerance again and no Ritz value has grown since, CONFIRM measures the residuals of the pairs by
+    products. If one is too large, EXTEND goes on from the worst of them.
     """
 
     EXTEND = 0
-    """Lanczos steps from the residual of the last round: a thick restart."""
+    """Lanczos steps from the residual of the last round: a thick restart. After CONFIRM, from the worst error."""
     RESTART = 1
-    """Measure the kept pairs; then Lanczos steps, from a random start if all are accurate, else the worst error."""
+    """Lanczos steps from a random start."""
     CONFIRM = 2
     """Measure the kept pairs, and no more: if all are accurate, the search is over."""
     MEASURE = 3
@@ -136,7 +136,7 @@ def largest(
     The function with the number `listener` is told the round, `restarts`, and the largest residual over the largest
     value, after each round.
     """
-    like = random_start(key)
+    like = jax.eval_shape(random_start, key)
     count = rank + 1 + order
     initial = _State(
         basis=jnp.zeros((count, like.size), like.dtype),
@@ -144,7 +144,7 @@ def largest(
         exists=jnp.zeros(count, bool),
         kept=jnp.zeros((), jnp.int32),
         residuals=jnp.zeros(rank, like.dtype),
-        direction=jnp.zeros_like(like),
+        direction=jnp.zeros(like.shape, like.dtype),
         phase=jnp.array(Phase.RESTART.value, jnp.int32),
         values_at_restart=jnp.full(rank, -jnp.inf, like.dtype),
         key=key,
@@ -182,20 +182,26 @@ def _advance(
 ) -> _State:
     """One round."""
     key, draw = jax.random.split(state.key)
-    allowed = tolerance * jnp.max(state.values)
-    expansion = _expand(operator, state, random_start(draw), allowed)
-    are_accurate = jnp.max(expansion.residuals) <= allowed
-    only_measured = _is(state.phase, Phase.CONFIRM, Phase.MEASURE)
+    starts_at_random, only_measured = _is(state.phase, Phase.RESTART), _is(state.phase, Phase.CONFIRM, Phase.MEASURE)
+    direction = lax.cond(starts_at_random, lambda: random_start(draw), lambda: state.direction)
+    expansion = _expand(operator, state, direction, only_measured)
+    are_accurate = jnp.max(expansion.residuals) <= tolerance * jnp.max(state.values)
 
-    values, coefficients, exists = _ritz_pairs(expansion)
+    # what is handed over is what was measured: a combination of pairs may have a larger residual than either
+    is_final = _is(state.phase, Phase.MEASURE) | (only_measured & are_accurate)
+    measured_pairs = state.values, jnp.eye(len(state.values), dtype=state.values.dtype), state.exists
+    values, coefficients, exists = (
+        jnp.where(is_final, measured, found)
+        for measured, found in zip(measured_pairs, _ritz_pairs(expansion), strict=True)
+    )
     predicted = _norm(expansion.remainder) * jnp.abs(coefficients[-1, : rank + 1])
     seem_accurate = ~jnp.any(_are_too_large(predicted, values[: rank + 1], tolerance))
     # the residuals of all that is kept must lie along one direction, unless they vanish
-    kept = jnp.where(seem_accurate, jnp.int32(rank), jnp.int32(rank + 1 + order // 2))
+    most_kept = rank + 1 + order // 2
+    kept = jnp.where(seem_accurate, jnp.int32(rank), jnp.int32(most_kept))
     stays = (jnp.arange(len(values)) < kept) & exists
     values = jnp.where(stays, values, 0)
 
-    starts_at_random = _is(state.phase, Phase.RESTART, Phase.CONFIRM, Phase.MEASURE) & are_accurate
     values_before = _or_minus_infinity(state.values, state.exists)[:rank]
     at_restart = jnp.where(starts_at_random, values_before, state.values_at_restart)
     have_grown = jnp.any(_or_minus_infinity(values, stays)[:rank] > at_restart + tolerance * jnp.max(values))
@@ -209,8 +215,9 @@ def _advance(
         is_finite=is_finite,
     )
     number = jnp.where(is_finite, 1, jnp.nan)
+    rotation = number * jnp.where(stays[None, :], coefficients, 0)[:, :most_kept]
     return _State(
-        basis=_rotated(number * jnp.where(stays[None, :], coefficients, 0), expansion.basis),
+        basis=_rotated(rotation, expansion.basis),
         values=number * values,
         exists=stays,
         kept=kept,
@@ -235,34 +242,32 @@ def _next_phase(
     return jnp.where(is_done, Phase.DONE.value, after).astype(jnp.int32)
 
 
-def _expand(operator: Operator, state: _State, random_start: Any, allowed: Any) -> _Expansion:
-    """Products of the kept vectors where the phase measures them, and Lanczos steps where it takes them.
+def _expand(operator: Operator, state: _State, direction: Any, only_measures: Any) -> _Expansion:
+    """Lanczos steps from a direction, until the set is full or the Krylov space exhausted; or products of kept vectors.
 
-    These go on until the set is full or the Krylov space is exhausted. One loop takes both, so that the operator, which
-    takes long to compile, is called in one place.
+    One loop takes both, so that the operator, which takes long to compile, is called in one place.
     """
     epsilon = jnp.finfo(state.basis.dtype).eps
     # where the kept vectors span all but the null space, products at right angles to them are rounding
     noise = ROUNDINGS * epsilon * jnp.max(state.values)
-    takes_steps = ~_is(state.phase, Phase.CONFIRM, Phase.MEASURE)
-    measures = ~_is(state.phase, Phase.EXTEND)
 
     def step(j: Any, expansion: _Expansion) -> _Expansion:
         is_kept, is_first = j < state.kept, j == state.kept
-
-        def first_direction() -> Any:
-            measured = jnp.where(jnp.max(expansion.residuals) <= allowed, random_start, expansion.worst_error)
-            return _at_right_angles(expansion.basis, jnp.where(measures, measured, state.direction))
-
-        remainder = lax.cond(is_first, first_direction, lambda: expansion.remainder)
+        remainder = lax.cond(
+            is_first, lambda: _at_right_angles(expansion.basis, direction), lambda: expansion.remainder
+        )
         length = _norm(remainder)
         goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * expansion.scale, noise))
         lanczos_vector = jnp.where(goes_on, remainder / jnp.where(goes_on, length, 1), 0)
         vector = jnp.where(is_kept, expansion.basis[j], lanczos_vector)
         basis = expansion.basis.at[j].set(vector)
         image = operator(vector)
-        remainder, along = _split(basis, image)
         off_diagonal = jnp.where(is_kept | is_first, 0, length)
+        remainder, along = lax.cond(
+            is_kept | is_first,
+            lambda: _split(basis, image),
+            lambda: _split_image(basis, image, j, off_diagonal),
+        )
         error = image - along[j] * vector
         residual = jnp.where(is_kept, _norm(error), -jnp.inf)
         is_worst = residual >= jnp.max(expansion.residuals)
@@ -287,8 +292,8 @@ def _expand(operator: Operator, state: _State, random_start: Any, allowed: Any) 
         residuals=jnp.zeros_like(state.residuals),
         worst_error=zeros,
     )
-    begin = jnp.where(measures, 0, state.kept)
-    end = jnp.where(takes_steps, len(state.values), state.kept)
+    begin = jnp.where(only_measures, 0, state.kept)
+    end = jnp.where(only_measures, state.kept, len(state.values))
     return cast(_Expansion, lax.fori_loop(begin, end, step, expansion))
 
 
@@ -297,6 +302,19 @@ def _at_right_angles(basis: Any, start: Any) -> Any:
     length = _norm(start)
     part, _ = _split(basis, start / jnp.where(length > 0, length, 1))
     return jnp.where(jnp.linalg.norm(part) > jnp.finfo(start.dtype).eps ** 0.5, part, 0)
+
+
+def _split_image(basis: Any, image: Any, j: Any, off_diagonal: Any) -> tuple[Any, Any]:
+    """`split` of the image of the Lanczos vector in row j, whose coefficient along the row before it is known.
+
+    Besides its parts along these two rows the image has nothing along the basis but rounding and errors of kept pairs.
+    So one pass over the whole basis is enough where `split` takes two.
+    """
+    remainder = image - off_diagonal * basis[j - 1]
+    diagonal = jnp.vdot(basis[j], remainder)
+    remainder = remainder - diagonal * basis[j]
+    along = basis @ remainder
+    return remainder - along @ basis, along.at[j].add(diagonal).at[j - 1].add(off_diagonal)
 
 
 def _ritz_pairs(expansion: _Expansion) -> tuple[Any, Any, Any]:
@@ -311,9 +329,10 @@ def _ritz_pairs(expansion: _Expansion) -> tuple[Any, Any, Any]:
 
 
 def _rotated(coefficients: Any, basis: Any) -> Any:
-    """coefficientsᵀ · basis with orthonormal rows, computed piece by piece in the place of the basis, which is large.
+    """coefficientsᵀ · basis with orthonormal rows, and zeros after them, piece by piece in the place of the basis.
 
-    The rows are made orthonormal anew, for rounding would take a little of the right angles away in each round.
+    The basis is large, so that no second set is stored. The rows are made orthonormal anew, for rounding would take a
+    little of the right angles away in each round.
     """
     count, size = basis.shape
 
@@ -332,7 +351,8 @@ def _rotated(coefficients: Any, basis: Any) -> Any:
 
     def rotate(vectors: Any, start: Any, length: int) -> Any:
         rows = lax.dynamic_slice(vectors, (0, start), (count, length))
-        return lax.dynamic_update_slice(vectors, rotation @ rows, (0, start))
+        rotated = jnp.pad(rotation @ rows, ((0, count - len(rotation)), (0, 0)))
+        return lax.dynamic_update_slice(vectors, rotated, (0, start))
 
     return over_pieces(rotate, basis)
 

@@ -260,7 +260,7 @@ def top_eigenpairs(
     missed. Under `jit` and `vmap`, where that cannot be known, there is no warning: compare `residuals`, which are
     ‖Θ v − λ v‖ / λ_max, with the tolerance.
 
-    At least 3 · rank + 2 · order + 2 products; each further round takes order/2 to rank + order + 1. Stores at most
+    At least 2 · (rank + order + 1) products; each further round takes order/2 to rank + order + 1. Stores at most
     (order + 2 · rank + 15) · n·o numbers at a time, besides what one product takes. Of networks in half precision the
     pairs are in single precision. NaN where products are not finite. Eigenvalues can be differentiated; of eigenvectors
     the derivative is NaN above 512 rows.
@@ -417,9 +417,9 @@ def _quotient(kernel: Operator) -> Callable[[Any], Any]:
     """vᵀ Θ v = ‖Jᵀ v‖²."""
     backward = _maps(kernel).backward
 
-    def quotient(vector: Any) -> Any:
-        tree = backward(vector.reshape(kernel.shape))
-        return dot(tree, tree).astype(vector.dtype)
+    def quotient(array: Any) -> Any:
+        tree = backward(array)
+        return dot(tree, tree).astype(array.dtype)
 
     return quotient
 

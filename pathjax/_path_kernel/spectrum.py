@@ -141,11 +141,14 @@ def _smallest(space: Krylov, tolerance: Real) -> Any:
 
 def true_pairs(kernel: PathKernel, scaled: Eigenpairs) -> Eigenpairs:
     """The eigenpairs of G from those of G / 2^exponent."""
-    return scaled._replace(
-        eigenvalues=twin.in_true_units(scaled.eigenvalues, kernel.exponent),
-        log_eigenvalues=scaled.log_eigenvalues
-        + math.log(2.0) * jnp.asarray(kernel.exponent, scaled.log_eigenvalues.dtype),
-    )
+    eigenvalues, logarithms = _true_units(scaled.eigenvalues, scaled.log_eigenvalues, kernel.exponent)
+    return scaled._replace(eigenvalues=eigenvalues, log_eigenvalues=logarithms)
+
+
+@jax.jit
+def _true_units(eigenvalues: Any, log_eigenvalues: Any, exponent: Any) -> tuple[Any, Any]:
+    log_unit = math.log(2.0) * jnp.asarray(exponent, log_eigenvalues.dtype)
+    return twin.in_true_units(eigenvalues, exponent), log_eigenvalues + log_unit
 
 
 def scaled_eigenvalues(kernel: PathKernel, pairs: Eigenpairs) -> Any:
@@ -233,15 +236,9 @@ def _product(kernel: PathKernel) -> Callable[[Any], Any]:
 
 
 def _quotient(kernel: PathKernel) -> Callable[[Any], Any]:
-    """w ↦ wᵀ G w on vectors (p,)."""
-    _, unravel = ravel(kernel.params)
+    """w ↦ wᵀ G w on trees."""
     product = twin.cross(kernel, kernel)
-
-    def quotient(vector: Any) -> Any:
-        tree = unravel(vector)
-        return dot(tree, product(tree))
-
-    return quotient
+    return lambda tree: dot(tree, product(tree))
 
 
 def _stacked_trees(kernel: PathKernel, vectors: Any) -> Params:
