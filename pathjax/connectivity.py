@@ -20,9 +20,10 @@ from jax import Array
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from pathjax._base.trees import check_mask
-from pathjax._interpreter.lifting import Scaled, absolute_power, lift, lift_weights, one_example, ones_like_example
+from pathjax._interpreter.lifting import absolute_power, lift, lift_weights, one_example, ones_like_example
 from pathjax._interpreter.reach import Branch, Branches, Reach, Reached
 from pathjax._interpreter.rules import interpret
+from pathjax._interpreter.scaled import Scaled
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax.types import Mask, Params, Prunable, XLike
 

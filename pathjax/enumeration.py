@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from pathjax._base.trees import ravel
 from pathjax._interpreter.jaxpr import Program, check_batch, check_floating
-from pathjax._interpreter.lifting import Lifting, Scaled, absolute_power, one_example
+from pathjax._interpreter.lifting import absolute_power, lift, one_example
 from pathjax._interpreter.listing import Recorder, list_paths, trimmed
 from pathjax._interpreter.rules import interpret
 from pathjax._interpreter.traced import TracedNetwork, traced
@@ -110,9 +110,8 @@ def enumerate_paths(apply: ApplyFn, params: Params, x_like: XLike, *, limit: int
 def _count(program: Program) -> int:
     """The number of paths: exact below 2^53, correct to 16 digits above."""
     with jax.ensure_compile_time_eval(), jax.enable_x64(True):
-        weights = [Scaled(jnp.ones(shape, jnp.float64), 0.0) for shape in program.parameter_shapes]
-        ones = Scaled(jnp.ones(program.input_shape, jnp.float64), 0.0)
-        output = interpret(program, Lifting(absolute_power(0)), weights, ones)
+        weights = [jnp.ones(shape, jnp.float64) for shape in program.parameter_shapes]
+        output = lift(program, weights, jnp.ones(program.input_shape, jnp.float64), phi=absolute_power(0))
         if not jnp.any(output.array):
             return 0
         numerator, denominator = float(jnp.sum(output.array)).as_integer_ratio()

@@ -49,6 +49,10 @@ class Algebra(ABC, Generic[P]):
     def shape_only(self, function: ArrayFunction, *operands: P) -> P:
         """Move entries: `function` rearranges the entries of arrays and does no arithmetic."""
 
+    def rearrange(self, function: ArrayFunction, *operands: P) -> P:
+        """`shape_only`, for functions that leave no entry out."""
+        return self.shape_only(function, *operands)
+
     @abstractmethod
     def add(self, left: P, right: P) -> P:
         """Elementwise union; scalars are broadcast."""

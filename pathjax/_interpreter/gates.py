@@ -100,7 +100,7 @@ def _broadcast(context: Context, value: Value) -> Any:
     prefixes, shape = context.prefixes(value), context.shape
     if shape_of(value) == shape:
         return prefixes
-    return context.algebra.shape_only(lambda array: jnp.broadcast_to(array, shape), prefixes)
+    return context.algebra.rearrange(lambda array: jnp.broadcast_to(array, shape), prefixes)
 
 
 def pass_through(context: Context, value: Value, slopes: Sequence[Any]) -> Any:

@@ -20,60 +20,20 @@ from pathjax._interpreter.algebra import Algebra, Convolution
 from pathjax._interpreter.convolutions import by_patches, pays
 from pathjax._interpreter.jaxpr import Program, check_batch, is_concrete
 from pathjax._interpreter.rules import interpret
+from pathjax._interpreter.scaled import Scaled, at_scale, normalized, whole
 from pathjax.types import Mask, Params, Real, XLike
 
 __all__ = [
     "Lifting",
-    "Scaled",
     "absolute_power",
     "check_finite",
     "lift",
     "lift_weights",
-    "normalized",
     "one_example",
     "ones_like_example",
     "open_sum",
     "pair_sum",
-    "power_of_two",
 ]
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["array", "exponent", "any_nonzero"], meta_fields=["growth"]
-)
-@dataclasses.dataclass(frozen=True)
-class Scaled:
-    """The numbers `array` · 2^`exponent`.
-
-    The scale is a power of two, so that renormalizing is exact.
-
-    Attributes:
-        array: the scaled numbers.
-        exponent: a plain float until an array has been normalized: 0.0, or −∞ for numbers that are known to be zero and
-            to have no derivative, such as padding.
-        any_nonzero: whether any number is nonzero; None if it has not been computed yet.
-        growth: an upper bound, in bits, on how much sums have grown since the array was last normalized.
-    """
-
-    array: Any
-    exponent: Any
-    any_nonzero: Any = None
-    growth: int = 0
-
-    def log_abs(self) -> jax.Array:
-        """log |value|, in float32 or wider; −∞ with derivative zero where the value is 0. NaN and ∞ stay."""
-        magnitude = wide(jnp.abs(self.array))
-        nonzero = magnitude != 0
-        logarithm = jnp.where(nonzero, jnp.log(jnp.where(nonzero, magnitude, 1.0)), -jnp.inf)
-        return logarithm + math.log(2.0) * jnp.where(nonzero, self.exponent, 0.0).astype(logarithm.dtype)
-
-    def value(self) -> jax.Array:
-        """The numbers without a scale: infinite where they overflow."""
-        half = jnp.floor(jnp.where(jnp.isfinite(self.exponent), self.exponent, 0.0) / 2)
-        whole = jnp.where(jnp.isfinite(self.exponent), self.exponent, 0.0)
-        factors = [power_of_two(part, self.array.dtype) for part in (half, whole - half)]
-        # In two steps: 2^exponent may overflow where the product does not. A zero stays zero, whatever the exponent.
-        return jnp.where(self.array == 0, 0, self.array * factors[0] * factors[1])
 
 
 # Renormalize after 24 bits of growth.
@@ -104,31 +64,30 @@ class Lifting(Algebra[Scaled]):
 
     def constant(self, value: Any) -> Scaled:
         lifted = _known(lambda number: self._phi(jnp.asarray(number)), value)
-        return Scaled(lifted, -math.inf if _is_known_zero(lifted) else 0.0)
+        return Scaled(lifted, -math.inf if _is_known_zero(lifted) else 0.0, is_checked=is_concrete(lifted))
 
     def shape_only(self, function: Callable[..., Any], *operands: Scaled) -> Scaled:
-        arrays, exponent = self._align(operands)
-        return Scaled(function(*arrays), exponent, growth=max(operand.growth for operand in operands))
+        # the entries that are left may all be zero
+        return dataclasses.replace(self.rearrange(function, *operands), is_checked=False)
+
+    def rearrange(self, function: Callable[..., Any], *operands: Scaled) -> Scaled:
+        return self._joined(function, operands)
 
     def add(self, left: Scaled, right: Scaled) -> Scaled:
         for zero, other in ((left, right), (right, left)):
             # adding a known zero, such as the mean of a batch norm at initialization
             shape = jnp.shape(other.array)
-            if _is_structural_zero(zero) and np.broadcast_shapes(jnp.shape(zero.array), shape) == shape:
+            if zero.is_known_zero and np.broadcast_shapes(jnp.shape(zero.array), shape) == shape:
                 return other
-        left, right = self._with_any_nonzero(left), self._with_any_nonzero(right)
-        (a, b), exponent = self._align((left, right))
-        unread = left.any_nonzero is None or right.any_nonzero is None
-        any_nonzero = None if unread else left.any_nonzero | right.any_nonzero
-        return self._after_sum(Scaled(a + b, exponent, any_nonzero, max(left.growth, right.growth)), 2)
+        return self._after_sum(self._joined(operator.add, (left, right)), 2)
 
     def sum(self, operand: Scaled, axes: Sequence[int]) -> Scaled:
         terms = math.prod(operand.array.shape[axis] for axis in axes)
-        total = jnp.sum(operand.array, axis=tuple(axes))
-        return self._after_sum(Scaled(total, operand.exponent, growth=operand.growth), terms)
+        total = Scaled(jnp.sum(operand.array, axis=tuple(axes)), operand.exponent, growth=operand.growth)
+        return self._after_sum(total, terms)
 
     def multiply(self, left: Scaled, right: Scaled) -> Scaled:
-        return normalized(left.array * right.array, left.exponent + right.exponent)
+        return self._product(left.array * right.array, left, right)
 
     def scale(self, operand: Scaled, coefficient: Any) -> Scaled:
         factor = _known(lambda number: self._phi(jnp.asarray(number, operand.array.dtype)), coefficient)
@@ -136,18 +95,19 @@ class Lifting(Algebra[Scaled]):
             return Scaled(_known(operator.mul, operand.array, factor), -math.inf)
         largest = float(np.max(np.abs(factor), initial=0.0)) if is_concrete(factor) else math.inf
         if not math.isfinite(largest):
-            return normalized(operand.array * factor, operand.exponent)
+            return self._normalized(operand.array * factor, operand.exponent)
         shift = min(max(math.frexp(largest)[1] - 1, -_LARGEST_SHIFT), _LARGEST_SHIFT)
-        any_nonzero = operand.any_nonzero if np.asarray(factor).all() else None
         product = _known(lambda array, number: array * (number * 2.0**-shift), operand.array, factor)
+        exponent = operand.exponent + (float(shift) if isinstance(operand.exponent, float) else np.int32(shift))
+        is_checked = operand.is_checked and bool(np.asarray(factor).all())
         # after the shift |factor| < 2, one bit of growth
-        return self._after_sum(Scaled(product, operand.exponent + shift, any_nonzero, operand.growth), 2)
+        return self._after_sum(Scaled(product, exponent, operand.growth, is_checked), 2)
 
     def dot(self, left: Scaled, right: Scaled, dimension_numbers: Any) -> Scaled:
         # Full precision: by default, accelerators round the factors to about half of float32's digits.
         a, b = _of_one_type([left.array, right.array])
         array = lax.dot_general(a, b, dimension_numbers, precision=lax.Precision.HIGHEST)
-        return normalized(array, left.exponent + right.exponent)
+        return self._product(array, left, right)
 
     def conv(self, left: Scaled, right: Scaled, convolution: Convolution) -> Scaled:
         a, b = _of_one_type([left.array, right.array])
@@ -155,7 +115,7 @@ class Lifting(Algebra[Scaled]):
             array = by_patches(a, b, convolution)
         else:
             array = lax.conv_general_dilated(a, b, **convolution._asdict(), precision=lax.Precision.HIGHEST)
-        return normalized(array, left.exponent + right.exponent)
+        return self._product(array, left, right)
 
     def linear(self, function: Callable[..., Any], operand: Scaled, shape: tuple[int, ...]) -> Scaled:
         return self._after_sum(
@@ -164,72 +124,70 @@ class Lifting(Algebra[Scaled]):
 
     def as_carry(self, operand: Scaled) -> Scaled:
         if operand.growth:
-            operand = normalized(operand.array, operand.exponent)
-        return Scaled(operand.array, jnp.asarray(operand.exponent, jnp.float32))
+            operand = self._normalized(operand.array, operand.exponent)
+        return Scaled(operand.array, jnp.asarray(whole(operand.exponent)))
 
     def steps(self, operand: Scaled) -> tuple[Any, Callable[[Any], Scaled]]:
         return operand.array, lambda array: Scaled(array, operand.exponent)
 
     def join_steps(self, steps: Scaled) -> Scaled:
-        exponents = jax.vmap(self._effective_exponent)(steps)
-        common = jnp.max(exponents)
-        factors = power_of_two(_difference(exponents, common), steps.array.dtype)
-        return Scaled(steps.array * factors.reshape(-1, *[1] * (steps.array.ndim - 1)), common)
+        steps = jax.vmap(self._checked)(steps)
+        common = jnp.max(steps.exponent)
+        arrays = jax.vmap(lambda step: at_scale(step, common))(steps)
+        return Scaled(arrays, common, is_checked=steps.is_checked)
 
     def gate(self, operand: Scaled, slopes: Sequence[Any], shape: tuple[int, ...]) -> Scaled:
         array = functools.reduce(lambda a, slope: a * slope.astype(a.dtype), slopes, operand.array)
         return Scaled(array, operand.exponent, growth=operand.growth)
 
-    def _align(self, operands: Sequence[Scaled]) -> tuple[list[Any], Any]:
-        """The operands' arrays at one common scale, the largest of theirs, and its exponent."""
+    def _product(self, array: Any, left: Scaled, right: Scaled) -> Scaled:
+        """The product of two operands, from the product of their arrays."""
+        if left.is_known_zero or right.is_known_zero:
+            return Scaled(array, -math.inf)
+        return self._normalized(array, whole(left.exponent) + whole(right.exponent))
+
+    def _joined(self, function: Callable[..., Any], operands: Sequence[Scaled]) -> Scaled:
+        """function(*arrays) of the operands' arrays at one common scale, the largest of theirs."""
         arrays = _of_one_type([operand.array for operand in operands])
-        if len(operands) == 1:
-            return arrays, operands[0].exponent
-        if all(isinstance(operand.exponent, float) for operand in operands):
-            common = max(operand.exponent for operand in operands)
-            shifts = [common - operand.exponent for operand in operands]
-            return [_shifted_down(array, bits) for array, bits in zip(arrays, shifts, strict=True)], common
-        exponents = [self._effective_exponent(operand) for operand in operands]
-        common = functools.reduce(lax.max, exponents)
-        factors = [power_of_two(_difference(exponent, common), arrays[0].dtype) for exponent in exponents]
-        return [array * factor for array, factor in zip(arrays, factors, strict=True)], common
+        operands = [dataclasses.replace(o, array=array) for o, array in zip(operands, arrays, strict=True)]
+        nonzero = [operand for operand in operands if not operand.is_known_zero] or operands[:1]
+        if all(isinstance(operand.exponent, float) for operand in nonzero):
+            exponent = max(operand.exponent for operand in nonzero)
+            arrays = [_shifted_down(operand.array, exponent - operand.exponent) for operand in operands]
+        elif len(nonzero) == 1:
+            exponent = nonzero[0].exponent
+        else:
+            operands = [operand if operand.is_known_zero else self._checked(operand) for operand in operands]
+            nonzero = [operand for operand in operands if not operand.is_known_zero]
+            exponent = functools.reduce(lax.max, [whole(operand.exponent) for operand in nonzero])
+            arrays = [operand.array if operand.is_known_zero else at_scale(operand, exponent) for operand in operands]
+        return Scaled(
+            function(*arrays),
+            exponent,
+            growth=max(operand.growth for operand in nonzero),
+            is_checked=all(operand.is_checked for operand in nonzero),
+        )
 
-    def _effective_exponent(self, operand: Scaled) -> Any:
-        """The operand's exponent when a common one is chosen: −∞ for an array of zeros, unless `keep_zeros`."""
-        exponent = jnp.asarray(operand.exponent, jnp.float32)
-        if self._keep_zeros or _is_structural_zero(operand):
-            return exponent
-        return lax.select(self._with_any_nonzero(operand).any_nonzero, exponent, np.float32(-np.inf))
+    def _normalized(self, array: Any, exponent: Any) -> Scaled:
+        return normalized(array, exponent, keep_zeros=self._keep_zeros)
 
-    def _with_any_nonzero(self, operand: Scaled) -> Scaled:
-        """The operand with `any_nonzero` computed; with `keep_zeros` it is not needed, and left as it is."""
-        if self._keep_zeros or operand.any_nonzero is not None:
+    def _checked(self, operand: Scaled) -> Scaled:
+        """The operand, normalized if its exponent may be too high for a common scale, as it is if all are zero."""
+        if self._keep_zeros or operand.is_checked:
             return operand
-        return dataclasses.replace(operand, any_nonzero=jnp.any(lax.stop_gradient(operand.array) != 0))
+        return self._normalized(operand.array, operand.exponent)
 
     def _after_sum(self, total: Scaled, terms: int) -> Scaled:
         """`total` with the growth of a sum of `terms` terms counted, normalized before further sums could overflow."""
         growth = total.growth + math.ceil(math.log2(max(terms, 1)))
         if growth > _GROWTH_LIMIT:
-            return normalized(total.array, total.exponent)
+            return self._normalized(total.array, total.exponent)
         return dataclasses.replace(total, growth=growth)
-
-
-def normalized(array: Any, exponent: Any) -> Scaled:
-    """The same numbers, scaled so that the largest |array| lies in [1, 2): exact, and invisible to derivatives."""
-    peak = jnp.max(lax.abs(lax.stop_gradient(array)), initial=0.0)
-    shift = lax.select((peak > 0) & (peak < np.inf), _whole_exponent(peak), np.float32(0.0))
-    return Scaled(array * power_of_two(lax.neg(shift), array.dtype), exponent + shift, peak != 0)
 
 
 def _shifted_down(array: Any, bits: float) -> Any:
     """array · 2^−bits. An infinite or NaN shift comes of the exponent −∞, whose array is zero already."""
     return array if bits in (0.0, math.inf) or math.isnan(bits) else _known(lambda a: a * 2.0**-bits, array)
-
-
-def _difference(exponent: Any, common: Any) -> Any:
-    """exponent − common, where −∞ − (−∞) counts as 0."""
-    return jnp.where(exponent == common, 0.0, exponent - common)
 
 
 def _known(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -245,29 +203,10 @@ def _is_known_zero(array: Any) -> bool:
     return is_concrete(array) and not np.asarray(array).any()
 
 
-def _is_structural_zero(operand: Scaled) -> bool:
-    """Whether the operand is known to be zero and to have no derivative, so that sums and their scale can ignore it."""
-    return isinstance(operand.exponent, float) and operand.exponent == -math.inf
-
-
 def _of_one_type(arrays: Sequence[Any]) -> list[Any]:
     """The arrays in their common, widest type: networks that mix types convert values, but not the path sums."""
     dtype = jnp.result_type(*arrays)
     return [array.astype(dtype) for array in arrays]
-
-
-def _whole_exponent(number: Any) -> Any:
-    """The integer e with 2^e ≤ number < 2^(e+1), read from the bits of a positive number."""
-    form = jnp.finfo(number.dtype)
-    bits = lax.bitcast_convert_type(number, f"uint{form.bits}")
-    return (bits >> form.nmant).astype(jnp.float32) - (form.maxexp - 1)
-
-
-def power_of_two(exponent: Any, dtype: Any) -> jax.Array:
-    """2^exponent for an integer exponent, exactly: 0 below the normal numbers of the type, ∞ above them."""
-    form = jnp.finfo(dtype)
-    biased = jnp.clip(jnp.asarray(exponent, jnp.float32) + (form.maxexp - 1), 0, 2 * form.maxexp - 1)
-    return lax.bitcast_convert_type(biased.astype(f"uint{form.bits}") << form.nmant, dtype)
 
 
 def absolute_power(q: Real) -> Callable[[Any], Any]:
@@ -307,7 +246,8 @@ def lift(
     leaves = [Scaled(wide(leaf), 0.0) for leaf in jax.tree.leaves(weights)]
     source = dataclasses.replace(scaled, array=wide(scaled.array))
     reals = [(jax.tree.leaves(params), x) for params, x in points]
-    return interpret(program, Lifting(phi, keep_zeros=keep_zeros, patches=patches), leaves, source, points=reals)
+    algebra = Lifting(phi, keep_zeros=keep_zeros, patches=patches)
+    return interpret(program, algebra, leaves, source, points=reals)
 
 
 def open_sum(program: Program, weights: Params, inputs: Any, *, q: Real, keep_zeros: bool = False) -> Scaled:
@@ -323,9 +263,10 @@ def pair_sum(program: Program, ones: Params, params: Params, left: Any, right: A
     weights, 0 for pruned ones.
     """
     points = [(params, left[None]), (params, right[None])]
-    product = Lifting(absolute_power(0)).multiply(*(normalized(wide(side[None]), 0.0) for side in (left, right)))
+    algebra = Lifting(absolute_power(0))
+    product = algebra.multiply(*(normalized(wide(side[None]), 0.0, keep_zeros=False) for side in (left, right)))
     output = lift(program, ones, product, phi=absolute_power(0), points=points)
-    return dataclasses.replace(output, array=output.array[0], any_nonzero=None)
+    return dataclasses.replace(output, array=output.array[0])
 
 
 def one_example(x_like: XLike) -> jax.ShapeDtypeStruct:

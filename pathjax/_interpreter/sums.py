@@ -19,6 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Positions of the operands whose entries are moved; the other operands are indices.
+_MAY_LEAVE_OUT = {"slice", "split", "pad"}
 ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1), "scatter": (0, 2)}
 
 
@@ -138,11 +139,10 @@ def dot(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
 def shape_only(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """Entries of all operands are moved."""
     operands, fill = context.entries(values)
+    leaves_out = context.equation.name in _MAY_LEAVE_OUT
+    move = context.algebra.shape_only if leaves_out else context.algebra.rearrange
     return [
-        Lift(
-            context.algebra.shape_only(lambda *arrays, i=i: context.equation.bind(*arrays)[i], *operands),
-            infinite_fill=fill,
-        )
+        Lift(move(lambda *arrays, i=i: context.equation.bind(*arrays)[i], *operands), infinite_fill=fill)
         for i in range(len(context.equation.outputs))
     ]
 

@@ -29,7 +29,8 @@ from jaxtyping import Array, Float
 from pathjax._base.leaves import KnownMask
 from pathjax._base.trees import check_like, multiply, ravel, total
 from pathjax._interpreter.convolutions import channels_last
-from pathjax._interpreter.lifting import Scaled, absolute_power, lift, power_of_two
+from pathjax._interpreter.lifting import absolute_power, lift
+from pathjax._interpreter.scaled import Scaled, power_of_two
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax._linalg.eigenpairs import log_positive
 from pathjax.types import Key, Mask, Params
