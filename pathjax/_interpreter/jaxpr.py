@@ -21,6 +21,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
 from pathjax._base.arguments import check_no_list
+from pathjax._interpreter.known import is_concrete, known_results
 from pathjax.types import Params, XLike
 
 __all__ = [
@@ -467,15 +468,13 @@ def _needed(jaxpr: Jaxpr, skip_empty: bool) -> list[JaxprEqn]:
 
 def evaluate(equation: Equation, arrays: Sequence[Any]) -> list[Any]:
     """The results on constants, computed at once if these are known while tracing, so that rules can read them."""
-    if all(is_concrete(array) for array in arrays):
-        with jax.ensure_compile_time_eval():
-            return equation.bind(*arrays)
-    return equation.bind(*arrays)
-
-
-def is_concrete(array: Any) -> bool:
-    """Whether the entries are known while tracing."""
-    return not isinstance(array, jax.core.Tracer)
+    if not all(is_concrete(array) for array in arrays):
+        return equation.bind(*arrays)
+    results = known_results(equation.name, equation.source.params, arrays, equation.outputs)
+    if results is not None:
+        return results
+    with jax.ensure_compile_time_eval():
+        return equation.bind(*arrays)
 
 
 def _user_frame(eqn: JaxprEqn) -> Any:

@@ -18,7 +18,8 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from pathjax._base.trees import check_mask, wide
 from pathjax._interpreter.algebra import Algebra, Convolution
 from pathjax._interpreter.convolutions import by_patches, pays
-from pathjax._interpreter.jaxpr import Program, check_batch, is_concrete
+from pathjax._interpreter.jaxpr import Program, check_batch
+from pathjax._interpreter.known import at_once, is_concrete
 from pathjax._interpreter.rules import interpret
 from pathjax._interpreter.scaled import Scaled, at_scale, normalized, whole
 from pathjax.types import Mask, Params, Real, XLike
@@ -63,7 +64,7 @@ class Lifting(Algebra[Scaled]):
         self._by_patches = patches
 
     def constant(self, value: Any) -> Scaled:
-        lifted = _known(lambda number: self._phi(jnp.asarray(number)), value)
+        lifted = at_once(self._phi, value)
         return Scaled(lifted, -math.inf if _is_known_zero(lifted) else 0.0, is_checked=is_concrete(lifted))
 
     def shape_only(self, function: Callable[..., Any], *operands: Scaled) -> Scaled:
@@ -90,14 +91,14 @@ class Lifting(Algebra[Scaled]):
         return self._product(left.array * right.array, left, right)
 
     def scale(self, operand: Scaled, coefficient: Any) -> Scaled:
-        factor = _known(lambda number: self._phi(jnp.asarray(number, operand.array.dtype)), coefficient)
+        factor = at_once(lambda number: self._phi(number.astype(operand.array.dtype)), coefficient)
         if _is_known_zero(factor):
-            return Scaled(_known(operator.mul, operand.array, factor), -math.inf)
+            return Scaled(at_once(operator.mul, operand.array, factor), -math.inf)
         largest = float(np.max(np.abs(factor), initial=0.0)) if is_concrete(factor) else math.inf
         if not math.isfinite(largest):
             return self._normalized(operand.array * factor, operand.exponent)
         shift = min(max(math.frexp(largest)[1] - 1, -_LARGEST_SHIFT), _LARGEST_SHIFT)
-        product = _known(lambda array, number: array * (number * 2.0**-shift), operand.array, factor)
+        product = at_once(lambda array, number: array * (number * 2.0**-shift), operand.array, factor)
         exponent = operand.exponent + (float(shift) if isinstance(operand.exponent, float) else np.int32(shift))
         is_checked = operand.is_checked and bool(np.asarray(factor).all())
         # after the shift |factor| < 2, one bit of growth
@@ -187,15 +188,7 @@ class Lifting(Algebra[Scaled]):
 
 def _shifted_down(array: Any, bits: float) -> Any:
     """array · 2^−bits. An infinite or NaN shift comes of the exponent −∞, whose array is zero already."""
-    return array if bits in (0.0, math.inf) or math.isnan(bits) else _known(lambda a: a * 2.0**-bits, array)
-
-
-def _known(function: Callable[..., Any], *arrays: Any) -> Any:
-    """function(*arrays), computed at once where all arrays are known while tracing, so that the result is known too."""
-    if not all(map(is_concrete, arrays)):
-        return function(*arrays)
-    with jax.ensure_compile_time_eval():
-        return function(*arrays)
+    return array if bits in (0.0, math.inf) or math.isnan(bits) else at_once(lambda a: a * 2.0**-bits, array)
 
 
 def _is_known_zero(array: Any) -> bool:
@@ -215,13 +208,15 @@ def absolute_power(q: Real) -> Callable[[Any], Any]:
         raise ValueError(f"`q` must not be negative, but is {q}: a path through a weight of 0 would have no value.")
     special: dict[Real, Callable[[Any], Any]] = {
         0: lambda v: (v != 0).astype(v.dtype),
-        1: jnp.abs,
-        2: jnp.square,
+        1: abs,
+        2: lambda v: v * v,
     }
-    power = special.get(q) or (lambda v: jnp.abs(v) ** q)
+    power = special.get(q) or (lambda v: abs(v) ** q)
 
     def wide_power(number: Any) -> Any:
-        return power(wide(number))
+        # constants that are known while tracing are NumPy's
+        is_known = isinstance(number, np.ndarray | np.generic)
+        return power(number.astype(jnp.promote_types(number.dtype, jnp.float32)) if is_known else wide(number))
 
     return wide_power
 
