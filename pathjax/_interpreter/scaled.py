@@ -81,6 +81,12 @@ def normalized(array: Any, exponent: Any, *, keep_zeros: bool) -> Scaled:
     """
     if not array.size:
         return Scaled(array, whole(exponent), is_checked=True)
+    return Scaled(*_normalized(array, whole(exponent), keep_zeros=keep_zeros), 0, is_checked=True)
+
+
+@functools.partial(jax.jit, static_argnames="keep_zeros")
+def _normalized(array: Any, exponent: Any, *, keep_zeros: bool) -> tuple[Any, Any]:
+    """The array and its exponent; a program of its own, so that JAX traces and differentiates it once for a shape."""
     form = _Format.of(array.dtype)
     peak = lax.reduce_max(lax.abs(lax.stop_gradient(array)), tuple(range(array.ndim)))
     biased = lax.shift_right_logical(lax.bitcast_convert_type(peak, form.whole), form.digits)
@@ -88,10 +94,10 @@ def normalized(array: Any, exponent: Any, *, keep_zeros: bool) -> Scaled:
     shift = lax.min(biased, form.largest) - form.bias
     is_zero = lax.eq(biased, form.whole(0))
     shift = lax.select(is_zero, form.whole(0), shift)
-    exponent = whole(exponent) + lax.convert_element_type(shift, np.int32)
+    exponent = exponent + lax.convert_element_type(shift, np.int32)
     if not keep_zeros:
         exponent = lax.select(is_zero, _OF_ZEROS, exponent)
-    return Scaled(array * _power(lax.neg(shift), form), exponent, is_checked=True)
+    return array * _power(lax.neg(shift), form), exponent
 
 
 def at_scale(scaled: Scaled, exponent: Any) -> Any:
