@@ -89,15 +89,15 @@ def _normalized(array: Any, exponent: Any, *, keep_zeros: bool) -> tuple[Any, An
     """The array and its exponent; a program of its own, so that JAX traces and differentiates it once for a shape."""
     form = _Format.of(array.dtype)
     peak = lax.reduce_max(lax.abs(lax.stop_gradient(array)), tuple(range(array.ndim)))
-    biased = lax.shift_right_logical(lax.bitcast_convert_type(peak, form.whole), form.digits)
+    # the peak's power of two as the format stores it: its bits without the digits
+    power = lax.bitwise_and(lax.bitcast_convert_type(peak, form.whole), form.power_bits)
+    is_zero = lax.eq(power, form.whole(0))
     # infinity and NaN stay what they are
-    shift = lax.min(biased, form.largest) - form.bias
-    is_zero = lax.eq(biased, form.whole(0))
-    shift = lax.select(is_zero, form.whole(0), shift)
-    exponent = exponent + lax.convert_element_type(shift, np.int32)
-    if not keep_zeros:
-        exponent = lax.select(is_zero, _OF_ZEROS, exponent)
-    return array * _power(lax.neg(shift), form), exponent
+    power = lax.select(is_zero, form.one, lax.min(power, form.largest))
+    shift = lax.convert_element_type(lax.shift_right_logical(power, form.digits), np.int32) - np.int32(form.bias)
+    exponent = lax.select(is_zero, _OF_ZEROS, exponent + shift) if not keep_zeros else exponent + shift
+    # the stored powers of a number and of its inverse have a constant sum
+    return array * lax.bitcast_convert_type(form.whole(2 * int(form.one)) - power, form.dtype), exponent
 
 
 def at_scale(scaled: Scaled, exponent: Any) -> Any:
@@ -113,21 +113,32 @@ def whole(exponent: Any) -> Any:
 
 
 class _Format(NamedTuple):
-    """How a floating-point type stores its numbers, as integers of the same size."""
+    """How a floating-point type stores its numbers, as integers of the same size.
+
+    Attributes:
+        dtype, whole: the type, and that of the integers.
+        digits: how many bits hold the digits, the lowest ones; those of the power of two are above them.
+        bias: what is added to the power of two.
+        one, largest: the bits of 1 and of the largest power of two whose inverse is a normal number.
+        power_bits: those bits that hold the power of two.
+    """
 
     dtype: Any
     whole: Any
     digits: Any
     bias: Any
+    one: Any
     largest: Any
+    power_bits: Any
 
     @classmethod
     @functools.cache
     def of(cls, dtype: Any) -> _Format:
         form = jnp.finfo(dtype)
         whole = np.dtype(f"int{form.bits}").type
-        # 2^-largest must be a normal number
-        return cls(dtype, whole, whole(form.nmant), whole(form.maxexp - 1), whole(2 * form.maxexp - 3))
+        bias = form.maxexp - 1
+        stored = [whole(power << form.nmant) for power in (bias, 2 * bias - 1, 2 * bias + 1)]
+        return cls(dtype, whole, whole(form.nmant), whole(bias), *stored)
 
 
 def _power(exponent: Any, form: _Format) -> Any:
