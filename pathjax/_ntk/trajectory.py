@@ -160,7 +160,7 @@ def _largest(network: TracedNetwork, kernel: Operator, residual: Any, rate: Any)
     steps = min(_STEPS, start.size)
     if steps == 0:
         return jnp.zeros((), start.dtype)
-    values = eigvalsh(krylov(lambda vector: rate * multiply(vector), start, steps).matrix)
+    values = eigvalsh(krylov(lambda vector: (rate * multiply(vector)).astype(vector.dtype), start, steps).matrix)
     return jnp.maximum(values[-1], 0)
 
 
