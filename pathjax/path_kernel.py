@@ -153,7 +153,8 @@ def top_eigenpairs(
     For up to 512 kept weights, G is formed and decomposed, which is exact. For more, thick-restart Lanczos iteration
     with full reorthogonalization searches a space of rank + order + 1 vectors; `order` is rank + 20 by default. It ends
     when ‖G v − λ v‖ ≤ `tolerance` · λ_max for each pair, measured by products with G, and a round from a new random
-    start has found no larger eigenvalue. Repeated eigenvalues thus come with all their eigenvectors. The result is
+    start has found no larger eigenvalue. Repeated eigenvalues thus come with all their eigenvectors; where many crowd
+    just below the last one, that round of `order` products may overlook one above it. The result is
     determined by `key`. The search also ends after `restarts` rounds, rank + 50 by default, and then a UserWarning says
     by how much the tolerance was missed. Under `jit` and `vmap` there is no warning: compare `residuals`, which are
     ‖G v − λ v‖ / λ_max, with the tolerance.

@@ -255,7 +255,9 @@ def top_eigenpairs(
     Up to n·o = 512 Θ is formed and decomposed, which is exact. Otherwise thick-restarted Lanczos iteration with full
     reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20. It ends when ‖Θ v − λ v‖ ≤
     `tolerance` · λ_max for each pair, measured by products with Θ, and a round from a new random start has found no
-    larger eigenvalue; so repeated eigenvalues come with all their eigenvectors. The same key gives the same pairs.
+    larger eigenvalue; so repeated eigenvalues come with all their eigenvectors. Where many eigenvalues crowd just below
+    the last one, that round of `order` products may overlook one above it; a larger `order` looks further. The same key
+    gives the same pairs.
     After `restarts` rounds, by default rank + 50, it ends too, and a UserWarning says by how much the tolerance was
     missed. Under `jit` and `vmap`, where that cannot be known, there is no warning: compare `residuals`, which are
     ‖Θ v − λ v‖ / λ_max, with the tolerance.
