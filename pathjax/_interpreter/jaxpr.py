@@ -467,10 +467,16 @@ def _needed(jaxpr: Jaxpr, skip_empty: bool) -> list[JaxprEqn]:
 
 def evaluate(equation: Equation, arrays: Sequence[Any]) -> list[Any]:
     """The results on constants, computed at once if these are known while tracing, so that rules can read them."""
-    if all(is_concrete(array) for array in arrays):
-        with jax.ensure_compile_time_eval():
-            return equation.bind(*arrays)
-    return equation.bind(*arrays)
+    results: list[Any] = at_once(equation.bind, *arrays)
+    return results
+
+
+def at_once(function: Callable[..., Any], *arrays: Any) -> Any:
+    """function(*arrays), computed at once where all arrays are known while tracing, so that the result is known too."""
+    if not all(is_concrete(array) for array in arrays):
+        return function(*arrays)
+    with jax.ensure_compile_time_eval():
+        return function(*arrays)
 
 
 def is_concrete(array: Any) -> bool:

@@ -1,0 +1,247 @@
+"""Second moments of a network's values over random weights, for pairs of examples, and how they move and combine.
+
+Each weight has the mean 0 and a second moment of its own, and all are independent. What depends on a weight is a
+`Moments`: for each pair of examples x, x' the expectation E[v(x)_a v(x')_b] of every entry a with itself, and with
+other entries b only along those axes where a later sum needs it. What depends on no weight is `Known`: its two values.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pathjax._interpreter.routes import NO_WEIGHT, Route
+
+__all__ = [
+    "Axis", "Demand", "Kind", "Known", "Moments", "diagonal_of", "embedded", "in_kinds", "is_zero", "joined",
+    "laid_out", "left_of", "mapped", "of_known", "right_of", "right_position", "stored",
+]  # fmt: skip
+
+
+class Kind(enum.Enum):
+    """What is known of the entries along an axis, and how it is stored.
+
+    SAME: they are one value, whose moment is stored once. ALIKE: each has the same moment, stored once; that of two
+    different ones is not stored. EACH: the moment of each is stored. PAIRS: that of every two is stored, along the axis
+    itself for the first example and along a further, right axis for the second.
+    """
+
+    SAME = "same"
+    ALIKE = "alike"
+    EACH = "each"
+    PAIRS = "pairs"
+
+
+class Axis(NamedTuple):
+    """An axis of a value.
+
+    Attributes:
+        size: its length in the network.
+        kind: how it is stored.
+        labels: where its entries come from: what must be `Kind.PAIRS` there so that it can be here.
+    """
+
+    size: int
+    kind: Kind
+    labels: frozenset[Any] = frozenset()
+
+
+class Demand(Exception):
+    """A sum needs moments of every two entries along axes that come from those with these labels."""
+
+    def __init__(self, labels: frozenset[Any]) -> None:
+        super().__init__(labels)
+        self.labels = labels
+
+
+@dataclass(frozen=True)
+class Known:
+    """A value that depends on no weight: (n, ...) for the first batch and (m, ...) for the second; n, m = 1 if the same
+    for all examples. `second` is None if both batches are one."""
+
+    first: Any
+    second: Any | None
+
+    @property
+    def sides(self) -> tuple[Any, Any]:
+        return self.first, self.first if self.second is None else self.second
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.first.shape[1:])
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of a value (…) over the weights.
+
+    Every array has axes for examples, two for `cross` and `tangent`, one for `first` and `second`; then those of the
+    value, of length 1 where entries are stored once; then the right axes of those of kind PAIRS, in their order.
+
+    Attributes:
+        axes: the axes of the value.
+        cross: E[v(x) v(x')] for pairs of an example of the first batch and one of the second.
+        tangent: Σ_w E[∂v(x)/∂w ∂v(x')/∂w] over the weights w; None where it is not wanted.
+        first, second: E[v(x) v(x)] for the examples of one batch; `second` is None if both batches are one.
+        route: the weights that its paths pass.
+        leaf_entries: of moved entries of one leaf, the position of each in the raveled leaf.
+        is_weight: whether each entry is a product of weights alone, so that two different ones are independent.
+    """
+
+    axes: tuple[Axis, ...]
+    cross: Any
+    tangent: Any | None
+    first: Any
+    second: Any | None
+    route: Route
+    leaf_entries: np.ndarray | None = None
+    is_weight: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def variances(self) -> tuple[Any, Any]:
+        return self.first, self.first if self.second is None else self.second
+
+
+Value: TypeAlias = "Known | Moments"
+
+
+def stored(axis: Axis) -> int:
+    """The length of an axis in arrays where nothing is broadcast."""
+    return axis.size if axis.kind in (Kind.EACH, Kind.PAIRS) else 1
+
+
+def right_position(axes: Sequence[Axis], index: int) -> int:
+    """Position of the right axis of axis `index`, behind those of the examples."""
+    return len(axes) + sum(axis.kind is Kind.PAIRS for axis in axes[:index])
+
+
+def laid_out(array: Any, axes: Sequence[Axis], leading: int) -> Any:
+    """The array with every axis at its full stored length."""
+    lengths = [stored(axis) for axis in axes] + [axis.size for axis in axes if axis.kind is Kind.PAIRS]
+    return jnp.broadcast_to(array, (*array.shape[:leading], *lengths))
+
+
+def mapped(function: Callable[..., Any], *operands: Moments) -> dict[str, Any]:
+    """`function(leading, *arrays)`, linear in each of its arrays, for the moments of all pairs: fields of the result.
+
+    The tangent of a product has one term for each factor.
+    """
+    wanted = all(operand.tangent is not None for operand in operands)
+    crosses = [operand.cross for operand in operands]
+    terms = [
+        function(2, *crosses[:i], operand.tangent, *crosses[i + 1 :]) for i, operand in enumerate(operands) if wanted
+    ]
+    is_one = all(operand.second is None for operand in operands)
+    return {
+        "cross": function(2, *crosses),
+        "tangent": sum(terms[1:], terms[0]) if wanted else None,
+        "first": function(1, *(operand.first for operand in operands)),
+        "second": None if is_one else function(1, *(operand.variances[1] for operand in operands)),
+    }
+
+
+def diagonal_of(array: Any, axes: Sequence[Axis], index: int, leading: int) -> Any:
+    """The array without the right axis of a PAIRS axis: entries with themselves."""
+    left, right = leading + index, leading + right_position(axes, index)
+    size = axes[index].size
+    lengths = list(array.shape)
+    lengths[left] = lengths[right] = size
+    return jnp.moveaxis(jnp.diagonal(jnp.broadcast_to(array, lengths), axis1=left, axis2=right), -1, left)
+
+
+def in_kinds(moments: Moments, kinds: Sequence[Kind]) -> Moments:
+    """The same moments, stored in other kinds: PAIRS as EACH, SAME as any, ALIKE as EACH."""
+    for index, (axis, kind) in enumerate(zip(moments.axes, kinds, strict=True)):
+        if axis.kind is not kind:
+            moments = _in_kind(moments, index, kind)
+    return moments
+
+
+def _in_kind(moments: Moments, index: int, kind: Kind) -> Moments:
+    axes, before = moments.axes, moments.axes[index]
+    after = (*axes[:index], before._replace(kind=kind), *axes[index + 1 :])
+    if before.kind is Kind.PAIRS:
+        fields = mapped(lambda leading, array: diagonal_of(array, axes, index, leading), moments)
+    elif kind is Kind.PAIRS:
+        position = right_position(after, index)
+        fields = mapped(lambda leading, array: jnp.expand_dims(array, leading + position), moments)
+    else:
+        fields = {}
+    return replace(moments, axes=after, **fields)
+
+
+def embedded(moments: Moments, index: int) -> Moments:
+    """The axis as PAIRS, where moments of two different entries are 0, as of weights."""
+    axes = moments.axes
+    after = (*axes[:index], axes[index]._replace(kind=Kind.PAIRS), *axes[index + 1 :])
+    size, position = axes[index].size, right_position(after, index)
+
+    def embed(leading: int, array: Any) -> Any:
+        diagonal = np.eye(size, dtype=bool)
+        diagonal = np.expand_dims(
+            diagonal, [i for i in range(leading + _rank(after)) if i not in (leading + index, leading + position)]
+        )
+        return jnp.where(diagonal, jnp.expand_dims(array, leading + position), 0)
+
+    return replace(moments, axes=after, **mapped(embed, moments))
+
+
+def _rank(axes: Sequence[Axis]) -> int:
+    return len(axes) + sum(axis.kind is Kind.PAIRS for axis in axes)
+
+
+def joined(left: Kind, right: Kind) -> Kind:
+    """How the entries of a sum or product of two values are stored along an axis."""
+    kinds = {left, right}
+    if kinds <= {Kind.SAME, Kind.PAIRS}:
+        return Kind.PAIRS if Kind.PAIRS in kinds else Kind.SAME
+    return Kind.ALIKE if kinds <= {Kind.SAME, Kind.ALIKE} else Kind.EACH
+
+
+def is_zero(known: Known) -> bool:
+    """Whether a value is known to be zero while tracing."""
+    return not any(isinstance(side, jax.core.Tracer) or np.any(np.asarray(side)) for side in known.sides)
+
+
+def of_known(known: Known, labels: Sequence[Any], demanded: frozenset[Any], *, tangent: bool) -> Moments:
+    """The moments of a value that depends on no weight, v(x)_a v(x')_b; with a label for each axis."""
+    axes = tuple(
+        Axis(size, Kind.SAME if size == 1 else Kind.PAIRS if label in demanded else Kind.EACH, frozenset([label]))
+        for size, label in zip(known.shape, labels, strict=True)
+    )
+    lefts = [left_of(side, axes) for side in known.sides]
+    rights = [right_of(side, axes) for side in known.sides]
+    cross = lefts[0][:, None] * rights[1][None]
+    first, second = (left * right for left, right in zip(lefts, rights, strict=True))
+    return Moments(
+        axes,
+        cross,
+        jnp.zeros((1,) * cross.ndim, cross.dtype) if tangent else None,
+        first,
+        None if known.second is None else second,
+        NO_WEIGHT,
+    )
+
+
+def left_of(array: Any, axes: Sequence[Axis]) -> Any:
+    """A factor (examples, ...) for the first of two entries: with an axis of length 1 for each right axis."""
+    return array.reshape(*array.shape, *[1] * (_rank(axes) - len(axes)))
+
+
+def right_of(array: Any, axes: Sequence[Axis]) -> Any:
+    """A factor (examples, ...) for the second of two entries: its PAIRS axes stand as right axes."""
+    paired = [i for i, axis in enumerate(axes) if axis.kind is Kind.PAIRS]
+    lengths = [1 if i in paired else length for i, length in enumerate(array.shape[1:])]
+    library = np if isinstance(array, np.ndarray) else jnp  # what is known while tracing stays known
+    moved = library.moveaxis(array, [1 + i for i in paired], range(array.ndim - len(paired), array.ndim))
+    return moved.reshape(array.shape[0], *lengths, *(array.shape[1 + i] for i in paired))
