@@ -157,8 +157,9 @@ class MeanField(Algebra["Known | Moments"]):
         return Known(array, None if self._is_one else array)
 
     def shape_only(self, function: Callable[..., Any], *operands: Known | Moments) -> Known | Moments:
-        if all(isinstance(operand, Known) for operand in operands):
-            return _at_examples(function, *operands)
+        known = [operand for operand in operands if isinstance(operand, Known)]
+        if len(known) == len(operands):
+            return _at_examples(function, *known)
         zeros = [i for i, operand in enumerate(operands) if isinstance(operand, Known) and is_zero(operand)]
         shapes = [operand.shape for operand in operands]
         terms = []
@@ -213,7 +214,7 @@ class MeanField(Algebra["Known | Moments"]):
         return Moments(
             axes,
             left.cross + right.cross,
-            left.tangent + right.tangent if self._tangent else None,
+            None if left.tangent is None or right.tangent is None else left.tangent + right.tangent,
             left.first + right.first,
             None if is_one else left.variances[1] + right.variances[1],
             every([left.route, right.route]),
@@ -526,15 +527,17 @@ def gated(operand: Moments, above: Any, below: Any) -> Moments:
         variances.append((left_of(variance, axes), right_of(variance, axes)))
     (first_left, first_right), (second_left, second_right) = variances
     is_self = _is_self(axes)
-    through_same = _both(above, axes, 1) + _both(below, axes, 1)
-    through_other = _crossed(above, below, axes)
     n = first_left.shape[0]
     is_one = operand.second is None
-    is_self_example = (
-        np.eye(n, dtype=bool).reshape(n, n, *[1] * is_self.ndim) & is_self if is_one else np.zeros((), bool)
-    )
+    same_example = np.eye(n, dtype=bool) if is_one else np.zeros((1, 1), bool)
+    is_self_example = same_example.reshape(*same_example.shape, *[1] * is_self.ndim) & is_self[None, None]
 
-    def values(covariance: Any, left: Any, right: Any, is_self: Any) -> Any:
+    def slopes(leading: int) -> tuple[Any, Any]:
+        """The products of slopes on one side, and on different sides, each summed over both ways."""
+        return _both(above, axes, leading) + _both(below, axes, leading), _crossed(above, below, axes, leading)
+
+    def values(leading: int, covariance: Any, left: Any, right: Any, is_self: Any) -> Any:
+        through_same, through_other = slopes(leading)
         same = jnp.where(is_self, covariance / 2, ramps(covariance, left, right))
         other = jnp.where(is_self, 0, ramps(-covariance, left, right)) if np.any(through_other) else 0
         return through_same * same - through_other * other
@@ -542,21 +545,23 @@ def gated(operand: Moments, above: Any, below: Any) -> Moments:
     cross_left, cross_right = first_left[:, None], second_right[None]
     tangent = None
     if operand.tangent is not None:
+        through_same, through_other = slopes(2)
         share = jnp.where(is_self_example, 0, angle(operand.cross, cross_left, cross_right) / (2 * jnp.pi))
         tangent = operand.tangent * (through_same * (0.5 - share) + through_other * share)
     return replace(
         operand,
-        cross=values(operand.cross, cross_left, cross_right, is_self_example),
+        cross=values(2, operand.cross, cross_left, cross_right, is_self_example),
         tangent=tangent,
-        first=values(operand.first, first_left, first_right, is_self),
-        second=None if is_one else values(operand.second, second_left, second_right, is_self),
+        first=values(1, operand.first, first_left, first_right, is_self[None]),
+        second=None if is_one else values(1, operand.second, second_left, second_right, is_self[None]),
     )
 
 
-def _crossed(above: Any, below: Any, axes: Sequence[Axis]) -> Any:
+def _crossed(above: Any, below: Any, axes: Sequence[Axis], leading: int) -> Any:
     """The product of slopes on different sides, summed over both ways."""
     sides = [(left_of(slope[None], axes), right_of(slope[None], axes)) for slope in (above, below)]
-    return sides[0][0] * sides[1][1] + sides[1][0] * sides[0][1]
+    product = sides[0][0] * sides[1][1] + sides[1][0] * sides[0][1]
+    return product.reshape(*[1] * (leading - 1), *product.shape)
 
 
 def _is_self(axes: Sequence[Axis]) -> np.ndarray:

@@ -3,5 +3,6 @@
 `uses`: where a network uses its parameters, and the activations and cotangents there. `contractions`: the part of one
 layer in the kernel, in the cheapest way. `blocks`: a kernel in blocks of examples, spread over devices. `layerwise`:
 the kernel put together from its layers and blocks. `memory`: the refusal of what would not fit. `matrix`: a kernel as a
-matrix. `operator`: products with the kernel without forming it. `door`: neural-tangents on current JAX.
+matrix. `operator`: products with the kernel without forming it. `expected`: the kernel in the mean over random
+weights. `initial`: second moments of weights at the usual initializations. `door`: neural-tangents on current JAX.
 """
