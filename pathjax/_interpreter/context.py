@@ -147,6 +147,16 @@ class Context:
                 "Use ReLUs and average pooling here, or estimate by sampling: `ntk.sign_average`.",
             )
 
+    def by_own_sign(self, operand: Value, slopes: Sequence[Any]) -> Sequence[Any]:
+        """Slopes for positive and negative values of an operand, where they are given by the signs of its root."""
+        if not (self.algebra.gates_by_sides and isinstance(operand, PathSum)):
+            return slopes
+        above, below = slopes
+        if is_concrete(operand.real[0]):
+            return slopes[::-1] if np.all(np.asarray(operand.real[0]) < 0) else slopes
+        is_negative = jnp.ravel(operand.real[0])[:1].reshape([1] * jnp.ndim(above)) < 0
+        return [jnp.where(is_negative, below, above), jnp.where(is_negative, above, below)]
+
     def refuse_gate(self) -> UnsupportedPrimitive:
         return self.refuse(
             "A comparison of activations is used as a number here; it is a step function, but paths are continuous.",

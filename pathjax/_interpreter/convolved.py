@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pathjax._interpreter.algebra import Convolution
+from pathjax._interpreter.algebra import Convolution, Undefined
 from pathjax._interpreter.moments import Axis, Kind, Moments, laid_out, mapped
 from pathjax._interpreter.routes import joint
 
@@ -38,12 +38,19 @@ class _Layout(NamedTuple):
     channels: int
 
 
-def convolved(image: Moments, kernel: Moments, convolution: Convolution) -> tuple[Moments, int]:
-    """The moments, and the axis of the result along which entries have weights of their own: the channels.
+def convolved(image: Moments, kernel: Moments, convolution: Convolution) -> tuple[Moments, list[int]]:
+    """The moments, and the axes of the result along which entries have weights of their own: the channels.
 
     The channels of the image must not be in pairs.
     """
     specs, groups = convolution.dimension_numbers, convolution.feature_group_count
+    if not kernel.is_weight or any(
+        kernel.axes[i].kind is Kind.SAME and kernel.axes[i].size > 1 for i in specs.rhs_spec
+    ):
+        raise Undefined(
+            "The entries of its filter are not weights of their own, so that their products are not independent.",
+            "Give each entry a weight of its own, or estimate by sampling: `ntk.sign_average`.",
+        )
     images, kernels = [image.axes[i] for i in specs.lhs_spec], [kernel.axes[i] for i in specs.rhs_spec]
     paired = [i for i, axis in enumerate(images[2:]) if axis.kind is Kind.PAIRS]
     is_once = images[1].kind in _ONCE and kernels[1].kind in _ONCE
@@ -68,7 +75,7 @@ def convolved(image: Moments, kernel: Moments, convolution: Convolution) -> tupl
         ordered_axes.append(Axis(size, kind, before.labels))
     axes = tuple(ordered_axes[specs.out_spec.index(i)] for i in range(len(sizes)))
     result = Moments(axes, **fields, route=joint([image.route, kernel.route]))
-    return result, specs.out_spec[1]
+    return result, [specs.out_spec[1]]
 
 
 def _image(array: Any, image: Moments, order: Sequence[int], leading: int, layout: _Layout) -> Any:

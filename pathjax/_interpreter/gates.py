@@ -111,7 +111,7 @@ def pass_through(context: Context, value: Value, slopes: Sequence[Any], compared
     `compared` are the roots of the activations that the gates are functions of.
     """
     context.check_gate(value, compared)
-    return context.algebra.gate(_broadcast(context, value), slopes, context.shape)
+    return context.algebra.gate(_broadcast(context, value), context.by_own_sign(value, slopes), context.shape)
 
 
 def _choose(

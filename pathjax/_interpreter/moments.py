@@ -16,11 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._interpreter.routes import NO_WEIGHT, Route
+from pathjax._interpreter.algebra import Undefined
+from pathjax._interpreter.routes import NO_WEIGHT, Route, joint
 
 __all__ = [
-    "Axis", "Demand", "Kind", "Known", "Moments", "diagonal_of", "embedded", "in_kinds", "is_zero", "joined",
-    "laid_out", "left_of", "mapped", "of_known", "right_of", "right_position", "stored",
+    "Axis", "Demand", "Kind", "Known", "Moments", "both", "demand_pairs", "diagonal_of", "embedded", "in_kinds",
+    "is_own", "is_zero", "joined", "laid_out", "left_of", "mapped", "mapped_means", "means_of", "of_known", "product",
+    "rank", "right_of", "right_position", "spread", "stored", "without_pairs",
 ]  # fmt: skip
 
 
@@ -62,11 +64,14 @@ class Demand(Exception):
 
 @dataclass(frozen=True)
 class Known:
-    """A value that depends on no weight: (n, ...) for the first batch and (m, ...) for the second; n, m = 1 if the same
-    for all examples. `second` is None if both batches are one."""
+    """A value that depends on no weight: (n, ...) for the first batch and (m, ...) for the second.
+
+    `second` is None if both batches are one. A constant is the same for all examples and has n = m = 1.
+    """
 
     first: Any
     second: Any | None
+    is_constant: bool = False
 
     @property
     def sides(self) -> tuple[Any, Any]:
@@ -92,6 +97,8 @@ class Moments:
         route: the weights that its paths pass.
         leaf_entries: of moved entries of one leaf, the position of each in the raveled leaf.
         is_weight: whether each entry is a product of weights alone, so that two different ones are independent.
+        means: E[v(x)] for the examples of each batch, without right axes; None where it is 0. The second is None if
+            both batches are one.
     """
 
     axes: tuple[Axis, ...]
@@ -102,6 +109,7 @@ class Moments:
     route: Route
     leaf_entries: np.ndarray | None = None
     is_weight: bool = False
+    means: tuple[Any, Any | None] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,6 +158,25 @@ def mapped(function: Callable[..., Any], *operands: Moments) -> dict[str, Any]:
     }
 
 
+def mapped_means(function: Callable[[Any], Any], moments: Moments) -> tuple[Any, Any | None] | None:
+    """`function` of the means of one batch, which is linear, for both."""
+    if moments.means is None:
+        return None
+    first, second = moments.means
+    return function(first), None if second is None else function(second)
+
+
+def means_of(function: Callable[[Any], Any], moments: Moments, axes: Sequence[Axis]) -> tuple[Any, Any | None] | None:
+    """The means of `function` of the value, which is linear in it and has these axes."""
+    is_once = tuple(slice(0, 1) if axis.kind in (Kind.SAME, Kind.ALIKE) else slice(None) for axis in axes)
+
+    def means(array: Any) -> Any:
+        full = jnp.broadcast_to(array, (len(array), *moments.shape))
+        return jax.vmap(function)(full)[(slice(None), *is_once)]
+
+    return mapped_means(means, moments)
+
+
 def diagonal_of(array: Any, axes: Sequence[Axis], index: int, leading: int) -> Any:
     """The array without the right axis of a PAIRS axis: entries with themselves."""
     left, right = leading + index, leading + right_position(axes, index)
@@ -180,6 +207,24 @@ def _in_kind(moments: Moments, index: int, kind: Kind) -> Moments:
     return replace(moments, axes=after, **fields)
 
 
+def without_pairs(moments: Moments, index: int) -> Moments:
+    """The axis as EACH where it is PAIRS."""
+    kinds = [axis.kind for axis in moments.axes]
+    return in_kinds(moments, [Kind.EACH if i == index and k is Kind.PAIRS else k for i, k in enumerate(kinds)])
+
+
+def demand_pairs(moments: Moments, index: int) -> None:
+    """Ask for the moments of every two entries along an axis where they are not at hand."""
+    axis = moments.axes[index]
+    if axis.kind in (Kind.EACH, Kind.ALIKE):
+        raise Demand(axis.labels)
+
+
+def is_own(moments: Moments, index: int) -> bool:
+    """Whether the entries along an axis are different weights."""
+    return moments.is_weight and moments.axes[index].kind in (Kind.EACH, Kind.ALIKE)
+
+
 def embedded(moments: Moments, index: int) -> Moments:
     """The axis as PAIRS, where moments of two different entries are 0, as of weights."""
     axes = moments.axes
@@ -189,14 +234,14 @@ def embedded(moments: Moments, index: int) -> Moments:
     def embed(leading: int, array: Any) -> Any:
         diagonal = np.eye(size, dtype=bool)
         diagonal = np.expand_dims(
-            diagonal, [i for i in range(leading + _rank(after)) if i not in (leading + index, leading + position)]
+            diagonal, [i for i in range(leading + rank(after)) if i not in (leading + index, leading + position)]
         )
         return jnp.where(diagonal, jnp.expand_dims(array, leading + position), 0)
 
     return replace(moments, axes=after, **mapped(embed, moments))
 
 
-def _rank(axes: Sequence[Axis]) -> int:
+def rank(axes: Sequence[Axis]) -> int:
     return len(axes) + sum(axis.kind is Kind.PAIRS for axis in axes)
 
 
@@ -206,6 +251,33 @@ def joined(left: Kind, right: Kind) -> Kind:
     if kinds <= {Kind.SAME, Kind.PAIRS}:
         return Kind.PAIRS if Kind.PAIRS in kinds else Kind.SAME
     return Kind.ALIKE if kinds <= {Kind.SAME, Kind.ALIKE} else Kind.EACH
+
+
+def product(axes: tuple[Axis, ...], fields: dict[str, Any], left: Moments, right: Moments) -> Moments:
+    """The product of two values, from the moments that are its `fields`."""
+    if left.means is not None and right.means is not None:
+        raise Undefined(
+            "It multiplies two values whose means are not 0.",
+            "Multiply by weights or by constants alone, or estimate by sampling: `ntk.sign_average`.",
+        )
+    return Moments(
+        axes,
+        **fields,
+        route=joint([left.route, right.route]),
+        is_weight=left.is_weight and right.is_weight,
+    )
+
+
+def spread(moments: Moments, shape: tuple[int, ...]) -> Moments:
+    """A number or an array with axes of length 1, broadcast to a shape."""
+    if moments.shape == shape:
+        return moments
+    added = [1] * (len(shape) - len(moments.axes))
+    axes = [*(Axis(1, Kind.SAME) for _ in added), *moments.axes]
+    fields = mapped(lambda leading, a: a.reshape(*a.shape[:leading], *added, *a.shape[leading:]), moments)
+    sized = tuple(axis._replace(size=size) for axis, size in zip(axes, shape, strict=True))
+    means = mapped_means(lambda a: a.reshape(len(a), *added, *a.shape[1:]), moments)
+    return replace(moments, axes=sized, leaf_entries=None, means=means, **fields)
 
 
 def is_zero(known: Known) -> bool:
@@ -230,12 +302,13 @@ def of_known(known: Known, labels: Sequence[Any], demanded: frozenset[Any], *, t
         first,
         None if known.second is None else second,
         NO_WEIGHT,
+        means=(known.first, known.second),
     )
 
 
 def left_of(array: Any, axes: Sequence[Axis]) -> Any:
     """A factor (examples, ...) for the first of two entries: with an axis of length 1 for each right axis."""
-    return array.reshape(*array.shape, *[1] * (_rank(axes) - len(axes)))
+    return array.reshape(*array.shape, *[1] * (rank(axes) - len(axes)))
 
 
 def right_of(array: Any, axes: Sequence[Axis]) -> Any:
@@ -245,3 +318,9 @@ def right_of(array: Any, axes: Sequence[Axis]) -> Any:
     library = np if isinstance(array, np.ndarray) else jnp  # what is known while tracing stays known
     moved = library.moveaxis(array, [1 + i for i in paired], range(array.ndim - len(paired), array.ndim))
     return moved.reshape(array.shape[0], *lengths, *(array.shape[1 + i] for i in paired))
+
+
+def both(left: Any, right: Any, axes: Sequence[Axis], leading: int) -> Any:
+    """The product of a factor (...) at the first of two entries and one at the second, for all examples."""
+    result = left_of(left[None], axes) * right_of(right[None], axes)
+    return result.reshape(*[1] * (leading - 1), *result.shape)

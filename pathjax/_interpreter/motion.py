@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pathjax._interpreter.algebra import Undefined
-from pathjax._interpreter.moments import Axis, Kind, Moments, in_kinds, mapped
-from pathjax._interpreter.routes import Token, single
+from pathjax._interpreter.moments import Axis, Kind, Moments, in_kinds, mapped, means_of
+from pathjax._interpreter.routes import single
 
 __all__ = ["Move", "moved", "moves"]
 
@@ -85,7 +85,8 @@ def moved(
         picked = jnp.where(plan.right >= 0, picked, 0) if np.any(plan.right < 0) else picked
         return picked.reshape(*result.shape[:-1], *right_lengths)
 
-    changed = replace(operand, axes=plan.axes, **mapped(rearranged, operand))
+    means = means_of(function, operand, plan.axes)
+    changed = replace(operand, axes=plan.axes, means=means, **mapped(rearranged, operand))
     return _as_weights(changed, move, is_once) if operand.is_weight else changed
 
 
@@ -102,9 +103,7 @@ def _as_weights(moments: Moments, move: Move, is_once: tuple[slice, ...]) -> Mom
         return moments
     entries = np.where(move.sources >= 0, moments.leaf_entries.ravel()[np.maximum(move.sources, 0)], -1)
     (token,) = moments.route.depends
-    used = entries[entries >= 0]
-    route = single(Token(token.leaf, int(used.min()), int(used.max()))) if used.size else moments.route
-    return replace(moments, route=route, leaf_entries=entries)
+    return replace(moments, route=single(token.at(entries[entries >= 0])), leaf_entries=entries)
 
 
 def _plan(operand: Moments, move: Move, fresh: Sequence[Any], demanded: frozenset[Any]) -> _Plan:

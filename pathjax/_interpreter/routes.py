@@ -1,6 +1,8 @@
 """Which weights the paths to a value pass: enough to tell that two values have an expected product of 0.
 
-The product of two paths has the mean 0 if one of them passes a weight that the other does not.
+A value is linear in the weights that its paths pass behind their last gate; call these free. The product of two paths
+has the mean 0 if one of them passes a free weight that the other does not pass at all. Values that share no
+weight are independent, so that the mean of their product is that of their means: not 0 behind gates.
 """
 
 from __future__ import annotations
@@ -8,42 +10,72 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["NO_WEIGHT", "Route", "Token", "are_apart", "every", "joint", "single"]
+import numpy as np
+
+__all__ = [
+    "NO_WEIGHT",
+    "Route",
+    "Token",
+    "are_uncorrelated",
+    "behind_gate",
+    "every",
+    "joint",
+    "leaf",
+    "share_weights",
+    "single",
+]
 
 
 class Token(NamedTuple):
-    """Some weights of a leaf: those at `low` to `high` in the order of the raveled leaf."""
+    """Some weights of a leaf of this shape: those in a box, with the lowest and the highest index along each axis."""
 
     leaf: int
-    low: int
-    high: int
+    shape: tuple[int, ...]
+    box: tuple[tuple[int, int], ...]
 
     def meets(self, other: Token) -> bool:
-        return self.leaf == other.leaf and self.low <= other.high and other.low <= self.high
+        if self.leaf != other.leaf:
+            return False
+        sides = zip(self.box, other.box, strict=True)
+        return all(low <= top and bottom <= high for (low, high), (bottom, top) in sides)
+
+    def at(self, positions: np.ndarray) -> Token:
+        """The weights at these positions in the raveled leaf, which are all that it is about from now on."""
+        if not self.shape or not positions.size:
+            return self
+        indices = np.unravel_index(positions, self.shape)
+        return self._replace(box=tuple((int(along.min()), int(along.max())) for along in indices))
 
 
 class Route(NamedTuple):
     """The paths to a value.
 
     Attributes:
-        tokens: weights of which every path passes one, of a route that is made of no others.
+        tokens: free weights of which every path passes one, of a route that is made of no others.
         parts: the routes that it is made of.
         is_sum: whether a path takes one of them; else it takes all.
         depends: all weights that some path passes.
+        is_free: whether some path passes a free weight.
     """
 
     tokens: frozenset[Token]
     parts: tuple[Route, ...]
     is_sum: bool
     depends: frozenset[Token]
+    is_free: bool
 
 
-NO_WEIGHT = Route(frozenset(), (), True, frozenset())
+NO_WEIGHT = Route(frozenset(), (), True, frozenset(), False)
+
+
+def leaf(index: int, shape: tuple[int, ...]) -> Route:
+    """The routes to all weights of a leaf."""
+    return single(Token(index, shape, tuple((0, size - 1) for size in shape)))
 
 
 def single(token: Token) -> Route:
     """The routes to weights: each is one of them."""
-    return Route(frozenset([token]), (), False, frozenset([token]))
+    return Route(frozenset([token]), (), False, frozenset([token]), True)
 
 
 def joint(parts: Sequence[Route]) -> Route:
@@ -57,17 +89,44 @@ def every(parts: Sequence[Route]) -> Route:
     return parts[0] if all(part is parts[0] for part in parts) else _made_of(parts, is_sum=True)
 
 
+def behind_gate(route: Route) -> Route:
+    """The routes through a gate."""
+    return NO_WEIGHT._replace(depends=route.depends)
+
+
 def _made_of(parts: Sequence[Route], *, is_sum: bool) -> Route:
-    return Route(frozenset(), tuple(parts), is_sum, frozenset().union(*(part.depends for part in parts)))
+    depends = frozenset[Token]().union(*(part.depends for part in parts))
+    return Route(frozenset(), tuple(parts), is_sum, depends, any(part.is_free for part in parts))
 
 
-def are_apart(left: Route, right: Route) -> bool:
-    """Whether every path of one passes a weight that no path of the other passes."""
+def share_weights(left: Route, right: Route) -> bool:
+    """Whether some path of one and some path of the other pass the same weight."""
+    return any(token.meets(other) for token in left.depends for other in right.depends)
+
+
+def are_uncorrelated(left: Route, right: Route) -> bool:
+    """Whether the expected product of two values is the product of their means."""
+    return all(_are_apart(a, b) or not share_weights(a, b) for a in _summands(left) for b in _summands(right))
+
+
+def _summands(route: Route) -> list[Route]:
+    found, waiting = [], [route]
+    while waiting:
+        now = waiting.pop()
+        if now.is_sum and now.parts:
+            waiting += now.parts
+        else:
+            found.append(now)
+    return found
+
+
+def _are_apart(left: Route, right: Route) -> bool:
+    """Whether every path of one passes a free weight that no path of the other passes."""
     return _passes_others(left, right.depends) or _passes_others(right, left.depends)
 
 
 def _passes_others(route: Route, known: frozenset[Token]) -> bool:
-    """Whether every path passes a weight that is not among the `known`. Without recursion: networks may be deep."""
+    """Whether every path passes a free weight that is not among the `known`. No recursion: networks may be deep."""
     found: dict[int, bool] = {}
     waiting = [route]
     while waiting:

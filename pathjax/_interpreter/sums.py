@@ -93,7 +93,8 @@ def divide(context: Context, values: Sequence[Value]) -> Results:
         )
     if isinstance(numerator, Gate):
         return combine_gates(context, values)
-    inverse = Constant(1.0 / denominator.value, None if denominator.fill is None else 1.0 / denominator.fill)
+    value = at_once(lambda divisor: 1.0 / divisor, denominator.value)
+    inverse = Constant(value, None if denominator.fill is None else 1.0 / denominator.fill)
     return _times_constant(context, context.paths(numerator), inverse)
 
 

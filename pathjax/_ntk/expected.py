@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 from pathjax._base.leaves import KnownMask
 from pathjax._base.trees import concrete, in_own_containers, wide
 from pathjax._interpreter import mean_field as _mean_field
-from pathjax._interpreter.jaxpr import UnsupportedPrimitive
 from pathjax._interpreter.lifting import one_example
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax._ntk import layerwise
@@ -53,7 +52,6 @@ def kernels(
     batch_size: int | None,
 ) -> MeanField:
     """The expected kernels, in chunks of examples, by programs that are compiled once and kept."""
-    _refuse_tied(network, x1)
     n, m = len(x1), len(x1 if x2 is None else x2)
     _check_memory(network, moments, mask, x1, n, m, ntk, batch_size)
     compiled = network.compiled(_kernels, ntk=ntk)
@@ -83,18 +81,6 @@ def _kernels(
     leaves, kept = jax.tree.leaves(moments), None if mask is None else jax.tree.leaves(mask)
     found = _mean_field.kernels(program, leaves, kept, wide(x1), None if x2 is None else wide(x2), ntk=ntk)
     return MeanField(found.nngp, found.ntk)
-
-
-def _refuse_tied(network: TracedNetwork, x: Any) -> None:
-    """Raise UnsupportedPrimitive for weights that one path meets twice."""
-    tied = network.tied(one_example(x))
-    if tied:
-        paths = [keystr(path) for path, _ in tree_flatten_with_path(network.params_like)[0]]
-        raise UnsupportedPrimitive(
-            f"The weights at {', '.join(paths[i] for i in sorted(tied))} are used twice on one path, so that their "
-            "products are not independent. Give each layer weights of its own, or estimate by sampling: "
-            "`ntk.sign_average`."
-        )
 
 
 def _check_memory(
