@@ -173,7 +173,7 @@ class Expectation:
         pair = self.pair(edge.origin, other.origin)
         if edge.gate is None and other.gate is None:
             return pair
-        left, right = self._sides(edge.origin), self._sides(other.origin)
+        left, right = self.sides(edge.origin), self.sides(other.origin)
         both, share = rectified(pair.value - np.outer(left.mean, right.mean), left, right)
         if edge.origin == other.origin:  # a neuron with itself at one example is on one side, also where it is 0
             np.fill_diagonal(both, left.mean * left.ramp + left.deviation**2 * left.open)
@@ -199,7 +199,7 @@ class Expectation:
             factors.append(np.where(self.known[one.origin] > 0, above, below) if is_known else np.ones(self.n))
         return self.pair(edge.origin, other.origin).times(np.outer(*factors))
 
-    def _sides(self, node: int) -> Sides:
+    def sides(self, node: int) -> Sides:
         mean = self.mean(node)
         return Sides(mean, np.sqrt(np.maximum(np.diagonal(self.pair(node, node).value) - mean**2, 0)))
 
@@ -215,11 +215,11 @@ class Expectation:
         if edge.gate is None:
             return edge.coefficient * self.mean(edge.origin)
         above, below = self._slopes(edge)
-        return edge.coefficient * (below * self.mean(edge.origin) + (above - below) * self._sides(edge.origin).ramp)
+        return edge.coefficient * (below * self.mean(edge.origin) + (above - below) * self.sides(edge.origin).ramp)
 
     def _mean_slope(self, edge: Edge) -> np.ndarray:
         above, below = self._slopes(edge)
-        return below + (above - below) * self._sides(edge.origin).open
+        return below + (above - below) * self.sides(edge.origin).open
 
     def _slopes(self, edge: Edge) -> tuple[float, float]:
         """Slopes above and below zero, of an edge gated by its own origin."""
