@@ -115,10 +115,12 @@ def _plan(operand: Moments, move: Move, fresh: Sequence[Any], demanded: frozense
     has_gaps = [
         bool(np.any(valid.max(axis, initial=False) != valid.min(axis, initial=True))) for axis in range(sources.ndim)
     ]
+    linked = _linked(varies)
     kinds = [axis.kind for axis in operand.axes]
     while True:
         axes = tuple(
-            _axis(operand, size, kinds, varies[j], has_gaps[j], fresh[j], demanded) for j, size in enumerate(move.shape)
+            _axis(operand, size, kinds, varies[j], linked[j], has_gaps[j], fresh[j], demanded)
+            for j, size in enumerate(move.shape)
         )
         is_pairs = [axis.kind is Kind.PAIRS for axis in axes]
         lost = [
@@ -140,13 +142,14 @@ def _axis(
     size: int,
     kinds: Sequence[Kind],
     varies: Sequence[bool],
+    linked: Sequence[int],
     has_gaps: bool,
     fresh: Any,
     demanded: frozenset[Any],
 ) -> Axis:
-    """An axis of the result, by the operand's axes whose entries come to lie along it."""
+    """An axis of the result, by the operand's axes whose entries come to lie along it; `linked` are those of `_linked`."""
     sources = [i for i, is_source in enumerate(varies) if is_source and kinds[i] is not Kind.SAME]
-    labels = frozenset().union(*(operand.axes[i].labels for i in sources))
+    labels = frozenset().union(*(operand.axes[i].labels for i in linked)) if sources else frozenset()
     found = {kinds[i] for i in sources}
     if size == 1 or not (sources or has_gaps):
         return Axis(size, Kind.SAME, labels)
@@ -155,6 +158,17 @@ def _axis(
     if found == {Kind.PAIRS}:
         return Axis(size, Kind.PAIRS, labels)
     return Axis(size, Kind.ALIKE if found == {Kind.ALIKE} and not has_gaps else Kind.EACH, labels)
+
+
+def _linked(varies: Sequence[Sequence[bool]]) -> list[list[int]]:
+    """For each axis of the result, the axes of the operand that must all be in pairs so that it can be.
+
+    These come to lie along it, or along another axis of the result together with one of them.
+    """
+    groups = [{i for i, is_source in enumerate(row) if is_source} for row in varies]
+    for _ in groups:
+        groups = [group.union(*(other for other in groups if other & group)) for group in groups]
+    return [sorted(group) for group in groups]
 
 
 def _varies(coordinate: np.ndarray, valid: np.ndarray, axis: int) -> bool:

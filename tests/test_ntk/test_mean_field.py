@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from functools import cache
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,38 @@ def test_one_moment_for_all_weights_of_a_leaf_and_two_batches(name):
     by_weight = np.concatenate([np.full(leaf.size, moments[id(leaf)]) for leaf in jax.tree.leaves(network.params)])
     whole = expectations.Expectation(network.graph, by_weight, np.concatenate([x1, x2])).kernels()
     assert_close(ours, [kernel[: len(x1), len(x1) :] for kernel in whole])
+
+
+def grouped(x):
+    """Grouped convolutions, channels shuffled between them, an average pool before another layer and a shortcut."""
+    h = nn.relu(nn.Conv(4, (2, 2), feature_group_count=2)(x))
+    h = h.reshape(len(x), 4, 4, 2, 2).swapaxes(3, 4).reshape(len(x), 4, 4, 4)
+    h = nn.avg_pool(nn.Conv(4, (1, 1), feature_group_count=2)(h), (2, 2), (2, 2))
+    h = h + 0.5 * nn.Conv(4, (2, 2))(nn.relu(h))
+    return nn.Dense(2)(nn.relu(h).mean((1, 2)))
+
+
+def transposed(x):
+    """A transposed convolution, batch norm and a sum over units."""
+    h = nn.BatchNorm(use_running_average=True)(nn.ConvTranspose(3, (2, 2), (2, 2))(x))
+    h = nn.relu(h).reshape(len(x), -1, 6).mean(2)
+    return nn.Dense(2)(nn.relu(nn.Dense(5)(h)))
+
+
+@pytest.mark.parametrize("body", [grouped, transposed])
+def test_one_moment_for_all_weights_of_a_leaf_is_the_same_as_one_for_each(body):
+    module = networks.Body(body)
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 2))
+    variables = module.init(jax.random.key(1), x)
+    params, rest = variables["params"], {name: tree for name, tree in variables.items() if name != "params"}
+
+    def apply(params, x):
+        return module.apply({"params": params, **rest}, x)
+
+    numbers = ntk.second_moments(params, "he", bias=0.1)
+    arrays = jax.tree.map(lambda number, leaf: jnp.full(leaf.shape, number), numbers, params)
+    once = ntk.mean_field(apply, params, x, second_moments=numbers)
+    assert_close(once, ntk.mean_field(apply, params, x, second_moments=arrays), SUMS)
 
 
 def open_for_both(recursion, node):
