@@ -407,7 +407,8 @@ MUTANTS = [
     # expected gates
     Mutant("values pass a gate as slopes do", INTERPRETER + "rectified.py",
            "jnp.where(is_self, covariance / 2, ramps(covariance, left, right))",
-           "covariance * (0.5 - angle(covariance, left, right) / (2 * jnp.pi))", f"{EXPECTED} -k 'leaky_mlp and batches'"),
+           "covariance * (0.5 - angle(covariance, left, right) / (2 * jnp.pi))",
+           f"{EXPECTED} -k 'leaky_mlp and batches'"),
     Mutant("channels of one moment count once", INTERPRETER + "convolved.py",
            "kernels[1].size if is_once else 1", "1", f"{EXPECTED} -k 'neural_tangents and flattened'"),
     Mutant("two values behind gates have no product", INTERPRETER + "mean_field.py",

@@ -147,7 +147,7 @@ def _axis(
     fresh: Any,
     demanded: frozenset[Any],
 ) -> Axis:
-    """An axis of the result, by the operand's axes whose entries come to lie along it; `linked` are those of `_linked`."""
+    """An axis of the result, by the operand's axes whose entries come to lie along it, and those `_linked` to these."""
     sources = [i for i, is_source in enumerate(varies) if is_source and kinds[i] is not Kind.SAME]
     labels = frozenset().union(*(operand.axes[i].labels for i in linked)) if sources else frozenset()
     found = {kinds[i] for i in sources}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from .. import expectations, networks, oracles
 from ..tolerances import DIFFERENCES, EXACT, HALF_THE_DIGITS, INTEGRATED, SINGLE, SUMS
 
 relu = jax.nn.relu
+mean_field: Any = ntk.mean_field  # with a tangent kernel, unless it is left out
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 # Networks of the table that have no closed form; `test_mean_field_refusals.py` has the words.
@@ -51,7 +53,7 @@ def test_kernels_of_squared_weights_under_a_mask_are_those_written_out_neuron_by
     kept = np.random.default_rng(7).random(network.theta.size) < 0.67
     _, unravel = ravel_pytree(network.params)
     mask = jax.tree.map(lambda leaf: leaf > 0.5, unravel(jnp.asarray(kept, network.theta.dtype)))
-    ours = ntk.mean_field(network.apply, network.params, network.x, mask=mask)
+    ours = mean_field(network.apply, network.params, network.x, mask=mask)
     theirs = expectations.Expectation(network.graph, network.theta**2, np.asarray(network.x), kept).kernels()
     # units with one input left have correlations of 1 up to rounding, where an integral over correlations is steep too
     assert_close(ours, theirs, INTEGRATED if name == "constants" else HALF_THE_DIGITS)
@@ -63,7 +65,7 @@ def test_one_moment_for_all_weights_of_a_leaf_and_two_batches(name):
     moments = {id(leaf): 0.3 + 0.1 * i for i, leaf in enumerate(jax.tree.leaves(network.params))}
     numbers = jax.tree.map(lambda leaf: moments[id(leaf)], network.params)
     x1, x2 = network.x[:2], network.x[1:] + 0.1
-    ours = ntk.mean_field(network.apply, network.params, x1, x2, second_moments=numbers)
+    ours = mean_field(network.apply, network.params, x1, x2, second_moments=numbers)
     by_weight = np.concatenate([np.full(leaf.size, moments[id(leaf)]) for leaf in jax.tree.leaves(network.params)])
     whole = expectations.Expectation(network.graph, by_weight, np.concatenate([x1, x2])).kernels()
     assert_close(ours, [kernel[: len(x1), len(x1) :] for kernel in whole])
@@ -97,8 +99,8 @@ def test_one_moment_for_all_weights_of_a_leaf_is_the_same_as_one_for_each(body):
 
     numbers = ntk.second_moments(params, "he", bias=0.1)
     arrays = jax.tree.map(lambda number, leaf: jnp.full(leaf.shape, number), numbers, params)
-    once = ntk.mean_field(apply, params, x, second_moments=numbers)
-    assert_close(once, ntk.mean_field(apply, params, x, second_moments=arrays), SUMS)
+    once = mean_field(apply, params, x, second_moments=numbers)
+    assert_close(once, mean_field(apply, params, x, second_moments=arrays), SUMS)
 
 
 def open_for_both(recursion, node):
@@ -123,7 +125,7 @@ def test_the_kernel_is_the_sum_over_listed_paths_weighted_by_their_expected_gate
             others = [u[j] for j in path.weights[:place] + path.weights[place + 1 :]]
             term = np.prod(others) * np.outer(x[:, path.source], x[:, path.source])
             total[:, :, path.output] += term * np.prod([np.ones_like(term), *factors], axis=0)
-    assert_close([ntk.mean_field(network.apply, network.params, network.x).ntk], [total])
+    assert_close([mean_field(network.apply, network.params, network.x).ntk], [total])
 
 
 def test_the_oracle_of_two_gaussians_with_means_holds_on_samples():
@@ -226,11 +228,11 @@ def test_kernels_equal_those_of_neural_tangents(twin):
     kernel_fn, apply, params, shape = twin()
     x = jax.random.normal(jax.random.key(0), (7, *shape))
     x1, x2 = x[:4], x[4:]
-    two = ntk.mean_field(apply, params, x1, x2, second_moments=initial(params))
+    two = mean_field(apply, params, x1, x2, second_moments=initial(params))
     theirs = kernel_fn(x1, x2, get=("nngp", "ntk"))
     assert_close([kernel[..., 0] for kernel in two], theirs)
     np.testing.assert_allclose(two.ntk[..., 0], two.ntk[..., 1], rtol=SUMS)
-    whole = ntk.mean_field(apply, params, x, second_moments=initial(params))
+    whole = mean_field(apply, params, x, second_moments=initial(params))
     assert_close([kernel[:4, 4:, 0] for kernel in whole], theirs)
     # at correlation 1 neural-tangents' angle has half of the digits, ours is 0
     own = kernel_fn(x1, None, get=("nngp", "ntk"))
@@ -240,7 +242,7 @@ def test_kernels_equal_those_of_neural_tangents(twin):
 def test_an_example_with_itself_has_its_closed_form():
     _, apply, params, shape = fully_connected()
     x = jax.random.normal(jax.random.key(0), (3, *shape))
-    ours = ntk.mean_field(apply, params, x, second_moments=initial(params))
+    ours = mean_field(apply, params, x, second_moments=initial(params))
     squares, tangents = jnp.sum(x**2, axis=1), jnp.zeros(3)  # sums over the inputs of a layer
     for kernel, _ in params:
         u, outputs = 1.96 / kernel.shape[0], kernel.shape[1]
@@ -265,7 +267,7 @@ def test_kernels_are_jitted_and_vmapped_over_seeds_of_second_moments():
     stacked = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), moments)
 
     def kernel(moments):
-        return ntk.mean_field(network.apply, network.params, network.x, second_moments=moments)
+        return mean_field(network.apply, network.params, network.x, second_moments=moments)
 
     together = jax.jit(jax.vmap(kernel))(stacked)
     for seed in (0, 1):
@@ -280,7 +282,7 @@ def test_derivatives_in_the_second_moments_are_those_of_differences_also_where_i
     weights = jnp.cos(jnp.arange(float(len(x)) ** 2)).reshape(len(x), len(x), 1)
 
     def total(flat):
-        found = ntk.mean_field(network.apply, network.params, x, second_moments=unravel(flat))
+        found = mean_field(network.apply, network.params, x, second_moments=unravel(flat))
         return jnp.sum(weights * found.nngp) + jnp.sum(jnp.diagonal(found.ntk)) + jnp.sum(found.ntk[0, 1:-1])
 
     slope = jax.jit(jax.grad(total))(moments)
@@ -292,7 +294,7 @@ def test_derivatives_in_the_second_moments_are_those_of_differences_also_where_i
 def test_derivatives_at_two_batches_with_an_example_in_common_are_finite():
     network, moments = small()
     slopes = jax.grad(
-        lambda moments: ntk.mean_field(network.apply, network.params, network.x, network.x, second_moments=moments)
+        lambda moments: mean_field(network.apply, network.params, network.x, network.x, second_moments=moments)
         .ntk.sum()
     )(moments)  # fmt: skip
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(slopes))
@@ -301,9 +303,9 @@ def test_derivatives_at_two_batches_with_an_example_in_common_are_finite():
 def test_float32_keeps_its_digits():
     network, _ = small()
     single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), network.params)
-    ours = ntk.mean_field(network.apply, single, network.x.astype(jnp.float32))
+    ours = mean_field(network.apply, single, network.x.astype(jnp.float32))
     assert ours.ntk.dtype == jnp.float32
-    assert_close(ours, ntk.mean_field(network.apply, network.params, network.x), SINGLE)
+    assert_close(ours, mean_field(network.apply, network.params, network.x), SINGLE)
 
 
 # Options
@@ -311,16 +313,16 @@ def test_float32_keeps_its_digits():
 
 def test_chunks_of_examples_change_nothing_but_rounding():
     network, _ = small()
-    whole = ntk.mean_field(network.apply, network.params, network.x)
-    assert_close(ntk.mean_field(network.apply, network.params, network.x, batch_size=2), whole, SUMS)
-    two = ntk.mean_field(network.apply, network.params, network.x, network.x[:2] + 1, batch_size=2)
-    assert_close(two, ntk.mean_field(network.apply, network.params, network.x, network.x[:2] + 1), SUMS)
+    whole = mean_field(network.apply, network.params, network.x)
+    assert_close(mean_field(network.apply, network.params, network.x, batch_size=2), whole, SUMS)
+    two = mean_field(network.apply, network.params, network.x, network.x[:2] + 1, batch_size=2)
+    assert_close(two, mean_field(network.apply, network.params, network.x, network.x[:2] + 1), SUMS)
 
 
 def test_the_process_alone_and_the_trace():
     network, _ = small()
-    both = ntk.mean_field(network.apply, network.params, network.x)
-    alone = ntk.mean_field(network.apply, network.params, network.x, which="nngp")
+    both = mean_field(network.apply, network.params, network.x)
+    alone = mean_field(network.apply, network.params, network.x, which="nngp")
     assert alone.ntk is None
     np.testing.assert_allclose(alone.nngp, both.nngp, rtol=SUMS)
     trace = ntk.mean_field_trace(network.apply, network.params, network.x)
@@ -335,12 +337,12 @@ def test_a_state_is_that_of_running_statistics():
         h = (x @ params["in"] - state["mean"][None]) / jnp.sqrt(state["var"][None])
         return relu(h) @ params["out"]
 
-    plain = ntk.mean_field(lambda params, x: relu(x @ params["in"]) @ params["out"], params, x)
+    plain = mean_field(lambda params, x: relu(x @ params["in"]) @ params["out"], params, x)
     neutral = {"mean": jnp.zeros(5), "var": jnp.ones(5)}
-    assert_close(ntk.mean_field(normed, params, x, state=neutral), plain, HALF_THE_DIGITS)
+    assert_close(mean_field(normed, params, x, state=neutral), plain, HALF_THE_DIGITS)
     # means many deviations above 0 open every gate, so that the network is affine
     above = {"mean": jnp.full(5, -100.0), "var": jnp.full(5, 4.0)}
-    nngp, tangent = ntk.mean_field(normed, params, x, state=above)
+    nngp, tangent = mean_field(normed, params, x, state=above)
     gram = x @ x.T
     np.testing.assert_allclose(nngp[..., 0], 5 * (gram / 4 + 50.0**2), rtol=INTEGRATED)
     np.testing.assert_allclose(tangent[..., 0], 5 * (gram / 4 + 50.0**2 + gram / 4), rtol=INTEGRATED)
