@@ -16,8 +16,11 @@ from jax import lax
 from pathjax._interpreter.moments import (
     Axis,
     Kind,
+    Known,
     Moments,
+    Outer,
     demand_pairs,
+    factored,
     is_own,
     joined,
     laid_out,
@@ -42,8 +45,13 @@ class _Named(NamedTuple):
     is_own: bool
 
 
-def contracted(left: Moments, right: Moments, dimension_numbers: Any) -> tuple[Moments, list[int]]:
-    """The moments, and the axes of the result along which entries have weights of their own."""
+def contracted(
+    left: Moments, right: Moments, dimension_numbers: Any, known: Sequence[Known | None]
+) -> tuple[Moments, list[int]]:
+    """The moments, and the axes of the result along which entries have weights of their own.
+
+    `known` has the values of those operands that depend on no weight.
+    """
     (summed_left, summed_right), (batch_left, batch_right) = dimension_numbers
     summed = list(zip(summed_left, summed_right, strict=True))
     batch = list(zip(batch_left, batch_right, strict=True))
@@ -56,6 +64,10 @@ def contracted(left: Moments, right: Moments, dimension_numbers: Any) -> tuple[M
             demand_pairs(left, i)
             demand_pairs(right, j)
 
+    left, right = (
+        operand if value is None else factored(value, operand)
+        for value, operand in zip(known, (left, right), strict=True)
+    )
     letters = iter(_LETTERS)
     lefts, rights = _pairs_of_letters(left, letters), _pairs_of_letters(right, letters)
     for i, j in [*summed, *batch]:
@@ -68,10 +80,7 @@ def contracted(left: Moments, right: Moments, dimension_numbers: Any) -> tuple[M
     equal_terms = _equal_terms(left, right, summed)
 
     def contract(leading: int, a: Any, b: Any) -> Any:
-        terms = [
-            _lettered(laid_out(array, operand.axes, leading), operand.axes, letters, leading)
-            for array, operand, letters in ((a, left, lefts), (b, right, rights))
-        ]
+        terms = _terms(a, left, lefts, leading) + _terms(b, right, rights, leading)
         return equal_terms * _einsum(terms, _letters(axes, names, leading))
 
     return product(axes, mapped(contract, left, right), left, right), [i for i, one in enumerate(named) if one.is_own]
@@ -107,20 +116,33 @@ def _letters(axes: Sequence[Axis], names: Sequence[tuple[str, str]], leading: in
     return [*_EXAMPLES[:leading], *(first for first, _ in names), *rights]
 
 
-def _lettered(
-    array: Any, axes: Sequence[Axis], names: Sequence[tuple[str, str]], leading: int
-) -> tuple[Any, list[str]]:
-    """The array without axes of length 1, and a letter for each that is left."""
+class _Term(NamedTuple):
+    """An array without axes of length 1, and a letter for each of its axes."""
+
+    array: Any
+    letters: list[str]
+
+
+def _terms(array: Any, operand: Moments, names: Sequence[tuple[str, str]], leading: int) -> list[_Term]:
+    """The factors of moments: the array itself, or the values of which it is the outer product."""
+    if not isinstance(array, Outer):
+        return [_term(laid_out(array, operand.axes, leading), _letters(operand.axes, names, leading))]
+    firsts = [first for first, _ in names]
+    seconds = [pair[axis.kind is Kind.PAIRS] for pair, axis in zip(names, operand.axes, strict=True)]
+    examples = _EXAMPLES[:leading]
+    return [_term(array.left, [examples[0], *firsts]), _term(array.right, [examples[-1], *seconds])]
+
+
+def _term(array: Any, letters: Sequence[str]) -> _Term:
     kept = [i for i, length in enumerate(array.shape) if length > 1]
-    letters = _letters(axes, names, leading)
-    return array.reshape([array.shape[i] for i in kept]), [letters[i] for i in kept]
+    return _Term(array.reshape([array.shape[i] for i in kept]), [letters[i] for i in kept])
 
 
-def _einsum(terms: Sequence[tuple[Any, list[str]]], letters: Sequence[str]) -> Any:
-    """The product of two arrays, summed over all other letters than these; axes of length 1 where neither has one."""
-    (a, of_a), (b, of_b) = terms
-    kept = [letter for letter in letters if letter in {*of_a, *of_b}]
-    equation = f"{''.join(of_a)},{''.join(of_b)}->{''.join(kept)}"
-    result = jnp.einsum(equation, a, b, precision=lax.Precision.HIGHEST)
+def _einsum(terms: Sequence[_Term], letters: Sequence[str]) -> Any:
+    """The product of arrays, summed over all other letters than these; axes of length 1 where none has one."""
+    present = {letter for term in terms for letter in term.letters}
+    kept = [letter for letter in letters if letter in present]
+    equation = f"{','.join(''.join(term.letters) for term in terms)}->{''.join(kept)}"
+    result = jnp.einsum(equation, *(term.array for term in terms), precision=lax.Precision.HIGHEST)
     lengths = dict(zip(kept, result.shape, strict=True))
     return result.reshape([lengths.get(letter, 1) for letter in letters])

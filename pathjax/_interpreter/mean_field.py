@@ -253,7 +253,8 @@ class MeanField(Algebra["Known | Moments"]):
                 return self.linear(times, operand, operand.shape)
         a, b = self._moments(left), self._moments(right)
         _check_untied(a, b)
-        return self._with_pairs(*contracted(a, b, dimension_numbers))
+        known = [operand if isinstance(operand, Known) else None for operand in (left, right)]
+        return self._with_pairs(*contracted(a, b, dimension_numbers, known))
 
     def conv(self, left: Known | Moments, right: Known | Moments, convolution: Convolution) -> Known | Moments:
         def convolve(a: Any, b: Any) -> Any:

@@ -20,9 +20,9 @@ from pathjax._interpreter.algebra import Undefined
 from pathjax._interpreter.routes import NO_WEIGHT, Route, joint
 
 __all__ = [
-    "Axis", "Demand", "Kind", "Known", "Moments", "both", "demand_pairs", "diagonal_of", "embedded", "in_kinds",
-    "is_own", "is_zero", "joined", "laid_out", "left_of", "mapped", "mapped_means", "means_of", "of_known", "product",
-    "rank", "right_of", "right_position", "spread", "stored", "without_pairs",
+    "Axis", "Demand", "Kind", "Known", "Moments", "Outer", "both", "demand_pairs", "diagonal_of", "embedded",
+    "factored", "in_kinds", "is_own", "is_zero", "joined", "laid_out", "left_of", "mapped", "mapped_means", "means_of",
+    "of_known", "product", "rank", "right_of", "right_position", "spread", "stored", "without_pairs",
 ]  # fmt: skip
 
 
@@ -80,6 +80,13 @@ class Known:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.first.shape[1:])
+
+
+class Outer(NamedTuple):
+    """Moments that are the products of values at two examples, not yet multiplied: a sum over them is cheaper."""
+
+    left: Any
+    right: Any
 
 
 @dataclass(frozen=True)
@@ -303,6 +310,17 @@ def of_known(known: Known, labels: Sequence[Any], demanded: frozenset[Any], *, t
         None if known.second is None else second,
         NO_WEIGHT,
         means=(known.first, known.second),
+    )
+
+
+def factored(known: Known, moments: Moments) -> Moments:
+    """The moments of a known value as products that are not multiplied."""
+    first, second = known.sides
+    return replace(
+        moments,
+        cross=Outer(first, second),
+        first=Outer(first, first),
+        second=None if known.second is None else Outer(second, second),
     )
 
 
