@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.scipy.special import ndtr
 
-__all__ = ["Pair", "angle", "both_positive", "mean_ramp", "ramps", "shifted_ramps"]
+__all__ = ["Pair", "angle", "mean_ramp", "ramps", "shifted_ramps"]
 
 
 @jax.custom_jvp
@@ -117,13 +117,12 @@ def mean_ramp(variance: Any, mean: Any) -> tuple[Any, Any]:
     return mean * ndtr(h) + deviation * _density(h), ndtr(h)
 
 
-@jax.custom_jvp
-def both_positive(pair: Pair) -> Any:
+def _both_positive(s: _Standard) -> Any:
     """The probability that both are positive, to about 10 digits.
 
     Φ(h) Φ(k) + ∫₀^{arcsin ρ} exp(−(h² + k² − 2 h k sin t) / (2 cos² t)) dt / (2π): Drezner, Wesolowsky (1990).
     """
-    h, k, rho, _, _, _ = _standard(pair)
+    h, k, rho = s.h, s.k, s.rho
     sign, end = jnp.where(rho < 0, -1.0, 1.0).astype(rho.dtype), jnp.arcsin(jnp.abs(rho))
 
     def add(total: Any, node: Any) -> tuple[Any, None]:
@@ -137,38 +136,27 @@ def both_positive(pair: Pair) -> Any:
     return ndtr(h) * ndtr(k) + sign * end * integral / (2 * jnp.pi)
 
 
-@both_positive.defjvp
-def _both_positive_jvp(primals: Any, tangents: Any) -> Any:
-    (pair,), (change,) = primals, tangents
-    s = _standard(pair)
-    growth, other_growth = _per(change.first, pair.first), _per(change.second, pair.second)
-    dh = _per(change.first_mean, s.first) - s.h * growth / 2
-    dk = _per(change.second_mean, s.second) - s.k * other_growth / 2
-    drho = _per(change.covariance, s.first * s.second) - s.rho * (growth + other_growth) / 2
-    open_first, open_second = _given(s)
-    joint = _per(_joint_density(s), jnp.square(s.rest))
-    return both_positive(pair), _density(s.h) * open_second * dh + _density(s.k) * open_first * dk + joint * drho
-
-
 @jax.custom_jvp
-def shifted_ramps(pair: Pair) -> Any:
-    """E[max(a, 0) max(b, 0)] of two Gaussians with means: Rosenbaum (1961)."""
-    s, share = _standard(pair), both_positive(pair)
+def shifted_ramps(pair: Pair) -> tuple[Any, Any]:
+    """E[max(a, 0) max(b, 0)] and P(a, b > 0) of two Gaussians with means: Rosenbaum (1961)."""
+    s = _standard(pair)
+    share = _both_positive(s)
     first, second = _tilts(s)
     open_first, open_second = _given(s)
     product = s.rho * (share - s.h * _density(s.h) * open_second - s.k * _density(s.k) * open_first)
-    return (
+    value = (
         pair.first_mean * pair.second_mean * share
         + pair.first_mean * s.second * second
         + pair.second_mean * s.first * first
         + s.first * s.second * (product + _joint_density(s))
     )
+    return value, share
 
 
 @shifted_ramps.defjvp
 def _shifted_ramps_jvp(primals: Any, tangents: Any) -> Any:
     (pair,), (change,) = primals, tangents
-    s, share = _standard(pair), both_positive(pair)
+    s, (value, share) = _standard(pair), shifted_ramps(pair)
     first, second = _tilts(s)
     derivative = (
         share * change.covariance
@@ -181,7 +169,18 @@ def _shifted_ramps_jvp(primals: Any, tangents: Any) -> Any:
     ):
         ramp, _ = mean_ramp(jnp.square(other * s.rest), other_mean - s.rho * other * h)  # of one where the other is 0
         derivative = derivative + _per(_density(h) * tangent, deviation) * ramp / 2
-    return shifted_ramps(pair), derivative
+    return (value, share), (derivative, _change_of_share(s, pair, change))
+
+
+def _change_of_share(s: _Standard, pair: Pair, change: Pair) -> Any:
+    """The derivative of P(a, b > 0)."""
+    growth, other_growth = _per(change.first, pair.first), _per(change.second, pair.second)
+    dh = _per(change.first_mean, s.first) - s.h * growth / 2
+    dk = _per(change.second_mean, s.second) - s.k * other_growth / 2
+    drho = _per(change.covariance, s.first * s.second) - s.rho * (growth + other_growth) / 2
+    open_first, open_second = _given(s)
+    joint = _per(_joint_density(s), jnp.square(s.rest))
+    return _density(s.h) * open_second * dh + _density(s.k) * open_first * dk + joint * drho
 
 
 def _standard(pair: Pair) -> _Standard:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._interpreter.gaussian import Pair, angle, both_positive, mean_ramp, ramps, shifted_ramps
+from pathjax._interpreter.gaussian import Pair, angle, mean_ramp, ramps, shifted_ramps
 from pathjax._interpreter.moments import Axis, Kind, Moments, both, diagonal_of, left_of, rank, right_of, right_position
 from pathjax._interpreter.routes import behind_gate
 
@@ -90,12 +90,13 @@ def _shifted(operand: Moments, above: Any, below: Any) -> Moments:
     first, second = (_sides(operand, batch, above, below) for batch in (0, 1))
     across = _Side(*(field[:, None] for field in first[0])), _Side(*(field[None] for field in second[1]))
     is_self, is_self_twice = _is_self(axes), _is_self_twice(axes, len(operand.first) if is_one else 0)
+    cross, slopes = _values_and_slopes(operand.cross, *across, is_self_twice)
     return replace(
         operand,
-        cross=_values(operand.cross, *across, is_self_twice),
-        tangent=None if operand.tangent is None else operand.tangent * _slopes(operand.cross, *across, is_self_twice),
-        first=_values(operand.first, *first, is_self),
-        second=None if is_one else _values(operand.second, *second, is_self),
+        cross=cross,
+        tangent=None if operand.tangent is None else operand.tangent * slopes,
+        first=_values_and_slopes(operand.first, *first, is_self)[0],
+        second=None if is_one else _values_and_slopes(operand.second, *second, is_self)[0],
     )
 
 
@@ -108,24 +109,17 @@ def _sides(operand: Moments, batch: int, above: Any, below: Any) -> tuple[_Side,
     return _Side(*(left_of(f, operand.axes) for f in fields)), _Side(*(right_of(f, operand.axes) for f in fields))
 
 
-def _values(moment: Any, left: _Side, right: _Side, is_self: Any) -> Any:
-    """E[φ(a) φ(b)] from E[a b]."""
-    pair = _pair(moment, left, right)
+def _values_and_slopes(moment: Any, left: _Side, right: _Side, is_self: Any) -> tuple[Any, Any]:
+    """E[φ(a) φ(b)] and E[φ'(a) φ'(b)] from E[a b]."""
+    pair = Pair(moment - left.mean * right.mean, left.variance, right.variance, left.mean, right.mean)
     square = left.mean * left.ramp + left.variance * left.share  # E[max(a, 0)²]
-    ramps = jnp.where(is_self, square, shifted_ramps(pair))
+    ramps, share = (
+        jnp.where(is_self, own, other) for own, other in zip((square, left.share), shifted_ramps(pair), strict=True)
+    )
     left_ramp = right.mean * left.ramp + pair.covariance * left.share  # E[max(a, 0) b], by Stein's lemma
     right_ramp = left.mean * right.ramp + pair.covariance * right.share
-    return _through(left, right, moment, left_ramp, right_ramp, ramps)
-
-
-def _slopes(moment: Any, left: _Side, right: _Side, is_self: Any) -> Any:
-    """E[φ'(a) φ'(b)]."""
-    share = jnp.where(is_self, left.share, both_positive(_pair(moment, left, right)))
-    return _through(left, right, 1, left.share, right.share, share)
-
-
-def _pair(moment: Any, left: _Side, right: _Side) -> Pair:
-    return Pair(moment - left.mean * right.mean, left.variance, right.variance, left.mean, right.mean)
+    values = _through(left, right, moment, left_ramp, right_ramp, ramps)
+    return values, _through(left, right, 1, left.share, right.share, share)
 
 
 def _through(left: _Side, right: _Side, neither: Any, only_left: Any, only_right: Any, both: Any) -> Any:
