@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from pathjax import ntk
 
 from .. import expectations, networks, oracles
-from ..tolerances import DIFFERENCES, EXACT, HALF_THE_DIGITS, INTEGRATED, SINGLE, SUMS
+from ..tolerances import DIFFERENCES, EXACT, HALF_THE_DIGITS, INTEGRATED, SINGLE, STANDARD_ERRORS, SUMS
 
 relu = jax.nn.relu
 mean_field: Any = ntk.mean_field  # with a tangent kernel, unless it is left out
@@ -138,8 +138,9 @@ def test_the_oracle_of_two_gaussians_with_means_holds_on_samples():
     rho = covariance[1, 2] / (left.deviation[1] * right.deviation[2])
     a = left.mean[1] + left.deviation[1] * standard[0]
     b = right.mean[2] + right.deviation[2] * (rho * standard[0] + np.sqrt(1 - rho**2) * standard[1])
-    np.testing.assert_allclose(np.mean((a > 0) & (b > 0)), share[1, 2], rtol=0.02)
-    np.testing.assert_allclose(np.mean(np.maximum(a, 0) * np.maximum(b, 0)), value[1, 2], rtol=0.02)
+    for samples, expected in (((a > 0) & (b > 0), share[1, 2]), (np.maximum(a, 0) * np.maximum(b, 0), value[1, 2])):
+        error = np.std(samples) / np.sqrt(len(a))
+        assert abs(np.mean(samples) - expected) < STANDARD_ERRORS * error
 
 
 # Against neural-tangents
