@@ -411,7 +411,7 @@ MUTANTS = [
            f"{EXPECTED} -k 'leaky_mlp and batches'"),
     Mutant("channels of one moment count once", INTERPRETER + "convolved.py",
            "kernels[1].size if is_once else 1", "1", f"{EXPECTED} -k 'neural_tangents and flattened'"),
-    Mutant("two values behind gates have no product", INTERPRETER + "mean_field.py",
+    Mutant("two values behind gates have no product", INTERPRETER + "added.py",
            "left.cross + right.cross + across[0]", "left.cross + right.cross", f"{EXPECTED} -k constants"),
     Mutant("a gate keeps weights free", INTERPRETER + "routes.py",
            "return NO_WEIGHT._replace(depends=route.depends)", "return route",

@@ -9,8 +9,9 @@ numbers. `examples`: the check that no example reads another; `placements`: wher
 activations and are summed over. `traced`: the traced network, which every public function makes once and hands on.
 Four algebras: `lifting`, path sums as numbers with a scale; `listing`, as lists of paths; `reach`, whether there is a
 path at all; `mean_field`, second moments over random weights, with gates open as often as they are in the mean. It is
-made of `routes`: whether two values are uncorrelated; `moments`: how second moments are stored; `motion`, `contracted`,
-`convolved`, `mixed` and `rectified`: how they move and pass products, convolutions, linear functions and gates;
+made of `routes`: whether two values are uncorrelated; `moments`: how second moments are stored; `motion`, `added`,
+`contracted`, `convolved`, `mixed` and `rectified`: how they move and pass sums, products, convolutions, linear
+functions and gates;
 `gaussian`: rectified Gaussians. `windows`: the entries under each window of a convolution or a pool. `convolutions`:
 faster forms of convolutions on CPUs.
 """
