@@ -35,7 +35,7 @@ def assert_close(ours, theirs, tolerance=EXACT):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * scale)
 
 
-MORE = ("conv_same_stride", "residual_convs", "batch_norm_dense", "stacked_scan", "crelu")
+MORE = ("batch_norm_dense", "stacked_scan", "crelu")
 SHORT = [name for name in (*networks.COVERING, *MORE) if name not in REFUSED]
 NAMES = [
     name if name in SHORT else pytest.param(name, marks=pytest.mark.long)
