@@ -30,13 +30,13 @@ from jax.tree_util import tree_flatten_with_path, tree_unflatten
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from pathjax._base.kernels import is_kernel, prunable_leaves
 from pathjax._base.network import kept_weights
 from pathjax._base.trees import check_boolean, check_like, check_mask, key_paths
 from pathjax._pruning import selection
 from pathjax._pruning.apportionment import check_scope, kept_counts
 from pathjax._pruning.files import load, save
 from pathjax._pruning.freezing import freeze
-from pathjax._pruning.kernels import is_kernel, prunable_leaves
 from pathjax.types import Key, Mask, Params, Prunable, Scores
 
 __all__ = [

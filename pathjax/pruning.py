@@ -20,12 +20,12 @@ from jax.typing import ArrayLike
 
 from pathjax import masks
 from pathjax._base.arguments import parameter_names, takes
+from pathjax._base.kernels import prunable_leaves
 from pathjax._base.leaves import ChosenLeaves
 from pathjax._base.programs import Kept, kept_for
 from pathjax._base.trees import check_like, concrete, in_own_containers
 from pathjax._pruning import selection
 from pathjax._pruning.freezing import is_optimizer
-from pathjax._pruning.kernels import prunable_leaves
 from pathjax._pruning.losses import kernels_of, replayable
 from pathjax.types import ApplyFn, Key, Mask, Params, Prunable, Real, Scores, State
 

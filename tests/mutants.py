@@ -52,6 +52,7 @@ WAYS = "tests/test_masks/test_ways_to_select.py"
 OPTIONS = "tests/test_scores/test_options.py"
 ROUNDS = "tests/test_pruning/test_rounds.py"
 LIVE = "tests/test_connectivity/test_connectivity.py"
+EXPECTED = "tests/test_ntk/test_mean_field.py"
 TRANSFER = "tests/test_transfer/test_neural_tangent_transfer.py"
 
 MUTANTS = [
@@ -424,6 +425,18 @@ MUTANTS = [
            "tests/test_tracing/test_kept.py -k go_with"),
     Mutant("windows overlap by one", INTERPRETER + "windows.py", "(entries.shape[along] - (size - 1) * dilation - 1)",
            "(entries.shape[along] - (size - 1) * dilation)", "tests/test_paths/test_convolutions.py -k equal_to_jax"),
+    # expected gates
+    Mutant("values pass a gate as slopes do", INTERPRETER + "rectified.py",
+           "jnp.where(is_self, covariance / 2, ramps(covariance, left, right))",
+           "covariance * (0.5 - angle(covariance, left, right) / (2 * jnp.pi))",
+           f"{EXPECTED} -k 'leaky_mlp and batches'"),
+    Mutant("channels of one moment count once", INTERPRETER + "convolved.py",
+           "kernels[1].size if is_once else 1", "1", f"{EXPECTED} -k 'neural_tangents and flattened'"),
+    Mutant("two values behind gates have no product", INTERPRETER + "added.py",
+           "left.cross + right.cross + across[0]", "left.cross + right.cross", f"{EXPECTED} -k constants"),
+    Mutant("a gate keeps weights free", INTERPRETER + "routes.py",
+           "return NO_WEIGHT._replace(depends=route.depends)", "return route",
+           "tests/test_ntk/test_mean_field_refusals.py -k shared_behind_gates"),
 ]  # fmt: skip
 
 

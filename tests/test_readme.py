@@ -41,7 +41,7 @@ def test_readme_runs_and_gives_what_it_says(
         with jax.enable_x64(False):  # as a user's JAX is
             exec(compile(block, str(README), "exec"), names)
 
-    linen, in_nnx, path_kernel, others = blocks()
+    linen, in_nnx, path_kernel, expected, others = blocks()
     run(linen)
     assert kept(names["params"]) == round(0.1 * PRUNABLE)  # after training
     assert jnp.any(names["state"]["batch_stats"]["BatchNorm_0"]["mean"] != 0)
@@ -58,6 +58,10 @@ def test_readme_runs_and_gives_what_it_says(
     assert kernel.trace() < names["whole"].trace()
     trace, log_trace = map(float, capsys.readouterr().out.splitlines()[0].split())
     np.testing.assert_allclose([trace, np.exp(log_trace)], kernel.trace(), rtol=SINGLE)
+
+    run(expected)
+    assert names["pruned"].ntk.shape == (4, 4, 10)
+    assert jnp.all(jnp.isfinite(names["dense"].ntk))
 
     run(others)
     assert names["masks"].count(names["snip_mask"]) == round(0.1 * PRUNABLE)

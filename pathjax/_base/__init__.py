@@ -1,6 +1,7 @@
 """The ground that everything stands on, in the order in which to read it.
 
 `trees`: products, sums and checks of pytrees, with errors that name key paths.
+`kernels`: which leaves are kernels, by name and shape.
 `leaves`: a choice of parameter leaves by name.
 `weights`: what is handed over as `params` and is more than weights, refused with its remedy.
 `arguments`: what is handed over in place of a network or a batch of inputs, told in words.

@@ -18,6 +18,7 @@ __all__ = [
     "check_apart",
     "check_arrays",
     "check_batch_size",
+    "check_finite_inputs",
     "check_inputs",
     "check_params",
     "concrete_floats",
@@ -143,6 +144,14 @@ def _check_no_nan(name: str, leaf: Any) -> None:
             f"`{name}` holds NaN, first in example {first}, which would make every entry of the kernel with that "
             "example NaN. Remove such examples, or fill the missing values."
         )
+
+
+def check_finite_inputs(**batches: Any) -> None:
+    """Raise ValueError for arrays of inputs that hold an infinity. Not looked for while tracing."""
+    for name, x in batches.items():
+        values = None if x is None else concrete_floats(x)
+        if values is not None and np.isinf(values).any():
+            raise ValueError(f"`{name}` holds an infinity, which no expectation survives. Scale or remove such inputs.")
 
 
 def concrete_floats(leaf: Any) -> np.ndarray | None:

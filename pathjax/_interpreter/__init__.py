@@ -7,7 +7,10 @@ operations that every kind of path sum defines. `context`: what a path rule is g
 numbers. `examples`: the check that no example reads another; `placements`: where the examples lie in an array;
 `example_rules`, `indexed_examples`: the rules of that check per primitive. `kernels`: which parameter leaves multiply
 activations and are summed over. `traced`: the traced network, which every public function makes once and hands on.
-Three algebras: `lifting`, path sums as numbers with a scale (`scaled`); `listing`, as lists of paths; `reach`, whether
-there is a path at all. `windows`: the entries under each window of a convolution or a pool. `convolutions`: faster
-forms of convolutions on CPUs.
+Four algebras: `lifting`, path sums as numbers with a scale (`scaled`); `listing`, as lists of paths; `reach`, whether
+there is a path at all; `mean_field`, second moments over random weights, with gates open as often as they are in the
+mean. It is made of `routes`: whether two values are uncorrelated; `moments`: how second moments are stored; `motion`,
+`added`, `contracted`, `convolved`, `mixed` and `rectified`: how they move and pass sums, products, convolutions, linear
+functions and gates; `gaussian`: rectified Gaussians. `known`: constants that are known while tracing. `windows`: the
+entries under each window of a convolution or a pool. `convolutions`: faster forms of convolutions on CPUs.
 """

@@ -16,7 +16,10 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 
-__all__ = ["INPUT", "Algebra", "ArrayFunction", "Constant", "Convolution", "Gate", "PathSum", "Structure", "Value"]
+__all__ = [
+    "INPUT", "Algebra", "ArrayFunction", "Constant", "Convolution", "Gate", "PathSum", "Structure", "Undefined",
+    "Value",
+]  # fmt: skip
 
 P = TypeVar("P")
 ArrayFunction: TypeAlias = Callable[..., Any]
@@ -33,6 +36,19 @@ class Convolution(NamedTuple):
     rhs_dilation: Sequence[int]
     dimension_numbers: Any
     feature_group_count: int
+
+
+class Undefined(Exception):
+    """An algebra has no result for an operation; told to the user as a refusal of the equation.
+
+    Attributes:
+        reason: why.
+        remedy: what to do instead.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason, remedy)
+        self.reason, self.remedy = reason, remedy
 
 
 class Algebra(ABC, Generic[P]):
@@ -94,6 +110,9 @@ class Algebra(ABC, Generic[P]):
     has_free_gates = False
     # Whether prefixes are JAX arrays that a `lax.scan` can carry; otherwise loops are unrolled.
     rolls_loops = False
+    # Whether gates are told by their slopes on both sides of zero: every activation is 1 at the first point and −1 at
+    # the second, and may be gated by its own sign alone.
+    gates_by_sides = False
 
     def as_carry(self, operand: P) -> P:
         """The same prefixes as a pytree whose structure and types do not change between the steps of a `lax.scan`."""
@@ -176,6 +195,11 @@ class PathSum:
     factor: Any = 1.0
     infinite_fill: float | None = None
 
+    @property
+    def root(self) -> PathSum:
+        """The value of which this one is a constant multiple, and which is no multiple itself."""
+        return self if self.base is None else self.base.root
+
     def bases(self) -> list[tuple[PathSum, Any]]:
         """The values of which this one is a constant multiple, itself first, each with the constant."""
         multiples: list[tuple[PathSum, Any]] = [(self, 1.0)]
@@ -186,11 +210,19 @@ class PathSum:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A piecewise constant function of activations, such as x > 0, at each point."""
+    """A piecewise constant function of activations, such as x > 0, at each point.
+
+    Attributes:
+        real: its value at each point where gates are evaluated.
+        shape: the shape of the network's value.
+        depends: positions of the parameter leaves on which it depends, and `INPUT` for x.
+        compared: the roots of the activations that it is a function of.
+    """
 
     real: tuple[Any, ...]
     shape: tuple[int, ...]
     depends: frozenset[int]
+    compared: frozenset[PathSum] = frozenset()
 
 
 Value: TypeAlias = Constant | PathSum | Gate

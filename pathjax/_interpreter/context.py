@@ -16,7 +16,7 @@ from pathjax._interpreter.refusals import OF_WEIGHTS, Words, refusal
 
 __all__ = [
     "DECLARED", "GATE", "Context", "GateMarker", "Lift", "Results", "Rule",
-    "at_point", "depends_on", "points", "shape_of",
+    "at_point", "compared_in", "depends_on", "points", "shape_of",
 ]  # fmt: skip
 
 DECLARED: dict[str, Callable[[Any], Any]] = {}
@@ -138,6 +138,25 @@ class Context:
         words = OF_WEIGHTS if of_weights and not told_of_weights else Words(reason, remedy)
         return refusal(self.equation, words, of_weights=of_weights)
 
+    def check_gate(self, operand: Value, compared: frozenset[PathSum]) -> None:
+        """Refuse a gate on an activation that is a function of others, where only signs of its own are understood."""
+        if self.algebra.gates_by_sides and isinstance(operand, PathSum) and compared != {operand.root}:
+            raise self.refuse(
+                "An activation is gated by others than itself, as in max pooling and maxout: how often such a gate is "
+                "open has no closed form.",
+                "Use ReLUs and average pooling here, or estimate by sampling: `ntk.sign_average`.",
+            )
+
+    def by_own_sign(self, operand: Value, slopes: Sequence[Any]) -> Sequence[Any]:
+        """Slopes for positive and negative values of an operand, where they are given by the signs of its root."""
+        if not (self.algebra.gates_by_sides and isinstance(operand, PathSum)):
+            return slopes
+        above, below = slopes
+        if is_concrete(operand.real[0]):
+            return slopes[::-1] if np.all(np.asarray(operand.real[0]) < 0) else slopes
+        is_negative = jnp.ravel(operand.real[0])[:1].reshape([1] * jnp.ndim(above)) < 0
+        return [jnp.where(is_negative, below, above), jnp.where(is_negative, above, below)]
+
     def refuse_gate(self) -> UnsupportedPrimitive:
         return self.refuse(
             "A comparison of activations is used as a number here; it is a step function, but paths are continuous.",
@@ -163,6 +182,16 @@ def at_point(value: Value, point: int) -> Any:
 
 def shape_of(value: Value) -> tuple[int, ...]:
     return tuple(jnp.shape(value.value)) if isinstance(value, Constant) else value.shape
+
+
+def compared_in(values: Sequence[Value]) -> frozenset[PathSum]:
+    """The roots of the activations whose comparison gives a gate."""
+    roots = [
+        {value.root} if isinstance(value, PathSum) else value.compared
+        for value in values
+        if not isinstance(value, Constant)
+    ]
+    return frozenset().union(*roots)
 
 
 def depends_on(values: Sequence[Value]) -> frozenset[int]:

@@ -6,6 +6,7 @@ that the caller gives: no point for open gates, one for the slopes on an input, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,11 +24,13 @@ from pathjax._interpreter.context import (
     Lift,
     Results,
     at_point,
+    compared_in,
     depends_on,
     points,
     shape_of,
 )
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, is_concrete
+from pathjax._interpreter.known import at_once
 from pathjax._interpreter.windows import Windows, entries_of_windows
 
 __all__ = [
@@ -103,23 +106,30 @@ def _broadcast(context: Context, value: Value) -> Any:
     return context.algebra.rearrange(lambda array: jnp.broadcast_to(array, shape), prefixes)
 
 
-def pass_through(context: Context, value: Value, slopes: Sequence[Any]) -> Any:
-    """An operand's prefixes times the slopes of gates, in the shape of the result."""
-    return context.algebra.gate(_broadcast(context, value), slopes, context.shape)
+def pass_through(context: Context, value: Value, slopes: Sequence[Any], compared: frozenset[PathSum]) -> Any:
+    """An operand's prefixes times the slopes of gates, in the shape of the result.
+
+    `compared` are the roots of the activations that the gates are functions of.
+    """
+    context.check_gate(value, compared)
+    return context.algebra.gate(_broadcast(context, value), context.by_own_sign(value, slopes), context.shape)
 
 
-def _choose(context: Context, left: Value, right: Value, left_slopes: Sequence[Any]) -> Sequence[Lift]:
-    """left · s + right · (1 − s), where s is the array of `left_slopes` at each point.
+def _choose(
+    context: Context, left: Value, right: Value, left_slopes: Sequence[Any], compared: frozenset[PathSum]
+) -> Sequence[Lift]:
+    """left · s + right · (1 − s), where s is the array of `left_slopes` at each point, a function of `compared`.
 
     Constant multiples of a common base are one gate with two slopes on that base; other operands get a gate each.
     """
     if isinstance(left, PathSum) and isinstance(right, PathSum) and (common := _common_base(left, right)):
         base, left_factor, right_factor = common
-        slopes = [slope * left_factor + (1 - slope) * right_factor for slope in left_slopes]
-        return [Lift(pass_through(context, base, slopes))]
-    right_slopes = [1 - slope for slope in left_slopes]
+        mix = lambda slope, a, b: slope * a + (1 - slope) * b  # noqa: E731
+        slopes = [at_once(mix, slope, left_factor, right_factor) for slope in left_slopes]
+        return [Lift(pass_through(context, base, slopes, compared))]
+    right_slopes = [at_once(lambda slope: 1 - slope, slope) for slope in left_slopes]
     gated = [
-        pass_through(context, value, slopes)
+        pass_through(context, value, slopes, compared)
         for value, slopes in ((left, left_slopes), (right, right_slopes))
         if not _is_filled_with(value, 0.0)
     ]
@@ -153,7 +163,7 @@ def _extremum(context: Context, values: Sequence[Value], wins: Any, neutral: flo
             raise _refuse_bound(context, bound)
     fills = [value.infinite_fill if isinstance(value, PathSum) else None for value in values]
     left, right = (v if isinstance(v, Constant) else context.paths(v, ignored_fill=neutral) for v in values)
-    (chosen,) = _choose(context, left, right, _left_slopes(context, left, right, wins))
+    (chosen,) = _choose(context, left, right, _left_slopes(context, left, right, wins), compared_in([left, right]))
     return [chosen._replace(infinite_fill=neutral if all(fills) else None)]
 
 
@@ -169,25 +179,33 @@ def _left_slopes(context: Context, left: Value, right: Value, wins: Any) -> list
         at_tie = 1.0 - slope if isinstance(left, Constant) else slope
     slopes = []
     for point in range(points([left, right])):
-        a, b = (jnp.broadcast_to(at_point(value, point), context.shape) for value in (left, right))
-        slopes.append(jnp.where(a == b, jnp.asarray(at_tie, a.dtype), wins(a, b).astype(a.dtype)))
+        sides = (at_point(value, point) for value in (left, right))
+        slopes.append(at_once(functools.partial(_share, wins, at_tie, context.shape), *sides))
     return slopes
+
+
+def _share(wins: Any, at_tie: float, shape: tuple[int, ...], left: Any, right: Any) -> Any:
+    """1 where `left` wins, 0 where it loses, `at_tie` where both are equal."""
+    a, b = jnp.broadcast_to(left, shape), jnp.broadcast_to(right, shape)
+    return jnp.where(a == b, jnp.asarray(at_tie, a.dtype), wins(a, b).astype(a.dtype))
 
 
 def absolute(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """|x|: a gate with slopes ±1."""
     operand = context.paths(values[0])
-    return [Lift(pass_through(context, operand, [_derivative(lax.abs, real) for real in operand.real]))]
+    slopes = [_derivative(lax.abs, real) for real in operand.real]
+    return [Lift(pass_through(context, operand, slopes, frozenset([operand.root])))]
 
 
 def declared(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """A gate that a user declared. Its slopes are the function's derivative."""
     function, operand = DECLARED[context.equation.name], context.paths(values[0])
-    return [Lift(pass_through(context, operand, [_derivative(function, real) for real in operand.real]))]
+    slopes = [_derivative(function, real) for real in operand.real]
+    return [Lift(pass_through(context, operand, slopes, frozenset([operand.root])))]
 
 
 def _derivative(function: ArrayFunction, real: Any) -> Any:
-    return jax.jvp(function, (real,), (jnp.ones_like(real),))[1]
+    return at_once(lambda real: jax.jvp(function, (real,), (jnp.ones_like(real),))[1], real)
 
 
 def select(context: Context, values: Sequence[Value]) -> Results:
@@ -202,8 +220,8 @@ def select(context: Context, values: Sequence[Value]) -> Results:
         return _select_between_constants(context, condition, cases)
     if_false, if_true = cases
     dtype, shape = context.equation.outputs[0].dtype, context.shape
-    slopes = [jnp.broadcast_to(real, shape).astype(dtype) for real in condition.real]
-    return _choose(context, if_true, if_false, slopes)
+    slopes = [at_once(lambda real: jnp.broadcast_to(real, shape).astype(dtype), real) for real in condition.real]
+    return _choose(context, if_true, if_false, slopes, condition.compared)
 
 
 def _select_by_constant(context: Context, condition: Any, cases: Sequence[Value]) -> Sequence[Lift]:
@@ -222,8 +240,9 @@ def _select_between_constants(context: Context, condition: Gate, cases: Sequence
     if len(numbers) == len(cases) and all(map(is_concrete, numbers)) and numbers[0] == numbers[1]:
         return [cases[0]]
     at_points = [[at_point(value, point) for value in (condition, *cases)] for point in range(points([condition]))]
-    real = [lax.select_n(*operands) for operands in at_points]
-    return [Gate(tuple(real), context.shape, depends_on([condition, *cases]))]
+    real = [at_once(lax.select_n, *operands) for operands in at_points]
+    read = [condition, *cases]
+    return [Gate(tuple(real), context.shape, depends_on(read), compared_in(read))]
 
 
 def clamp(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
@@ -232,17 +251,35 @@ def clamp(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     if not isinstance(low, Constant) or not isinstance(high, Constant):
         raise context.refuse("Its bounds depend on the network.", "Write it with jnp.maximum and jnp.minimum.")
     clipped = context.paths(operand)
+    roots = frozenset([clipped.root])
     if _is_filled_with(low, 0.0) and _is_filled_with(high, np.inf):
-        return _choose(context, clipped, low, [(real > 0).astype(real.dtype) for real in clipped.real])
+        return _choose(
+            context,
+            clipped,
+            low,
+            [at_once(_is_positive, real) for real in clipped.real],
+            roots,
+        )
     if _is_filled_with(low, -np.inf) and _is_filled_with(high, 0.0):
-        return _choose(context, clipped, high, [(real < 0).astype(real.dtype) for real in clipped.real])
+        return _choose(
+            context,
+            clipped,
+            high,
+            [at_once(_is_positive, -real) for real in clipped.real],
+            roots,
+        )
     raise _refuse_bound(context, high if _is_filled_with(low, 0.0) or _is_filled_with(low, -np.inf) else low)
+
+
+def _is_positive(real: Any) -> Any:
+    return (real > 0).astype(real.dtype)
 
 
 def extremum_of_axes(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
     """jnp.max or jnp.min over axes: a gate on every entry. Tied entries share a slope of 1, as in JAX's derivative."""
     largest = context.equation.name == "reduce_max"
     operand = context.paths(values[0], ignored_fill=-np.inf if largest else np.inf)
+    context.check_gate(operand, frozenset())
     axes = context.equation.params["axes"]
     extremum = jnp.max if largest else jnp.min
     slopes = []
@@ -257,6 +294,7 @@ def extremum_of_windows(context: Context, values: Sequence[Value]) -> Sequence[L
     """Max or min pooling: a gate on every entry of every window. The first of tied entries has slope 1, as in JAX."""
     params, smallest = context.equation.params, context.equation.name == "reduce_window_min"
     operand = context.paths(values[0], ignored_fill=np.inf if smallest else -np.inf)
+    context.check_gate(operand, frozenset())
     if not operand.real and context.algebra.has_free_gates:
         return [Lift(context.algebra.linear(_window_sum(params), operand.prefixes, operand.shape))]
     winner, padding = (jnp.argmin, np.inf) if smallest else (jnp.argmax, -np.inf)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 __all__ = ["at_once", "is_concrete", "known_results"]
@@ -35,7 +36,7 @@ def _as_numpy(array: Any) -> Any:
 
 def known_results(name: str, params: dict[str, Any], arrays: Sequence[Any], likes: Sequence[Any]) -> list[Any] | None:
     """The result of a primitive on known arrays; None for primitives that are not in the table."""
-    if name not in _BY_NUMPY or any(jax.dtypes.issubdtype(like.dtype, jax.dtypes.extended) for like in likes):
+    if name not in _BY_NUMPY or any(jnp.issubdtype(like.dtype, jax.dtypes.extended) for like in likes):
         return None
     (like,) = likes
     numbers = [_as_numpy(array) for array in arrays]

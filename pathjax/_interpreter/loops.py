@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pathjax._interpreter.algebra import ArrayFunction, Constant, Gate, PathSum, Value
-from pathjax._interpreter.context import Context, at_point, depends_on, points, shape_of
+from pathjax._interpreter.context import Context, at_point, compared_in, depends_on, points, shape_of
 from pathjax._interpreter.jaxpr import is_concrete
 
 __all__ = ["cond", "scan"]
@@ -64,7 +64,7 @@ def _map_entries(context: Context, function: ArrayFunction, values: Sequence[Val
     real = tuple(function(*(at_point(value, point) for value in values)) for point in range(points(values)))
     shape = jax.eval_shape(function, *(jax.ShapeDtypeStruct(shape_of(value), jnp.float32) for value in values)).shape
     if all(isinstance(value, Gate) for value in values):
-        return Gate(real, shape, depends)
+        return Gate(real, shape, depends, compared_in(values))
     prefixes = context.algebra.shape_only(function, *(context.prefixes(value) for value in values))
     return PathSum(prefixes, real, shape, depends)
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax.numpy as jnp
+import numpy as np
 
 from pathjax._interpreter import gates, loops, sums
-from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Structure, Value
+from pathjax._interpreter.algebra import INPUT, Algebra, Constant, Gate, PathSum, Structure, Undefined, Value
 from pathjax._interpreter.context import (
     DECLARED,
     GATE,
@@ -18,6 +19,7 @@ from pathjax._interpreter.context import (
     Lift,
     Rule,
     at_point,
+    compared_in,
     depends_on,
     points,
 )
@@ -137,7 +139,10 @@ class Walk:
         if all(isinstance(value, Constant) for value in values):
             return _constants(equation, [value for value in values if isinstance(value, Constant)])
         context = Context(equation, self.algebra, self.tied, self.slopes_at_zero, self.run, _reads_input(values))
-        results: Any = _rule(context, values)(context, values)
+        try:
+            results: Any = _rule(context, values)(context, values)
+        except Undefined as error:
+            raise context.refuse(error.reason, error.remedy) from None
         if results is None:
             raise TypeError(f"The path rule of `{equation.name}` returned nothing; return results, or GATE.")
         given = [GATE for _ in equation.outputs] if isinstance(results, GateMarker) else results
@@ -148,9 +153,11 @@ class Walk:
         if not any(isinstance(result, Lift | GateMarker) for result in given):
             # rules that walk a program inside the equation return complete values, real ones included
             return cast("list[Value]", list(given))
-        real, depends = _real(equation, values), depends_on(values)
+        by_sides = self.algebra.gates_by_sides and not isinstance(given[0], GateMarker)
+        real = _sides(given, equation, values) if by_sides else _real(equation, values)
+        depends, compared = depends_on(values), compared_in(values)
         return [
-            _value(result, tuple(at_this_point[i] for at_this_point in real), output.shape, depends)
+            _value(result, tuple(at_this_point[i] for at_this_point in real), output.shape, depends, compared)
             for i, (result, output) in enumerate(zip(given, equation.outputs, strict=True))
         ]
 
@@ -161,11 +168,15 @@ def _reads_input(values: Sequence[Value]) -> bool:
 
 
 def _value(
-    result: Lift | Value | GateMarker, real: tuple[Any, ...], shape: tuple[int, ...], depends: frozenset[int]
+    result: Lift | Value | GateMarker,
+    real: tuple[Any, ...],
+    shape: tuple[int, ...],
+    depends: frozenset[int],
+    compared: frozenset[PathSum],
 ) -> Value:
     match result:
         case GateMarker():
-            return Gate(real, shape, depends)
+            return Gate(real, shape, depends, compared)
         case Lift(prefixes, base, factor, infinite_fill):
             return PathSum(prefixes, real, shape, depends, base, factor, infinite_fill)
         case _:
@@ -214,7 +225,17 @@ def _constants(equation: Equation, values: Sequence[Constant]) -> list[Value]:
 
 def _real(equation: Equation, values: Sequence[Value]) -> list[list[Any]]:
     """The network's own results at each point."""
-    return [equation.bind(*(at_point(value, point) for value in values)) for point in range(points(values))]
+    return [evaluate(equation, [at_point(value, point) for value in values]) for point in range(points(values))]
+
+
+def _sides(results: Sequence[Any], equation: Equation, values: Sequence[Value]) -> list[list[Any]]:
+    """1 and −1 for each result; constant multiples of another value have its sides, multiplied."""
+    if all(isinstance(result, Lift) and result.base is not None for result in results):
+        return _real(equation, values)
+    return [
+        [np.broadcast_to(np.asarray(side, output.dtype), output.shape) for output in equation.outputs]
+        for side in (1, -1)
+    ]
 
 
 def _rule(context: Context, values: Sequence[Value]) -> Rule:

@@ -81,7 +81,8 @@ def normalized(array: Any, exponent: Any, *, keep_zeros: bool) -> Scaled:
     """
     if not array.size:
         return Scaled(array, whole(exponent), is_checked=True)
-    return Scaled(*_normalized(array, whole(exponent), keep_zeros=keep_zeros), 0, is_checked=True)
+    scaled, exponent = _normalized(array, whole(exponent), keep_zeros=keep_zeros)
+    return Scaled(scaled, exponent, is_checked=True)
 
 
 @functools.partial(jax.jit, static_argnames="keep_zeros")

@@ -11,6 +11,7 @@ import numpy as np
 from pathjax._interpreter.algebra import INPUT, Constant, Convolution, Gate, PathSum, Value
 from pathjax._interpreter.context import Context, Lift, Results, shape_of
 from pathjax._interpreter.gates import combine_gates, known_number, pass_through
+from pathjax._interpreter.known import at_once
 from pathjax._interpreter.refusals import COMPLEX
 
 __all__ = [
@@ -66,7 +67,8 @@ def multiply(context: Context, values: Sequence[Value]) -> Sequence[Lift]:
         if isinstance(operand, Constant):
             return _times_constant(context, context.paths(other), operand)
         if isinstance(operand, Gate):
-            return [Lift(pass_through(context, other, [jnp.broadcast_to(r, context.shape) for r in operand.real]))]
+            slopes = [at_once(lambda real: jnp.broadcast_to(real, context.shape), real) for real in operand.real]
+            return [Lift(pass_through(context, other, slopes, operand.compared))]
     _check_product(context, context.paths(left), context.paths(right))
     return [Lift(context.algebra.multiply(context.prefixes(left), context.prefixes(right)))]
 
@@ -92,7 +94,8 @@ def divide(context: Context, values: Sequence[Value]) -> Results:
         )
     if isinstance(numerator, Gate):
         return combine_gates(context, values)
-    inverse = Constant(1.0 / denominator.value, None if denominator.fill is None else 1.0 / denominator.fill)
+    value = at_once(lambda divisor: 1.0 / divisor, denominator.value)
+    inverse = Constant(value, None if denominator.fill is None else 1.0 / denominator.fill)
     return _times_constant(context, context.paths(numerator), inverse)
 
 

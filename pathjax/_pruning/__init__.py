@@ -2,7 +2,6 @@
 
 `flows`: the share of a path sum that goes through each weight (SynFlow, PX).
 `losses`: gradients and Hessian-vector products of a loss over labelled batches (SNIP, GraSP).
-`kernels`: which leaves are kernels, by name and shape.
 `selection`: a mask of the largest scores, without sorting; `host_selection`: the same in host memory, by NumPy.
 `apportionment`: how many weights a density keeps, in all and of each layer ("uniform" and "erk").
 `freezing`: optax optimizers that leave pruned weights at 0.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import keystr
 
-from pathjax._pruning.kernels import is_kernel, prunable_leaves
+from pathjax._base.kernels import is_kernel, prunable_leaves
 from pathjax._pruning.selection import check_density
 from pathjax.types import Params, Prunable
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from jax.tree_util import tree_flatten_with_path
 
 from pathjax._base.trees import plain_path
-from pathjax.types import Prunable
 
-__all__ = ["is_kernel", "prunable_leaves"]
+__all__ = ["is_kernel", "is_scale", "prunable_leaves"]
+
+# Last words of the names of leaves that activations are multiplied by along one axis.
+_SCALES = {"scale", "scales", "gamma", "gain", "slope"}
 
 # Last words of the names of leaves that are added to activations, scale them along one axis, are looked up, or are
 # statistics.
 _NEVER = {
-    *("bias", "biases", "offset", "beta", "scale", "scales", "gamma", "gain", "slope"),
+    *("bias", "biases", "offset", "beta"),
+    *_SCALES,
     *("mean", "var", "variance", "std"),
     *("embedding", "embeddings", "embed", "embeds", "emb", "embs", "encoding", "encodings", "codebook"),
     *("pe", "wpe", "wte", "cls", "token", "tokens", "temperature"),
@@ -80,7 +84,15 @@ def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
     return long_axes >= 2 or (len(shape) == 2 and words not in (["b"], ["g"]))
 
 
-def prunable_leaves(tree: Any, prunable: Prunable) -> list[tuple[Any, Any]]:
+def is_scale(key_path: tuple[Any, ...], leaf: Any) -> bool:
+    """Whether a leaf multiplies activations along one axis, as in batch norm, told from its name."""
+    module, name = _module_and_name(key_path)
+    words = re.sub(r"[\d_]+$", "", name).split("_")
+    is_weight_of_norm = "weight" in words and _NORM.search(module) is not None
+    return not is_kernel(key_path, leaf) and (words[-1] in _SCALES or is_weight_of_norm)
+
+
+def prunable_leaves(tree: Any, prunable: Callable[[tuple[Any, ...], Any], bool]) -> list[tuple[Any, Any]]:
     """The leaves that `prunable` chooses, with their key paths."""
     return [(path, leaf) for path, leaf in tree_flatten_with_path(tree)[0] if prunable(path, leaf)]
 

@@ -1,0 +1,384 @@
+"""Expected gates: a lifted network whose gates are open as often as they are for random weights.
+
+The algebra of second moments over independent weights of mean 0. Before a gate the values are taken to be Gaussian, as
+they are in wide layers; a ReLU's moments are then those of the arc-cosine kernels (Cho and Saul, 2009).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pathjax._interpreter.added import added
+from pathjax._interpreter.algebra import Algebra, Convolution, Undefined
+from pathjax._interpreter.contracted import contracted
+from pathjax._interpreter.convolved import convolved
+from pathjax._interpreter.jaxpr import Program, is_concrete
+from pathjax._interpreter.mixed import mixed, touched_axes, uneven_axes
+from pathjax._interpreter.moments import (
+    Axis,
+    Demand,
+    Kind,
+    Known,
+    Moments,
+    both,
+    demand_pairs,
+    embedded,
+    in_kinds,
+    is_own,
+    is_zero,
+    joined,
+    laid_out,
+    mapped,
+    mapped_means,
+    of_known,
+    product,
+    right_position,
+    spread,
+    without_pairs,
+)
+from pathjax._interpreter.motion import moved, moves
+from pathjax._interpreter.rectified import rectified
+from pathjax._interpreter.routes import leaf, share_weights
+from pathjax._interpreter.rules import interpret
+
+__all__ = ["Kernels", "kernels"]
+
+
+class Kernels(NamedTuple):
+    """Expected products of outputs and of their gradients, (n, m, o); `ntk` is None where it was not asked for."""
+
+    nngp: Any
+    ntk: Any | None
+
+
+def kernels(
+    program: Program,
+    second_moments: Sequence[Any],
+    kept: Sequence[Any] | None,
+    x1: Any,
+    x2: Any | None,
+    *,
+    ntk: bool,
+) -> Kernels:
+    """The expected kernels of a network of one example (1, ...) at inputs (n, ...) and (m, ...).
+
+    `second_moments` has an array or a number for each leaf of weights; `kept` has its mask. Axes of which the moments
+    of every two entries are needed are found by walking until no sum asks for more.
+    """
+
+    def run(demanded: frozenset[Any], moments: Sequence[Any], x1: Any, x2: Any | None) -> Kernels:
+        algebra = MeanField(demanded, is_one=x2 is None, tangent=ntk)
+        weights = [
+            algebra.weights(moment, index, shape, None if kept is None else kept[index], x1.dtype)
+            for index, (moment, shape) in enumerate(zip(moments, program.parameter_shapes, strict=True))
+        ]
+        inputs = Known(x1[:, None], None if x2 is None else x2[:, None])
+        shapes = [*program.parameter_shapes, program.input_shape]
+        sides = [[np.broadcast_to(np.asarray(side, x1.dtype), shape) for shape in shapes] for side in (1, -1)]
+        points = [(side[:-1], side[-1]) for side in sides]
+        return algebra.outputs(interpret(program, algebra, weights, inputs, points=points))
+
+    demanded: frozenset[Any] = frozenset()
+    while True:
+        try:
+            jax.eval_shape(lambda *arguments, demanded=demanded: run(demanded, *arguments), second_moments, x1, x2)
+        except Demand as demand:
+            if demand.labels <= demanded:
+                raise RuntimeError(f"no moments of every two entries along axes {set(demand.labels)}") from demand
+            demanded |= demand.labels
+        else:
+            return run(demanded, second_moments, x1, x2)
+
+
+class MeanField(Algebra["Known | Moments"]):
+    """Values as their second moments over the weights, and as themselves where they depend on none.
+
+    Args:
+        demanded: labels of the axes along which the moments of every two entries are kept.
+        is_one: whether both batches are one.
+        tangent: whether to carry the sum over weights of the moments of derivatives.
+    """
+
+    gates_by_sides = True
+
+    def __init__(self, demanded: frozenset[Any], *, is_one: bool, tangent: bool) -> None:
+        self._demanded = demanded
+        self._is_one = is_one
+        self._tangent = tangent
+        self._labels = itertools.count()
+
+    def weights(self, moment: Any, index: int, shape: tuple[int, ...], kept: Any | None, dtype: Any) -> Moments:
+        """A leaf of weights."""
+        moment = jnp.asarray(moment, dtype)
+        one = jnp.ones((), dtype) if kept is None else jnp.asarray(kept, dtype)
+        moment = moment if kept is None else moment * one
+        is_alike = moment.ndim == 0
+        kind = Kind.ALIKE if is_alike else Kind.EACH
+        axes = tuple(
+            Axis(size, Kind.SAME if size == 1 else kind, frozenset([("leaf", index, axis)]))
+            for axis, size in enumerate(shape)
+        )
+        array = moment.reshape([1] * len(shape)) if is_alike else jnp.broadcast_to(moment, shape)
+        tangent = one.reshape([1] * len(shape)) if one.ndim == 0 else one
+        return Moments(
+            axes,
+            array[None, None],
+            tangent[None, None] if self._tangent else None,
+            array[None],
+            None if self._is_one else array[None],
+            leaf(index, shape),
+            leaf_entries=np.arange(math.prod(shape), dtype=np.int32).reshape(shape),
+            is_weight=True,
+        )
+
+    def outputs(self, value: Known | Moments) -> Kernels:
+        """The kernels of the outputs of one example, (1, o)."""
+        moments = self._moments(value)
+        moments = in_kinds(moments, [Kind.SAME, Kind.EACH])
+
+        def rows(array: Any) -> Any:
+            return laid_out(array, moments.axes, 2)[:, :, 0]
+
+        shape = (moments.variances[0].shape[0], moments.variances[1].shape[0], moments.shape[1])
+        return Kernels(
+            *(None if a is None else jnp.broadcast_to(rows(a), shape) for a in (moments.cross, moments.tangent))
+        )
+
+    def constant(self, value: Any) -> Known:
+        array = np.asarray(value)[None] if is_concrete(value) else jnp.asarray(value)[None]
+        return Known(array, None if self._is_one else array, is_constant=True)
+
+    def shape_only(self, function: Callable[..., Any], *operands: Known | Moments) -> Known | Moments:
+        known = [operand for operand in operands if isinstance(operand, Known)]
+        if len(known) == len(operands):
+            return _at_examples(function, *known)
+        zeros = [i for i, operand in enumerate(operands) if isinstance(operand, Known) and is_zero(operand)]
+        shapes = [operand.shape for operand in operands]
+        result: Any = None
+        occupied: Any = None
+        for index, (operand, move) in enumerate(zip(operands, moves(function, shapes, zeros), strict=True)):
+            if index in zeros:
+                continue
+
+            def alone(array: Any, index: int = index) -> Any:
+                arrays = [jnp.zeros(shape, array.dtype) for shape in shapes]
+                return function(*arrays[:index], array, *arrays[index + 1 :])
+
+            term = moved(self._moments(operand), alone, move, self._fresh(len(move.shape)), self._demanded)
+            places = move.sources >= 0
+            result = term if result is None else added(result, term, (occupied, places))
+            occupied = places if occupied is None else occupied | places
+        return result
+
+    def add(self, left: Known | Moments, right: Known | Moments) -> Known | Moments:
+        if isinstance(left, Known) and isinstance(right, Known):
+            return _at_examples(jnp.add, left, right)
+        shape = np.broadcast_shapes(left.shape, right.shape)
+        for one, other in ((left, right), (right, left)):
+            if isinstance(one, Known) and isinstance(other, Moments):
+                if is_zero(one):
+                    return spread(other, shape)
+                if other.is_weight:
+                    raise Undefined("A constant is added to weights, whose mean is then not 0.", "Add it elsewhere.")
+        return added(self._moments(left), self._moments(right))
+
+    def sum(self, operand: Known | Moments, axes: Sequence[int]) -> Known | Moments:
+        if isinstance(operand, Known):
+            return _at_examples(lambda array: jnp.sum(array, axis=tuple(axes)), operand)
+        for index in axes:
+            if not is_own(operand, index):
+                demand_pairs(operand, index)
+        all_axes, factor = operand.axes, 1
+        for axis in (all_axes[index] for index in axes):
+            factor *= {Kind.SAME: axis.size**2, Kind.ALIKE: axis.size}.get(axis.kind, 1)
+
+        def summed(leading: int, array: Any) -> Any:
+            full = laid_out(array, all_axes, leading)
+            lefts = [leading + index for index in axes]
+            rights = [leading + right_position(all_axes, i) for i in axes if all_axes[i].kind is Kind.PAIRS]
+            return factor * jnp.sum(full, axis=(*lefts, *rights))
+
+        def means(array: Any) -> Any:
+            return jnp.sum(jnp.broadcast_to(array, (len(array), *operand.shape)), axis=[1 + index for index in axes])
+
+        kept = tuple(axis for index, axis in enumerate(all_axes) if index not in axes)
+        operand = replace(operand, means=mapped_means(means, operand))
+        return replace(operand, axes=kept, leaf_entries=None, **mapped(summed, operand))
+
+    def multiply(self, left: Known | Moments, right: Known | Moments) -> Known | Moments:
+        if isinstance(left, Known) and isinstance(right, Known):
+            return _at_examples(jnp.multiply, left, right)
+        a, b = self._moments(left), self._moments(right)
+        _check_untied(a, b)
+        shape = np.broadcast_shapes(a.shape, b.shape)
+        a, b = spread(a, shape), spread(b, shape)
+        own = [index for index in range(len(shape)) if is_own(a, index) or is_own(b, index)]
+        for index in own:
+            a, b = without_pairs(a, index), without_pairs(b, index)
+        kinds = [joined(one.kind, other.kind) for one, other in zip(a.axes, b.axes, strict=True)]
+        axes = tuple(Axis(x.size, kind, x.labels | y.labels) for x, y, kind in zip(a.axes, b.axes, kinds, strict=True))
+        a, b = in_kinds(a, kinds), in_kinds(b, kinds)
+        return self._with_pairs(product(axes, mapped(lambda leading, x, y: x * y, a, b), a, b), own)
+
+    def scale(self, operand: Known | Moments, coefficient: Any) -> Known | Moments:
+        if isinstance(operand, Known):
+            return _at_examples(lambda array: array * coefficient, operand)
+        operand = spread(operand, np.broadcast_shapes(operand.shape, jnp.shape(coefficient)))
+        factor, operand = self._factor(operand, coefficient)
+
+        def scaled(leading: int, array: Any) -> Any:
+            return array * both(factor, factor, operand.axes, leading)
+
+        means = mapped_means(lambda array: array * factor[None], operand)
+        return replace(operand, means=means, **mapped(scaled, operand))
+
+    def dot(self, left: Known | Moments, right: Known | Moments, dimension_numbers: Any) -> Known | Moments:
+        if isinstance(left, Known) and isinstance(right, Known):
+            return _at_examples(
+                lambda a, b: lax.dot_general(a, b, dimension_numbers, precision=lax.Precision.HIGHEST), left, right
+            )
+        for one, operand in ((left, right), (right, left)):
+            if isinstance(one, Known) and one.is_constant and isinstance(operand, Moments) and not operand.is_weight:
+                times = _product_with(one.first[0], dimension_numbers, is_left=one is left)
+                return self.linear(times, operand, operand.shape)
+        a, b = self._moments(left), self._moments(right)
+        _check_untied(a, b)
+        known = [operand if isinstance(operand, Known) else None for operand in (left, right)]
+        return self._with_pairs(*contracted(a, b, dimension_numbers, known))
+
+    def conv(self, left: Known | Moments, right: Known | Moments, convolution: Convolution) -> Known | Moments:
+        def convolve(a: Any, b: Any) -> Any:
+            return lax.conv_general_dilated(a, b, **convolution._asdict(), precision=lax.Precision.HIGHEST)
+
+        if isinstance(left, Known) and isinstance(right, Known):
+            return _at_examples(convolve, left, right)
+        if isinstance(right, Known):
+            return self.linear(lambda array: convolve(array, right.first[0].astype(array.dtype)), left, left.shape)
+        image = self._moments(left)
+        _check_untied(image, right)
+        channel = convolution.dimension_numbers.lhs_spec[1]
+        return self._with_pairs(*convolved(without_pairs(image, channel), right, convolution))
+
+    def linear(self, function: Callable[..., Any], operand: Known | Moments, shape: tuple[int, ...]) -> Known | Moments:
+        if isinstance(operand, Known):
+            return _at_examples(function, operand)
+        own = [index for index in range(len(shape)) if is_own(operand, index)]
+        touched = touched_axes(function, operand.axes)
+        uneven = uneven_axes(function, operand.axes, touched)
+        operand = self._with_pairs(operand, own)
+        for index in touched:
+            demand_pairs(operand, index)
+        kinds = [
+            Kind.PAIRS if i in touched else Kind.EACH if i in uneven and axis.kind is Kind.ALIKE else axis.kind
+            for i, axis in enumerate(operand.axes)
+        ]
+        fresh = self._fresh(len(jax.eval_shape(function, jax.ShapeDtypeStruct(shape, operand.cross.dtype)).shape))
+        return self._without_unasked_pairs(mixed(in_kinds(operand, kinds), function, touched, fresh))
+
+    def gate(self, operand: Known | Moments, slopes: Sequence[Any], shape: tuple[int, ...]) -> Known | Moments:
+        if isinstance(operand, Known):
+            return _at_examples(lambda array: array * jnp.where(array > 0, *slopes), operand)
+        if operand.is_weight:
+            raise Undefined("A gate on weights: their mean is then not 0.", "Gate activations alone.")
+        if not operand.route.is_free:
+            raise Undefined(
+                "A gate follows another one with no weights between them, so that its values have a mean other than 0.",
+                "Let a layer with weights stand between both, or estimate by sampling: `ntk.sign_average`.",
+            )
+        above, operand = self._factor(operand, slopes[0])
+        below, operand = self._factor(operand, slopes[1])
+        return rectified(operand, above, below)
+
+    def _moments(self, value: Known | Moments) -> Moments:
+        if isinstance(value, Moments):
+            return value
+        return of_known(value, self._fresh(len(value.shape)), self._demanded, tangent=self._tangent)
+
+    def _fresh(self, count: int) -> list[Any]:
+        number = next(self._labels)
+        return [("value", number, axis) for axis in range(count)]
+
+    def _with_pairs(self, moments: Moments, own: Sequence[int]) -> Moments:
+        """With zeros as the moments of two different entries along axes of independent ones, where they are needed."""
+        for index in own:
+            axis = moments.axes[index]
+            if axis.kind in (Kind.EACH, Kind.ALIKE) and axis.labels & self._demanded:
+                moments = embedded(moments, index)
+        return moments
+
+    def _without_unasked_pairs(self, moments: Moments) -> Moments:
+        for index, axis in enumerate(moments.axes):
+            if axis.kind is Kind.PAIRS and not axis.labels & self._demanded:
+                moments = without_pairs(moments, index)
+        return moments
+
+    def _factor(self, operand: Moments, factor: Any) -> tuple[Any, Moments]:
+        """A factor for each entry as an array of as many axes, of length 1 where it does not vary; and the operand,
+        with each entry stored along axes where it does."""
+        shape = operand.shape
+        factor = jnp.broadcast_to(factor, shape) if not is_concrete(factor) else np.broadcast_to(factor, shape)
+        fresh = self._fresh(len(shape))
+        axes, kinds = list(operand.axes), [axis.kind for axis in operand.axes]
+        for index, axis in enumerate(operand.axes):
+            if axis.size == 1:
+                continue
+            first = factor[(slice(None),) * index + (slice(0, 1),)]
+            if is_concrete(factor) and np.array_equal(np.broadcast_to(first, factor.shape), factor):
+                factor = first
+            elif axis.kind is Kind.SAME:
+                axes[index] = axis._replace(labels=frozenset([fresh[index]]))
+                kinds[index] = Kind.PAIRS if fresh[index] in self._demanded else Kind.EACH
+            elif axis.kind is Kind.ALIKE:
+                kinds[index] = Kind.EACH
+        return factor, in_kinds(replace(operand, axes=tuple(axes)), kinds)
+
+
+def _product_with(constant: Any, numbers: Any, *, is_left: bool) -> Callable[[Any], Any]:
+    def function(array: Any) -> Any:
+        factor = constant.astype(array.dtype)
+        pair = (factor, array) if is_left else (array, factor)
+        return lax.dot_general(*pair, numbers, precision=lax.Precision.HIGHEST)
+
+    return function
+
+
+def _at_examples(function: Callable[..., Any], *operands: Known) -> Known:
+    """`function` of values that depend on no weight, example by example."""
+
+    def side(*arrays: Any) -> Any:
+        length = max(len(array) for array in arrays)
+        if length == 1:
+            return function(*(array[0] for array in arrays))[None]
+        in_axes = [None if len(array) == 1 else 0 for array in arrays]
+        return jax.vmap(function, in_axes)(*(array[0] if len(array) == 1 else array for array in arrays))
+
+    if all(is_concrete(side) for operand in operands for side in operand.sides):
+        with jax.ensure_compile_time_eval():
+            return _at_examples_of(side, operands)
+    return _at_examples_of(side, operands)
+
+
+def _at_examples_of(side: Callable[..., Any], operands: Sequence[Known]) -> Known:
+    is_one = all(operand.second is None for operand in operands)
+    firsts, seconds = zip(*(operand.sides for operand in operands), strict=True)
+    is_constant = all(operand.is_constant for operand in operands)
+    return Known(side(*firsts), None if is_one else side(*seconds), is_constant)
+
+
+def _check_untied(left: Moments, right: Moments) -> None:
+    """Refuse a product of two values that depend on the same weights."""
+    if share_weights(left.route, right.route):
+        raise Undefined(
+            "It multiplies two values that depend on the same weights: these are used twice on one path, so that their "
+            "products are not independent.",
+            "Give each layer weights of its own, or estimate by sampling: `ntk.sign_average`.",
+        )
