@@ -14,13 +14,14 @@ from jaxtyping import Array, Float, Int, Num
 
 from pathjax._base.trees import concrete, wide
 from pathjax._linalg import relaxation
-from pathjax._linalg.lapack import eigvalsh
+from pathjax._linalg.lapack import eigh, eigvalsh
 from pathjax._ntk import door
 from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
 
 __all__ = [
     "critical_learning_rate",
     "data_free_loss",
+    "expected_loss",
     "kernel_change",
     "kernel_distance",
     "linearization_error",
@@ -256,6 +257,68 @@ def data_free_loss(
     return jnp.exp(-2 * flow_times[:, None] * jnp.maximum(eigenvalues, 0.0)[None, :]) @ weights
 
 
+def expected_loss(
+    ntk: Float[Array, "n n o"],
+    times: Num[Array, " t"],
+    *,
+    learning_rate: ArrayLike,
+    nngp: Float[Array, "n n o"] | None = None,
+    target_means: Float[Array, " o"] | None = None,
+    target_variances: Float[Array, " o"] | None = None,
+    flow: bool = True,
+) -> Float[Array, " t"]:
+    """Share of the initial squared loss expected to remain at each time, of a network of which only kernels are known.
+
+    For kernels without entries between different outputs, as `ntk.mean_field` gives them: with λ_ci and v_ci the
+    eigenpairs of output c, Σ_ci s_ci e^(−2ηλ_ci t) / Σ_ci s_ci, where s_ci = E (v_ciᵀ (f_0 − y)_c)² is the expected
+    squared residual in that mode. The outputs are random with the covariance `nngp`, K_c, the targets independent of
+    each other with means μ_c and variances σ_c², so that s_ci = v_ciᵀ K_c v_ci + σ_c² + μ_c² (Σ_n v_cin)². For one-hot
+    targets of classes with frequencies p, μ = p and σ² = p (1 − p); with the mean over classes taken away,
+    μ = p − 1/o. Where nothing of targets and outputs is given, every mode has an equal share.
+
+    Which inputs the kernels are of decides what the prediction reads: inputs drawn from a Gaussian of the data's second
+    moments, or of one variance alone, stand for data that are not at hand. For gradient descent, `flow=False`, times
+    are whole numbers of steps. Negative eigenvalues count as zero. Cost: o·n³ operations, and t·o·n.
+
+    Raises ValueError if shapes disagree, if only one of `target_means` and `target_variances` is given, and, unless
+    traced, for variances that are negative.
+
+    Source: Jacot, Gabriel, Hongler (2018), section 5, in the mean over outputs and targets.
+
+    >>> kernel = jnp.eye(2)[:, :, None] * jnp.array([1.0, 0.0])  # the second output does not learn
+    >>> expected_loss(kernel, jnp.array([0.0, 1.0, 1e6]), learning_rate=jnp.log(2) / 2)
+    Array([1.  , 0.75, 0.5 ], dtype=float64)
+    """
+    _check_kernels(ntk, nngp)
+    _check_vector(times, "times")
+    if (target_means is None) != (target_variances is None):
+        raise ValueError("Give both `target_means` and `target_variances`, or neither.")
+    outputs = ntk.shape[2]
+    for name, vector in (("target_means", target_means), ("target_variances", target_variances)):
+        if vector is not None and vector.shape != (outputs,):
+            raise ValueError(
+                f"`{name}` must have one number for each of {outputs} outputs; it has shape {vector.shape}."
+            )
+    variances = None if target_variances is None else concrete(target_variances)
+    if variances is not None and (variances < 0).any():
+        raise ValueError("`target_variances` has a negative entry. Of one-hot targets they are p (1 − p).")
+    dtype = jnp.result_type(ntk, jnp.float32)
+    by_output = jnp.moveaxis(ntk.astype(dtype), 2, 0)
+    eigenvalues, modes = jax.vmap(eigh)(by_output)
+    shares = jnp.zeros_like(eigenvalues)
+    if nngp is not None:
+        shares += jnp.einsum("cni,nmc,cmi->ci", modes, nngp.astype(dtype), modes)
+    if target_means is not None and target_variances is not None:
+        constant = jnp.square(jnp.sum(modes, axis=1))
+        shares += target_variances[:, None] + jnp.square(target_means)[:, None] * constant
+    if nngp is None and target_means is None:
+        shares = jnp.ones_like(eigenvalues)
+    rates = jnp.asarray(learning_rate, dtype) * jnp.maximum(eigenvalues, 0.0)
+    steps = times.astype(dtype)[:, None, None]
+    left = jnp.exp(-2 * rates[None] * steps) if flow else jnp.square((1 - rates[None]) ** steps)
+    return jnp.sum(left * shares[None], axis=(1, 2)) / jnp.sum(shares)
+
+
 def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
     """Learning rate above which gradient descent on the linearized network diverges, 2 / λ_max.
 
@@ -384,6 +447,15 @@ def _check_alike(first: Array, second: Array) -> None:
         raise ValueError(
             f"Shapes {first.shape} and {second.shape} cannot be compared entry by entry. Compute both arrays on the "
             "same examples, and at the same times."
+        )
+
+
+def _check_kernels(ntk: Array, nngp: Array | None) -> None:
+    if ntk.ndim != 3 or ntk.shape[0] != ntk.shape[1] or (nngp is not None and nngp.shape != ntk.shape):
+        shapes = f"{ntk.shape}" + ("" if nngp is None else f" and {nngp.shape}")
+        raise ValueError(
+            f"Kernels of one batch with itself for each output, (n, n, o), are expected, but shapes {shapes} came. "
+            "`ntk.mean_field(apply, params, x)` gives both."
         )
 
 
