@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Num
 
 from pathjax._base.trees import concrete, wide
 from pathjax._linalg import relaxation
-from pathjax._linalg.lapack import eigh, eigvalsh
+from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door
 from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
 
@@ -269,54 +269,70 @@ def expected_loss(
 ) -> Float[Array, " t"]:
     """Share of the initial squared loss expected to remain at each time, of a network of which only kernels are known.
 
-    For kernels without entries between different outputs, as `ntk.mean_field` gives them: with λ_ci and v_ci the
-    eigenpairs of output c, Σ_ci s_ci e^(−2ηλ_ci t) / Σ_ci s_ci, where s_ci = E (v_ciᵀ (f_0 − y)_c)² is the expected
-    squared residual in that mode. The outputs are random with the covariance `nngp`, K_c, the targets independent of
-    each other with means μ_c and variances σ_c², so that s_ci = v_ciᵀ K_c v_ci + σ_c² + μ_c² (Σ_n v_cin)². For one-hot
-    targets of classes with frequencies p, μ = p and σ² = p (1 − p); with the mean over classes taken away,
-    μ = p − 1/o. Where nothing of targets and outputs is given, every mode has an equal share.
+    For kernels without entries between different outputs, as `ntk.mean_field` gives them. The targets y and the initial
+    outputs f_0 are random, and the loss of the linearized network is averaged over them:
 
-    Which inputs the kernels are of decides what the prediction reads: inputs drawn from a Gaussian of the data's second
-    moments, or of one variance alone, stand for data that are not at hand. For gradient descent, `flow=False`, times
-    are whole numbers of steps. Negative eigenvalues count as zero. Cost: o·n³ operations, and t·o·n.
+        Σ_c tr(e^(−2ηΘ_c t) S_c) / Σ_c tr S_c,      S_c = E (f_0 − y)_c (f_0 − y)_cᵀ = K_c + σ_c² I + μ_c² 1 1ᵀ
+
+    where Θ_c is the kernel of output c, K_c is `nngp`, the covariance of its values before training, and its targets
+    are independent of each other, with the mean μ_c and the variance σ_c². For one-hot targets of classes with
+    frequencies p, μ = p and σ² = p (1 − p); with the mean over classes taken away, μ = p − 1/o. Either may be left out.
+    Without both, every mode has an equal share of the loss, S_c = I: then this is `data_free_loss` of the eigenvalues
+    of all Θ_c.
+
+    What the prediction reads of the data is decided by the inputs of the kernels: those at hand; drawn from a Gaussian
+    of the data's mean and covariance; or drawn from a standard normal, where nothing is known of the data. It may
+    differ from one training run in as much as that run's targets and outputs differ from the mean.
+
+    By default this is gradient flow. `flow=False` predicts gradient descent, with (I − ηΘ_c)^(2t); times are then whole
+    numbers of steps. Rates, times, negative eigenvalues and the loss are as in `linearized`, and derivatives are
+    correct for repeated eigenvalues. Cost: o·n³ operations and t·o·n; a gradient with respect to `ntk` stores t·o·n²
+    numbers. NaN if the residual is certain to be zero.
 
     Raises ValueError if shapes disagree, if only one of `target_means` and `target_variances` is given, and, unless
-    traced, for variances that are negative.
+    traced, if variances are negative or NaN, or if steps are not whole numbers.
 
-    Source: Jacot, Gabriel, Hongler (2018), section 5, in the mean over outputs and targets.
+    Source: Jacot, Gabriel, Hongler (2018), section 5; here in the mean over outputs and targets.
 
-    >>> kernel = jnp.eye(2)[:, :, None] * jnp.array([1.0, 0.0])  # the second output does not learn
-    >>> expected_loss(kernel, jnp.array([0.0, 1.0, 1e6]), learning_rate=jnp.log(2) / 2)
+    >>> kernel = jnp.einsum("ij,c->ijc", jnp.eye(2), jnp.array([1.0, 0.0]))  # the second output does not learn
+    >>> expected_loss(kernel, jnp.array([0.0, 1.0, jnp.inf]), learning_rate=jnp.log(2) / 2)
     Array([1.  , 0.75, 0.5 ], dtype=float64)
     """
     _check_kernels(ntk, nngp)
     _check_vector(times, "times")
-    if (target_means is None) != (target_variances is None):
-        raise ValueError("Give both `target_means` and `target_variances`, or neither.")
-    outputs = ntk.shape[2]
-    for name, vector in (("target_means", target_means), ("target_variances", target_variances)):
-        if vector is not None and vector.shape != (outputs,):
-            raise ValueError(
-                f"`{name}` must have one number for each of {outputs} outputs; it has shape {vector.shape}."
-            )
-    variances = None if target_variances is None else concrete(target_variances)
-    if variances is not None and (variances < 0).any():
-        raise ValueError("`target_variances` has a negative entry. Of one-hot targets they are p (1 − p).")
-    dtype = jnp.result_type(ntk, jnp.float32)
-    by_output = jnp.moveaxis(ntk.astype(dtype), 2, 0)
-    eigenvalues, modes = jax.vmap(eigh)(by_output)
-    shares = jnp.zeros_like(eigenvalues)
-    if nngp is not None:
-        shares += jnp.einsum("cni,nmc,cmi->ci", modes, nngp.astype(dtype), modes)
-    if target_means is not None and target_variances is not None:
-        constant = jnp.square(jnp.sum(modes, axis=1))
-        shares += target_variances[:, None] + jnp.square(target_means)[:, None] * constant
-    if nngp is None and target_means is None:
-        shares = jnp.ones_like(eigenvalues)
-    rates = jnp.asarray(learning_rate, dtype) * jnp.maximum(eigenvalues, 0.0)
-    steps = times.astype(dtype)[:, None, None]
-    left = jnp.exp(-2 * rates[None] * steps) if flow else jnp.square((1 - rates[None]) ** steps)
-    return jnp.sum(left * shares[None], axis=(1, 2)) / jnp.sum(shares)
+    if not flow:
+        _check_whole(times)
+    moments = _residual_moments(ntk, nngp, target_means, target_variances)
+    dtype = jnp.result_type(ntk, moments, jnp.float32)
+    by_output = jnp.moveaxis(wide(ntk).astype(dtype), 2, 0)
+    matrices = jnp.asarray(learning_rate, dtype) * (by_output + by_output.swapaxes(1, 2)) / 2
+    moments, times = moments.astype(dtype), times.astype(dtype)
+
+    def remaining(matrix: Array, moments: Array) -> Array:
+        return relaxation.expected_square(matrix, moments, times, flow=flow)
+
+    return jnp.sum(jax.vmap(remaining)(matrices, moments), axis=0) / jnp.trace(jnp.sum(moments, axis=0))
+
+
+def _residual_moments(
+    ntk: Array, nngp: Array | None, target_means: Array | None, target_variances: Array | None
+) -> Array:
+    """E (f_0 − y)_c (f_0 − y)_cᵀ of each output c, (o, n, n), but for a common factor."""
+    n, _, outputs = ntk.shape
+    identity = jnp.eye(n, dtype=jnp.result_type(ntk, jnp.float32))[None]
+    if nngp is None and target_means is None and target_variances is None:
+        return jnp.repeat(identity, outputs, axis=0)
+    of_outputs = jnp.zeros((outputs, n, n), identity.dtype) if nngp is None else jnp.moveaxis(wide(nngp), 2, 0)
+    if target_means is None and target_variances is None:
+        return of_outputs
+    if target_means is None or target_variances is None:
+        missing = "target_means" if target_means is None else "target_variances"
+        raise ValueError(
+            f"Random targets need both `target_means` and `target_variances`, but `{missing}` is missing. Pass both, "
+            "or neither."
+        )
+    _check_targets(target_means, target_variances, outputs)
+    return of_outputs + target_variances[:, None, None] * identity + jnp.square(target_means)[:, None, None]
 
 
 def critical_learning_rate(ntk: Float[Array, "n n o o"]) -> Float[Array, ""]:
@@ -456,6 +472,21 @@ def _check_kernels(ntk: Array, nngp: Array | None) -> None:
         raise ValueError(
             f"Kernels of one batch with itself for each output, (n, n, o), are expected, but shapes {shapes} came. "
             "`ntk.mean_field(apply, params, x)` gives both."
+        )
+
+
+def _check_targets(means: Array, variances: Array, outputs: int) -> None:
+    for name, vector in (("target_means", means), ("target_variances", variances)):
+        if vector.shape != (outputs,):
+            raise ValueError(
+                f"`{name}` must have one number for each of {outputs} outputs, shape ({outputs},), but has shape "
+                f"{vector.shape}."
+            )
+    values = concrete(variances)
+    if values is not None and not (values >= 0).all():
+        raise ValueError(
+            "`target_variances` has an entry that is negative or NaN. Of one-hot targets of a class with frequency p "
+            "the variance is p (1 − p)."
         )
 
 
