@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments.base.errors import InputError
 from experiments.base.names import DENSE, METHODS, QUANTITIES
+from experiments.base.wording import enumerated
 from experiments.records.jsonl import decode
 from experiments.records.rank_association import Association, associate
 from experiments.records.trial import Trial
@@ -24,8 +25,15 @@ KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
 OUTCOMES = {"test_accuracy": "test accuracy", "steps_to_level": "steps to the loss level"}
 """What training decides, with words."""
 
-PREDICTIONS = {"linearized": "Θ", "low_rank": "its part in the leading modes of Π", "data_free": "Π without data"}
-"""What predicts a loss curve, with words."""
+PREDICTIONS = {
+    "data_free": "Π alone",
+    "no_data": "Θ̄ without data",
+    "moments": "Θ̄ of the data’s second moments",
+    "inputs": "Θ̄ of the inputs",
+    "low_rank": "the part of Θ in the leading modes of Π",
+    "linearized": "Θ",
+}
+"""What predicts a loss curve, with words: from reading the least to reading the most."""
 
 CURVES = ("real_loss", *(f"{name}_loss" for name in PREDICTIONS))
 
@@ -120,9 +128,10 @@ def read(folder: Path) -> StudyTable:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'config.json'} is not a configuration of this program.") from error
-    if written != Trial.FORMAT:
+    if written not in Trial.READABLE:
+        readable = enumerated([str(number) for number in Trial.READABLE])
         raise InputError(
-            f"{folder} has results of format {written} and this program reads {Trial.FORMAT}: draw them with pathjax "
+            f"{folder} has results of format {written} and this program reads {readable}: draw them with pathjax "
             f"{config['versions'].get('pathjax', 'of then')}, or sweep again into another folder."
         )
     trials = []

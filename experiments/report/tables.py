@@ -8,11 +8,11 @@ import pandas as pd
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import number
 from experiments.records.rank_association import Association
-from experiments.records.study_table import OUTCOMES, StudyTable
+from experiments.records.study_table import OUTCOMES, PREDICTIONS, StudyTable
 from experiments.report.drawing import groups
 from experiments.report.page import scrolled, text
 
-__all__ = ["accuracies", "all_numbers", "associations", "associations_table"]
+__all__ = ["accuracies", "all_numbers", "associations", "associations_table", "predictions_table"]
 
 _COLUMNS = {
     "test_accuracy": ("test accuracy", "%"),
@@ -28,6 +28,9 @@ _COLUMNS = {
     "log_condition_ntk": ("log cond Θ", ".2f"),
     "gap_linearized": ("gap Θ", ".2f"),
     "gap_low_rank": ("gap rank r", ".2f"),
+    "gap_inputs": ("gap Θ̄, inputs", ".2f"),
+    "gap_moments": ("gap Θ̄, moments", ".2f"),
+    "gap_no_data": ("gap Θ̄, no data", ".2f"),
     "gap_data_free": ("gap Π", ".2f"),
     "linearization_error": ("outputs off linear", "%"),
     "kernel_distance": ("kernel distance", ".3f"),
@@ -122,6 +125,24 @@ def associations_table(study: StudyTable) -> str:
         entries = "".join(f"<td>{text(str(column[place]))}</td>" for column in columns.values())
         rows.append(f"<tr><th>{text(words)}</th>{entries}</tr>")
     return scrolled(f"<table><thead><tr><th>quantity</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
+
+
+def predictions_table(study: StudyTable) -> str:
+    """Gaps of the predicted loss curves, and how the predicted falls of the loss rank with the real ones."""
+    within = {"over all cells": [], "within a density": ["data", "model", "density"]}
+    if len(study.settings) > 1:
+        within = {"over all cells": [], "within a data set and model": ["data", "model"]} | within
+    head = "".join(f"<th>{words}</th>" for words in ("mean gap", "median gap", *(f"ρ {where}" for where in within)))
+    rows = []
+    for name, words in {"density": "density", **PREDICTIONS}.items():
+        known = name if name == "density" else f"{name}_drop"
+        gaps = pd.Series(dtype=float) if name == "density" else study.cells[f"gap_{name}_mean"].dropna()
+        if name != "density" and gaps.empty:
+            continue
+        entries = [number(gaps.mean()), number(gaps.median())]
+        entries += [str(study.association(known, "real_drop", each)) for each in within.values()]
+        rows.append(f"<tr><th>{text(words)}</th>{''.join(f'<td>{text(entry)}</td>' for entry in entries)}</tr>")
+    return scrolled(f"<table><thead><tr><th>prediction</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 
 
 def _of_quantities(study: StudyTable, outcome: str, within: list[str]) -> list[Association]:
