@@ -130,7 +130,7 @@ def gaps(study: StudyTable, footer: str) -> Figure:
     """The distance of each predicted curve to the real one, a point for each cell, with the mean as a number."""
     parts = list(study.parts())
     shown = [name for name in PREDICTIONS if np.isfinite(study.cells[f"gap_{name}_mean"]).any()]
-    figure, axes, flat = panels(len(parts), footer, width=0.75 * len(shown) + 1.2, height=2.9)
+    figure, axes, flat = panels(len(parts), footer, width=max(3.6, 0.6 * len(shown) + 0.6), height=2.9)
     for axis, (setting, part) in zip(flat, parts, strict=True):
         methods = groups(part.cells)
         for place, name in enumerate(shown):
@@ -150,7 +150,7 @@ def gaps(study: StudyTable, footer: str) -> Figure:
         axis.set_title(setting, pad=18)
         axis.set_ylabel("gap (decades)")
         plain_log_axis(axis)
-        axis.set_xticks(range(len(shown)), [_RUNGS[name] for name in shown])
+        axis.set_xticks(range(len(shown)), [_RUNGS[name] for name in shown], fontsize=8)
         axis.grid(axis="x", visible=False)
     return top_legend(figure, axes)
 

@@ -125,7 +125,7 @@ def of_gaps(study: StudyTable) -> str:
     closer = int((both["gap_linearized_mean"] < both["gap_data_free_mean"]).sum())
     words = f"Predictions miss the real loss curves by this many decades, in the mean over cells: {enumerated(means)}"
     words += f". Θ is closer than Π in {closer} of {len(both)} cells." if len(both) else "."
-    return "\n".join([words, *_orders(study), *_worst_without_data(study)])
+    return "\n".join([words, *_orders(study), *_worst_by_expected_gates(study)])
 
 
 def _orders(study: StudyTable) -> list[str]:
@@ -147,20 +147,28 @@ def _orders(study: StudyTable) -> list[str]:
     return lines
 
 
-def _worst_without_data(study: StudyTable) -> list[str]:
-    """The method whose loss curves the expected gates miss most without data."""
-    gaps = study.cells.groupby("method", sort=False)["gap_no_data_mean"].mean().dropna()
+def _worst_by_expected_gates(study: StudyTable) -> list[str]:
+    """The method whose loss curves expected gates miss most even with the inputs, and the order without it."""
+    gaps = _pruned(study).groupby("method", sort=False)["gap_inputs_mean"].mean().dropna()
     if len(gaps) < 2:
         return []
-    worst = gaps.idxmax()
-    drawn = study.cells[study.cells["method"] == worst]
-    faster = int((drawn["real_drop_mean"] > drawn["no_data_drop_mean"]).sum())
-    reason = ": it keeps weights by their gradients on the data, which expected gates do not see"
-    return [
-        f"Without data, expected gates miss {worst} most, by {number(gaps[worst])} decades in the mean over its cells, "
-        f"and all others by {number(gaps.drop(worst).mean())}{reason if worst in _GRADIENTS else ''}. The loss of "
-        f"{worst} falls further than predicted in {faster} of {counted(len(drawn), 'cell')}."
-    ]
+    worst = str(gaps.idxmax())
+    cells = study.cells[(study.cells["method"] == worst) & study.cells["inputs_drop_mean"].notna()]
+    further = int((cells["real_drop_mean"] > cells["inputs_drop_mean"]).sum())
+    why = (
+        ": it keeps weights by their gradients on the data, which expected gates do not see"
+        if worst in _GRADIENTS
+        else ""
+    )
+    others = study._replace(cells=study.cells[study.cells["method"] != worst])
+    orders = {name: others.association(f"{name}_drop", "real_drop", _STRATA) for name in PREDICTIONS}
+    ordered = [f"{number(order.rho)} from {PREDICTIONS[name]}" for name, order in orders.items() if order.groups]
+    words = (
+        f"Of the pruning methods, expected gates miss {worst} most: even with the inputs by {number(gaps[worst])} "
+        f"decades in the mean over its cells, and the others by {number(gaps.drop(worst).mean())}{why}. The loss of "
+        f"{worst} falls further than so predicted in {further} of {counted(len(cells), 'cell')}."
+    )
+    return [words + (f" Of the others at one density, ρ is {enumerated(ordered)}." if ordered else "")]
 
 
 def of_path_kernel(study: StudyTable) -> str:

@@ -356,8 +356,8 @@ def test_why_there_are_no_expected_gates_stands_on_the_page(tmp_path):
 
 def test_the_ladder_gives_the_mean_gaps_and_the_orders_over_all_cells_and_within_a_density():
     trials = example_study(**ONE, methods=("grasp", "random", "snip", "synflow"), seeds=1)
-    trials = changed(trials, (), gap_no_data=0.2, gap_linearized=0.125)
-    trials = changed(trials, ("snip",), gap_no_data=0.9)
+    trials = changed(trials, (), gap_no_data=0.2, gap_inputs=0.2, gap_linearized=0.125)
+    trials = changed(trials, ("snip",), gap_no_data=0.9, gap_inputs=0.9)
     found = made(trials)
     first, *more = findings.of_gaps(found).split("\n")
     mean = (10 * 0.2 + 3 * 0.9) / 13
@@ -366,9 +366,9 @@ def test_the_ladder_gives_the_mean_gaps_and_the_orders_over_all_cells_and_within
     # all example curves are powers of the real one
     assert more[0].startswith("How far the loss falls ranks with") and more[0].count("+1.00 [") >= 6
     assert "at one density" in more[1] and "density alone" in more[0] and "density alone" not in more[1]
-    assert more[2].startswith("Without data, expected gates miss snip most, by 0.90 decades in the mean over its cells")
-    assert "all others by 0.20: it keeps weights by their gradients" in more[2]
-    assert more[2].endswith("falls further than predicted in 3 of 3 cells.")
+    assert more[2].startswith("Of the pruning methods, expected gates miss snip most: even with the inputs by 0.90 dec")
+    assert "the others by 0.20: it keeps weights by their gradients" in more[2]
+    assert "falls further than so predicted in 3 of 3 cells." in more[2]
     table = tables.predictions_table(found)
     assert f"<th>Θ̄ without data</th><td>{mean:.2f}</td><td>0.20</td><td>+1.00 [" in table
     assert "<th>density</th><td>–</td><td>–</td>" in table
