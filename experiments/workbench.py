@@ -261,6 +261,7 @@ def _of_expected_gates(expected: ExpectedGates, seed: int, real: jax.Array) -> d
     losses = {name: getattr(expected, name)[seed] for name in ("no_data", "moments", "inputs")}
     fields: dict[str, Any] = {f"{name}_loss": np.asarray(loss, float).tolist() for name, loss in losses.items()}
     fields |= {f"gap_{name}": gap(loss, real) for name, loss in losses.items()}
+    fields |= {f"log_top_{name}": float(top) for name, top in zip(losses, expected.log_tops[seed], strict=True)}
     return fields | {"regression_accuracy": float(expected.regression_accuracy[seed])}
 
 

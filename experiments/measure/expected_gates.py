@@ -34,13 +34,15 @@ class ExpectedGates(NamedTuple):
     """What Θ̄ predicts of the networks (s) on the leading axis.
 
     `no_data`, `moments` and `inputs` are squared losses at steps 0 … T relative to step 0, each (s, T + 1), by what was
-    read of the data. `regression_accuracy` (s,) is that of kernel regression on test images, NaN without any. `why_not`
-    says why there is nothing: then losses are empty, (s, 0).
+    read of the data, and `log_tops` (s, 3) the natural logarithms of λ_max(Θ̄) in this order. `regression_accuracy` (s,)
+    is that of kernel regression on test images, NaN without any. `why_not` says why there is nothing: then losses are
+    empty, (s, 0).
     """
 
     no_data: np.ndarray
     moments: np.ndarray
     inputs: np.ndarray
+    log_tops: np.ndarray
     regression_accuracy: np.ndarray
     why_not: str = ""
 
@@ -92,21 +94,23 @@ def expected_gates(
     times = jnp.arange(steps + 1, dtype=jnp.float32)
 
     @jax.jit
-    def evenly(kernel: jax.Array) -> jax.Array:
-        return dynamics.expected_loss(kernel, times, learning_rate=_rate(kernel), flow=False)
+    def evenly(kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        top = _top(kernel)
+        return dynamics.expected_loss(kernel, times, learning_rate=RATE / top, flow=False), jnp.log(top)
 
     @jax.jit
-    def shared(kernel: jax.Array, nngp: jax.Array) -> jax.Array:
-        means, variances = frequencies - 1 / classes, frequencies * (1 - frequencies)
-        return dynamics.expected_loss(
+    def shared(kernel: jax.Array, nngp: jax.Array) -> tuple[jax.Array, jax.Array]:
+        top = _top(kernel)
+        loss = dynamics.expected_loss(
             kernel,
             times,
-            learning_rate=_rate(kernel),
+            learning_rate=RATE / top,
             nngp=nngp,
-            target_means=means,
-            target_variances=variances,
+            target_means=frequencies - 1 / classes,
+            target_variances=frequencies * (1 - frequencies),
             flow=False,
         )
+        return loss, jnp.log(top)
 
     def of_one(params: Params, mask: Mask) -> tuple[np.ndarray, ...]:
         def kernels(images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -119,8 +123,9 @@ def expected_gates(
             size = len(batch.images)
             cross = ntk.mean_field(apply, params, test.images, batch.images, mask=mask, batch_size=size).ntk
             accuracy = np.array(regression_accuracy(*jax.device_get((of_inputs[0], cross, targets, test.labels))))
-        losses = evenly(kernels(standard)[0]), shared(*kernels(normal)), shared(*of_inputs)
-        return *map(np.asarray, losses), accuracy
+        predicted = evenly(kernels(standard)[0]), shared(*kernels(normal)), shared(*of_inputs)
+        losses, log_tops = zip(*jax.device_get(predicted), strict=True)
+        return *losses, np.stack(log_tops), accuracy
 
     def of_networks(params: Params, mask: Mask) -> ExpectedGates:
         seeds = range(len(jax.tree.leaves(params)[0]))
@@ -128,15 +133,14 @@ def expected_gates(
         try:
             found = [of_one(*network) for network in networks]
         except (ValueError, MemoryError) as error:  # a layer without a closed form, or too many pairs of positions
-            empty, absent = np.zeros((len(seeds), 0)), np.full(len(seeds), np.nan)
-            return ExpectedGates(empty, empty, empty, absent, why_not=str(error).strip().splitlines()[0])
-        no_data, moments, inputs, accuracy = (np.stack(each) for each in zip(*found, strict=True))
-        return ExpectedGates(no_data, moments, inputs, accuracy)
+            empty, absent = np.zeros((len(seeds), 0)), np.full((len(seeds), 3), np.nan)
+            return ExpectedGates(empty, empty, empty, absent, absent[:, 0], str(error).strip().splitlines()[0])
+        no_data, moments, inputs, log_tops, accuracy = (np.stack(each) for each in zip(*found, strict=True))
+        return ExpectedGates(no_data, moments, inputs, log_tops, accuracy)
 
     return of_networks
 
 
-def _rate(kernel: jax.Array) -> jax.Array:
-    """The step size of the loss that is summed over examples, from a kernel (n, n, o) for each output."""
-    largest = jax.vmap(lambda one: ntk.spectrum(one[:, :, None, None])[0])(jnp.moveaxis(kernel, 2, 0))
-    return RATE / jnp.max(largest)
+def _top(kernel: jax.Array) -> jax.Array:
+    """The largest eigenvalue of a kernel (n, n, o) for each output."""
+    return jnp.max(jax.vmap(lambda one: ntk.spectrum(one[:, :, None, None])[0])(jnp.moveaxis(kernel, 2, 0)))

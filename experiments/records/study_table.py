@@ -17,7 +17,7 @@ from experiments.records.jsonl import decode
 from experiments.records.rank_association import Association, associate
 from experiments.records.trial import Trial
 
-__all__ = ["CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "StudyTable", "read", "tabulated"]
+__all__ = ["CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "TOPS", "StudyTable", "read", "tabulated"]
 
 KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
 """What is measured before training, with words; without density, which is known anyway."""
@@ -37,6 +37,14 @@ PREDICTIONS = {
 
 CURVES = ("real_loss", *(f"{name}_loss" for name in PREDICTIONS))
 
+TOPS = {
+    "data_free": "log_top_path_kernel",
+    "no_data": "log_top_no_data",
+    "moments": "log_top_moments",
+    "inputs": "log_top_inputs",
+}
+"""The natural logarithm of λ_max of the kernel behind a prediction."""
+
 CHANGES = {
     "ntk_change": "change of Θ",
     "path_kernel_change": "change of Π",
@@ -48,9 +56,21 @@ CHANGES = {
 _SETTING = ["data", "model"]
 _CELL = [*_SETTING, "method", "density"]
 _DROPS = [name.replace("_loss", "_drop") for name in CURVES]
+_HALVINGS = [name.replace("_loss", "_halving") for name in CURVES]
+_TOP_GAPS = [f"top_gap_{name}" for name in TOPS]
 _GAPS = [f"gap_{name}" for name in PREDICTIONS]
 _AVERAGED = [
-    *("test_accuracy", "final_train_loss", "steps_to_level", *KNOWN, "infinite_distance", *_GAPS, *_DROPS),
+    *(
+        "test_accuracy",
+        "final_train_loss",
+        "steps_to_level",
+        *KNOWN,
+        "infinite_distance",
+        *_GAPS,
+        *_DROPS,
+        *_HALVINGS,
+        *_TOP_GAPS,
+    ),
     *("linearization_error", "kernel_distance", *CHANGES, "dead_units_mean"),
 ]
 
@@ -63,7 +83,9 @@ class StudyTable(NamedTuple):
         failed: the trials that failed, in order.
         trials: a row for each trial that did not; dense first, then methods as listed, densities from high to low.
         cells: a row for each (data, model, method, density) of these: `NAME_mean` and `NAME_std` over the seeds that
-            have the number.
+            have the number. Beside the numbers of the trials there are, for each loss curve, `NAME_drop`, the decades
+            by which it falls, and `NAME_halving`, the first step at which half of the loss is left, infinite where
+            there is none; and for each of `TOPS`, `top_gap_NAME`, the decades between its λ_max and that of Θ.
     """
 
     config: dict[str, Any]
@@ -158,8 +180,12 @@ def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> 
         why = f"all {len(failed)} failed, the first with: {failed[0].reason}" if failed else "there are none"
         raise InputError(f"No trial in {folder} has come to its end: {why}.")
     table = pd.DataFrame([vars(trial) for trial in whole])
-    for curve, drop in zip(CURVES, _DROPS, strict=True):
+    for curve, drop, halving in zip(CURVES, _DROPS, _HALVINGS, strict=True):
         table[drop] = [_drop(losses) for losses in table[curve]]
+        table[halving] = [_halving(losses) for losses in table[curve]]
+    with np.errstate(invalid="ignore"):  # a network without paths has the logarithm −∞
+        for gap, top in zip(_TOP_GAPS, TOPS.values(), strict=True):
+            table[gap] = np.abs(table[top] - table["log_top_ntk"]) / np.log(10)
     table["final_train_loss"] = [losses[-1] if losses else np.nan for losses in table["train_loss"]]
     table["dead_units_mean"] = [float(np.mean([*units.values()])) if units else np.nan for units in table["dead_units"]]
     with np.errstate(invalid="ignore"):  # the deviation of infinities is not a number
@@ -168,6 +194,14 @@ def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> 
     seeds = table.groupby(_CELL, sort=False)["seed"].count().rename("seeds")
     kept = table.groupby(_CELL, sort=False)[["kept", "prunable"]].first()
     return StudyTable(config, failed, table, pd.concat([seeds, kept, averaged], axis=1).reset_index())
+
+
+def _halving(losses: list[float]) -> float:
+    """The first step at which half of the loss at the first one is left, or less."""
+    if not losses:
+        return np.nan
+    below = np.flatnonzero(np.array(losses) <= 0.5)
+    return float(below[0]) if len(below) else np.inf
 
 
 def _drop(losses: list[float]) -> float:

@@ -45,6 +45,7 @@ class Trial:
             `why_not_expected` says why they do not exist.
         gap_linearized, gap_low_rank, gap_data_free, gap_no_data, gap_moments, gap_inputs: mean distance of each to
             `real_loss`, in decades.
+        log_top_no_data, log_top_moments, log_top_inputs: λ_max(Θ̄) of the same three.
         regression_accuracy: share of test images that kernel regression with Θ̄, from the batch of Θ, gives their label.
         linearization_error: relative distance of the outputs after these steps to those of the linearized network.
         kernel_distance: 1 − ⟨Θ, Θ₀⟩ / (‖Θ‖ ‖Θ₀‖) of Θ after these steps to Θ before them.
@@ -111,6 +112,9 @@ class Trial:
     gap_no_data: float = math.nan
     gap_moments: float = math.nan
     gap_inputs: float = math.nan
+    log_top_no_data: float = math.nan
+    log_top_moments: float = math.nan
+    log_top_inputs: float = math.nan
     regression_accuracy: float = math.nan
     why_not_expected: str = ""
 

@@ -303,8 +303,10 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
         parts += [
             section("Predicted loss curves"),
             paragraph(
-                "Gaps of the predicted curves in decades, and Spearman’s ρ, with its 95% interval, of how far the loss "
-                "was predicted to fall with how far it fell. Θ̄: the kernel of expected gates."
+                "Gaps of the predicted curves, and between λmax of the kernel behind a prediction and λmax(Θ), in "
+                "decades; the critical learning rate, 2/λmax, is off by as much. Spearman’s ρ, with its 95% interval, "
+                "of how far the loss was predicted to fall with how far it fell, and of the step at which half of it "
+                "was predicted to be left with the step at which it was (halving). Θ̄: the kernel of expected gates."
             ),
             tables.predictions_table(study),
         ]

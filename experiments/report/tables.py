@@ -8,7 +8,7 @@ import pandas as pd
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import number
 from experiments.records.rank_association import Association
-from experiments.records.study_table import OUTCOMES, PREDICTIONS, StudyTable
+from experiments.records.study_table import OUTCOMES, PREDICTIONS, TOPS, StudyTable
 from experiments.report.drawing import groups
 from experiments.report.page import scrolled, text
 
@@ -128,19 +128,24 @@ def associations_table(study: StudyTable) -> str:
 
 
 def predictions_table(study: StudyTable) -> str:
-    """Gaps of the predicted loss curves, and how the predicted falls of the loss rank with the real ones."""
+    """Gaps of the predicted loss curves and of λ_max, and how predicted falls and halvings rank with the real ones."""
     within = {"over all cells": [], "within a density": ["data", "model", "density"]}
     if len(study.settings) > 1:
         within = {"over all cells": [], "within a data set and model": ["data", "model"]} | within
-    head = "".join(f"<th>{words}</th>" for words in ("mean gap", "median gap", *(f"ρ {where}" for where in within)))
+    outcomes = {"drop": "fall", "halving": "halving"}
+    columns = ["mean gap", "median gap", "gap of λmax"]
+    columns += [f"ρ of the {words} {where}" for words in outcomes.values() for where in within]
+    head = "".join(f"<th>{words}</th>" for words in columns)
     rows = []
     for name, words in {"density": "density", **PREDICTIONS}.items():
-        known = name if name == "density" else f"{name}_drop"
         gaps = pd.Series(dtype=float) if name == "density" else study.cells[f"gap_{name}_mean"].dropna()
         if name != "density" and gaps.empty:
             continue
-        entries = [number(gaps.mean()), number(gaps.median())]
-        entries += [str(study.association(known, "real_drop", each)) for each in within.values()]
+        tops = study.cells[f"top_gap_{name}_mean"] if name in TOPS else pd.Series(dtype=float)
+        entries = [number(value) for value in (gaps.mean(), gaps.median(), tops[np.isfinite(tops)].mean())]
+        for outcome in outcomes:
+            known = name if name == "density" else f"{name}_{outcome}"
+            entries += [str(study.association(known, f"real_{outcome}", each)) for each in within.values()]
         rows.append(f"<tr><th>{text(words)}</th>{''.join(f'<td>{text(entry)}</td>' for entry in entries)}</tr>")
     return scrolled(f"<table><thead><tr><th>prediction</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 

@@ -52,6 +52,7 @@ def test_curves_are_those_of_each_network_from_its_own_kernels():
             flow=False,
         )
         np.testing.assert_allclose(found.inputs[seed], expected, rtol=1e-5)
+        np.testing.assert_allclose(found.log_tops[seed, 2], np.log(top), rtol=1e-5)
 
 
 def test_without_data_nothing_of_the_images_is_read():
@@ -98,4 +99,5 @@ def test_networks_that_are_refused_or_too_large_have_a_reason_and_no_curves(monk
         monkeypatch.setattr(ntk, "mean_field", lambda *_, **__: (_ for _ in ()).throw(error))
     found = run(params, mask)
     assert found.no_data.shape == found.inputs.shape == (2, 0) and np.isnan(found.regression_accuracy).all()
+    assert found.log_tops.shape == (2, 3) and np.isnan(found.log_tops).all()
     assert found.why_not == "Too large." if error else "pooling" in found.why_not

@@ -214,7 +214,6 @@ def captions(trials):
         ),
         ("gap_linearized", 3.0, {"what_to_trust", "of_gaps"}),
         ("gap_data_free", 0.001, {"of_gaps"}),
-        ("gap_no_data", 0.001, {"of_gaps"}),
         ("gap_inputs", 0.001, {"of_gaps"}),
         ("no_data_loss", [1.0, 0.01], {"of_gaps"}),
         ("real_loss", [1.0, 0.01], {"of_gaps", "of_curves"}),
@@ -329,7 +328,7 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, capsys):
 
 
 NEWER = {"no_data_loss", "moments_loss", "inputs_loss", "gap_no_data", "gap_moments", "gap_inputs"}
-NEWER |= {"regression_accuracy", "why_not_expected"}
+NEWER |= {"log_top_no_data", "log_top_moments", "log_top_inputs", "regression_accuracy", "why_not_expected"}
 
 
 def test_results_of_an_older_format_are_drawn_without_what_they_lack(tmp_path):
@@ -356,7 +355,8 @@ def test_why_there_are_no_expected_gates_stands_on_the_page(tmp_path):
 
 def test_the_ladder_gives_the_mean_gaps_and_the_orders_over_all_cells_and_within_a_density():
     trials = example_study(**ONE, methods=("grasp", "random", "snip", "synflow"), seeds=1)
-    trials = changed(trials, (), gap_no_data=0.2, gap_inputs=0.2, gap_linearized=0.125)
+    trials = changed(trials, (), gap_no_data=0.2, gap_inputs=0.2, gap_linearized=0.125, log_top_ntk=0.0)
+    trials = changed(trials, (), log_top_no_data=-0.3 * math.log(10))
     trials = changed(trials, ("snip",), gap_no_data=0.9, gap_inputs=0.9)
     found = made(trials)
     first, *more = findings.of_gaps(found).split("\n")
@@ -370,8 +370,11 @@ def test_the_ladder_gives_the_mean_gaps_and_the_orders_over_all_cells_and_within
     assert "the others by 0.20: it keeps weights by their gradients" in more[2]
     assert "falls further than so predicted in 3 of 3 cells." in more[2]
     table = tables.predictions_table(found)
-    assert f"<th>Θ̄ without data</th><td>{mean:.2f}</td><td>0.20</td><td>+1.00 [" in table
-    assert "<th>density</th><td>–</td><td>–</td>" in table
+    assert f"<th>Θ̄ without data</th><td>{mean:.2f}</td><td>0.20</td><td>0.30</td><td>+1.00 [" in table
+    assert "<th>density</th><td>–</td><td>–</td><td>–</td>" in table
+    halvings = found.cells["real_halving_mean"]
+    curve = np.array(found.trials["real_loss"].iloc[0])
+    assert halvings.iloc[0] == np.argmax(curve <= 0.5) > 0 and (np.isinf(halvings) == (halvings > 100)).all()
 
 
 def test_widths_are_read_as_they_were_written(tmp_path):
