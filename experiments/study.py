@@ -60,6 +60,10 @@ class Measures:
     """Densities whose networks get loss curves; with any, the dense network gets them too."""
     rank: int = 16
     """Rank of the part of Θ in Π's eigenbasis that predicts a loss curve."""
+    expected: bool = False
+    """Whether these curves are also predicted from the kernel of expected gates, with and without data."""
+    regression_images: int = 0
+    """Test images, the first ones, on which regression with that kernel is tested before training; 0 is none."""
     loss_level: float = 0.3
     """Training loss (cross-entropy, nats) whose first crossing is reported in steps."""
     changes: bool = True
@@ -230,6 +234,7 @@ def _check_numbers(study: Study) -> None:
         ("measure.score_inputs", study.measure.score_inputs): 0,
         ("measure.curve_steps", study.measure.curve_steps): 1,
         ("measure.rank", study.measure.rank): 1,
+        ("measure.regression_images", study.measure.regression_images): 0,
     }
     for (name, number), lowest in least.items():
         if number < lowest:

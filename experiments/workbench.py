@@ -22,6 +22,7 @@ from experiments.data.loading import Dataset, balanced_batch
 from experiments.measure import kernel_pictures
 from experiments.measure.changes import KernelChanges, kernel_changes
 from experiments.measure.curves import Curves, centered_one_hot, gap, loss_curves
+from experiments.measure.expected_gates import ExpectedGates, LabelledImages, expected_gates
 from experiments.measure.pruning import Evidence, check_densities, dense_mask, kernel_layers, layer_name, masker
 from experiments.measure.quantities import (
     BeforeTraining,
@@ -45,7 +46,7 @@ from pathjax.types import ApplyFn, Key, Mask, Params
 __all__ = ["LOSS_IMAGES", "Workbench", "network_of"]
 
 LOSS_IMAGES = 10_000
-"""Train images, at most, over which the train loss is taken."""
+"""Train images, at most, over which the train loss and the moments of the data are taken."""
 
 
 def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
@@ -73,6 +74,7 @@ class _Before(NamedTuple):
     quantities: BeforeTraining
     spectra: list[NtkSpectrum]
     curves: Curves | None
+    expected: ExpectedGates | None
     infinite_distances: np.ndarray
     pictures: kernel_pictures.KernelPictures | None
 
@@ -105,6 +107,16 @@ class Workbench:
         self._pictures = kernel_pictures.measurer(apply, self._batch, labels[fixed])
         targets = centered_one_hot(labels[fixed], dataset.classes)
         self._curves = in_batches(loss_curves(apply, self._batch, targets, steps=measure.curve_steps), self.batch_size)
+        tested = dataset.test_images[: measure.regression_images], dataset.test_labels[: measure.regression_images]
+        self._expected_gates = expected_gates(
+            apply,
+            LabelledImages(self._batch, labels[fixed]),
+            LabelledImages(images[:LOSS_IMAGES], labels[:LOSS_IMAGES]),
+            LabelledImages(*map(jnp.asarray, tested)),
+            classes=dataset.classes,
+            steps=measure.curve_steps,
+            key=key_of(0, "normal images"),
+        )
         self._low_rank = in_batches(_low_rank(apply, self._batch, measure.rank), self.batch_size)
         self._changes = in_batches(kernel_changes(self._network, initial_state, self._batch), self.batch_size)
         self._steps_per_epoch = len(labels) // min(study.train.batch_size, len(labels))
@@ -173,18 +185,20 @@ class Workbench:
         if self._study.measure.kernel_pictures:
             pictures = self._pictures(self._params, mask, key_of(0, "kernels"), quantities, spectra[0])
         with_curves = self._study.measure.curve_density
-        curves = None
+        curves = expected = None
         if density in with_curves or (with_curves and method == DENSE):
             reporter.stage(f"{self._title(method, density)}: curves", 0.3)
             top = np.array([spectrum.eigenvalues[0] for spectrum in spectra], np.float32)
             low_rank = self._low_rank(self._params, mask, self._keys("modes"))
             spectral = (quantities.ntk, top, quantities.nodes, quantities.weights, quantities.parameters)
             curves = jax.device_get(self._curves(self._params, mask, *spectral, low_rank))
+            if self._study.measure.expected:
+                expected = self._expected_gates(self._params, mask)
         distances = np.full(len(spectra), np.nan)
         if method == DENSE and has_twin(self._network):
             infinite = ntk.infinite(twin_of(self._network).kernel_fn, self._batch)
             distances = np.array([ntk.relative_distance(jnp.asarray(kernel), infinite) for kernel in quantities.ntk])
-        return _Before(jax.device_get(mask), quantities, spectra, curves, distances, pictures)
+        return _Before(jax.device_get(mask), quantities, spectra, curves, expected, distances, pictures)
 
     def _trial(
         self, cell: Cell, seed: int, before: _Before, after: training.Trained, zero: bool, changes: KernelChanges
@@ -204,6 +218,8 @@ class Workbench:
         measured |= {name: float(value) for name, value in changes._asdict().items()}
         if curves is not None:
             measured |= _of_curves(curves)
+        if curves is not None and before.expected is not None:
+            measured |= _of_expected_gates(before.expected, seed, curves.real)
         return Trial.partial(
             (self._data, self._model.name, *cell, seed),
             kept=sum(layer.kept for layer in layers),
@@ -236,6 +252,17 @@ def _of_curves(curves: Curves) -> dict[str, Any]:
         f"gap_{name}": gap(getattr(curves, name), curves.real) for name in ("linearized", "low_rank", "data_free")
     }
     return fields | {name: float(getattr(curves, name)) for name in ("linearization_error", "kernel_distance")}
+
+
+def _of_expected_gates(expected: ExpectedGates, seed: int, real: jax.Array) -> dict[str, Any]:
+    """The fields of a trial that come from the kernel of expected gates of the network of one seed."""
+    if expected.why_not:
+        return {"why_not_expected": expected.why_not}
+    losses = {name: getattr(expected, name)[seed] for name in ("no_data", "moments", "inputs")}
+    fields: dict[str, Any] = {f"{name}_loss": np.asarray(loss, float).tolist() for name, loss in losses.items()}
+    fields |= {f"gap_{name}": gap(loss, real) for name, loss in losses.items()}
+    fields |= {f"log_top_{name}": float(top) for name, top in zip(losses, expected.log_tops[seed], strict=True)}
+    return fields | {"regression_accuracy": float(expected.regression_accuracy[seed])}
 
 
 def _why_not_trained(train_loss: np.ndarray) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "Trajectory",
     "critical_learning_rate",
     "data_free_loss",
+    "expected_loss",
     "kernel_change",
     "kernel_distance",
     "linearization_error",
@@ -358,6 +359,84 @@ def data_free_loss(
     return jnp.exp(-2 * flow_times[:, None] * jnp.maximum(eigenvalues, 0.0)[None, :]) @ weights
 
 
+def expected_loss(
+    ntk: Float[Array, "n n o"],
+    times: Num[Array, " t"],
+    *,
+    learning_rate: ArrayLike,
+    nngp: Float[Array, "n n o"] | None = None,
+    target_means: Float[Array, " o"] | None = None,
+    target_variances: Float[Array, " o"] | None = None,
+    flow: bool = True,
+) -> Float[Array, " t"]:
+    """Share of the initial squared loss expected to remain at each time, of a network of which only kernels are known.
+
+    For kernels without entries between different outputs, as `ntk.mean_field` gives them. The targets y and the initial
+    outputs f_0 are random, and the loss of the linearized network is averaged over them:
+
+        Σ_c tr(e^(−2ηΘ_c t) S_c) / Σ_c tr S_c,      S_c = E (f_0 − y)_c (f_0 − y)_cᵀ = K_c + σ_c² I + μ_c² 1 1ᵀ
+
+    where Θ_c is the kernel of output c, K_c is `nngp`, the covariance of its values before training, and its targets
+    are independent of each other, with the mean μ_c and the variance σ_c². For one-hot targets of classes with
+    frequencies p, μ = p and σ² = p (1 − p); with the mean over classes taken away, μ = p − 1/o. Either may be left out.
+    Without both, every mode has an equal share of the loss, S_c = I: then this is `data_free_loss` of the eigenvalues
+    of all Θ_c.
+
+    What the prediction reads of the data is decided by the inputs of the kernels: those at hand; drawn from a Gaussian
+    of the data's mean and covariance; or drawn from a standard normal, where nothing is known of the data. It may
+    differ from one training run in as much as that run's targets and outputs differ from the mean.
+
+    By default this is gradient flow. `flow=False` predicts gradient descent, with (I − ηΘ_c)^(2t); times are then whole
+    numbers of steps. Rates, times, negative eigenvalues and the loss are as in `linearized`, and derivatives are
+    correct for repeated eigenvalues. Cost: o·n³ operations and t·o·n; a gradient with respect to `ntk` stores t·o·n²
+    numbers. NaN if the residual is certain to be zero.
+
+    Raises ValueError if shapes disagree, if only one of `target_means` and `target_variances` is given, and, unless
+    traced, if variances are negative or NaN, or if steps are not whole numbers.
+
+    Source: Jacot, Gabriel, Hongler (2018), section 5; here in the mean over outputs and targets.
+
+    >>> kernel = jnp.einsum("ij,c->ijc", jnp.eye(2), jnp.array([1.0, 0.0]))  # the second output does not learn
+    >>> expected_loss(kernel, jnp.array([0.0, 1.0, jnp.inf]), learning_rate=jnp.log(2) / 2)
+    Array([1.  , 0.75, 0.5 ], dtype=float64)
+    """
+    _check_kernels(ntk, nngp)
+    _check_vector(times, "times")
+    if not flow:
+        _check_whole(times)
+    moments = _residual_moments(ntk, nngp, target_means, target_variances)
+    dtype = jnp.result_type(ntk, moments, jnp.float32)
+    by_output = jnp.moveaxis(wide(ntk).astype(dtype), 2, 0)
+    matrices = jnp.asarray(learning_rate, dtype) * (by_output + by_output.swapaxes(1, 2)) / 2
+    moments, times = moments.astype(dtype), times.astype(dtype)
+
+    def remaining(matrix: Array, moments: Array) -> Array:
+        return relaxation.expected_square(matrix, moments, times, flow=flow)
+
+    return jnp.sum(jax.vmap(remaining)(matrices, moments), axis=0) / jnp.trace(jnp.sum(moments, axis=0))
+
+
+def _residual_moments(
+    ntk: Array, nngp: Array | None, target_means: Array | None, target_variances: Array | None
+) -> Array:
+    """E (f_0 − y)_c (f_0 − y)_cᵀ of each output c, (o, n, n), but for a common factor."""
+    n, _, outputs = ntk.shape
+    identity = jnp.eye(n, dtype=jnp.result_type(ntk, jnp.float32))[None]
+    if nngp is None and target_means is None and target_variances is None:
+        return jnp.repeat(identity, outputs, axis=0)
+    of_outputs = jnp.zeros((outputs, n, n), identity.dtype) if nngp is None else jnp.moveaxis(wide(nngp), 2, 0)
+    if target_means is None and target_variances is None:
+        return of_outputs
+    if target_means is None or target_variances is None:
+        missing = "target_means" if target_means is None else "target_variances"
+        raise ValueError(
+            f"Random targets need both `target_means` and `target_variances`, but `{missing}` is missing. Pass both, "
+            "or neither."
+        )
+    _check_targets(target_means, target_variances, outputs)
+    return of_outputs + target_variances[:, None, None] * identity + jnp.square(target_means)[:, None, None]
+
+
 def critical_learning_rate(ntk: Float[Array, "n n o o"] | Operator, *, key: Key | None = None) -> Float[Array, ""]:
     """Learning rate above which gradient descent on the linearized network diverges, 2 / λ_max.
 
@@ -515,6 +594,30 @@ def _check_alike(first: Array, second: Array) -> None:
         raise ValueError(
             f"Shapes {first.shape} and {second.shape} cannot be compared entry by entry. Compute both arrays on the "
             "same examples, and at the same times."
+        )
+
+
+def _check_kernels(ntk: Array, nngp: Array | None) -> None:
+    if ntk.ndim != 3 or ntk.shape[0] != ntk.shape[1] or (nngp is not None and nngp.shape != ntk.shape):
+        shapes = f"{ntk.shape}" + ("" if nngp is None else f" and {nngp.shape}")
+        raise ValueError(
+            f"Kernels of one batch with itself for each output, (n, n, o), are expected, but shapes {shapes} came. "
+            "`ntk.mean_field(apply, params, x)` gives both."
+        )
+
+
+def _check_targets(means: Array, variances: Array, outputs: int) -> None:
+    for name, vector in (("target_means", means), ("target_variances", variances)):
+        if vector.shape != (outputs,):
+            raise ValueError(
+                f"`{name}` must have one number for each of {outputs} outputs, shape ({outputs},), but has shape "
+                f"{vector.shape}."
+            )
+    values = concrete(variances)
+    if values is not None and not (values >= 0).all():
+        raise ValueError(
+            "`target_variances` has an entry that is negative or NaN. Of one-hot targets of a class with frequency p "
+            "the variance is p (1 − p)."
         )
 
 

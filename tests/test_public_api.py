@@ -70,6 +70,7 @@ SIGNATURES = {
     "dynamics.linearized_cross_entropy": "ntk, outputs, labels, times, *, learning_rate, test_ntk, test_outputs",
     "dynamics.trajectory": "ntk, outputs, targets, times, *, learning_rate, flow, test_ntk, test_outputs",
     "dynamics.data_free_loss": "eigenvalues, weights, times, *, learning_rate",
+    "dynamics.expected_loss": "ntk, times, *, learning_rate, nngp, target_means, target_variances, flow",
     "dynamics.critical_learning_rate": "ntk",
     "dynamics.time_to_loss": "times, losses, level",
     "dynamics.kernel_change": "initial, kernel",

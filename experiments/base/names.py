@@ -52,5 +52,6 @@ QUANTITIES = {
     "log_top_ntk": "log λmax(Θ)",
     "effective_rank_ntk": "effective rank of Θ",
     "log_condition_ntk": "log condition number of Θ",
+    "regression_accuracy": "accuracy of regression by Θ̄",
 }
 """The quantities measured before training, each with its label in tables and figures. Density is the baseline."""

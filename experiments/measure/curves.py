@@ -14,9 +14,9 @@ from experiments.base.batching import vmap_networks
 from pathjax import dynamics, masks, ntk
 from pathjax.types import ApplyFn, Mask, Params
 
-__all__ = ["Curves", "centered_one_hot", "gap", "loss_curves"]
+__all__ = ["RATE", "Curves", "centered_one_hot", "gap", "loss_curves"]
 
-_RATE = 0.5
+RATE = 0.5
 """Step size in units of 1 / λ_max, a quarter of the one at which linearized gradient descent diverges."""
 
 _FLOOR = 1e-6
@@ -80,7 +80,7 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
         parameters: jax.Array,
         part: jax.Array | None = None,
     ) -> Curves:
-        rate = _RATE * n / top
+        rate = RATE * n / top
         trained, outputs = descend(params, mask, rate)
         real = jax.vmap(loss)(outputs)
         predict = functools.partial(dynamics.linearized, learning_rate=rate / n, flow=False)
@@ -88,7 +88,7 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
         left = None if part is None else jax.vmap(loss)(predict(part, outputs[0], targets, times)) / real[0]
         linearized = jax.vmap(loss)(predicted)
         eigenvalues, shares = _upper_modes(nodes, weights, jnp.minimum(1.0, n * o / parameters))
-        data_free = dynamics.data_free_loss(eigenvalues, shares, times, learning_rate=_RATE / eigenvalues[0])
+        data_free = dynamics.data_free_loss(eigenvalues, shares, times, learning_rate=RATE / eigenvalues[0])
         return Curves(
             real / real[0],
             linearized / real[0],

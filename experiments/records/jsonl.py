@@ -29,12 +29,21 @@ def encode(record: Any) -> str:
 
 
 def decode(line: str, kind: type[Record]) -> Record:
-    """The record of one line. Raises ValueError where `encode` did not write the line for this kind of record."""
+    """The record of one line. Fields that have a default may be absent, as in lines of an older format.
+
+    Raises ValueError where `encode` did not write the line for this kind of record.
+    """
     values = json.loads(line)
-    types = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if not isinstance(values, dict) or set(values) != set(types):
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    types = {field.name: field.type for field in fields}
+    optional = {
+        field.name
+        for field in fields
+        if field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    }
+    if not isinstance(values, dict) or not set(types) - optional <= set(values) <= set(types):
         raise ValueError(f"the line does not hold the fields of a {kind.__name__.lower()}")
-    return kind(**{name: _from_json(values[name], str(types[name])) for name in types})
+    return kind(**{name: _from_json(values[name], str(types[name])) for name in values})
 
 
 def _to_json(value: Any) -> Any:

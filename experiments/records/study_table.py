@@ -12,11 +12,12 @@ import pandas as pd
 
 from experiments.base.errors import InputError
 from experiments.base.names import DENSE, METHODS, QUANTITIES
+from experiments.base.wording import enumerated
 from experiments.records.jsonl import decode
 from experiments.records.rank_association import Association, associate
 from experiments.records.trial import Trial
 
-__all__ = ["CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "StudyTable", "read", "tabulated"]
+__all__ = ["CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "TOPS", "StudyTable", "read", "tabulated"]
 
 KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
 """What is measured before training, with words; without density, which is known anyway."""
@@ -24,10 +25,25 @@ KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
 OUTCOMES = {"test_accuracy": "test accuracy", "steps_to_level": "steps to the loss level"}
 """What training decides, with words."""
 
-PREDICTIONS = {"linearized": "Θ", "low_rank": "its part in the leading modes of Π", "data_free": "Π without data"}
-"""What predicts a loss curve, with words."""
+PREDICTIONS = {
+    "data_free": "Π alone",
+    "no_data": "Θ̄ without data",
+    "moments": "Θ̄ of the data’s second moments",
+    "inputs": "Θ̄ of the inputs",
+    "low_rank": "the part of Θ in the leading modes of Π",
+    "linearized": "Θ",
+}
+"""What predicts a loss curve, with words: from reading the least to reading the most."""
 
 CURVES = ("real_loss", *(f"{name}_loss" for name in PREDICTIONS))
+
+TOPS = {
+    "data_free": "log_top_path_kernel",
+    "no_data": "log_top_no_data",
+    "moments": "log_top_moments",
+    "inputs": "log_top_inputs",
+}
+"""The natural logarithm of λ_max of the kernel behind a prediction."""
 
 CHANGES = {
     "ntk_change": "change of Θ",
@@ -40,9 +56,21 @@ CHANGES = {
 _SETTING = ["data", "model"]
 _CELL = [*_SETTING, "method", "density"]
 _DROPS = [name.replace("_loss", "_drop") for name in CURVES]
+_HALVINGS = [name.replace("_loss", "_halving") for name in CURVES]
+_TOP_GAPS = [f"top_gap_{name}" for name in TOPS]
 _GAPS = [f"gap_{name}" for name in PREDICTIONS]
 _AVERAGED = [
-    *("test_accuracy", "final_train_loss", "steps_to_level", *KNOWN, "infinite_distance", *_GAPS, *_DROPS),
+    *(
+        "test_accuracy",
+        "final_train_loss",
+        "steps_to_level",
+        *KNOWN,
+        "infinite_distance",
+        *_GAPS,
+        *_DROPS,
+        *_HALVINGS,
+        *_TOP_GAPS,
+    ),
     *("linearization_error", "kernel_distance", *CHANGES, "dead_units_mean"),
 ]
 
@@ -55,7 +83,9 @@ class StudyTable(NamedTuple):
         failed: the trials that failed, in order.
         trials: a row for each trial that did not; dense first, then methods as listed, densities from high to low.
         cells: a row for each (data, model, method, density) of these: `NAME_mean` and `NAME_std` over the seeds that
-            have the number.
+            have the number. Beside the numbers of the trials there are, for each loss curve, `NAME_drop`, the decades
+            by which it falls, and `NAME_halving`, the first step at which half of the loss is left, infinite where
+            there is none; and for each of `TOPS`, `top_gap_NAME`, the decades between its λ_max and that of Θ.
     """
 
     config: dict[str, Any]
@@ -120,9 +150,10 @@ def read(folder: Path) -> StudyTable:
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'config.json'} is not a configuration of this program.") from error
-    if written != Trial.FORMAT:
+    if written not in Trial.READABLE:
+        readable = enumerated([str(number) for number in Trial.READABLE])
         raise InputError(
-            f"{folder} has results of format {written} and this program reads {Trial.FORMAT}: draw them with pathjax "
+            f"{folder} has results of format {written} and this program reads {readable}: draw them with pathjax "
             f"{config['versions'].get('pathjax', 'of then')}, or sweep again into another folder."
         )
     trials = []
@@ -149,8 +180,12 @@ def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> 
         why = f"all {len(failed)} failed, the first with: {failed[0].reason}" if failed else "there are none"
         raise InputError(f"No trial in {folder} has come to its end: {why}.")
     table = pd.DataFrame([vars(trial) for trial in whole])
-    for curve, drop in zip(CURVES, _DROPS, strict=True):
+    for curve, drop, halving in zip(CURVES, _DROPS, _HALVINGS, strict=True):
         table[drop] = [_drop(losses) for losses in table[curve]]
+        table[halving] = [_halving(losses) for losses in table[curve]]
+    with np.errstate(invalid="ignore"):  # a network without paths has the logarithm −∞
+        for gap, top in zip(_TOP_GAPS, TOPS.values(), strict=True):
+            table[gap] = np.abs(table[top] - table["log_top_ntk"]) / np.log(10)
     table["final_train_loss"] = [losses[-1] if losses else np.nan for losses in table["train_loss"]]
     table["dead_units_mean"] = [float(np.mean([*units.values()])) if units else np.nan for units in table["dead_units"]]
     with np.errstate(invalid="ignore"):  # the deviation of infinities is not a number
@@ -159,6 +194,14 @@ def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> 
     seeds = table.groupby(_CELL, sort=False)["seed"].count().rename("seeds")
     kept = table.groupby(_CELL, sort=False)[["kept", "prunable"]].first()
     return StudyTable(config, failed, table, pd.concat([seeds, kept, averaged], axis=1).reset_index())
+
+
+def _halving(losses: list[float]) -> float:
+    """The first step at which half of the loss at the first one is left, or less."""
+    if not losses:
+        return np.nan
+    below = np.flatnonzero(np.array(losses) <= 0.5)
+    return float(below[0]) if len(below) else np.inf
 
 
 def _drop(losses: list[float]) -> float:

@@ -40,7 +40,13 @@ class Trial:
         real_loss, linearized_loss, low_rank_loss, data_free_loss: (T + 1,) squared loss on the batch of Θ in steps of
             full-batch gradient descent, relative to step 0: what happened, and what Θ, its part of rank r in the
             eigenbasis of Π, and Π without data predict. Empty where the config asks for no curves of this cell.
-        gap_linearized, gap_low_rank, gap_data_free: mean distance of each to `real_loss`, in decades.
+        no_data_loss, moments_loss, inputs_loss: what Θ̄, the kernel of expected gates, predicts without data, from the
+            data's mean and covariance, and from the inputs. Empty where the config does not ask for them, and where
+            `why_not_expected` says why they do not exist.
+        gap_linearized, gap_low_rank, gap_data_free, gap_no_data, gap_moments, gap_inputs: mean distance of each to
+            `real_loss`, in decades.
+        log_top_no_data, log_top_moments, log_top_inputs: λ_max(Θ̄) of the same three.
+        regression_accuracy: share of test images that kernel regression with Θ̄, from the batch of Θ, gives their label.
         linearization_error: relative distance of the outputs after these steps to those of the linearized network.
         kernel_distance: 1 − ⟨Θ, Θ₀⟩ / (‖Θ‖ ‖Θ₀‖) of Θ after these steps to Θ before them.
         train_loss: (epochs + 1,) cross-entropy on training images without augmentation, before training and after each
@@ -54,7 +60,9 @@ class Trial:
         ntk_distance, path_kernel_distance: 1 − ⟨K, K₀⟩ / (‖K‖ ‖K₀‖): the part of the change that no scale undoes.
     """
 
-    FORMAT: ClassVar[int] = 2
+    FORMAT: ClassVar[int] = 3
+    READABLE: ClassVar[tuple[int, ...]] = (2, 3)
+    """Format 2 has none of the predictions from expected gates."""
 
     data: str
     model: str
@@ -98,6 +106,17 @@ class Trial:
     path_kernel_change: float
     path_kernel_distance: float
     reason: str = ""
+    no_data_loss: list[float] = dataclasses.field(default_factory=list)
+    moments_loss: list[float] = dataclasses.field(default_factory=list)
+    inputs_loss: list[float] = dataclasses.field(default_factory=list)
+    gap_no_data: float = math.nan
+    gap_moments: float = math.nan
+    gap_inputs: float = math.nan
+    log_top_no_data: float = math.nan
+    log_top_moments: float = math.nan
+    log_top_inputs: float = math.nan
+    regression_accuracy: float = math.nan
+    why_not_expected: str = ""
 
     @property
     def name(self) -> Name:
@@ -117,7 +136,7 @@ class Trial:
         fields: dict[str, Any] = {
             field.name: empty[str(field.type)]() if field.type in empty else absent[str(field.type)]
             for field in dataclasses.fields(cls)
-            if field.name not in ("data", "model", "method", "reason")
+            if str(field.type) != "str"
         }
         named = dict(zip(("data", "model", "method", "density", "seed"), name, strict=True))
         return cls(**fields | named | measured)

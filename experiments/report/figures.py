@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.base.names import DENSE
+from experiments.base.wording import number
 from experiments.records.study_table import PREDICTIONS, StudyTable
 from experiments.report.drawing import (
     INK,
@@ -30,10 +31,24 @@ __all__ = ["accuracy", "curves", "gaps", "mean_rows", "shown_curves", "training"
 
 _LINES = {
     "real": ("gradient descent", INK, "solid", 2.0),
-    "linearized": ("predicted from Θ", "#2f7fc1", (0, (5, 2)), 1.5),
-    "low_rank": ("from its part of rank r", "#009e73", (0, (5, 1.5, 1, 1.5)), 1.5),
-    "data_free": ("from Π without data", "#d55e00", (0, (1, 1.2)), 1.8),
+    "data_free": ("Π alone", "#d55e00", (0, (1, 1.2)), 1.8),
+    "no_data": ("expected gates, no data", "#b5179e", (0, (3, 1.2)), 1.8),
+    "moments": ("expected gates, moments", "#e69f00", (0, (6, 1.5, 1, 1.5, 1, 1.5)), 1.5),
+    "inputs": ("expected gates, inputs", "#6f4fb0", (0, (8, 2)), 1.5),
+    "low_rank": ("part of Θ of rank r", "#009e73", (0, (5, 1.5, 1, 1.5)), 1.5),
+    "linearized": ("Θ", "#2f7fc1", (0, (5, 2)), 1.5),
 }
+"""Lines of the curves: words, color, dashes and width."""
+
+_RUNGS = {
+    "data_free": "Π\nalone",
+    "no_data": "gates,\nno data",
+    "moments": "gates,\nmoments",
+    "inputs": "gates,\ninputs",
+    "low_rank": "rank r\nof Θ",
+    "linearized": "Θ",
+}
+"""The predictions under the axis of their gaps."""
 
 
 @styled
@@ -112,24 +127,30 @@ def curves(study: StudyTable, footer: str) -> Figure:
 
 @styled
 def gaps(study: StudyTable, footer: str) -> Figure:
-    """The distance of each predicted curve to the real one, a point for each cell, with the median."""
+    """The distance of each predicted curve to the real one, a point for each cell, with the mean as a number."""
     parts = list(study.parts())
-    figure, axes, flat = panels(len(parts), footer, width=3.6, height=2.7)
+    shown = [name for name in PREDICTIONS if np.isfinite(study.cells[f"gap_{name}_mean"]).any()]
+    figure, axes, flat = panels(len(parts), footer, width=max(3.6, 0.6 * len(shown) + 0.6), height=2.9)
     for axis, (setting, part) in zip(flat, parts, strict=True):
         methods = groups(part.cells)
-        for place, name in enumerate(PREDICTIONS):
+        for place, name in enumerate(shown):
             column = part.cells[f"gap_{name}_mean"].to_numpy()
             finite = column[np.isfinite(column)]
             if len(finite):
-                axis.plot([place - 0.4, place + 0.4], [above_floor(np.median(finite))] * 2, color=INK, linewidth=1.5)
-            for number, (method, group) in enumerate(methods):
+                mean = finite.mean()
+                axis.plot([place - 0.4, place + 0.4], [above_floor(mean)] * 2, color=INK, linewidth=1.5)
+                axis.annotate(
+                    number(mean), (place, 1.0), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=9
+                )
+            for order, (method, group) in enumerate(methods):
                 color, marker = style_of(method)
-                beside = np.full(len(group), place + 0.7 * ((number + 0.5) / len(methods) - 0.5))
+                beside = np.full(len(group), place + 0.7 * ((order + 0.5) / len(methods) - 0.5))
                 values = above_floor(group[f"gap_{name}_mean"].to_numpy())
                 axis.plot(beside, values, color=color, marker=marker, linestyle="none", markersize=4.5, label=method)
-        axis.set(title=setting, ylabel="gap (decades)")
+        axis.set_title(setting, pad=18)
+        axis.set_ylabel("gap (decades)")
         plain_log_axis(axis)
-        axis.set_xticks(range(len(PREDICTIONS)), ["Θ", "rank r", "Π, no data"])
+        axis.set_xticks(range(len(shown)), [_RUNGS[name] for name in shown], fontsize=8)
         axis.grid(axis="x", visible=False)
     return top_legend(figure, axes)
 

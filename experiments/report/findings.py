@@ -37,6 +37,9 @@ _LAZY = 0.1
 
 _STRATA = ["data", "model", "density"]
 
+_GRADIENTS = ("snip", "grasp")
+"""Methods that read the gradient on labelled data."""
+
 
 def failures(study: StudyTable) -> str:
     """How many trials failed, and why most of them; nothing where none did."""
@@ -115,24 +118,57 @@ def of_curves(study: StudyTable) -> str:
 def of_gaps(study: StudyTable) -> str:
     """How close each prediction comes to the real curve, and how it ranks the cells."""
     gaps = {name: study.cells[f"gap_{name}_mean"].dropna() for name in PREDICTIONS}
-    medians = [f"{number(gap.median())} from {PREDICTIONS[name]}" for name, gap in gaps.items() if len(gap)]
-    if not medians:
+    means = [f"{number(gap.mean())} from {PREDICTIONS[name]}" for name, gap in gaps.items() if len(gap)]
+    if not means:
         return "No predicted loss curve is in these results."
     both = study.cells[["gap_linearized_mean", "gap_data_free_mean"]].dropna()
     closer = int((both["gap_linearized_mean"] < both["gap_data_free_mean"]).sum())
-    orders = {name: study.association(f"{name}_drop", "real_drop", ["data", "model"]) for name in PREDICTIONS}
-    ordered = [f"{order} from {PREDICTIONS[name]}" for name, order in orders.items() if order.groups]
-    baseline = study.association("density", "real_drop", ["data", "model"])
-    words = (
-        f"Predictions miss the real loss curves by this many decades, in the median over cells: {enumerated(medians)}"
-    )
+    words = f"Predictions miss the real loss curves by this many decades, in the mean over cells: {enumerated(means)}"
     words += f". Θ is closer than Π in {closer} of {len(both)} cells." if len(both) else "."
-    if ordered:
-        words += (
-            " How far the loss falls ranks with how far it was predicted to fall, among the cells of one data set and "
-            f"model, by ρ = {enumerated(ordered)}; with density alone, by {baseline}."
-        )
-    return words
+    return "\n".join([words, *_orders(study), *_worst_by_expected_gates(study)])
+
+
+def _orders(study: StudyTable) -> list[str]:
+    """How the predicted falls of the loss rank with the real ones, over all densities and within one."""
+    lines = []
+    for where, within in (
+        ("among the cells of one data set and model", ["data", "model"]),
+        ("among the methods at one density", _STRATA),
+    ):
+        orders = {name: study.association(f"{name}_drop", "real_drop", within) for name in PREDICTIONS}
+        ordered = [f"{order} from {PREDICTIONS[name]}" for name, order in orders.items() if order.groups]
+        baseline = study.association("density", "real_drop", within)
+        known = [f"{baseline} from density alone"] if baseline.groups else []
+        if ordered:
+            lines.append(
+                f"How far the loss falls ranks with how far it was predicted to fall, {where}, by ρ = "
+                f"{enumerated(ordered + known)}."
+            )
+    return lines
+
+
+def _worst_by_expected_gates(study: StudyTable) -> list[str]:
+    """The method whose loss curves expected gates miss most even with the inputs, and the order without it."""
+    gaps = _pruned(study).groupby("method", sort=False)["gap_inputs_mean"].mean().dropna()
+    if len(gaps) < 2:
+        return []
+    worst = str(gaps.idxmax())
+    cells = study.cells[(study.cells["method"] == worst) & study.cells["inputs_drop_mean"].notna()]
+    further = int((cells["real_drop_mean"] > cells["inputs_drop_mean"]).sum())
+    why = (
+        ": it keeps weights by their gradients on the data, which expected gates do not see"
+        if worst in _GRADIENTS
+        else ""
+    )
+    others = study._replace(cells=study.cells[study.cells["method"] != worst])
+    orders = {name: others.association(f"{name}_drop", "real_drop", _STRATA) for name in PREDICTIONS}
+    ordered = [f"{number(order.rho)} from {PREDICTIONS[name]}" for name, order in orders.items() if order.groups]
+    words = (
+        f"Of the pruning methods, expected gates miss {worst} most: even with the inputs by {number(gaps[worst])} "
+        f"decades in the mean over its cells, and the others by {number(gaps.drop(worst).mean())}{why}. The loss of "
+        f"{worst} falls further than so predicted in {further} of {counted(len(cells), 'cell')}."
+    )
+    return [words + (f" Of the others at one density, ρ is {enumerated(ordered)}." if ordered else "")]
 
 
 def of_path_kernel(study: StudyTable) -> str:

@@ -77,12 +77,20 @@ def what_to_trust(study: StudyTable) -> str:
 def _of_curves(study: StudyTable) -> str:
     """By which factor the predicted loss curves miss the real ones, and what that makes of them."""
     ntk, data_free = (study.cells[f"gap_{name}_mean"].dropna() for name in ("linearized", "data_free"))
+    gates = study.cells["gap_no_data_mean"].dropna()
     if ntk.empty or data_free.empty:
         return ""
+    expected = ""
+    if len(gates):
+        expected = (
+            f"; those from expected gates, which read no data either, are {_verdict(gates)}, off by a factor of "
+            f"{factor(gates.median())}"
+        )
     return (
         f"the loss curves from the Neural Tangent Kernel are {_verdict(ntk)}, off by a factor of "
         f"{factor(ntk.median())} in the median and {factor(ntk.max())} at most, and those from the Path Kernel, which "
         f"reads no data, are {_verdict(data_free)}, off by a factor of {factor(data_free.median())}"
+        f"{expected}"
     )
 
 

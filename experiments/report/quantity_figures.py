@@ -84,7 +84,8 @@ def spectra(study: StudyTable, footer: str) -> Figure:
 @styled
 def quantities(table: pd.DataFrame, footer: str, *, titles: Mapping[str, str] | None = None) -> Figure:
     """Each quantity known before training against test accuracy, a point for each cell; size grows with density."""
-    names = [name for name in QUANTITIES if name != "density"]
+    known = [name for name in QUANTITIES if name != "density"]
+    names = [name for name in known if table[f"{name}_mean"].notna().any()] or known
     columns = 4
     rows = -(-(len(names) + 1) // columns)
     figure, axes = blank(10.5, 2.5 * rows + 0.3, footer, rows=rows, columns=columns, share="y")

@@ -164,9 +164,11 @@ def _of_curves(study: StudyTable, figure: Callable[..., Illustration], over_seed
         figures.curves,
         title,
         f"Squared loss on the batch of Θ under full-batch gradient descent, relative to its start ({over_seeds}), and "
-        "what was predicted before the first step: from Θ, from its part of rank r in the leading modes of the Path "
-        "Kernel Π, and from the spectrum of Π without data. Shown are the dense network and, at the lowest density "
-        "with curves, the methods of the highest, the median and the lowest accuracy.",
+        "what was predicted before the first step: from the spectrum of the Path Kernel Π, where every gate is open; "
+        "from Θ̄, where each gate counts for as often as it is open over random signs of the weights, without data, for "
+        "normal images of the data’s mean and covariance, and for the images; from the part of Θ of rank r in the "
+        "leading modes of Π; and from Θ. Shown are the dense network and, at the lowest density with curves, the "
+        "methods of the highest, the median and the lowest accuracy.",
         f"{findings.of_curves(study)}\n{findings.of_laziness(study)}",
     )
     if _has(study, [f"gap_{name}_mean" for name in PREDICTIONS]):
@@ -175,9 +177,23 @@ def _of_curves(study: StudyTable, figure: Callable[..., Illustration], over_seed
             figures.gaps,
             "How far the predicted curves are off",
             "Mean distance of each predicted curve to the real one, in decades of the loss: a point for each cell "
-            f"({over_seeds}), a line for the median. Values below 0.001 are drawn at 0.001.",
+            f"({over_seeds}); above, and as a line, the mean over cells. From left to right more is known: Π alone "
+            "knows the architecture and the weights, with every gate open; then each gate counts for as often as it is "
+            "open, for standard normal images (no data), for normal images with the data’s mean and covariance "
+            "(moments), and for the images (inputs); Θ knows the gates themselves. Values below 0.001 are drawn at "
+            "0.001.",
             findings.of_gaps(study),
         )
+    yield from _without_expected_gates(study)
+
+
+def _without_expected_gates(study: StudyTable) -> Iterator[Absent]:
+    """Where there are no predictions from expected gates, and why."""
+    for setting, part in study.parts():
+        if not _has(part, ["gap_no_data_mean"]):
+            reasons = [reason for reason in part.trials["why_not_expected"] if reason]
+            why = reasons[0] if reasons else "The study does not ask for them: set measure.expected."
+            yield Absent(f"Loss curves predicted from expected gates: {setting}", why)
 
 
 def _of_kernels(study: StudyTable, folder: Path, foot: str) -> Iterator[Illustration]:
@@ -283,6 +299,17 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
         paragraph("Spearman’s ρ of what is known before training with what training decides, and its 95% interval."),
         tables.associations_table(study),
     ]
+    if _has(study, [f"gap_{name}_mean" for name in PREDICTIONS]):
+        parts += [
+            section("Predicted loss curves"),
+            paragraph(
+                "Gaps of the predicted curves, and between λmax of the kernel behind a prediction and λmax(Θ), in "
+                "decades; the critical learning rate, 2/λmax, is off by as much. Spearman’s ρ, with its 95% interval, "
+                "of how far the loss was predicted to fall with how far it fell, and of the step at which half of it "
+                "was predicted to be left with the step at which it was (halving). Θ̄: the kernel of expected gates."
+            ),
+            tables.predictions_table(study),
+        ]
     if study.failed:
         parts += [section("Failed trials"), pairs({trial.title: trial.reason for trial in study.failed})]
     absent = {picture.title: picture.why for picture in shown if isinstance(picture, Absent)}

@@ -11,6 +11,8 @@ eigenvalue repeats, as in a kernel that is the same for each output. Instead, th
 eigenbasis, the entrywise product of dM with the divided differences f[z_i, z_j] = (f(z_i) − f(z_j)) / (z_i − z_j),
 which are f'(z_i) for z_i = z_j and are computed here without cancellation. Source: Daleckii and Krein (1965).
 
+`expected_square` is the mean of ‖remaining‖² over random v, of which the second moments E v vᵀ are known.
+
 Shapes: q is the size of M. Eigenvalues are called z.
 """
 
@@ -27,7 +29,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from pathjax._linalg.lapack import eigh, rounding_error
 
-__all__ = ["counted", "integral", "integral_values", "remaining", "remaining_values"]
+__all__ = ["counted", "expected_square", "integral", "integral_values", "remaining", "remaining_values"]
 
 _TERMS = 17
 """Terms kept of a series whose k-th term is below 1 / k!: the first omitted one is below float64's machine epsilon."""
@@ -46,6 +48,12 @@ def integral(matrix: Array, vector: Array, times: Array, *, flow: bool) -> Array
     """
     with jax.default_matmul_precision("highest"):
         return _applied(_FLOW_INTEGRAL if flow else _DESCENT_INTEGRAL, matrix, vector, times)
+
+
+def expected_square(matrix: Array, moments: Array, times: Array, *, flow: bool) -> Array:
+    """The mean square of the residual of a random vector with second moments S (q, q) at each time, tr(f(M, t)² S)."""
+    with jax.default_matmul_precision("highest"):
+        return _traced(_FLOW_REMAINING if flow else _DESCENT_REMAINING, matrix, moments, 2 * times)  # f² is f at 2 t
 
 
 class _Function(NamedTuple):
@@ -92,6 +100,37 @@ def _applied_jvp(
 
 
 _applied.defjvp(_applied_jvp, symbolic_zeros=True)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _traced(function: _Function, matrix: Array, moments: Array, times: Array) -> Array:
+    """tr(f(M, t) S) for each time t, (t,)."""
+    eigenvalues, eigenvectors = _eigh(matrix, times)
+    return function.values(eigenvalues, times[:, None]) @ jnp.diag(eigenvectors.T @ moments @ eigenvectors)
+
+
+def _traced_jvp(
+    function: _Function, primals: tuple[Array, ...], tangents: tuple[Array | SymbolicZero, ...]
+) -> tuple[Array, Array]:
+    matrix, moments, times = primals
+    d_matrix, d_moments, d_times = tangents
+    eigenvalues, eigenvectors = _eigh(matrix, times)
+    t = times[:, None]
+    values, in_eigenbasis = function.values(eigenvalues, t), eigenvectors.T @ moments @ eigenvectors
+    d_result = jnp.zeros_like(values[:, 0])
+    if not isinstance(d_matrix, SymbolicZero):
+        high = jnp.maximum(eigenvalues[:, :, None], eigenvalues[:, None, :])
+        low = jnp.minimum(eigenvalues[:, :, None], eigenvalues[:, None, :])
+        d_eigenbasis = eigenvectors.T @ d_matrix @ eigenvectors
+        d_result += jnp.einsum("tij,ij,ji->t", function.differences(high, low, t[:, None]), d_eigenbasis, in_eigenbasis)
+    if not isinstance(d_moments, SymbolicZero):
+        d_result += values @ jnp.diag(eigenvectors.T @ d_moments @ eigenvectors)
+    if not isinstance(d_times, SymbolicZero):
+        d_result += d_times * (function.time_derivative(eigenvalues, t) @ jnp.diag(in_eigenbasis))
+    return values @ jnp.diag(in_eigenbasis), d_result
+
+
+_traced.defjvp(_traced_jvp, symbolic_zeros=True)
 
 
 def _eigh(matrix: Array, times: Array) -> tuple[Array, Array]:

@@ -136,7 +136,7 @@ def test_every_figure_says_seeds_configuration_and_versions():
 SCARCE: dict[str, Any] = dict.fromkeys(
     ("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *study_table.CURVES), []
 )
-SCARCE |= dict.fromkeys(("gap_linearized", "gap_low_rank", "gap_data_free", *study_table.CHANGES), math.nan)
+SCARCE |= dict.fromkeys((*(f"gap_{name}" for name in study_table.PREDICTIONS), *study_table.CHANGES), math.nan)
 SCARCE |= {"layer_density": {}, "dead_units": {}}
 
 
@@ -214,6 +214,8 @@ def captions(trials):
         ),
         ("gap_linearized", 3.0, {"what_to_trust", "of_gaps"}),
         ("gap_data_free", 0.001, {"of_gaps"}),
+        ("gap_inputs", 0.001, {"of_gaps"}),
+        ("no_data_loss", [1.0, 0.01], {"of_gaps"}),
         ("real_loss", [1.0, 0.01], {"of_gaps", "of_curves"}),
         ("steps_to_level", math.inf, {"of_training"}),
         ("kernel_distance", 0.9, {"of_laziness"}),
@@ -312,7 +314,7 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "config.json: No such file or directory" in said(tmp_path / "nowhere")
-    assert "format 0 and this program reads 2: draw them with pathjax 0.1.0" in said(
+    assert "format 0 and this program reads 2 and 3: draw them with pathjax 0.1.0" in said(
         kept_in(tmp_path / "old", example_study(**ONE), format=0)
     )
     assert "all 1 failed, the first with: the training loss" in said(kept_in(tmp_path / "failed", [FAILED]))
@@ -323,6 +325,56 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, capsys):
     assert "Line 21 of" in said(folder)
     (folder / "config.json").write_text("[]")
     assert "is not a configuration of this program" in said(folder)
+
+
+NEWER = {"no_data_loss", "moments_loss", "inputs_loss", "gap_no_data", "gap_moments", "gap_inputs"}
+NEWER |= {"log_top_no_data", "log_top_moments", "log_top_inputs", "regression_accuracy", "why_not_expected"}
+
+
+def test_results_of_an_older_format_are_drawn_without_what_they_lack(tmp_path):
+    folder = kept_in(tmp_path / "old", example_study(**ONE), format=2)
+    lines = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert set(lines[0]) > NEWER
+    older = [{name: value for name, value in line.items() if name not in NEWER} for line in lines]
+    (folder / "results.jsonl").write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert command.main(["figures", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "The study does not ask for them: set measure.expected." in page
+    assert "from Π alone" in page and "Θ̄ without data" not in page and not re.search(r"\b(nan|inf)\b", page)
+
+
+def test_why_there_are_no_expected_gates_stands_on_the_page(tmp_path):
+    nothing: dict[str, Any] = dict.fromkeys(("no_data_loss", "moments_loss", "inputs_loss"), [])
+    nothing |= dict.fromkeys(("gap_no_data", "gap_moments", "gap_inputs"), math.nan)
+    trials = changed(example_study(**ONE), (), **nothing, why_not_expected="Max pooling has no closed form.")
+    folder = kept_in(tmp_path / "pooled", trials)
+    said = report.write(study_table.read(folder), folder)
+    assert "Loss curves predicted from expected gates: digits, fc: Max pooling has no closed form." in said
+    assert "<td>Max pooling has no closed form.</td>" in (folder / "report.html").read_text()
+
+
+def test_the_ladder_gives_the_mean_gaps_and_the_orders_over_all_cells_and_within_a_density():
+    trials = example_study(**ONE, methods=("grasp", "random", "snip", "synflow"), seeds=1)
+    trials = changed(trials, (), gap_no_data=0.2, gap_inputs=0.2, gap_linearized=0.125, log_top_ntk=0.0)
+    trials = changed(trials, (), log_top_no_data=-0.3 * math.log(10))
+    trials = changed(trials, ("snip",), gap_no_data=0.9, gap_inputs=0.9)
+    found = made(trials)
+    first, *more = findings.of_gaps(found).split("\n")
+    mean = (10 * 0.2 + 3 * 0.9) / 13
+    assert "in the mean over cells: " in first and f"{mean:.2f} from Θ̄ without data" in first
+    assert first.endswith("0.12 from Θ. Θ is closer than Π in 13 of 13 cells.")
+    # all example curves are powers of the real one
+    assert more[0].startswith("How far the loss falls ranks with") and more[0].count("+1.00 [") >= 6
+    assert "at one density" in more[1] and "density alone" in more[0] and "density alone" not in more[1]
+    assert more[2].startswith("Of the pruning methods, expected gates miss snip most: even with the inputs by 0.90 dec")
+    assert "the others by 0.20: it keeps weights by their gradients" in more[2]
+    assert "falls further than so predicted in 3 of 3 cells." in more[2]
+    table = tables.predictions_table(found)
+    assert f"<th>Θ̄ without data</th><td>{mean:.2f}</td><td>0.20</td><td>0.30</td><td>+1.00 [" in table
+    assert "<th>density</th><td>–</td><td>–</td><td>–</td>" in table
+    halvings = found.cells["real_halving_mean"]
+    curve = np.array(found.trials["real_loss"].iloc[0])
+    assert halvings.iloc[0] == np.argmax(curve <= 0.5) > 0 and (np.isinf(halvings) == (halvings > 100)).all()
 
 
 def test_widths_are_read_as_they_were_written(tmp_path):
@@ -340,7 +392,7 @@ def test_the_page_opens_with_three_sentences_from_the_results():
     trials = example_study(**ONE, densities=(0.02,))
     for method, accuracy in (("dense", 0.98), ("random", 0.5), ("snip", 0.6), ("synflow", 0.75)):
         trials = changed(trials, (method,), test_accuracy=accuracy)
-    trials = changed(trials, (), gap_linearized=0.05, gap_data_free=3.7)
+    trials = changed(trials, (), gap_linearized=0.05, gap_data_free=3.7, gap_no_data=0.3)
     study = made(trials)
     assert opening.what_was_done(study) == (
         "Before training, this study pruned fc on digits by 3 methods to 1 density; then it trained the pruned and the "
@@ -353,7 +405,8 @@ def test_the_page_opens_with_three_sentences_from_the_results():
     assert opening.what_to_trust(study) == (
         "Of the predictions made before training, the loss curves from the Neural Tangent Kernel are close, off by a "
         "factor of 1.1 in the median and 1.1 at most, and those from the Path Kernel, which reads no data, are not to "
-        "be trusted as numbers, off by a factor of 5,000."
+        "be trusted as numbers, off by a factor of 5,000; those from expected gates, which read no data either, are a "
+        "rough guide, off by a factor of 2.0."
     )
     page = report.page(study, [], 1e-16)
     assert page.index('class="lead"') < page.index("<table") < page.index("All numbers")

@@ -55,6 +55,11 @@ def test_another_line_is_refused(line):
         decode(line, Trial)
 
 
+def test_fields_with_a_default_may_be_absent():
+    trial = decode(without("why_not_expected"), Trial)
+    assert trial == example_trial(why_not_expected="")
+
+
 def test_a_trial_that_failed_has_its_name_its_reason_and_nothing_else():
     name = ("digits", "fc", "snip", 0.1, 3)
     trial = decode(encode(Trial.partial(name, reason="no path is left", kept=7)), Trial)

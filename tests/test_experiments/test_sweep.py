@@ -54,6 +54,8 @@ curve_density = [0.2]
 curve_steps = 3
 rank = 3
 kernel_pictures = true
+expected = true
+regression_images = 20
 """
 
 
@@ -160,6 +162,9 @@ def test_every_trial_is_there_once_and_whole(place):
         assert trial.kept == round(trial.density * trial.prunable)
         assert len(trial.train_loss) == 3 and 0 <= trial.test_accuracy <= 1
         assert len(trial.real_loss) == len(trial.low_rank_loss) == len(trial.data_free_loss) == 4
+        assert len(trial.no_data_loss) == len(trial.moments_loss) == len(trial.inputs_loss) == 4
+        assert 0 <= trial.gap_no_data < 1 and trial.why_not_expected == ""
+        assert trial.regression_accuracy in np.arange(21) / 20
         assert len(trial.log_ntk_eigenvalues) == 100
         assert math.isclose(sum(trial.path_kernel_weights), 1, rel_tol=1e-4)
         assert trial.log_path_kernel_nodes == sorted(trial.log_path_kernel_nodes, reverse=True)
@@ -360,6 +365,7 @@ def test_training_that_breaks_is_kept_with_its_reason(place, tmp_path):
 
 # what is not asked for where networks are compared side by side
 UNMEASURED = {*CURVES, *CHANGES, *(f"gap_{name}" for name in PREDICTIONS), "linearization_error", "kernel_distance"}
+UNMEASURED |= {"regression_accuracy", "log_top_no_data", "log_top_moments", "log_top_inputs"}
 
 
 def test_networks_side_by_side_are_those_one_by_one(place, monkeypatch):
