@@ -248,6 +248,7 @@ class MeanField(Algebra["Known | Moments"]):
             )
         for one, operand in ((left, right), (right, left)):
             if isinstance(one, Known) and one.is_constant and isinstance(operand, Moments) and not operand.is_weight:
+                _check_known(one)
                 times = _product_with(one.first[0], dimension_numbers, is_left=one is left)
                 return self.linear(times, operand, operand.shape)
         a, b = self._moments(left), self._moments(right)
@@ -262,6 +263,7 @@ class MeanField(Algebra["Known | Moments"]):
         if isinstance(left, Known) and isinstance(right, Known):
             return _at_examples(convolve, left, right)
         if isinstance(right, Known):
+            _check_known(right)
             return self.linear(lambda array: convolve(array, right.first[0].astype(array.dtype)), left, left.shape)
         image = self._moments(left)
         _check_untied(image, right)
@@ -340,6 +342,15 @@ class MeanField(Algebra["Known | Moments"]):
             elif axis.kind is Kind.ALIKE:
                 kinds[index] = Kind.EACH
         return factor, in_kinds(replace(operand, axes=tuple(axes)), kinds)
+
+
+def _check_known(matrix: Known) -> None:
+    """Refuse a fixed matrix whose entries are not known while tracing: which entries it mixes is read from them."""
+    if not all(map(is_concrete, matrix.sides)):
+        raise Undefined(
+            "A fixed matrix or filter of the state mixes activations, and its entries are not known while tracing.",
+            "Close over it in `apply` instead of passing it in `state`.",
+        )
 
 
 def _product_with(constant: Any, numbers: Any, *, is_left: bool) -> Callable[[Any], Any]:

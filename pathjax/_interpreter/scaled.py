@@ -55,7 +55,8 @@ class Scaled:
         magnitude = wide(jnp.abs(self.array))
         nonzero = magnitude != 0
         logarithm = jnp.where(nonzero, jnp.log(jnp.where(nonzero, magnitude, 1.0)), -jnp.inf)
-        return logarithm + math.log(2.0) * jnp.where(nonzero, self.exponent, 0.0).astype(logarithm.dtype)
+        exponent = jnp.asarray(self.exponent, logarithm.dtype)
+        return logarithm + math.log(2.0) * jnp.where(nonzero, exponent, 0)
 
     def value(self) -> jax.Array:
         """The numbers without a scale: infinite where they overflow."""

@@ -145,9 +145,6 @@ class TracedNetwork:
         """
 
         def run(*arguments: Any) -> Any:
-            if not all(map(is_concrete, jax.tree.leaves((self, arguments)))):
-                # under a transformation of JAX: one program less to trace and to differentiate
-                return program(self, *arguments, **static)
             self._traces.function = reference(self.apply)
             # JAX keeps the trees of the arguments, and would keep the network in them alive
             slots = jax.tree.map(

@@ -175,8 +175,8 @@ def _channels_last(spec: Sequence[int]) -> tuple[int, ...]:
 def live(program: Program, kept: Sequence[Any]) -> Sequence[Any]:
     """The kept weights that lie on a path from an input or a constant to an output: the derivative by others is zero.
 
-    All that are kept, where paths are not defined, where the network has derivative rules of its own, or where the mask
-    is not known. Constants of the state count as nonzero.
+    All that are kept, where paths are not defined, where the network has derivative rules of its own or reads a state,
+    or where the mask is not known.
     """
     rules: list[Equation] = []
     walk(
@@ -187,10 +187,10 @@ def live(program: Program, kept: Sequence[Any]) -> Sequence[Any]:
         enter=rules.append,
     )
     is_floating = jnp.issubdtype(program.closed.in_avals[-1].dtype, jnp.floating)
-    has_paths = program.inputs == 1 and is_floating and all(rule.is_of_jax for rule in rules)
+    # which constants of a state are zero is not known
+    has_paths = program.inputs == 1 and is_floating and not program.state and all(rule.is_of_jax for rule in rules)
     if not has_paths or not all(map(is_concrete, kept)):
         return kept
-    program = dataclasses.replace(program, state=tuple(np.ones(jnp.shape(leaf)) for leaf in program.state))
 
     def live_outputs(kept: Sequence[Any]) -> Any:
         weights = [Reached(jnp.zeros_like(leaf), leaf) for leaf in kept]
