@@ -6,7 +6,7 @@ over examples, ½ Σ_i ‖f(x_i) − y_i‖² or the cross-entropy. For the mean
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -307,6 +307,11 @@ def trajectory(
     >>> curve.outputs[:, 0, 0].round(6), curve.losses.round(6), bool(curve.errors.max() < 1e-12), int(curve.products)
     (Array([1.  , 0.5 , 0.25, 0.  ], dtype=float64), Array([3.    , 0.75  , 0.1875, 0.    ], dtype=float64), True, 1)
     """
+    if not isinstance(ntk, Operator):
+        raise TypeError(
+            f"`ntk` is a {type(ntk).__name__}, but `trajectory` takes what `ntk.operator` gives. With the kernel as an "
+            "array, use `linearized`."
+        )
     _check_training(ntk, outputs, targets, times)
     _check_test(ntk, test_ntk, test_outputs)
     if not flow:
@@ -597,7 +602,12 @@ def _check_alike(first: Array, second: Array) -> None:
         )
 
 
-def _check_kernels(ntk: Array, nngp: Array | None) -> None:
+def _check_kernels(ntk: Any, nngp: Array | None) -> None:
+    if not hasattr(ntk, "ndim"):
+        raise TypeError(
+            f"`ntk` is a {type(ntk).__name__}, but an array (n, n, o) is expected. Of what `ntk.mean_field` gives pass "
+            "its field `ntk`."
+        )
     if ntk.ndim != 3 or ntk.shape[0] != ntk.shape[1] or (nngp is not None and nngp.shape != ntk.shape):
         shapes = f"{ntk.shape}" + ("" if nngp is None else f" and {nngp.shape}")
         raise ValueError(

@@ -224,6 +224,6 @@ def _tilts(s: _Standard) -> tuple[Any, Any]:
 
 def _joint_density(s: _Standard) -> Any:
     """(1 − ρ²) times the density of both at 0."""
-    square = jnp.square(s.h) + jnp.square(s.k) - 2 * s.rho * s.h * s.k
-    exponent = square / jnp.maximum(2 * jnp.square(s.rest), jnp.finfo(s.rest.dtype).tiny)
-    return s.rest * jnp.exp(-exponent) / (2 * jnp.pi)
+    # as a sum of squares, which rounding cannot make negative
+    apart = jnp.square(s.h - s.rho * s.k) / jnp.maximum(2 * jnp.square(s.rest), jnp.finfo(s.rest.dtype).tiny)
+    return s.rest * jnp.exp(-apart - jnp.square(s.k) / 2) / (2 * jnp.pi)

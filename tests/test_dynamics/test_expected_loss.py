@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -210,3 +211,9 @@ def test_bad_arguments_are_refused(changed, words):
     arguments = {"ntk": kernels()[0], "times": STEPS, "learning_rate": RATE} | changed
     with pytest.raises(ValueError, match=words):
         inspect.unwrap(dynamics.expected_loss)(**arguments)
+
+
+def test_both_kernels_in_place_of_one_are_refused_with_the_field_to_pass():
+    kernels: Any = ntk.MeanField(jnp.ones((2, 2, 1)), jnp.ones((2, 2, 1)))
+    with pytest.raises(TypeError, match="`ntk` is a MeanField, .* pass its field `ntk`"):
+        inspect.unwrap(dynamics.expected_loss)(kernels, jnp.ones(2), learning_rate=0.1)

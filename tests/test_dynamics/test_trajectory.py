@@ -347,3 +347,11 @@ def test_a_warning_names_the_line_of_the_call_and_what_is_in_the_way():
         with pytest.warns(UserWarning, match="from time 1e[+]09 on: products with Θ are not more accurate") as record:
             call(kernel, this["outputs"], this["targets"], times, learning_rate=1.0)
         assert record[0].filename == __file__
+
+
+def test_a_kernel_as_an_array_is_refused_with_the_function_to_call():
+    kernel = jnp.ones((2, 2, 1, 1))
+    with pytest.raises(
+        TypeError, match="takes what `ntk.operator` gives. With the kernel as an array, use `linearized`"
+    ):
+        inspect.unwrap(dynamics.trajectory)(kernel, jnp.ones((2, 1)), jnp.ones((2, 1)), jnp.ones(1), learning_rate=0.1)

@@ -371,3 +371,20 @@ def test_second_moments_of_initializations():
         assert (moments["bias"], moments["scale"]) == (0.25, 1.0)
     other = ntk.second_moments({"kernel": jnp.ones((8, 4, 3, 3))}, "he", in_axis=1, out_axis=0, scale=0.5)
     np.testing.assert_allclose(other["kernel"], 1 / into, rtol=SUMS)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("c", [0.1, 1e-5, 0.0])
+def test_collinear_examples_behind_a_shifted_gate_have_a_kernel(dtype, c):
+    def apply(params, x):
+        shortcut = relu(x @ params["a"])
+        return relu(shortcut + shortcut @ params["c"]) @ params["d"]
+
+    params = {name: jnp.ones((1, 1), dtype) for name in "acd"}
+    kernels = ntk.mean_field(
+        apply, params, jnp.array([[1.0], [1.0], [2.0]], dtype), second_moments={"a": 1.0, "c": c, "d": 1.0}
+    )
+    for kernel in kernels:
+        assert kernel is not None
+        lengths = jnp.array([1.0, 1.0, 2.0])
+        np.testing.assert_allclose(kernel[..., 0], kernel[0, 0, 0] * jnp.outer(lengths, lengths), rtol=SINGLE)
