@@ -21,7 +21,6 @@ from pathjax._ntk import door
 from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
 from pathjax._ntk.operator import Operator, check_one_batch, outputs_like, top_eigenpairs
 from pathjax._ntk.trajectory import TOLERANCE, Trajectory, find
-from pathjax.types import Key, Real
 
 __all__ = [
     "Trajectory",
@@ -88,12 +87,9 @@ def linearized(
     >>> linearized(ntk, jnp.ones((3, 2)), jnp.zeros((3, 2)), times, learning_rate=jnp.log(2), **test)[:, 0, 0].round(6)
     Array([1.   , 0.75 , 0.625, 0.5  ], dtype=float64)
     """
-    _check_training(ntk, outputs, targets, times)
-    _check_test(ntk, test_ntk, test_outputs)
-    if not flow:
-        _check_whole(times)
+    _check_prediction(ntk, outputs, targets, times, flow, test_ntk, test_outputs)
     if isinstance(ntk, Operator):
-        return find(
+        found = find(
             ntk,
             outputs,
             targets,
@@ -102,7 +98,8 @@ def linearized(
             flow=flow,
             test_ntk=test_ntk,
             test_outputs=test_outputs,
-        ).outputs
+        )
+        return found.outputs
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate)
     if test_ntk is None or test_outputs is None:
         remaining = relaxation.remaining(matrix, residual, times, flow=flow)
@@ -132,9 +129,7 @@ def linearized_loss(
     >>> linearized_loss(ntk, jnp.ones((3, 2)), jnp.zeros((3, 2)), times, learning_rate=jnp.log(2)).round(6)
     Array([3. , 1.5, 1. ], dtype=float64)
     """
-    _check_training(ntk, outputs, targets, times)
-    if not flow:
-        _check_whole(times)
+    _check_prediction(ntk, outputs, targets, times, flow)
     if isinstance(ntk, Operator):
         return find(ntk, outputs, targets, times, learning_rate=learning_rate, flow=flow).losses
     matrix, residual, times = _rates(ntk, outputs - targets, times, learning_rate)
@@ -266,7 +261,7 @@ def trajectory(
     flow: bool = True,
     test_ntk: Operator | None = None,
     test_outputs: Float[Array, "m o"] | None = None,
-    tolerance: Real = TOLERANCE,
+    tolerance: int | float = TOLERANCE,
     order: int | None = None,
 ) -> Trajectory:
     """Training of the linearized network on the squared loss without forming Θ, for n·o in the tens of thousands.
@@ -312,10 +307,7 @@ def trajectory(
             f"`ntk` is a {type(ntk).__name__}, but `trajectory` takes what `ntk.operator` gives. With the kernel as an "
             "array, use `linearized`."
         )
-    _check_training(ntk, outputs, targets, times)
-    _check_test(ntk, test_ntk, test_outputs)
-    if not flow:
-        _check_whole(times)
+    _check_prediction(ntk, outputs, targets, times, flow, test_ntk, test_outputs)
     return find(
         ntk,
         outputs,
@@ -442,7 +434,7 @@ def _residual_moments(
     return of_outputs + target_variances[:, None, None] * identity + jnp.square(target_means)[:, None, None]
 
 
-def critical_learning_rate(ntk: Float[Array, "n n o o"] | Operator, *, key: Key | None = None) -> Float[Array, ""]:
+def critical_learning_rate(ntk: Float[Array, "n n o o"] | Operator, *, key: Array | None = None) -> Float[Array, ""]:
     """Learning rate above which gradient descent on the linearized network diverges, 2 / λ_max.
 
     For the loss ½ Σ ‖f − y‖², summed over examples; for the mean over n examples, the critical rate is n times this
@@ -515,6 +507,22 @@ def _check_training(ntk: Array | Operator, outputs: Array, targets: Array, times
             f"{outputs.shape} and targets {targets.shape}. Compute all of them on the same examples."
         )
     _check_vector(times, "times")
+
+
+def _check_prediction(
+    ntk: Array | Operator,
+    outputs: Array,
+    targets: Array,
+    times: Array,
+    flow: bool,
+    test_ntk: Array | Operator | None = None,
+    test_outputs: Array | None = None,
+) -> None:
+    """What all predictions of training on the squared loss are given."""
+    _check_training(ntk, outputs, targets, times)
+    _check_test(ntk, test_ntk, test_outputs)
+    if not flow:
+        _check_whole(times)
 
 
 def _outputs_shape(ntk: Array | Operator) -> tuple[int, int]:

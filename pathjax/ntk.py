@@ -302,8 +302,7 @@ def mean_field(
         raise ValueError(f"`which` is {which!r}, but must be 'both' or 'nngp'.")
     x1, x2 = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     check_params(params)
-    check_inputs(reals_only=True, x1=x1)
-    check_inputs(x1=x1, x2=x2)
+    check_inputs(reals_only=True, x1=x1, x2=x2)
     check_finite_inputs(x1=x1, x2=x2)
     check_batch_size(batch_size)
     mask = check_mask(mask, params)
@@ -324,7 +323,9 @@ def mean_field_trace(
     state: State = None,
     batch_size: int | None = None,
 ) -> Float[Array, "n m"]:
-    """Trace over outputs of the Neural Tangent Kernel expected of random weights, Σ_o Θ̄(x, x')_o: as `mean_field`.
+    """Trace over outputs of the Neural Tangent Kernel expected of random weights, Σ_o Θ̄(x, x')_o.
+
+    Arguments, assumptions, cost, errors and sources are those of `mean_field`.
 
     >>> def apply(params, x):
     ...     return x @ params["out"]
@@ -352,14 +353,17 @@ def sign_average(
 ) -> Estimate:
     """Mean of the Neural Tangent Kernel over random signs of the weights, (n, m, o, o), with its standard error.
 
-    |θ| and the mask are held, and each weight keeps or changes its sign with probability 1/2. It is what `mean_field`
-    computes in closed form for wide layers, without that assumption: for every network, max pooling, attention and
-    weights that are used twice included.
+    E_s Θ(s ⊙ θ) over signs s of which each is 1 or −1 with probability 1/2: |θ| and the mask are held. It is what
+    `mean_field` computes in closed form for wide layers, without that assumption: for every network, max pooling,
+    attention and weights that are used twice included.
 
-    The standard error is that of the mean of `samples` independent draws, entry by entry. Cost: `samples` times that of
-    `empirical`, whose `batch_size` and errors it has; draws run side by side where an accelerator has the memory.
+    The value is the mean of `samples` independent draws, and the standard error that of this mean, entry by entry.
+    Cost: `samples` times that of `empirical`, whose `batch_size` and errors it has, in the memory of one draw and three
+    results; on an accelerator draws run side by side where its memory allows.
 
     Raises ValueError for less than 2 samples, besides.
+
+    Source: Chan, Golub, LeVeque (1979), for the running mean and variance.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
@@ -376,7 +380,9 @@ def sign_average(
         raise ValueError(f"`samples` is {samples}, but a standard error needs at least 2 draws of signs.")
     mask = check_mask(mask, params)
     network = traced(apply, params, state)
-    network.check_outputs(params, x1, "x1")
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x is not None:
+            network.check_outputs(params, x, name)
     return expected.sign_average(network, params, mask, x1, x2, key=key, samples=samples, batch_size=batch_size)
 
 

@@ -95,5 +95,5 @@ Prunable: TypeAlias = Callable[[tuple[Any, ...], jax.Array], bool]
 class Estimate(NamedTuple):
     """A mean over random probes and its standard error, which is 0 for an exact value and NaN for a single probe."""
 
-    value: Float[Array, ""]
-    standard_error: Float[Array, ""]
+    value: Float[Array, " ..."]
+    standard_error: Float[Array, " ..."]

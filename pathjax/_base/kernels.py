@@ -71,8 +71,7 @@ def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
     shape = jnp.shape(leaf)
     if len(shape) < 2:
         return False
-    module, name = _module_and_name(key_path)
-    words = re.sub(r"[\d_]+$", "", name).split("_")
+    module, name, words = _module_and_name(key_path)
     long_axes = sum(size != 1 for size in shape)
     is_gain = words[-1] == "g" and len(words) > 1 and long_axes < 2  # `weight_g` of weight norm
     if "bias" in name or words[-1] in _NEVER or is_gain:
@@ -86,8 +85,7 @@ def is_kernel(key_path: tuple[Any, ...], leaf: Any) -> bool:
 
 def is_scale(key_path: tuple[Any, ...], leaf: Any) -> bool:
     """Whether a leaf multiplies activations along one axis, as in batch norm, told from its name."""
-    module, name = _module_and_name(key_path)
-    words = re.sub(r"[\d_]+$", "", name).split("_")
+    module, _, words = _module_and_name(key_path)
     is_weight_of_norm = "weight" in words and _NORM.search(module) is not None
     return not is_kernel(key_path, leaf) and (words[-1] in _SCALES or is_weight_of_norm)
 
@@ -97,12 +95,13 @@ def prunable_leaves(tree: Any, prunable: Callable[[tuple[Any, ...], Any], bool])
     return [(path, leaf) for path, leaf in tree_flatten_with_path(tree)[0] if prunable(path, leaf)]
 
 
-def _module_and_name(key_path: tuple[Any, ...]) -> tuple[str, str]:
-    """The last two names of a key path, without the numbers of lists: the module as it is, the name in lower case."""
+def _module_and_name(key_path: tuple[Any, ...]) -> tuple[str, str, list[str]]:
+    """The last two names of a key path without the numbers of lists, the second in lower case, and its words."""
     names: list[str] = ["", ""]
     for key in plain_path(key_path):
         # flattened dicts have tuples or joined strings as keys: ("Dense_0", "kernel"), "Dense_0/kernel"
         for part in key if isinstance(key, tuple) else (key,):
             if isinstance(part, str):
                 names += re.split(r"[./]", part)
-    return names[-2], names[-1].lower()
+    name = names[-1].lower()
+    return names[-2], name, re.sub(r"[\d_]+$", "", name).split("_")

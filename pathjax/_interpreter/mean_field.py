@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,8 @@ from pathjax._interpreter.added import added
 from pathjax._interpreter.algebra import Algebra, Convolution, Undefined
 from pathjax._interpreter.contracted import contracted
 from pathjax._interpreter.convolved import convolved
-from pathjax._interpreter.jaxpr import Program, is_concrete
+from pathjax._interpreter.jaxpr import Program
+from pathjax._interpreter.known import at_once, is_concrete
 from pathjax._interpreter.mixed import mixed, touched_axes, uneven_axes
 from pathjax._interpreter.moments import (
     Axis,
@@ -50,14 +51,7 @@ from pathjax._interpreter.rectified import rectified
 from pathjax._interpreter.routes import leaf, share_weights
 from pathjax._interpreter.rules import interpret
 
-__all__ = ["Kernels", "kernels"]
-
-
-class Kernels(NamedTuple):
-    """Expected products of outputs and of their gradients, (n, m, o); `ntk` is None where it was not asked for."""
-
-    nngp: Any
-    ntk: Any | None
+__all__ = ["kernels"]
 
 
 def kernels(
@@ -68,14 +62,15 @@ def kernels(
     x2: Any | None,
     *,
     ntk: bool,
-) -> Kernels:
-    """The expected kernels of a network of one example (1, ...) at inputs (n, ...) and (m, ...).
+) -> tuple[Any, Any | None]:
+    """The expected products of outputs (n, m, o), and those of their gradients, or None where these are not wanted.
 
+    Of a network of one example (1, ...) at inputs (n, ...) and (m, ...).
     `second_moments` has an array or a number for each leaf of weights; `kept` has its mask. Axes of which the moments
     of every two entries are needed are found by walking until no sum asks for more.
     """
 
-    def run(demanded: frozenset[Any], moments: Sequence[Any], x1: Any, x2: Any | None) -> Kernels:
+    def run(demanded: frozenset[Any], moments: Sequence[Any], x1: Any, x2: Any | None) -> tuple[Any, Any | None]:
         algebra = MeanField(demanded, is_one=x2 is None, tangent=ntk)
         weights = [
             algebra.weights(moment, index, shape, None if kept is None else kept[index], x1.dtype)
@@ -140,8 +135,8 @@ class MeanField(Algebra["Known | Moments"]):
             is_weight=True,
         )
 
-    def outputs(self, value: Known | Moments) -> Kernels:
-        """The kernels of the outputs of one example, (1, o)."""
+    def outputs(self, value: Known | Moments) -> tuple[Any, Any | None]:
+        """The moments and the tangent of the outputs of one example, (1, o)."""
         moments = self._moments(value)
         moments = in_kinds(moments, [Kind.SAME, Kind.EACH])
 
@@ -149,9 +144,8 @@ class MeanField(Algebra["Known | Moments"]):
             return laid_out(array, moments.axes, 2)[:, :, 0]
 
         shape = (moments.variances[0].shape[0], moments.variances[1].shape[0], moments.shape[1])
-        return Kernels(
-            *(None if a is None else jnp.broadcast_to(rows(a), shape) for a in (moments.cross, moments.tangent))
-        )
+        nngp = jnp.broadcast_to(rows(moments.cross), shape)
+        return nngp, None if moments.tangent is None else jnp.broadcast_to(rows(moments.tangent), shape)
 
     def constant(self, value: Any) -> Known:
         array = np.asarray(value)[None] if is_concrete(value) else jnp.asarray(value)[None]
@@ -372,17 +366,10 @@ def _at_examples(function: Callable[..., Any], *operands: Known) -> Known:
         in_axes = [None if len(array) == 1 else 0 for array in arrays]
         return jax.vmap(function, in_axes)(*(array[0] if len(array) == 1 else array for array in arrays))
 
-    if all(is_concrete(side) for operand in operands for side in operand.sides):
-        with jax.ensure_compile_time_eval():
-            return _at_examples_of(side, operands)
-    return _at_examples_of(side, operands)
-
-
-def _at_examples_of(side: Callable[..., Any], operands: Sequence[Known]) -> Known:
     is_one = all(operand.second is None for operand in operands)
     firsts, seconds = zip(*(operand.sides for operand in operands), strict=True)
     is_constant = all(operand.is_constant for operand in operands)
-    return Known(side(*firsts), None if is_one else side(*seconds), is_constant)
+    return Known(at_once(side, *firsts), None if is_one else at_once(side, *seconds), is_constant)
 
 
 def _check_untied(left: Moments, right: Moments) -> None:

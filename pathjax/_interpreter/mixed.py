@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._interpreter.moments import Axis, Kind, Moments, mapped, means_of
+from pathjax._interpreter.moments import Axis, Kind, Moments, mapped, means_of, to_store
 
 __all__ = ["mixed", "touched_axes", "uneven_axes"]
 
@@ -87,16 +87,10 @@ def mixed(operand: Moments, function: Callable[..., Any], touched: Sequence[int]
         order = [*examples, *(("left", i) for i in range(len(axes)))]
         order += [("right", i) for i, axis in enumerate(axes) if axis.kind is Kind.PAIRS]
         result = jnp.transpose(full, [names.index(name) for name in order])
-        return result[(..., *(slice(0, 1) if is_once else slice(None) for is_once in _stored_once(axes)))]
+        return result[(*[slice(None)] * leading, *to_store(axes))]
 
     means = means_of(function, operand, axes)
     return replace(operand, axes=axes, leaf_entries=None, is_weight=False, means=means, **mapped(mix, operand))
-
-
-def _stored_once(axes: Sequence[Axis]) -> list[bool]:
-    """Whether an array has length 1 along each axis, right ones included."""
-    lefts = [axis.kind in (Kind.SAME, Kind.ALIKE) for axis in axes]
-    return lefts + [False for axis in axes if axis.kind is Kind.PAIRS]
 
 
 def _applied(

@@ -10,34 +10,37 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pathjax._interpreter.algebra import Undefined
+from pathjax._interpreter.known import is_concrete
 from pathjax._interpreter.routes import NO_WEIGHT, Route, joint
 
 __all__ = [
     "Axis", "Demand", "Kind", "Known", "Moments", "Outer", "both", "demand_pairs", "diagonal_of", "embedded",
     "factored", "in_kinds", "is_own", "is_zero", "joined", "laid_out", "left_of", "mapped", "mapped_means", "means_of",
-    "of_known", "product", "rank", "right_of", "right_position", "spread", "stored", "without_pairs",
+    "of_known", "product", "rank", "right_of", "right_position", "spread", "to_store", "without_pairs",
 ]  # fmt: skip
 
 
 class Kind(enum.Enum):
-    """What is known of the entries along an axis, and how it is stored.
+    """Which second moments of the entries along an axis are stored.
 
-    SAME: they are one value, whose moment is stored once. ALIKE: each has the same moment, stored once; that of two
-    different ones is not stored. EACH: the moment of each is stored. PAIRS: that of every two is stored, along the axis
-    itself for the first example and along a further, right axis for the second.
+    A second moment is the expected product of two entries, one at the first example of a pair and one at the second.
     """
 
     SAME = "same"
+    """All entries are equal. One moment is stored for all."""
     ALIKE = "alike"
+    """Entries are different, but all have the same moment with themselves. That one is stored."""
     EACH = "each"
+    """The moment of each entry with itself is stored."""
     PAIRS = "pairs"
+    """The moments of every two entries are stored. The second entry has an axis of its own, the right axis."""
 
 
 class Axis(NamedTuple):
@@ -127,22 +130,20 @@ class Moments:
         return self.first, self.first if self.second is None else self.second
 
 
-Value: TypeAlias = "Known | Moments"
-
-
-def stored(axis: Axis) -> int:
-    """The length of an axis in arrays where nothing is broadcast."""
-    return axis.size if axis.kind in (Kind.EACH, Kind.PAIRS) else 1
-
-
 def right_position(axes: Sequence[Axis], index: int) -> int:
     """Position of the right axis of axis `index`, behind those of the examples."""
     return len(axes) + sum(axis.kind is Kind.PAIRS for axis in axes[:index])
 
 
+def to_store(axes: Sequence[Axis]) -> tuple[slice, ...]:
+    """What is stored of an array of one moment for each entry: one entry along the axes that are stored once."""
+    return tuple(slice(None) if axis.kind in (Kind.EACH, Kind.PAIRS) else slice(0, 1) for axis in axes)
+
+
 def laid_out(array: Any, axes: Sequence[Axis], leading: int) -> Any:
     """The array with every axis at its full stored length."""
-    lengths = [stored(axis) for axis in axes] + [axis.size for axis in axes if axis.kind is Kind.PAIRS]
+    lengths = [axis.size if axis.kind in (Kind.EACH, Kind.PAIRS) else 1 for axis in axes]
+    lengths += [axis.size for axis in axes if axis.kind is Kind.PAIRS]
     return jnp.broadcast_to(array, (*array.shape[:leading], *lengths))
 
 
@@ -175,11 +176,10 @@ def mapped_means(function: Callable[[Any], Any], moments: Moments) -> tuple[Any,
 
 def means_of(function: Callable[[Any], Any], moments: Moments, axes: Sequence[Axis]) -> tuple[Any, Any | None] | None:
     """The means of `function` of the value, which is linear in it and has these axes."""
-    is_once = tuple(slice(0, 1) if axis.kind in (Kind.SAME, Kind.ALIKE) else slice(None) for axis in axes)
 
     def means(array: Any) -> Any:
         full = jnp.broadcast_to(array, (len(array), *moments.shape))
-        return jax.vmap(function)(full)[(slice(None), *is_once)]
+        return jax.vmap(function)(full)[(slice(None), *to_store(axes))]
 
     return mapped_means(means, moments)
 
@@ -249,6 +249,7 @@ def embedded(moments: Moments, index: int) -> Moments:
 
 
 def rank(axes: Sequence[Axis]) -> int:
+    """The number of axes that moments have besides those of the examples."""
     return len(axes) + sum(axis.kind is Kind.PAIRS for axis in axes)
 
 
@@ -289,7 +290,7 @@ def spread(moments: Moments, shape: tuple[int, ...]) -> Moments:
 
 def is_zero(known: Known) -> bool:
     """Whether a value is known to be zero while tracing."""
-    return not any(isinstance(side, jax.core.Tracer) or np.any(np.asarray(side)) for side in known.sides)
+    return all(is_concrete(side) and not np.any(np.asarray(side)) for side in known.sides)
 
 
 def of_known(known: Known, labels: Sequence[Any], demanded: frozenset[Any], *, tangent: bool) -> Moments:

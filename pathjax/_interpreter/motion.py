@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pathjax._interpreter.algebra import Undefined
-from pathjax._interpreter.moments import Axis, Kind, Moments, in_kinds, mapped, means_of
+from pathjax._interpreter.moments import Axis, Kind, Moments, in_kinds, mapped, means_of, to_store
 from pathjax._interpreter.routes import single
 
 __all__ = ["Move", "moved", "moves"]
@@ -68,7 +68,7 @@ def moved(
     """The moments of `function` of the value; `fresh` has a label for each axis of the result."""
     plan = _plan(operand, move, fresh, demanded)
     operand = in_kinds(operand, plan.kinds)
-    is_once = tuple(slice(0, 1) if axis.kind in (Kind.SAME, Kind.ALIKE) else slice(None) for axis in plan.axes)
+    is_once = to_store(plan.axes)
     rank, paired = len(operand.axes), [axis.size for axis in operand.axes if axis.kind is Kind.PAIRS]
     right_lengths = [axis.size for axis in plan.axes if axis.kind is Kind.PAIRS]
 

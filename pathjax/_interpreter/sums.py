@@ -19,8 +19,10 @@ __all__ = [
     "scatter_add", "scatter_multiply", "shape_only", "subtract", "sum_of_axes",
 ]  # fmt: skip
 
-# Positions of the operands whose entries are moved; the other operands are indices.
+# Moves whose result may lack some entries of the operand; all others have each of them at least once.
 _MAY_LEAVE_OUT = {"slice", "split", "pad"}
+
+# Positions of the operands whose entries are moved; the other operands are indices.
 ENTRIES = {"gather": (0,), "dynamic_slice": (0,), "dynamic_update_slice": (0, 1), "scatter": (0, 2)}
 
 

@@ -19,9 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pathjax._base.listeners import tell
-from pathjax._linalg.krylov import ROUNDINGS, Operator
-from pathjax._linalg.krylov import norm as _norm
-from pathjax._linalg.krylov import split as _split
+from pathjax._linalg.krylov import ROUNDINGS, Operator, norm, split
 from pathjax._linalg.lapack import eigh, one_by_one
 from pathjax.types import Key
 
@@ -194,7 +192,7 @@ def _advance(
         jnp.where(is_final, measured, found)
         for measured, found in zip(measured_pairs, _ritz_pairs(expansion), strict=True)
     )
-    predicted = _norm(expansion.remainder) * jnp.abs(coefficients[-1, : rank + 1])
+    predicted = norm(expansion.remainder) * jnp.abs(coefficients[-1, : rank + 1])
     seem_accurate = ~jnp.any(_are_too_large(predicted, values[: rank + 1], tolerance))
     # the residuals of all that is kept must lie along one direction, unless they vanish
     most_kept = rank + 1 + order // 2
@@ -256,7 +254,7 @@ def _expand(operator: Operator, state: _State, direction: Any, only_measures: An
         remainder = lax.cond(
             is_first, lambda: _at_right_angles(expansion.basis, direction), lambda: expansion.remainder
         )
-        length = _norm(remainder)
+        length = norm(remainder)
         goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * expansion.scale, noise))
         lanczos_vector = jnp.where(goes_on, remainder / jnp.where(goes_on, length, 1), 0)
         vector = jnp.where(is_kept, expansion.basis[j], lanczos_vector)
@@ -265,11 +263,11 @@ def _expand(operator: Operator, state: _State, direction: Any, only_measures: An
         off_diagonal = jnp.where(is_kept | is_first, 0, length)
         remainder, along = lax.cond(
             is_kept | is_first,
-            lambda: _split(basis, image),
+            lambda: split(basis, image),
             lambda: _split_image(basis, image, j, off_diagonal),
         )
         error = image - along[j] * vector
-        residual = jnp.where(is_kept, _norm(error), -jnp.inf)
+        residual = jnp.where(is_kept, norm(error), -jnp.inf)
         is_worst = residual >= jnp.max(expansion.residuals)
         is_this_pair = (jnp.arange(len(expansion.residuals)) == j) & is_kept
         return _Expansion(
@@ -299,8 +297,8 @@ def _expand(operator: Operator, state: _State, direction: Any, only_measures: An
 
 def _at_right_angles(basis: Any, start: Any) -> Any:
     """The part of a start at right angles to the basis, zero where that is nothing but rounding."""
-    length = _norm(start)
-    part, _ = _split(basis, start / jnp.where(length > 0, length, 1))
+    length = norm(start)
+    part, _ = split(basis, start / jnp.where(length > 0, length, 1))
     return jnp.where(jnp.linalg.norm(part) > jnp.finfo(start.dtype).eps ** 0.5, part, 0)
 
 

@@ -79,8 +79,7 @@ def _kernels(
 ) -> MeanField:
     program = network.path_program(one_example(x1))
     leaves, kept = jax.tree.leaves(moments), None if mask is None else jax.tree.leaves(mask)
-    found = _mean_field.kernels(program, leaves, kept, wide(x1), None if x2 is None else wide(x2), ntk=ntk)
-    return MeanField(found.nngp, found.ntk)
+    return MeanField(*_mean_field.kernels(program, leaves, kept, wide(x1), None if x2 is None else wide(x2), ntk=ntk))
 
 
 def _check_memory(
