@@ -12,7 +12,7 @@ import pytest
 
 from pathjax import ntk
 
-from ..tolerances import STANDARD_ERRORS, SUMS
+from ..tolerances import EXACT, STANDARD_ERRORS, SUMS
 
 relu = jax.nn.relu
 mean_field: Any = ntk.mean_field  # with a tangent kernel, unless it is left out
@@ -201,3 +201,16 @@ def test_in_wide_layers_the_sign_average_agrees_with_the_closed_form_and_in_narr
         value, error = average.value[..., 0, 0], average.standard_error[..., 0, 0]
         distances.append(float(jnp.max(jnp.abs(value - closed) / error)))
     assert distances[0] < STANDARD_ERRORS < distances[1]
+
+
+def test_the_standard_error_of_draws_that_are_0_or_1_follows_from_their_mean():
+    def apply(params, x):
+        return jax.nn.relu(x @ params)
+
+    for samples in (2, 3, 10):
+        average = ntk.sign_average(apply, jnp.ones((1, 1)), jnp.ones((1, 1)), key=jax.random.key(2), samples=samples)
+        mean = float(average.value.item())
+        assert 0 < mean < 1 or average.standard_error.item() == 0
+        np.testing.assert_allclose(
+            average.standard_error.item(), np.sqrt(mean * (1 - mean) / (samples - 1)), rtol=EXACT, atol=EXACT
+        )
