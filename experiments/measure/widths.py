@@ -18,12 +18,12 @@ from experiments.networks.layers import OUTPUTS, Network, bind
 from experiments.networks.twins import TWINS, twin_of
 from pathjax import masks, ntk, scores
 
-__all__ = ["DATA", "Slope", "WidthSweep", "measure", "read", "table"]
+__all__ = ["DATA", "PIXEL", "Slope", "WidthSweep", "fitted_slope", "images", "measure", "of_width", "read", "table"]
 
 _SHAPE = (6, 6, 1)
 _IMAGES = 6
 _OUTPUTS = 2
-_PIXEL = 100.0
+PIXEL = 100.0
 """Standard deviation of a pixel. It is large, so that the biases, whose part of Θ does not grow with the width, are
 little of it."""
 
@@ -42,6 +42,13 @@ class Slope(NamedTuple):
         return f"slope {self.mean:.2f}{around}".replace("-", "−")
 
 
+def fitted_slope(widths: Sequence[int], distances: np.ndarray) -> Slope:
+    """The exponent of the width in distances (widths, seeds), from a line for each seed on logarithmic axes."""
+    slopes = np.polyfit(np.log(widths), np.log(distances), 1)[0]
+    error = slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else np.nan
+    return Slope(float(slopes.mean()), float(error))
+
+
 class WidthSweep(NamedTuple):
     """Relative distances (widths, seeds) to the infinite-width kernel, of one model kept at random to one density."""
 
@@ -53,9 +60,7 @@ class WidthSweep(NamedTuple):
     @property
     def slope(self) -> Slope:
         """The exponent of the width, from a straight line for each seed on logarithmic axes."""
-        slopes = np.polyfit(np.log(self.widths), np.log(self.distances), 1)[0]
-        error = slopes.std(ddof=1) / np.sqrt(len(slopes)) if len(slopes) > 1 else np.nan
-        return Slope(float(slopes.mean()), float(error))
+        return fitted_slope(self.widths, self.distances)
 
     def __str__(self) -> str:
         rows = zip(self.widths, self.distances.mean(axis=1), strict=True)
@@ -69,13 +74,18 @@ def measure(model: str, *, density: float, widths: Sequence[int], seeds: int) ->
     A random mask keeps the share `density` of each kernel but the first, and Θ is that of the kept weights. Its
     infinite-width limit is that of `twin_of` at this density.
     """
-    x = _PIXEL * jax.random.normal(key_of(0, "images"), (_IMAGES, *_SHAPE), jnp.float32)
+    x = images()
     keys = jnp.stack([key_of(seed, "widths") for seed in range(seeds)])
-    rows = [_distances(_of_width(model, width), x, keys, density) for width in widths]
+    rows = [_distances(of_width(model, width), x, keys, density) for width in widths]
     return WidthSweep(model, density, tuple(widths), np.stack(rows))
 
 
-def _of_width(model: str, width: int) -> Network:
+def images() -> jax.Array:
+    """The images of noise that all kernels are taken on."""
+    return PIXEL * jax.random.normal(key_of(0, "images"), (_IMAGES, *_SHAPE), jnp.float32)
+
+
+def of_width(model: str, width: int) -> Network:
     """The twin network whose hidden layers all have this width."""
     network = TWINS[model](_SHAPE, _OUTPUTS)
     return network.resized({name: width for name in network.widths if name != OUTPUTS})

@@ -1,20 +1,25 @@
-"""The figure of finite kernels against infinite-width ones."""
+"""The figures of finite kernels against infinite-width ones, and of pruned ones against those expected of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from experiments.base.versions import versions
+from experiments.measure.pruned_widths import INITIALIZATION, READS_WEIGHTS, SQUARES, PrunedSweep
 from experiments.measure.widths import DATA, WidthSweep
 from experiments.report.drawing import MUTED, blank, log_axis, styled
 
-__all__ = ["figure", "footer"]
+__all__ = ["figure", "footer", "pruned_figure"]
 
-_COLORS = ("#2f7fc1", "#009e73", "#d55e00", "#8f6bb3", "#e69f00")
+_COLORS = ("#2f7fc1", "#009e73", "#d55e00", "#8f6bb3", "#e69f00", "#1aa39a", "#a0522d", "#cc79a7")
+_MOMENTS = {INITIALIZATION: "the initialization", SQUARES: "θ²"}
+_Sweep = TypeVar("_Sweep", WidthSweep, PrunedSweep)
 
 
 @styled
@@ -27,39 +32,75 @@ def figure(sweeps: Sequence[WidthSweep], footer: str) -> Figure:
     flat = [axis for row in axes for axis in row]
     for axis, model in zip(flat, models, strict=False):
         chosen = [sweep for sweep in sweeps if sweep.model == model]
-        for place, sweep in enumerate(chosen):
-            mean, deviation = sweep.distances.mean(axis=1), sweep.distances.std(axis=1)
-            beside = np.asarray(sweep.widths) * 1.04 ** (place - (len(chosen) - 1) / 2)  # bars that do not cover
-            axis.errorbar(
-                beside,
-                mean,
-                # below the mean a bar must not reach zero
-                yerr=[np.minimum(deviation, 0.9 * mean), deviation],
-                color=_COLORS[place % len(_COLORS)],
-                marker="o",
-                capsize=2,
-                linewidth=1.4,
-                label=f"density {sweep.density:g}: {sweep.slope}",
-            )
-        widths, first = np.asarray(chosen[0].widths), chosen[0].distances[0].mean()
-        axis.plot(widths, 0.7 * first * (widths / widths[0]) ** -0.5, color=MUTED, linestyle=":", label="width^(−1/2)")
-        for side in ("x", "y"):
-            log_axis(axis, side=side, digits=(1,) if side == "x" else (1, 2, 5))
-        axis.xaxis.set_major_locator(FixedLocator(chosen[0].widths))
-        axis.set(title=model, xlabel="width")
-        axis.legend(loc="lower left", fontsize=7.5)
+        _panel(axis, chosen, lambda sweep: f"density {sweep.density:g}")
+        axis.set(title=model)
     for axis in flat[len(models) :]:
         axis.set_axis_off()
-    highest = max(sweep.distances.mean(axis=1).max() for sweep in sweeps)
-    lowest = min(sweep.distances.mean(axis=1).min() for sweep in sweeps)
-    flat[0].set_ylim(lowest / 5, 1.5 * highest)  # room for the legends
+    flat[0].set_ylim(*_limits(sweeps, room=5))
     for row in axes:
         row[0].set_ylabel("‖Θ − Θ∞‖ / ‖Θ∞‖")
     return drawn
 
 
-def footer(sweeps: Sequence[WidthSweep]) -> str:
-    """The line under the figure: data, seeds and versions."""
+@styled
+def pruned_figure(sweeps: Sequence[PrunedSweep], footer: str) -> Figure:
+    """The same of pruned networks: a row for each model and density, a column for each kind of second moments.
+
+    Lines are broken for masks that were picked by the weights.
+    """
+    rows = list(dict.fromkeys((sweep.model, sweep.density) for sweep in sweeps))
+    columns = list(dict.fromkeys(sweep.moments for sweep in sweeps))
+    drawn, axes = blank(
+        4.4 * len(columns) + 0.3, 4.2 * len(rows), footer, rows=len(rows), columns=len(columns), share="y"
+    )
+    for line, (model, density) in zip(axes, rows, strict=True):
+        for axis, moments in zip(line, columns, strict=True):
+            chosen = [
+                sweep for sweep in sweeps if (sweep.model, sweep.density, sweep.moments) == (model, density, moments)
+            ]
+            _panel(axis, chosen, lambda sweep: sweep.kind, lambda sweep: "--" if sweep.kind in READS_WEIGHTS else "-")
+            axis.set(title=f"{model}, density {density:g}: Θ̄ of {_MOMENTS[moments]}")
+        line[0].set_ylabel("‖Θ − Θ̄‖ / ‖Θ̄‖")
+    axes[0][0].set_ylim(*_limits(sweeps, room=12))
+    return drawn
+
+
+def _panel(
+    axis: Axes, sweeps: Sequence[_Sweep], name: Callable[[_Sweep], str], line: Callable[[_Sweep], str] = lambda _: "-"
+) -> None:
+    """A curve for each sweep, named with its slope, and one of slope −1/2."""
+    for place, sweep in enumerate(sweeps):
+        mean, deviation = sweep.distances.mean(axis=1), sweep.distances.std(axis=1)
+        beside = np.asarray(sweep.widths) * 1.04 ** (place - (len(sweeps) - 1) / 2)  # bars that do not cover
+        axis.errorbar(
+            beside,
+            mean,
+            # below the mean a bar must not reach zero
+            yerr=[np.minimum(deviation, 0.9 * mean), deviation],
+            color=_COLORS[place % len(_COLORS)],
+            marker="o",
+            capsize=2,
+            linewidth=1.4,
+            linestyle=line(sweep),
+            label=f"{name(sweep)}: {sweep.slope}",
+        )
+    widths, first = np.asarray(sweeps[0].widths), sweeps[0].distances[0].mean()
+    axis.plot(widths, 0.7 * first * (widths / widths[0]) ** -0.5, color=MUTED, linestyle=":", label="width^(−1/2)")
+    for side in ("x", "y"):
+        log_axis(axis, side=side, digits=(1,) if side == "x" else (1, 2, 5))
+    axis.xaxis.set_major_locator(FixedLocator(sweeps[0].widths))
+    axis.set(xlabel="width")
+    axis.legend(loc="lower left", fontsize=7.5)
+
+
+def _limits(sweeps: Sequence[_Sweep], *, room: float) -> tuple[float, float]:
+    """Of the axis of distances, with room below for the legends."""
+    means = [sweep.distances.mean(axis=1) for sweep in sweeps]
+    return float(min(mean.min() for mean in means)) / room, 1.5 * float(max(mean.max() for mean in means))
+
+
+def footer(sweeps: Sequence[_Sweep]) -> str:
+    """The line under a figure: data, seeds and versions."""
     seeds = max(sweep.distances.shape[1] for sweep in sweeps)
     installed = versions()
     packages = ", ".join(f"{name} {installed[name]}" for name in ("pathjax", "jax", "neural-tangents"))
