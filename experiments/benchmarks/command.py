@@ -28,6 +28,7 @@ BENCHMARKS = (
     "spectrum",
     "lifting",
     "kernels",
+    "mean_field",
     "relaxation",
     "listing",
     "sweeping",
