@@ -2,5 +2,6 @@
 
 Read `study` (what a study compares), `workbench` (what is measured of one network), `sweep` (the loop that runs a
 study) and `__main__` (the commands). `cost_estimate` says how long a study would take, `widths` compares finite widths
-with infinite width. Below them lie the packages `base`, `data`, `networks`, `measure`, `train`, `records`, `report`.
+with infinite width, and pruned networks with what is expected of them. Below them lie the packages `base`, `data`,
+`networks`, `measure`, `train`, `records`, `report`.
 """

@@ -70,7 +70,7 @@ def _of_kinds(options: argparse.Namespace) -> tuple[str, Figure, str]:
             widths = _widths(options, model)
             sweeps += pruned_widths.measure(model, kinds=kinds, density=density, widths=widths, seeds=options.seeds)
             print(*sweeps[-2 * len(kinds) :], sep="\n", flush=True)
-    return "masks", pruned_figure(sweeps, footer(sweeps)), pruned_widths.table(sweeps)
+    return "masks", pruned_figure(sweeps, footer(sweeps, ("pathjax", "jax"))), pruned_widths.table(sweeps)
 
 
 def _widths(options: argparse.Namespace, model: str) -> Sequence[int]:

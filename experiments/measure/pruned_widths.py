@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.base.names import DENSE
 from experiments.base.seeds import key_of
 from experiments.measure.widths import PIXEL, Slope, fitted_slope, images, of_width
 from experiments.networks.layers import OUTPUTS, Network, bind
@@ -34,7 +35,8 @@ _ROUNDS = 20
 class PrunedSweep(NamedTuple):
     """Relative distances (widths, seeds) to the expected kernel, of one model under masks of one kind.
 
-    `moments` says which second moments the expected kernel takes.
+    `moments` says which second moments the expected kernel takes, and `density` which share of the weights all masks of
+    the sweep were to keep, but for the dense network that stands beside them.
     """
 
     model: str
@@ -45,6 +47,11 @@ class PrunedSweep(NamedTuple):
     distances: np.ndarray
 
     @property
+    def kept(self) -> float:
+        """The density: 1 where there is no mask."""
+        return 1.0 if self.kind == DENSE else self.density
+
+    @property
     def slope(self) -> Slope:
         """The exponent of the width, from a straight line for each seed on logarithmic axes."""
         return fitted_slope(self.widths, self.distances)
@@ -52,7 +59,8 @@ class PrunedSweep(NamedTuple):
     def __str__(self) -> str:
         rows = zip(self.widths, self.distances.mean(axis=1), strict=True)
         means = ", ".join(f"{width}: {mean:.3f}" for width, mean in rows)
-        return f"{self.model}, {self.kind} at {self.density:g}, moments of {self.moments}: {self.slope}; {means}"
+        where = f"{self.model}, {self.kind}, density {self.kept:g}, moments of {self.moments}"
+        return f"{where}: {self.slope}; {means}"
 
 
 class _Case(NamedTuple):
@@ -185,7 +193,7 @@ def _loss(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 KINDS: dict[str, Callable[[_Case, Params, Key], Mask]] = {
-    "dense": _dense,
+    DENSE: _dense,
     "random": _random,
     "random by layer": _random_by_layer,
     "blocks": _blocks,
@@ -208,7 +216,7 @@ def table(sweeps: Sequence[PrunedSweep]) -> str:
         for sweep in sweeps:
             for width, distances in zip(sweep.widths, sweep.distances, strict=True):
                 rows.writerows(
-                    (sweep.model, sweep.kind, f"{sweep.density:g}", sweep.moments, width, seed, f"{distance:.6g}")
+                    (sweep.model, sweep.kind, f"{sweep.kept:g}", sweep.moments, width, seed, f"{distance:.6g}")
                     for seed, distance in enumerate(distances)
                 )
         return file.getvalue()

@@ -46,7 +46,7 @@ def figure(sweeps: Sequence[WidthSweep], footer: str) -> Figure:
 def pruned_figure(sweeps: Sequence[PrunedSweep], footer: str) -> Figure:
     """The same of pruned networks: a row for each model and density, a column for each kind of second moments.
 
-    Lines are broken for masks that were picked by the weights.
+    Lines are dashed for masks that were picked by the weights.
     """
     rows = list(dict.fromkeys((sweep.model, sweep.density) for sweep in sweeps))
     columns = list(dict.fromkeys(sweep.moments for sweep in sweeps))
@@ -61,7 +61,7 @@ def pruned_figure(sweeps: Sequence[PrunedSweep], footer: str) -> Figure:
             _panel(axis, chosen, lambda sweep: sweep.kind, lambda sweep: "--" if sweep.kind in READS_WEIGHTS else "-")
             axis.set(title=f"{model}, density {density:g}: Θ̄ of {_MOMENTS[moments]}")
         line[0].set_ylabel("‖Θ − Θ̄‖ / ‖Θ̄‖")
-    axes[0][0].set_ylim(*_limits(sweeps, room=12))
+    axes[0][0].set_ylim(*_limits(sweeps, room=60))
     return drawn
 
 
@@ -99,9 +99,9 @@ def _limits(sweeps: Sequence[_Sweep], *, room: float) -> tuple[float, float]:
     return float(min(mean.min() for mean in means)) / room, 1.5 * float(max(mean.max() for mean in means))
 
 
-def footer(sweeps: Sequence[_Sweep]) -> str:
-    """The line under a figure: data, seeds and versions."""
+def footer(sweeps: Sequence[_Sweep], packages: Sequence[str] = ("pathjax", "jax", "neural-tangents")) -> str:
+    """The line under a figure: data, seeds and the versions of what computed it."""
     seeds = max(sweep.distances.shape[1] for sweep in sweeps)
     installed = versions()
-    packages = ", ".join(f"{name} {installed[name]}" for name in ("pathjax", "jax", "neural-tangents"))
-    return f"{DATA} · seeds 0–{seeds - 1}, bars: one standard deviation · {packages}"
+    told = ", ".join(f"{name} {installed[name]}" for name in packages)
+    return f"{DATA} · seeds 0–{seeds - 1}, bars: one standard deviation · {told}"

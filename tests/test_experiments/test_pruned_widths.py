@@ -85,13 +85,14 @@ def test_the_distance_counts_kernels_between_two_outputs_against_zero():
 
 def test_the_command_draws_masks_of_the_kinds_that_it_is_told(tmp_path, capsys):
     sizes = ["--model", "fc", "--width", "4", "8", "--seeds", "2", "--density", "0.5"]
-    command.main(["--mask", "random", "synflow", *sizes, "--out", str(tmp_path)])
+    command.main(["--mask", "dense", "synflow", *sizes, "--out", str(tmp_path)])
     assert capsys.readouterr().out.count("slope") == 4
     with (tmp_path / "masks.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 2 * 2
+    assert {(row["mask"], row["density"]) for row in rows} == {("dense", "1"), ("synflow", "0.5")}
     assert {(row["mask"], row["moments"]) for row in rows} == {
-        (mask, moments) for mask in ("random", "synflow") for moments in ("initialization", "squares")
+        (mask, moments) for mask in ("dense", "synflow") for moments in ("initialization", "squares")
     }
     assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "masks.svg").read_bytes()
