@@ -6,15 +6,14 @@ A user's mistakes are looked for before anything heavy is imported, and end in o
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from experiments.base import ending
 from experiments.base.errors import InputError
 from experiments.study import Model, Study, checked, read
 
@@ -26,12 +25,17 @@ if TYPE_CHECKING:
 __all__ = ["Figures", "Report", "Sweep", "main", "report_study"]
 
 
+_FAILED, _BAD_INPUT = 1, 2
+"""Exit statuses: a network of the study failed, and something the user gave cannot be used."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Compare prunings of one network on one data set, before and after training, and write a report.
 
     Everything that is not an option stands in configs/report.toml. Every finished network is kept in the output
-    folder: the same command continues where it stopped.
+    folder: the same command continues where it stopped, and one with more seeds, methods or densities computes the
+    rest. The exit status is 1 where a network failed.
     """
 
     dataset: str = "digits"
@@ -54,7 +58,9 @@ class Report:
     data_dir: Path | None = None
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
     repair: bool = False
-    """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their networks again."""
+    """Move unreadable lines of results.jsonl to results.jsonl.broken and compute their networks again."""
+    retry_failed: bool = False
+    """Compute networks again that failed; otherwise a failure counts as their result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +75,9 @@ class Figures:
 class Sweep:
     """Run a study: prune, measure and train all networks that a config names.
 
-    Every finished network is kept in the output folder: the same command continues where it stopped.
+    Every finished network is kept in the output folder: the same command continues where it stopped, and a config with
+    more seeds, methods, densities, networks or data sets computes the rest. The exit status is 1 where a network
+    failed.
     """
 
     config: Positional[str]
@@ -79,9 +87,11 @@ class Sweep:
     data_dir: Path | None = None
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
     list: bool = False
-    """Say what would run and about how long it would take, and stop."""
+    """Say what would run and about how long it would take, and stop. Nothing is written."""
     repair: bool = False
-    """Set unreadable lines of results.jsonl aside in results.jsonl.broken and compute their networks again."""
+    """Move unreadable lines of results.jsonl to results.jsonl.broken and compute their networks again."""
+    retry_failed: bool = False
+    """Compute networks again that failed; otherwise a failure counts as their result."""
     coordinator: str | None = None
     """For several processes that train together, each started with the same command: HOST:PORT of process 0, the port
     free; or auto, where JAX finds the processes itself: Slurm, Open MPI, TPU pods. Process 0 writes and shows the
@@ -104,14 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     try:
         if isinstance(options, Report):
-            _report(options)
-        elif isinstance(options, Sweep):
-            _sweep(options)
-        else:
-            _draw(options.folder)
+            return _report(options)
+        if isinstance(options, Sweep):
+            return _sweep(options)
+        _draw(options.folder)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _BAD_INPUT
     return 0
 
 
@@ -130,63 +139,76 @@ def report_study(options: Report, *, datasets: Sequence[str]) -> Study:
     return checked(study, datasets=datasets)
 
 
-def _report(options: Report) -> None:
+def _report(options: Report) -> int:
     from experiments.data.loading import DATASETS, load
 
     study = report_study(options, datasets=tuple(DATASETS))
     datasets = {name: load(name, data_dir=options.data_dir) for name in study.data}
-    _run(study, datasets, options.out, repair=options.repair, console=_console())
+    status = _run(study, datasets, options.out, options, console=_console())
     _draw(options.out)
+    return status
 
 
-def _sweep(options: Sweep) -> None:
+def _sweep(options: Sweep) -> int:
     """Compute what is missing of a study, or say what that is."""
     from experiments.data.loading import DATASETS, load
     from experiments.train import distributed
 
     with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
         name, study = read(options.config, datasets=tuple(DATASETS))
-        datasets = {each: load(each, data_dir=options.data_dir) for each in study.data}
+        datasets = {each: load(each, data_dir=options.data_dir, may_write=not options.list) for each in study.data}
     distributed.check_alike(repr(study), datasets)
     console = _console(quiet=not distributed.is_first())
     out = options.out or Path("runs") / name
     if options.list:
-        _list(study, datasets, out, console)
-    else:
-        _run(study, datasets, out, repair=options.repair, console=console)
-        console.print(f"Results: {out / 'results.jsonl'}", soft_wrap=True)
+        return _list(study, datasets, out, options, console=console)
+    status = _run(study, datasets, out, options, console=console)
+    console.print(f"Results: {out / 'results.jsonl'}", soft_wrap=True)
+    return status
 
 
-def _list(study: Study, datasets: dict[str, Dataset], out: Path, console: Console) -> None:
-    """Say what would run, without making the output folder."""
+def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep, *, console: Console) -> int:
+    """Say what would run. The output folder is checked as a run does, and nothing is written."""
     from experiments import cost_estimate, sweep
-    from experiments.records.results_folder import kept_names
+    from experiments.records.results_folder import looked_at
     from experiments.train import distributed
 
     with distributed.failing_together():
+        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
         _check_networks(study, datasets)
-        kept = kept_names(sweep.claim(study, out, repair=False)) if distributed.is_first() else set()
+        kept = set()
+        if distributed.is_first():
+            folder = looked_at(claim)
+            kept = claim.settings.keys() - folder.missing
+            _say(folder.notes, console)
     console.print(cost_estimate.plan(study, datasets, kept))
+    return 0
 
 
-def _run(study: Study, datasets: dict[str, Dataset], out: Path, *, repair: bool, console: Console) -> None:
-    """Compute what the output folder lacks of the study."""
+def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report | Sweep, *, console: Console) -> int:
+    """Compute what the output folder lacks of the study; gives the exit status."""
     from experiments import sweep
     from experiments.records import progress
     from experiments.train import distributed
 
-    claim = sweep.claim(study, out, repair=repair)
     with distributed.failing_together():
+        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
         _check_networks(study, datasets)
     with sweep.held(claim) as folder:
+        _say(folder.notes, console)
         total = len(study.data) * len(study.model) * len(study.cells)
-        done = total - sum(len(cells) for cells in sweep.missing_cells(study, folder).values())
+        done = total - sum(len(work.missing) for work in sweep.missing_work(study, folder).values())
         with progress.reporting(console, total=total, done=done, below=lambda: sweep.best(folder.trials())) as reporter:
             sweep.run(study, folder, reporter, datasets)
         console.print(sweep.best(folder.trials()))
-        failed = [trial for trial in folder.trials() if trial.reason]
-        if failed:
-            console.print(f"{len(failed)} failed; the first: {failed[0].title}: {failed[0].reason}", soft_wrap=True)
+        failures = sweep.said_of_failures(folder.trials())
+        _say([failures] if failures else [], console)
+        return _FAILED if distributed.first_says(bool(failures)) else 0
+
+
+def _say(sentences: Sequence[str], console: Console) -> None:
+    for sentence in sentences:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_networks(study: Study, datasets: dict[str, Dataset]) -> None:
@@ -216,15 +238,6 @@ def _console(*, quiet: bool = False) -> Console:
     return console if console.is_terminal else Console(width=120)  # a file has no width of its own
 
 
-def _interrupted(*_: Any) -> NoReturn:
-    """End at once, as a kill would: JAX's callbacks could swallow an exception, or its threads be cut off by it."""
-    if sys.stdout.isatty():
-        os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the progress bar had hidden
-    os.write(2, b"Interrupted; every finished network is kept. The same command continues.\n")
-    os._exit(130)
-
-
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _interrupted)
+    ending.end_at_signals()
     sys.exit(main())

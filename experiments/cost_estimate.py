@@ -44,7 +44,7 @@ def plan(study: Study, datasets: dict[str, Dataset], kept: Collection[Name]) -> 
     in_all = [0.0] * len(Cost._fields)
     for name, model in itertools.product(study.data, study.model):
         cells = tuple(study.cells)
-        names = Group(name, model, cells).names(study.seeds)
+        names = Group(name, model, cells).names(range(study.seeds))
         left = len(set(names) - set(kept))
         each = cost(study, model, datasets[name]) if left else Cost(0.0, 0.0, 0.0)
         seconds = [each.compiling, left * each.measuring, left * each.training]

@@ -12,6 +12,7 @@ from typing import Any
 
 from experiments.base.errors import InputError, check_known
 from experiments.base.names import DENSE, METHODS, NETWORKS
+from experiments.base.wording import all_digits, enumerated
 from experiments.train.recipe import PRECISIONS, SCHEDULES, Recipe
 
 __all__ = ["Cell", "Measures", "Model", "Study", "checked", "read", "ready_configs"]
@@ -215,6 +216,11 @@ def _check_densities(study: Study) -> None:
     for density in (*study.density, *study.measure.curve_density):
         if not 0.0 < density <= 1.0:
             raise InputError(f"Density {density:g} is outside (0, 1]: it is the share of weights that is kept.")
+    words = [f"{density:g}" for density in study.density]
+    for word in words:
+        if words.count(word) > 1:
+            alike = [all_digits(density) for density in study.density if f"{density:g}" == word]
+            raise InputError(f"density has {enumerated(alike)}, which print alike, as {word}: keep one of them.")
     for density in study.measure.curve_density:
         if density not in study.density:
             raise InputError(f"measure.curve_density has {density:g}, which is not one of density.")

@@ -1,12 +1,17 @@
-"""The one loop that runs a study: every network of data × model × method × density × seed, each kept when finished."""
+"""The one loop that runs a study: every network of data × model × method × density × seed, each kept when finished.
+
+What computes and what keeps are apart. `workbench_of` and `compute_cell` need no folder, so that other processes can
+compute; `keep` writes what they give, in the one process that holds the folder.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,41 +20,72 @@ import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so 
 import threadpoolctl  # type: ignore[import-untyped]
 from rich.table import Table
 
+from experiments.base import origin
 from experiments.base.errors import InputError
+from experiments.base.wording import all_digits, counted
 from experiments.data.loading import Dataset
 from experiments.measure import kernel_pictures
 from experiments.records import results_folder
-from experiments.records.progress import Reporter
+from experiments.records.progress import SILENT, Reporter
 from experiments.records.results_folder import Claim, Folder, Unkept
 from experiments.records.trial import Name, Trial
+from experiments.setting import options_of, setting_of, settings_of, study_hash
 from experiments.study import Cell, Model, Study
 from experiments.train import distributed
-from experiments.workbench import Workbench
+from experiments.workbench import Measured, Workbench
 
-__all__ = ["Group", "best", "claim", "held", "missing_cells", "run"]
+__all__ = [
+    "Group",
+    "Work",
+    "best",
+    "claim",
+    "compute_cell",
+    "held",
+    "keep",
+    "missing_work",
+    "run",
+    "said_of_failures",
+    "workbench_of",
+]
 
 
 class Group(NamedTuple):
-    """Cells of one data set and one model that are trained together."""
+    """Cells of one data set and one model, and seeds of each of them, that are trained together."""
 
     data: str
     model: Model
     cells: tuple[Cell, ...]
 
-    def names(self, seeds: int) -> list[Name]:
-        """The trials of the group."""
-        return [(self.data, self.model.name, *cell, seed) for cell in self.cells for seed in range(seeds)]
+    def names(self, seeds: Sequence[int]) -> list[Name]:
+        """The trials of the group with these seeds."""
+        return [(self.data, self.model.name, *cell, seed) for cell in self.cells for seed in seeds]
 
 
-def claim(study: Study, out: Path, *, repair: bool) -> Claim:
-    """What the study wants of its output folder."""
-    options = json.loads(json.dumps(dataclasses.asdict(study)))  # as a folder gives them back
-    del options["memory_gib"]
-    for table in ("train", "measure"):
-        options |= {f"{table}.{key}": value for key, value in options.pop(table).items()}
-    parts = itertools.product(study.data, (model.name for model in study.model), study.cells, range(study.seeds))
-    expected = {(name, model, *cell, seed) for name, model, cell, seed in parts}
-    return Claim(out, options, expected, repair)
+class Work(NamedTuple):
+    """What is to be computed of one data set and one model: seeds by cell, in the order of the study.
+
+    `missing` are those of which a trial or its pictures are not there; `fresh` those that were not there when the study
+    was first run as it is now.
+    """
+
+    missing: dict[Cell, tuple[int, ...]]
+    fresh: dict[Cell, tuple[int, ...]]
+
+
+def claim(study: Study, out: Path, *, repair: bool = False, retry_failed: bool = False) -> Claim:
+    """What the study wants of its output folder.
+
+    Raises InputError where a network of one's own cannot be found.
+    """
+    return Claim(
+        out,
+        options_of(study),
+        settings_of(study),
+        origin.here(),
+        study_hash(study),
+        repair=repair,
+        retry_failed=retry_failed,
+    )
 
 
 @contextlib.contextmanager
@@ -60,97 +96,227 @@ def held(claim: Claim) -> Iterator[Folder]:
             if distributed.is_first():
                 folder = stack.enter_context(results_folder.claimed(claim))
             else:
-                folder = Unkept(claim.out, claim.options, [])
+                folder = Unkept(claim.out, {}, set(claim.settings), frozenset(claim.settings), [])
         yield folder
 
 
 def run(study: Study, folder: Folder, reporter: Reporter, datasets: dict[str, Dataset]) -> None:
-    """Compute the cells that the folder lacks, and keep each group of them as soon as it is finished."""
-    missing = _agreed_missing_cells(study, folder)
+    """Compute the trials that the folder lacks, and keep each as soon as it is finished."""
+    work = _agreed_work(study, folder)
     for data, model in itertools.product(study.data, study.model):
-        cells = missing[data, model.name]
-        if not cells:
+        here = work[data, model.name]
+        if not here.missing:
             continue
         reporter.stage(f"{data} {model.name}: building")
-        # matrices this small take one thread; on a shared machine several threads wait for each other
-        with threadpoolctl.threadpool_limits(1, user_api="blas"):
-            with distributed.failing_together():
-                dataset = datasets[data].first(study.train_images, study.test_images)
-                workbench = Workbench(study, model, dataset, folder.path / "checkpoints")
-            for group in _groups(study, data, model, workbench.batch_size):
-                if not cells.isdisjoint(group.cells):
-                    _compute(workbench, group, study, folder, reporter)
-
-
-def missing_cells(study: Study, folder: Folder) -> dict[tuple[str, str], set[Cell]]:
-    """For each data set and model, the cells of which the folder lacks a trial or the numbers of its pictures."""
-    kept = {trial.name: trial for trial in folder.trials()}
-    missing: dict[tuple[str, str], set[Cell]] = {}
-    for data, model in itertools.product(study.data, study.model):
-        for_setting = missing.setdefault((data, model.name), set())
-        for cell in study.cells:
-            trials = [kept.get(name) for name in Group(data, model, (cell,)).names(study.seeds)]
-            # a cell that failed may have none, and would have none again
-            failed = any(trial is not None and trial.reason for trial in trials)
-            pictures = kernel_pictures.file_of(folder.path, data, model.name, *cell)
-            lacks_pictures = study.measure.kernel_pictures and not failed and not pictures.exists()
-            if None in trials or lacks_pictures:
-                for_setting.add(cell)
-    return missing
-
-
-def _agreed_missing_cells(study: Study, folder: Folder) -> dict[tuple[str, str], set[Cell]]:
-    """`missing_cells` of the folder of process 0, in all processes."""
-    ours = missing_cells(study, folder)
-    flags = np.array([[cell in cells for cell in study.cells] for cells in ours.values()])
-    agreed = distributed.broadcast_from_first(flags)
-    return {setting: set(itertools.compress(study.cells, row)) for setting, row in zip(ours, agreed, strict=True)}
-
-
-def _groups(study: Study, data: str, model: Model, batch_size: int) -> list[Group]:
-    """The groups of one data set and one model. They depend on the study alone, not on what is kept of it."""
-    size, cells = max(1, batch_size // study.seeds), study.cells
-    return [Group(data, model, tuple(cells[at : at + size])) for at in range(0, len(cells), size)]
-
-
-def _compute(workbench: Workbench, group: Group, study: Study, folder: Folder, reporter: Reporter) -> None:
-    """Compute a whole group, since groups of other sizes round differently, and keep what is not kept yet."""
-    kept = folder.names()
-    pictures = folder.path if distributed.is_first() else None
-    for trials in _computed(workbench, group, study.seeds, reporter, pictures):
         with distributed.failing_together():
-            folder.add(trials)
-        if any(trial.name not in kept for trial in trials):
-            reporter.advance(_outcome(trials))
+            bench = workbench_of(study, data, model, datasets, folder.path / "checkpoints")
+        for group, seeds in _groups(data, model, here, bench.batch_size):
+            for measured in _computed(bench, group, seeds, reporter, may_halve=True):
+                with distributed.failing_together():
+                    new = keep(folder, measured)
+                if new:
+                    reporter.advance(_outcome(measured.trials))
+
+
+def workbench_of(
+    study: Study, data: str, model: Model, datasets: Mapping[str, Dataset], checkpoints: Path | None = None
+) -> Workbench:
+    """What measures and trains the networks of one data set and one model; its programs are compiled as they are used.
+
+    `datasets[data]` is the whole data set. `checkpoints` is a folder for checkpoints of long trainings, which this
+    process alone writes to. Raises InputError where the network cannot be built.
+    """
+    with _one_thread():
+        return Workbench(study, model, datasets[data].first(study.train_images, study.test_images), checkpoints)
+
+
+def compute_cell(bench: Workbench, cell: Cell, seeds: Sequence[int], reporter: Reporter = SILENT) -> Measured:
+    """The finished trials of some seeds of a cell, and the numbers of its pictures where seed 0 is among them.
+
+    Nothing is read from or written to an output folder, so any process may compute, and one that holds the folder then
+    gives the result to `keep`. Where networks run one at a time, as on CPUs, every trial has the same bytes in
+    results.jsonl as if one process had run the whole study, but for `made`, whatever other cells and seeds were
+    computed before. Elsewhere trials agree to rounding.
+
+    A trial that fails is returned with its reason: whatever fails is tried again by itself, first of all with half as
+    many networks side by side where memory was short. Raises InputError alone.
+    """
+    trials: list[Trial] = []
+    pictures: dict[Cell, kernel_pictures.KernelPictures] = {}
+    group = Group(bench.data, bench.model, (cell,))
+    for measured in _computed(bench, group, tuple(seeds), reporter, may_halve=True):
+        trials += measured.trials
+        pictures |= measured.pictures
+    return Measured(trials, pictures)
+
+
+def keep(folder: Folder, measured: Measured) -> bool:
+    """Keep what the folder lacks of the trials and pictures; gives whether there was anything. Raises as `Folder.add`.
+
+    Pictures come first, so that a kept trial has its pictures.
+    """
+    if isinstance(folder, Unkept):
+        return False
+    is_new = False
+    for cell, pictures in measured.pictures.items():
+        data, model = measured.trials[0].name[:2]
+        file = kernel_pictures.file_of(folder.path, data, model, *cell)
+        if not file.exists() or (data, model, *cell, 0) in folder.missing:
+            kernel_pictures.save(file, pictures)
+            is_new = True
+    return bool(folder.add(measured.trials)) or is_new
+
+
+def missing_work(study: Study, folder: Folder) -> dict[tuple[str, str], Work]:
+    """For each data set and model, what is still to be computed."""
+    work = {}
+    for data, model in itertools.product(study.data, study.model):
+        missing, fresh = {}, {}
+        for cell in study.cells:
+            names = Group(data, model, (cell,)).names(range(study.seeds))
+            lacks_pictures = study.measure.kernel_pictures and _lacks_pictures(folder, data, model, cell)
+            seeds = tuple(name[-1] for name in names if name in folder.missing or (name[-1] == 0 and lacks_pictures))
+            missing |= {cell: seeds} if seeds else {}
+            seeds = tuple(name[-1] for name in names if name in folder.fresh)
+            fresh |= {cell: seeds} if seeds else {}
+        work[data, model.name] = Work(missing, fresh)
+    return work
+
+
+def _lacks_pictures(folder: Folder, data: str, model: Model, cell: Cell) -> bool:
+    """Whether the trial that gives a cell its pictures is there without them; one that failed may have none."""
+    first = folder.kept.get((data, model.name, *cell, 0))
+    file = kernel_pictures.file_of(folder.path, data, model.name, *cell)
+    return first is not None and not first.reason and not file.exists()
+
+
+def _agreed_work(study: Study, folder: Folder) -> dict[tuple[str, str], Work]:
+    """`missing_work` of the folder of process 0, in all processes."""
+    ours = missing_work(study, folder)
+    seeds = range(study.seeds)
+    flags = np.array(
+        [
+            [[[seed in part.get(cell, ()) for seed in seeds] for cell in study.cells] for part in work]
+            for work in ours.values()
+        ]
+    )
+    agreed = np.asarray(distributed.broadcast_from_first(flags))
+
+    def chosen(rows: np.ndarray) -> dict[Cell, tuple[int, ...]]:
+        by_cell = {cell: tuple(itertools.compress(seeds, row)) for cell, row in zip(study.cells, rows, strict=True)}
+        return {cell: seeds for cell, seeds in by_cell.items() if seeds}
+
+    return {setting: Work(*map(chosen, parts)) for setting, parts in zip(ours, agreed, strict=True)}
+
+
+def _groups(data: str, model: Model, work: Work, batch_size: int) -> Iterator[tuple[Group, tuple[int, ...]]]:
+    """Cells that are trained together, each group with its seeds.
+
+    Where networks run one at a time, only what is missing is computed. Elsewhere groups of other sizes round
+    differently: they are those of when the study was first run as it is now, and are computed whole, so that an
+    interruption changes nothing.
+    """
+    if batch_size == 1:
+        yield from ((Group(data, model, (cell,)), seeds) for cell, seeds in work.missing.items())
+        return
+    cells = dict.fromkeys([*work.fresh, *work.missing])
+    by_seeds: dict[tuple[int, ...], list[Cell]] = {}
+    for cell in cells:
+        seeds = tuple(sorted({*work.fresh.get(cell, ()), *work.missing.get(cell, ())}))
+        by_seeds.setdefault(seeds, []).append(cell)
+    for seeds, alike in by_seeds.items():
+        size = max(1, batch_size // len(seeds))
+        for at in range(0, len(alike), size):
+            group = Group(data, model, tuple(alike[at : at + size]))
+            if not work.missing.keys().isdisjoint(group.cells):
+                yield group, seeds
+
+
+class _Failure(NamedTuple):
+    """Why a group could not be computed. Not the error itself, which holds on to the arrays of then."""
+
+    reason: str
+    out_of_memory: bool
+    seconds: float
 
 
 def _computed(
-    workbench: Workbench, group: Group, seeds: int, reporter: Reporter, pictures: Path | None
-) -> Iterator[list[Trial]]:
-    """The trials of each cell of a group. Where several cells fail together, each is tried by itself."""
+    bench: Workbench, group: Group, seeds: tuple[int, ...], reporter: Reporter, *, may_halve: bool
+) -> Iterator[Measured]:
+    """What is measured of each cell of a group. Where networks fail together, each is tried by itself."""
+    outcome = _attempt(bench, group, seeds, reporter)
+    networks = min(bench.batch_size, len(group.names(seeds)))
+    if isinstance(outcome, _Failure) and outcome.out_of_memory and may_halve and networks > 1:
+        bench.batch_size, may_halve = networks // 2, False
+        reporter.say(f"Out of memory with {networks} networks side by side; going on with {bench.batch_size}.")
+        outcome = _attempt(bench, group, seeds, reporter)
+    if not isinstance(outcome, _Failure):
+        yield from outcome
+    elif len(group.cells) > 1:
+        for cell in group.cells:
+            yield from _computed(bench, group._replace(cells=(cell,)), seeds, reporter, may_halve=may_halve)
+    elif len(seeds) > 1:
+        for seed in seeds:
+            yield from _computed(bench, group, (seed,), reporter, may_halve=may_halve)
+    else:
+        trials = [Trial.partial(name, reason=outcome.reason) for name in group.names(seeds)]
+        yield Measured(_with_origin(bench, group.cells[0], trials, outcome.seconds), {})
+
+
+def _attempt(bench: Workbench, group: Group, seeds: tuple[int, ...], reporter: Reporter) -> list[Measured] | _Failure:
+    """What is measured of each cell, or why it could not be."""
+    begin = time.perf_counter()
     try:
-        with distributed.failing_together():
-            trials = workbench.trials(group.cells, reporter, pictures)
+        with distributed.failing_together(), _one_thread():
+            measured = bench.measured(group.cells, seeds, reporter)
     except InputError:
         raise
     except Exception as error:  # whatever fails, the rest of the study goes on
-        if len(group.cells) > 1:
-            for cell in group.cells:
-                yield from _computed(workbench, group._replace(cells=(cell,)), seeds, reporter, pictures)
-            return
         lines = str(error).strip().splitlines() or ["no message"]
         reason = f"{type(error).__name__}: {lines[0]}"
-        yield [Trial.partial(name, reason=reason) for name in group.names(seeds)]
-        return
-    for start in range(0, len(trials), seeds):
-        yield trials[start : start + seeds]
+        out_of_memory = any(words in reason for words in ("RESOURCE_EXHAUSTED", "MemoryError"))
+        return _Failure(reason, out_of_memory, time.perf_counter() - begin)
+    seconds = (time.perf_counter() - begin) / len(measured.trials)
+    parts = []
+    for number, cell in enumerate(group.cells):
+        trials = measured.trials[number * len(seeds) : (number + 1) * len(seeds)]
+        pictures = {cell: measured.pictures[cell]} if cell in measured.pictures else {}
+        parts.append(Measured(_with_origin(bench, cell, trials, seconds), pictures))
+    return parts
+
+
+def _one_thread() -> contextlib.AbstractContextManager:
+    """Matrices this small take one thread; on a shared machine several threads wait for each other."""
+    return threadpoolctl.threadpool_limits(1, user_api="blas")
+
+
+def _with_origin(bench: Workbench, cell: Cell, trials: Sequence[Trial], seconds: float) -> list[Trial]:
+    """The trials of a cell with what decided them, and with how they were computed."""
+    setting = setting_of(bench.study, bench.data, bench.model, cell)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    made = origin.here() | {"study": study_hash(bench.study), "seconds": round(seconds, 3), "finished": now}
+    return [dataclasses.replace(trial, setting=setting, made=made) for trial in trials]
 
 
 def _outcome(trials: Sequence[Trial]) -> str:
     first = trials[0]
+    failed = [trial for trial in trials if trial.reason]
+    untrained = sum(bool(trial.did_not_train) for trial in trials)
     accuracy = np.mean([trial.test_accuracy for trial in trials])
-    outcome = first.reason if first.reason else f"accuracy {100 * accuracy:.1f}%"
-    return f"{first.data} {first.model} {first.method} {first.density:g}: {outcome}"
+    outcome = failed[0].reason if failed else f"accuracy {100 * accuracy:.1f}%"
+    outcome += f", {untrained} of {len(trials)} did not train" if untrained and not failed else ""
+    return f"{first.data} {first.model} {first.method} {all_digits(first.density)}: {outcome}"
+
+
+def said_of_failures(trials: Sequence[Trial]) -> str:
+    """How many of the trials failed and what to do; nothing where none did."""
+    failed = [trial for trial in trials if trial.reason]
+    if not failed:
+        return ""
+    return (
+        f"{len(failed)} of {counted(len(trials), 'trial')} failed; the first: {failed[0].title}: {failed[0].reason}. "
+        "The same command with --retry-failed computes them again."
+    )
 
 
 def best(trials: Sequence[Trial]) -> Table:

@@ -17,6 +17,7 @@ from experiments.base.batching import in_batches, vmap_networks
 from experiments.base.errors import InputError
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.seeds import key_of
+from experiments.base.wording import all_digits
 from experiments.data.augmentation import MIRRORED, augmented
 from experiments.data.loading import Dataset, balanced_batch
 from experiments.measure import kernel_pictures
@@ -37,13 +38,14 @@ from experiments.networks.layers import OUTPUTS, Network, bind
 from experiments.networks.shrink import shrink
 from experiments.networks.twins import has_twin, twin_of
 from experiments.records.progress import Reporter
-from experiments.records.trial import Trial
+from experiments.records.trial import Name, Trial
+from experiments.setting import has_curves
 from experiments.study import Cell, Model, Study
 from experiments.train import distributed, training
 from pathjax import factorization, ntk
 from pathjax.types import ApplyFn, Key, Mask, Params
 
-__all__ = ["LOSS_IMAGES", "Workbench", "network_of"]
+__all__ = ["LOSS_IMAGES", "Measured", "Workbench", "network_of"]
 
 LOSS_IMAGES = 10_000
 """Train images, at most, over which the train loss and the moments of the data are taken."""
@@ -67,29 +69,47 @@ def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
     return scaled(network, model.factor)
 
 
-class _Before(NamedTuple):
-    """What is measured of one cell before training, the seeds on a leading axis."""
+class Measured(NamedTuple):
+    """What was measured of some cells: a trial for each seed, cell after cell, and the pictures that seed 0 gives."""
 
+    trials: list[Trial]
+    pictures: dict[Cell, kernel_pictures.KernelPictures]
+
+
+class _Before(NamedTuple):
+    """What is measured of one cell before training, the seeds on a leading axis. All of it is on the host."""
+
+    params: Params
+    state: Any
     mask: Mask
     quantities: BeforeTraining
     spectra: list[NtkSpectrum]
     curves: Curves | None
-    expected: ExpectedGates | None
+    expected: list[ExpectedGates]
     infinite_distances: np.ndarray
     pictures: kernel_pictures.KernelPictures | None
 
 
 class Workbench:
-    """One data set and one network, with the programs that measure it, compiled once and used for every cell."""
+    """One data set and one network, with the programs that measure it, compiled once and used for every cell.
+
+    Where networks run one at a time, as on CPUs, the trial of one seed is the same whichever others are computed.
+
+    Attributes:
+        study, model: what the workbench is for.
+        data: the name of the data set.
+        batch_size: how many networks are measured and trained side by side, at most.
+    """
 
     def __init__(self, study: Study, model: Model, dataset: Dataset, checkpoints: Path | None = None) -> None:
         """`checkpoints` is a folder for those of trainings that are longer than the study's `checkpoint_every`."""
         shape, measure = dataset.train_images.shape[1:], study.measure
-        self._study, self._data, self._model = study, dataset.name, model
+        self.study, self.data, self.model = study, dataset.name, model
         self._network = network_of(model, shape, dataset.classes)
         check_densities(study.density, model.name, jax.eval_shape(self._network.init, key_of(0))[0])
         self.batch_size = _networks_at_a_time(study, self._network, shape)
-        self._params, self._state = jax.jit(jax.vmap(self._network.init))(self._keys("init"))
+        begun = in_batches(jax.jit(vmap_networks(self._network.init)), self.batch_size)
+        self._params, self._state = jax.tree.map(jnp.asarray, begun(self._keys(range(study.seeds), "init")))
         initial_state = jax.tree.map(lambda leaf: leaf[0], self._state)  # running statistics begin alike
         apply = bind(self._network, initial_state)
         images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
@@ -103,10 +123,10 @@ class Workbench:
         per_class = math.ceil(measure.ntk_images / dataset.classes)
         fixed = balanced_batch(dataset.train_labels, per_class)[: measure.ntk_images]
         self._batch = images[fixed]
-        self._before_training = in_batches(before_training(apply, self._batch), self.batch_size)
+        self._before_training = self._batched(before_training(apply, self._batch))
         self._pictures = kernel_pictures.measurer(apply, self._batch, labels[fixed])
         targets = centered_one_hot(labels[fixed], dataset.classes)
-        self._curves = in_batches(loss_curves(apply, self._batch, targets, steps=measure.curve_steps), self.batch_size)
+        self._curves = self._batched(loss_curves(apply, self._batch, targets, steps=measure.curve_steps))
         tested = dataset.test_images[: measure.regression_images], dataset.test_labels[: measure.regression_images]
         self._expected_gates = expected_gates(
             apply,
@@ -117,8 +137,8 @@ class Workbench:
             steps=measure.curve_steps,
             key=key_of(0, "normal images"),
         )
-        self._low_rank = in_batches(_low_rank(apply, self._batch, measure.rank), self.batch_size)
-        self._changes = in_batches(kernel_changes(self._network, initial_state, self._batch), self.batch_size)
+        self._low_rank = self._batched(_low_rank(apply, self._batch, measure.rank))
+        self._changes = self._batched(kernel_changes(self._network, initial_state, self._batch))
         self._steps_per_epoch = len(labels) // min(study.train.batch_size, len(labels))
         trained = training.trainer(
             self._network,
@@ -130,84 +150,90 @@ class Workbench:
             mesh=training.all_devices(),
             checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )
-        self._trained = in_batches(trained, self.batch_size)
+        self._trained = self._batched(trained)
+        self._chance = training.chance(dataset.train_labels[:LOSS_IMAGES], dataset.test_labels)
 
-    def trials(self, cells: Sequence[Cell], reporter: Reporter, folder: Path | None = None) -> list[Trial]:
-        """All seeds of some cells, cell after cell; they are trained together.
+    def _batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`in_batches` of the size that the workbench has when the function is called."""
+        return lambda *arguments: in_batches(function, self.batch_size)(*arguments)
 
-        The numbers of pictures of kernels go to the `folder`, where there is one and the study wants them.
-        """
+    def measured(self, cells: Sequence[Cell], seeds: Sequence[int], reporter: Reporter) -> Measured:
+        """These seeds of some cells, which are trained together."""
         with distributed.failing_together():  # a process that fails in a score must not be waited for in training
-            before = [self._before(*cell, reporter) for cell in cells]
-            for cell, measured in zip(cells, before, strict=True):
-                if folder is not None and measured.pictures is not None:
-                    kernel_pictures.save(self._pictures_file(folder, *cell), measured.pictures)
+            before = [self._before(*cell, seeds, reporter) for cell in cells]
         count = len(cells)
         reporter.stage(f"{self._title(*cells[0])}: training", 0.4)
-        params, state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), (self._params, self._state))
+        params, state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), self._begun(seeds))
         mask = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[measured.mask for measured in before])
-        keys = jnp.concatenate([self._keys("order")] * count)
+        keys = jnp.concatenate([self._keys(seeds, "order")] * count)
         trained = jax.device_get(self._trained(params, state, mask, keys))
         reporter.stage(f"{self._title(*cells[0])}: changes", 0.9)
         zero = training.pruned_stay_zero(trained.params, mask)
         changes = KernelChanges(*np.full((len(KernelChanges._fields), len(zero)), np.nan))
-        if self._study.measure.changes:
+        if self.study.measure.changes:
             kernel = jnp.concatenate([measured.quantities.ntk for measured in before])
             changes = jax.device_get(self._changes(params, trained.params, trained.state, mask, kernel, keys))
         trials = []
-        for place, (number, seed) in enumerate(itertools.product(range(count), range(self._study.seeds))):
+        for at, (number, place) in enumerate(itertools.product(range(count), range(len(seeds)))):
             after, changed = jax.tree.map(
-                lambda leaf, at=place: leaf[at], (trained._replace(params=None, state=None), changes)
+                lambda leaf, at=at: leaf[at], (trained._replace(params=None, state=None), changes)
             )
-            trials.append(self._trial(cells[number], seed, before[number], after, bool(zero[place]), changed))
-        return trials
-
-    def _pictures_file(self, folder: Path, method: str, density: float) -> Path:
-        return kernel_pictures.file_of(folder, self._data, self._model.name, method, density)
+            name = (self.data, self.model.name, *cells[number], seeds[place])
+            trials.append(self._trial(name, place, before[number], after, bool(zero[at]), changed))
+        pictures = {cell: each.pictures for cell, each in zip(cells, before, strict=True) if each.pictures is not None}
+        return Measured(trials, pictures)
 
     def _title(self, method: str, density: float) -> str:
-        return f"{self._data} {self._model.name} {method} {density:g}"
+        return f"{self.data} {self.model.name} {method} {all_digits(density)}"
 
-    def _keys(self, *names: str | float) -> jax.Array:
-        return jnp.stack([key_of(seed, *names) for seed in range(self._study.seeds)])
+    def _begun(self, seeds: Sequence[int]) -> tuple[Params, Any]:
+        """The initial parameters and states of these seeds."""
+        places = np.array(seeds)
+        return jax.tree.map(lambda leaf: leaf[places], (self._params, self._state))
 
-    def _before(self, method: str, density: float, reporter: Reporter) -> _Before:
-        """All that is measured of a cell before its training."""
+    def _keys(self, seeds: Sequence[int], *names: str | float) -> jax.Array:
+        return jnp.stack([key_of(seed, *names) for seed in seeds])
+
+    def _before(self, method: str, density: float, seeds: Sequence[int], reporter: Reporter) -> _Before:
+        """All that is measured of these seeds of a cell before their training."""
         reporter.stage(f"{self._title(method, density)}: scores")
-        mask = dense_mask(self._params)
+        params, state = self._begun(seeds)
+        mask = dense_mask(params)
         if method != DENSE:
-            masked = in_batches(functools.partial(self._masked, method, density), self.batch_size)
-            mask = masked(self._params, self._keys(method, density))
+            masked = self._batched(functools.partial(self._masked, method, density))
+            mask = masked(params, self._keys(seeds, method, density))
         reporter.stage(f"{self._title(method, density)}: kernels", 0.2)
-        quantities = jax.device_get(self._before_training(self._params, mask, self._keys("lanczos")))
+        quantities = jax.device_get(self._before_training(params, mask, self._keys(seeds, "lanczos")))
         spectra = [ntk_spectrum(kernel) for kernel in quantities.ntk]
         pictures = None
-        if self._study.measure.kernel_pictures:
-            pictures = self._pictures(self._params, mask, key_of(0, "kernels"), quantities, spectra[0])
-        with_curves = self._study.measure.curve_density
-        curves = expected = None
-        if density in with_curves or (with_curves and method == DENSE):
+        if self.study.measure.kernel_pictures and 0 in seeds:
+            first = jax.tree.map(lambda leaf: leaf[seeds.index(0) :], (params, mask, quantities))
+            pictures = self._pictures(*first[:2], key_of(0, "kernels"), first[2], spectra[seeds.index(0)])
+        curves, expected = None, []
+        if has_curves(self.study, (method, density)):
             reporter.stage(f"{self._title(method, density)}: curves", 0.3)
             top = np.array([spectrum.eigenvalues[0] for spectrum in spectra], np.float32)
-            low_rank = self._low_rank(self._params, mask, self._keys("modes"))
+            low_rank = self._low_rank(params, mask, self._keys(seeds, "modes"))
             spectral = (quantities.ntk, top, quantities.nodes, quantities.weights, quantities.parameters)
-            curves = jax.device_get(self._curves(self._params, mask, *spectral, low_rank))
-            if self._study.measure.expected:
-                expected = self._expected_gates(self._params, mask)
+            curves = jax.device_get(self._curves(params, mask, *spectral, low_rank))
+            if self.study.measure.expected:  # one by one: that of one seed may not exist
+                ones = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], (params, mask)) for at in range(len(seeds))]
+                expected = [self._expected_gates(*one) for one in ones]
         distances = np.full(len(spectra), np.nan)
         if method == DENSE and has_twin(self._network):
             infinite = ntk.infinite(twin_of(self._network).kernel_fn, self._batch)
             distances = np.array([ntk.relative_distance(jnp.asarray(kernel), infinite) for kernel in quantities.ntk])
-        return _Before(jax.device_get(mask), quantities, spectra, curves, expected, distances, pictures)
+        mask, params, state = jax.device_get((mask, params, state))
+        return _Before(params, state, mask, quantities, spectra, curves, expected, distances, pictures)
 
     def _trial(
-        self, cell: Cell, seed: int, before: _Before, after: training.Trained, zero: bool, changes: KernelChanges
+        self, name: Name, place: int, before: _Before, after: training.Trained, zero: bool, changes: KernelChanges
     ) -> Trial:
-        """The record of one network. `after` and `changes` are those of this network alone."""
+        """The record of one network, which has this place in `before`; `after` and `changes` are those of it alone."""
         mask, quantities, curves, params, state = jax.tree.map(
-            lambda leaf: leaf[seed], (before.mask, before.quantities, before.curves, self._params, self._state)
+            lambda leaf: leaf[place], (before.mask, before.quantities, before.curves, before.params, before.state)
         )
-        spectrum = before.spectra[seed]
+        spectrum = before.spectra[place]
         layers = kernel_layers(mask)
         units = shrink(self._network, params, state, mask).units
         widths = {name: width for name, width in self._network.widths.items() if name != OUTPUTS}
@@ -218,26 +244,30 @@ class Workbench:
         measured |= {name: float(value) for name, value in changes._asdict().items()}
         if curves is not None:
             measured |= _of_curves(curves)
-        if curves is not None and before.expected is not None:
-            measured |= _of_expected_gates(before.expected, seed, curves.real)
+        if curves is not None and before.expected:
+            measured |= _of_expected_gates(before.expected[place], curves.real)
+        reason = _why_not_trained(after.train_loss)
         return Trial.partial(
-            (self._data, self._model.name, *cell, seed),
+            name,
             kept=sum(layer.kept for layer in layers),
             prunable=sum(layer.size for layer in layers),
             layer_density={layer_name(layer.path): layer.density for layer in layers},
             dead_units={key: 1.0 - len(units[key]) / width for key, width in widths.items()},
-            infinite_distance=float(before.infinite_distances[seed]),
+            infinite_distance=float(before.infinite_distances[place]),
             log_ntk_eigenvalues=log_above_rounding(spectrum.eigenvalues, quantities.ntk.dtype).tolist(),
             log_path_kernel_nodes=nodes[order].tolist(),
             path_kernel_weights=(quantities.weights.ravel()[order] / len(quantities.weights)).tolist(),
             train_loss=np.asarray(after.train_loss, float).tolist(),
             steps_to_level=training.steps_to_level(
-                after.train_loss, level=self._study.measure.loss_level, steps_per_epoch=self._steps_per_epoch
+                after.train_loss, level=self.study.measure.loss_level, steps_per_epoch=self._steps_per_epoch
             ),
             test_loss=float(after.test_loss),
             test_accuracy=float(after.test_accuracy),
             pruned_stay_zero=zero,
-            reason=_why_not_trained(after.train_loss),
+            reason=reason,
+            did_not_train=""
+            if reason
+            else training.why_untrained(after.train_loss, float(after.test_accuracy), self._chance),
             **measured,
         )
 
@@ -254,15 +284,15 @@ def _of_curves(curves: Curves) -> dict[str, Any]:
     return fields | {name: float(getattr(curves, name)) for name in ("linearization_error", "kernel_distance")}
 
 
-def _of_expected_gates(expected: ExpectedGates, seed: int, real: jax.Array) -> dict[str, Any]:
-    """The fields of a trial that come from the kernel of expected gates of the network of one seed."""
+def _of_expected_gates(expected: ExpectedGates, real: jax.Array) -> dict[str, Any]:
+    """The fields of a trial that come from the kernel of expected gates of one network."""
     if expected.why_not:
         return {"why_not_expected": expected.why_not}
-    losses = {name: getattr(expected, name)[seed] for name in ("no_data", "moments", "inputs")}
+    losses = {name: getattr(expected, name)[0] for name in ("no_data", "moments", "inputs")}
     fields: dict[str, Any] = {f"{name}_loss": np.asarray(loss, float).tolist() for name, loss in losses.items()}
     fields |= {f"gap_{name}": gap(loss, real) for name, loss in losses.items()}
-    fields |= {f"log_top_{name}": float(top) for name, top in zip(losses, expected.log_tops[seed], strict=True)}
-    return fields | {"regression_accuracy": float(expected.regression_accuracy[seed])}
+    fields |= {f"log_top_{name}": float(top) for name, top in zip(losses, expected.log_tops[0], strict=True)}
+    return fields | {"regression_accuracy": float(expected.regression_accuracy[0])}
 
 
 def _why_not_trained(train_loss: np.ndarray) -> str:

@@ -1,6 +1,7 @@
 """What every other package of the experiments may use. Imports none of them.
 
 Read in any order: `errors` (InputError, the one error for bad input), `names` (methods, networks, quantities), `seeds`
-(PRNG keys), `batching` (many networks in one program), `files` (writing in one step), `versions`, and `wording`
-(numbers in sentences).
+(PRNG keys), `batching` (many networks in one program), `files` (writing so that a kill loses nothing), `versions`,
+`origin` (versions, device and source tree of a run), `sources` (hashes of source files), `ending` (signals), and
+`wording` (numbers in sentences).
 """

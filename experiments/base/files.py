@@ -1,14 +1,15 @@
-"""Files that are either the old ones or the new ones, whenever the process is killed."""
+"""Files that a process killed at any moment leaves whole: replaced in one step, or with whole lines appended."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.base.errors import InputError
 
-__all__ = ["write_atomically"]
+__all__ = ["append_lines", "cut_end", "write_atomically"]
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -24,15 +25,68 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise InputError(
-            f"Cannot write {path}: {error.strerror}. Every result written before is kept; once this is mended, the "
-            "same command continues."
-        ) from error
+        raise _cannot_write(path, error) from error
+
+
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """Append whole lines in one write; when this returns, they are on the disk. Nothing else of the file is touched.
+
+    A process that is killed meanwhile may leave the first part of what it appended, whose last line is not ended.
+    Raises InputError where there is no room or no right to write; the file then has what it had before.
+    """
+    data = "".join(f"{line}\n" for line in lines).encode()
+    is_new = not path.exists()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+        try:
+            _append(descriptor, data)
+        finally:
+            os.close(descriptor)
+        if is_new:
+            _sync_folder(path.parent)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def cut_end(path: Path, count: int) -> None:
+    """Take the last `count` bytes from a file. Raises InputError where it cannot be written."""
+    try:
+        with path.open("r+b") as file:
+            file.truncate(os.fstat(file.fileno()).st_size - count)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _append(descriptor: int, data: bytes) -> None:
+    """Write all of the data and sync it, or leave the file as long as it was."""
+    length = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(data):  # one write, but where a disk is filling up
+            written += os.write(descriptor, data[written:])
+        os.fsync(descriptor)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, length)
+            os.fsync(descriptor)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cannot_write(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"Cannot write {path}: {error.strerror}. Every result written before is kept; once this is mended, the "
+        "same command continues."
+    )

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["correlation", "counted", "enumerated", "factor", "number", "percent", "points", "share_or_times"]
+__all__ = [
+    "all_digits",
+    "correlation",
+    "counted",
+    "enumerated",
+    "factor",
+    "number",
+    "percent",
+    "points",
+    "share_or_times",
+]
 
 
 def enumerated(parts: Sequence[str]) -> str:
@@ -15,6 +25,15 @@ def enumerated(parts: Sequence[str]) -> str:
     'a, b and c'
     """
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def all_digits(value: float) -> str:
+    """A number with every digit that tells it from others, so that no two numbers share their words.
+
+    >>> all_digits(0.1), all_digits(0.8**10), all_digits(1.0)
+    ('0.1', '0.10737418240000006', '1')
+    """
+    return repr(float(value)).removesuffix(".0")
 
 
 def number(value: float, form: str = ".2f") -> str:

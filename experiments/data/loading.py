@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,10 +66,11 @@ class Dataset:
         )
 
 
-def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
+def load(name: str, *, data_dir: str | Path | None = None, may_write: bool = True) -> Dataset:
     """The data set `name` of `DATASETS`, standardized.
 
-    `data_dir` is TFDS' data directory, by default TFDS' own (`TFDS_DATA_DIR`, or else ~/tensorflow_datasets).
+    `data_dir` is TFDS' data directory, by default TFDS' own (`TFDS_DATA_DIR`, or else ~/tensorflow_datasets). Unless
+    the call `may_write` there, `digits` is made in a folder that is removed again, where it is not there yet.
     Raises InputError where there is no such data set, it is not prepared, or its files are no good.
     """
     if name not in DATASETS:
@@ -78,8 +80,13 @@ def load(name: str, *, data_dir: str | Path | None = None) -> Dataset:
     root = Path(data_dir or tfds.core.constants.get_default_data_dir()).expanduser()
     if root.exists() and not root.is_dir():
         raise InputError(f"The data directory {root} is a file; name a folder.")
-    with _quiet_log():
-        folder = _prepared_digits(root) if name == "digits" else _prepared(name, root)
+    with _quiet_log(), contextlib.ExitStack() as stack:
+        if name == "digits":
+            if not (may_write or _folder_of_digits(root).exists()):
+                root = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            folder = _prepared_digits(root)
+        else:
+            folder = _prepared(name, root)
         classes, train, test = _read(folder)
     mean, deviation = _channel_moments(train[0])
     return Dataset(
@@ -125,13 +132,19 @@ def _quiet_log() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _folder_of_digits(root: Path) -> Path:
+    from experiments.data.digits import Digits
+
+    return root / Digits.name / str(Digits.VERSION)
+
+
 def _prepared_digits(root: Path) -> Path:
     """The folder of `digits`, written now if it is not there. What an interrupted writing left is never read."""
     import tensorflow_datasets as tfds
 
     from experiments.data.digits import Digits
 
-    folder = root / Digits.name / str(Digits.VERSION)
+    folder = _folder_of_digits(root)
     if folder.exists():
         return folder
     tfds.disable_progress_bar()

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.base.errors import InputError
 from experiments.base.files import write_atomically
+from experiments.base.wording import all_digits
 from experiments.measure.quantities import BeforeTraining, NtkSpectrum, log_above_rounding
 from pathjax import factorization, paths
 from pathjax.types import ApplyFn, Key, Mask, Params
@@ -133,7 +134,7 @@ def _centered_cosines(kernel: jax.Array) -> jax.Array:
 
 def file_of(folder: Path, data: str, model: str, method: str, density: float) -> Path:
     """Where the numbers of a cell are kept."""
-    return folder / "kernels" / f"{data}-{model}-{method}-{density:g}.npz"
+    return folder / "kernels" / f"{data}-{model}-{method}-{all_digits(density)}.npz"
 
 
 def save(path: Path, pictures: KernelPictures) -> None:

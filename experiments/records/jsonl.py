@@ -1,4 +1,8 @@
-"""Records as lines of strict JSON: any frozen dataclass of numbers, words, lists and tables of numbers."""
+"""Records as lines of strict JSON: any frozen dataclass of numbers, words, lists and tables.
+
+Measured numbers are written with eight digits. What names a record or decides it keeps every digit: fields of the type
+`ExactFloat`, and tables of any JSON values, `dict[str, Any]`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,12 @@ import json
 import math
 from typing import Any, TypeVar
 
-__all__ = ["decode", "encode"]
+__all__ = ["ExactFloat", "decode", "encode"]
+
+ExactFloat = float
+"""The type of a field whose number comes back from a line as the very same number."""
+
+_EXACT = ("ExactFloat", "dict[str, Any]")
 
 Record = TypeVar("Record")
 
@@ -24,7 +33,8 @@ def encode(record: Any) -> str:
     >>> decode(encode(Point(1.5, [-math.inf])), Point)
     Point(x=1.5, near=[-inf])
     """
-    plain = {key: _to_json(value) for key, value in vars(record).items()}
+    values = {field.name: (str(field.type), getattr(record, field.name)) for field in dataclasses.fields(record)}
+    plain = {name: value if kind in _EXACT else _to_json(value) for name, (kind, value) in values.items()}
     return json.dumps(plain, allow_nan=False, ensure_ascii=False)
 
 
@@ -60,8 +70,10 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Any, kind: str) -> Any:
-    if kind == "float":
+    if kind in ("float", "ExactFloat"):
         return _number(value)
+    if kind == "dict[str, Any]" and isinstance(value, dict):
+        return value
     if kind == "list[float]" and isinstance(value, list):
         return [_number(entry) for entry in value]
     if kind == "dict[str, float]" and isinstance(value, dict):

@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Column
+from rich.text import Text
 
-__all__ = ["Reporter", "reporting"]
+__all__ = ["SILENT", "Reporter", "reporting"]
 
 
 class Reporter(Protocol):
@@ -23,10 +25,29 @@ class Reporter(Protocol):
     def advance(self, figures: str) -> None:
         """Say that one step is finished, with its figures."""
 
+    def say(self, words: str) -> None:
+        """Say a sentence that stays."""
+
+
+class _Silent:
+    def stage(self, words: str, share: float = 0.0) -> None:
+        pass
+
+    def advance(self, figures: str) -> None:
+        pass
+
+    def say(self, words: str) -> None:
+        pass
+
+
+SILENT: Reporter = _Silent()
+"""Says nothing: for a process whose results another one shows."""
+
 
 class _Bar:
-    def __init__(self, progress: Progress, total: int, done: int) -> None:
+    def __init__(self, progress: Progress, total: int, done: int, drawn_again: Callable[[], None]) -> None:
         self._progress = progress
+        self._drawn_again = drawn_again
         self._done = done
         self._task = progress.add_task("", total=total, completed=done, figures="")
 
@@ -36,16 +57,33 @@ class _Bar:
     def advance(self, figures: str) -> None:
         self._done += 1
         self._progress.update(self._task, completed=self._done, figures=figures)
+        self._drawn_again()
+
+    def say(self, words: str) -> None:
+        self._progress.console.print(words, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Stack:
-    """A bar, and below it what `below()` returns, drawn again and again."""
+    """A bar, and below it what `below()` returns: the bar moves all the time, `below` is called and laid out anew only
+    by `draw_again` and for another width."""
 
     def __init__(self, progress: Progress, below: Callable[[], RenderableType]) -> None:
         self._progress, self._below = progress, below
+        self._lines: list[list[Segment]] | None = None
+        self._width = 0
 
-    def __rich__(self) -> RenderableType:
-        return Group(self._progress, self._below())
+    def draw_again(self) -> None:
+        self._lines = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self._progress
+        lines = self._lines
+        if lines is None or self._width != options.max_width:
+            lines = console.render_lines(self._below(), options.update(height=None), pad=False)
+            self._lines, self._width = lines, options.max_width
+        for line in lines:
+            yield from line
+            yield Segment.line()
 
 
 class _Lines:
@@ -61,12 +99,18 @@ class _Lines:
         self._done += 1
         self._console.print(f"[{self._done}/{self._total}] {figures}", highlight=False, markup=False, soft_wrap=True)
 
+    def say(self, words: str) -> None:
+        self._console.print(words, highlight=False, markup=False, soft_wrap=True)
+
 
 @contextlib.contextmanager
 def reporting(
     console: Console, *, total: int, done: int, below: Callable[[], RenderableType] | None = None
 ) -> Iterator[Reporter]:
-    """A reporter for `total` steps, of which `done` are finished already. A terminal shows `below()` under the bar."""
+    """A reporter for `total` steps, of which `done` are finished already. A terminal shows `below()` under the bar.
+
+    It is called once at the start and once after each finished step.
+    """
     if not console.is_terminal:
         yield _Lines(console, total, done)
         return
@@ -82,7 +126,7 @@ def reporting(
         TextColumn("{task.fields[figures]}", table_column=words.copy()),
     )
     progress = Progress(*columns, console=console, speed_estimate_period=3600, expand=True)
-    shown = progress if below is None else _Stack(progress, below)
+    shown = _Stack(progress, below or (lambda: Text("", end="")))
     # what is below the bar is printed again at the end, since the terminal may have too few lines for it
     with Live(shown, console=console, refresh_per_second=4, transient=below is not None):
-        yield _Bar(progress, total, done)
+        yield _Bar(progress, total, done, shown.draw_again)

@@ -1,7 +1,8 @@
-"""The output folder: its configuration, its finished trials, and the promise that none of them is ever lost.
+"""The output folder: the study as last run, every trial ever finished in it, and the promise that none is lost.
 
-Every file is replaced in one step, so that a process killed at any moment leaves either the old file or the new one.
-One process at a time holds the folder.
+`results.jsonl` only grows: each finished trial is appended as one line and synced. It is read once, when the folder is
+opened; from then on an index in memory is kept up to date. `config.json` is replaced in one step. One process at a time
+holds the folder.
 """
 
 from __future__ import annotations
@@ -10,174 +11,324 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-from collections.abc import Collection, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.base.errors import InputError
-from experiments.base.files import write_atomically
-from experiments.base.versions import versions
-from experiments.records.jsonl import decode, encode
+from experiments.base.files import append_lines, cut_end, write_atomically
+from experiments.base.wording import counted, enumerated
+from experiments.records import stored_lines
+from experiments.records.jsonl import encode
+from experiments.records.stored_lines import BrokenLine, StoredLines
 from experiments.records.trial import Name, Trial
 
-__all__ = ["Claim", "Folder", "Unkept", "claimed", "kept_names"]
+__all__ = ["Claim", "Folder", "Unkept", "claimed", "looked_at"]
+
+_SHOWN = 4
+"""How many differences a refusal names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
     """What a study wants of its output folder.
 
-    `options` are those that decide the numbers: a folder made with other options is refused. `expected` has the names
-    of the trials that may be there. `repair` sets lines aside that cannot be read.
+    Attributes:
+        out: the folder.
+        options: the study, as `config.json` keeps it.
+        settings: what decides each trial of the study, as `Trial.setting`.
+        origin: what computes them, as `origin.here()`.
+        study: a hash of the study, as in `Trial.made`.
+        repair: move lines that cannot be read to another file.
+        retry_failed: compute trials again that failed.
     """
 
     out: Path
     options: dict[str, Any]
-    expected: Collection[Name]
+    settings: Mapping[Name, dict[str, Any]]
+    origin: dict[str, Any]
+    study: str
     repair: bool = False
+    retry_failed: bool = False
+
+    @property
+    def results(self) -> Path:
+        """The file of finished trials."""
+        return self.out / "results.jsonl"
 
 
 @dataclasses.dataclass
 class Folder:
-    """An output folder that this process alone may write to."""
+    """An output folder as a study sees it, which this process alone may write to.
+
+    Attributes:
+        path: the folder.
+        kept: the newest trial of each name of the study, in the order in which they finished.
+        missing: the names of the study that are still to be computed.
+        fresh: those of the study that were not there when it was first run as it is now: the missing ones, and those
+            that were computed for it. An interruption does not change them.
+        notes: what the user has to know of the folder, a sentence each.
+    """
 
     path: Path
-    config: dict[str, Any]
-    lines: list[str]
+    kept: dict[Name, Trial]
+    missing: set[Name]
+    fresh: frozenset[Name]
+    notes: list[str]
 
     def trials(self) -> list[Trial]:
-        """The finished trials, in the order in which they finished."""
-        return [decode(line, Trial) for line in self.lines]
+        """The finished trials of the study, in the order in which they finished."""
+        return list(self.kept.values())
 
-    def names(self) -> set[Name]:
-        """The names of the finished trials."""
-        return {trial.name for trial in self.trials()}
+    def add(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Keep those of the trials that are missing, and give them back. When this returns, they are on the disk.
 
-    def add(self, trials: Sequence[Trial]) -> None:
-        """Keep the trials that are not kept yet. When this returns, all of them are on the disk."""
-        kept = self.names()
-        lines = self.lines + [encode(trial) for trial in trials if trial.name not in kept]
-        write_atomically(self.path / "results.jsonl", "".join(line + "\n" for line in lines))
-        self.lines = lines
+        Costs the same however many are kept already. Raises InputError where they cannot be written; then none is kept.
+        """
+        new = [trial for trial in trials if trial.name in self.missing]
+        if new:
+            append_lines(self.path / "results.jsonl", [encode(trial) for trial in new])
+        for trial in new:
+            self.kept.pop(trial.name, None)
+            self.kept[trial.name] = trial
+            self.missing.discard(trial.name)
+        return new
 
 
 @dataclasses.dataclass
 class Unkept(Folder):
     """Takes the place of a folder where another process keeps the results."""
 
-    def add(self, trials: Sequence[Trial]) -> None:
-        """Nothing."""
+    def add(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Nothing is kept."""
+        return []
 
 
 @contextlib.contextmanager
 def claimed(claim: Claim) -> Iterator[Folder]:
     """The output folder of a claim, held by this process until the context ends.
 
-    Raises InputError where the folder cannot be written, is held by another process, was made by another
-    configuration, or holds a line that cannot be read (unless `claim.repair`).
+    Half a line that a killed process left is moved aside. Raises InputError where the folder cannot be written, is held
+    by another process, holds trials of this study that were decided by something else, or a line that cannot be read
+    (unless `claim.repair`); it is then as it was.
     """
     out = claim.out
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
     except OSError as error:
-        raise InputError(f"Cannot write to {out}: {error.strerror}. Give another folder with --out.") from error
+        raise _cannot_write_to(out, error.strerror) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"Another process is writing to {out}; wait for its end or give another --out.") from error
-        config = _agreed_config(claim)
-        yield Folder(out, config, _read_lines(claim))
+        except OSError as error:
+            raise InputError(
+                f"Cannot lock {out / '.lock'}: {error.strerror}. Give a folder on another file system with --out."
+            ) from error
+        stored = stored_lines.read(claim.results)
+        folder = _agreed(claim, stored)
+        folder.notes += _mended(claim, stored)
+        _write_config(claim)
+        yield folder
 
 
-def kept_names(claim: Claim) -> set[Name]:
-    """The names of the trials in a folder, read without holding it. Raises InputError as `claimed`."""
-    return {decode(line, Trial).name for line in _read_lines(claim)}
+def looked_at(claim: Claim) -> Folder:
+    """The folder of a claim as `claimed` would find it, without holding or changing anything; it need not exist.
+
+    Raises InputError as `claimed`, but not where another process holds the folder.
+    """
+    existing = next(place for place in (claim.out, *claim.out.absolute().parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        raise _cannot_write_to(claim.out, "Not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise _cannot_write_to(claim.out, "Permission denied")
+    stored = stored_lines.read(claim.results)
+    folder = _agreed(claim, stored)
+    folder.notes += [f"A run would move {words} to another file." for words in _unreadable(stored)]
+    return folder
 
 
-def _agreed_config(claim: Claim) -> dict[str, Any]:
-    """The configuration of the claim, written where there is none; raises InputError where another one is there."""
-    ours = {"format": Trial.FORMAT, "options": claim.options, "versions": versions()}
+def _cannot_write_to(out: Path, why: str | None) -> InputError:
+    return InputError(f"Cannot write to {out}: {why}. Give another folder with --out.")
+
+
+def _agreed(claim: Claim, stored: StoredLines) -> Folder:
+    """What the lines are to the study. Raises InputError where they are not what the claim says; changes nothing."""
+    _check_config(claim)
+    if stored.broken and not claim.repair:
+        first = stored.broken[0]
+        raise InputError(
+            f"Line {first.number} of {claim.results} cannot be read ({first.fault}); every other finished trial is "
+            "kept. Give the same command with --repair to move the line to another file and go on."
+        )
+    all_trials = stored_lines.newest(stored.trials)
+    kept = {name: trial for name, trial in all_trials.items() if name in claim.settings}
+    _check_settings(claim, kept.values())
+    incomplete = {name for name, trial in kept.items() if claim.settings[name].keys() - trial.setting.keys()}
+    failed = {name for name, trial in kept.items() if trial.reason and claim.retry_failed}
+    missing = (set(claim.settings) - set(kept)) | incomplete | failed
+    made_for_this = {name for name, trial in kept.items() if trial.made.get("study") == claim.study}
+    notes = [*_of_others(len(all_trials) - len(kept), claim), *_of_incomplete(incomplete, claim, kept)]
+    notes += _of_origins(claim.origin, [trial.made for trial in kept.values()])
+    return Folder(claim.out, kept, missing, frozenset(missing | made_for_this), notes)
+
+
+def _config(claim: Claim) -> dict[str, Any]:
+    return {"format": Trial.FORMAT, "options": claim.options, "versions": claim.origin["versions"]}
+
+
+def _check_config(claim: Claim) -> None:
     path = claim.out / "config.json"
     if not path.exists():
-        if (claim.out / "results.jsonl").exists():
+        if claim.results.exists():
             raise InputError(f"{claim.out} has a results.jsonl but no config.json; give another folder with --out.")
-        write_atomically(path, json.dumps(ours, indent=2, allow_nan=False) + "\n")
-        return ours
+        return
     try:
         theirs = json.loads(path.read_bytes())
-        differing = list(_differences(theirs, ours))
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"{path} is not a configuration of this program; give another folder with --out.") from error
-    if differing:
-        raise InputError(
-            f"{claim.out} holds the results of another configuration: {'; '.join(differing)}. "
-            "Give another folder with --out, or the options of before."
-        )
-    return ours
-
-
-def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> Iterator[str]:
-    if theirs["format"] != ours["format"]:
-        yield f"format is {theirs['format']} there and {ours['format']} here"
-    for part in ("options", "versions"):
-        for key in ours[part] | theirs[part]:
-            there, here = (_spelled(side[part].get(key, "absent")) for side in (theirs, ours))
-            if there != here:
-                yield f"{key} is {there} there and {here} here"
-
-
-def _spelled(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _read_lines(claim: Claim) -> list[str]:
-    """The lines of results.jsonl, each a trial of the claim; broken ones are set aside where `claim.repair`."""
-    path = claim.out / "results.jsonl"
-    try:
-        data = path.read_bytes() if path.exists() else b""
+        written, _, _ = theirs["format"], theirs["options"].keys(), theirs["versions"].keys()
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror}.") from error
-    whole: list[str] = []
-    broken: list[bytes] = []
-    names: set[Name] = set()
-    for number, line in enumerate(data.splitlines(keepends=True), start=1):
-        try:
-            trial = _expected_trial(line, claim, names)
-        except ValueError as error:
-            if not claim.repair:
-                raise InputError(
-                    f"Line {number} of {path} cannot be read ({_fault(line, error)}); every other finished trial is "
-                    "kept. Give the same command with --repair to set the line aside and go on."
-                ) from error
-            broken.append(line if line.endswith(b"\n") else line + b"\n")
-            continue
-        names.add(trial.name)
-        whole.append(line.decode().rstrip("\n"))
-    if broken:
-        _set_aside(path, whole, broken)
-    return whole
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} is not a configuration of this program; give another folder with --out.") from error
+    if written != Trial.FORMAT:
+        raise _another_configuration(claim.out, [f"format is {written} there and {Trial.FORMAT} here"], "")
 
 
-def _expected_trial(line: bytes, claim: Claim, names: Collection[Name]) -> Trial:
-    """The trial of a line; raises ValueError where it is not one of the claim, or its name is taken."""
-    trial = decode(line.decode(), Trial)
-    if trial.name not in claim.expected:
-        raise ValueError(f"{trial.title} is not part of this study")
-    if trial.name in names:
-        raise ValueError(f"{trial.title} is there twice")
-    return trial
+def _write_config(claim: Claim) -> None:
+    path, ours = claim.out / "config.json", json.dumps(_config(claim), indent=2, allow_nan=False) + "\n"
+    if not path.exists() or path.read_bytes() != ours.encode():
+        write_atomically(path, ours)
 
 
-def _fault(line: bytes, error: ValueError) -> str:
-    if not line.endswith(b"\n"):
-        return "only half of it was written"
-    return "it is not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else str(error)
+def _check_settings(claim: Claim, kept: Iterable[Trial]) -> None:
+    """Raise InputError where a kept trial was decided by something else than the claim says."""
+    differing: dict[str, None] = {}
+    others: list[Trial] = []
+    for trial in kept:
+        found = list(_differences(trial, claim))
+        differing |= dict.fromkeys(found)
+        others += [trial] if found else []
+    if differing:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise _another_configuration(claim.out, [*differing], f" (in {others[0].title}{more})")
 
 
-def _set_aside(path: Path, whole: Sequence[str], broken: Sequence[bytes]) -> None:
-    aside = path.with_name(path.name + ".broken")
-    before = aside.read_bytes() if aside.exists() else b""
-    write_atomically(aside, before + b"".join(broken))
-    write_atomically(path, "".join(line + "\n" for line in whole))
+def _another_configuration(out: Path, differing: Sequence[str], where: str) -> InputError:
+    shown = [*differing[:_SHOWN], *([f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else [])]
+    return InputError(
+        f"{out} holds the results of another configuration: {'; '.join(shown)}{where}. "
+        "Give another folder with --out, or the options of before."
+    )
+
+
+def _differences(trial: Trial, claim: Claim) -> Iterator[str]:
+    """How what decided a trial differs from what the claim says; what was measured in addition may be more or less."""
+    theirs, ours = trial.setting, claim.settings[trial.name]
+    for there, here in ((theirs, ours), (trial.made.get("versions", {}), claim.origin["versions"])):
+        for key in here | there:
+            in_one_alone = (key in here) != (key in there)
+            if here.get(key) != there.get(key) and not (in_one_alone and key in Trial.MEASURED):
+                yield f"{key} is {_spelled(there, key)} there and {_spelled(here, key)} here"
+
+
+def _spelled(table: Mapping[str, Any], key: str) -> str:
+    if key not in table:
+        return "absent"
+    value = table[key]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _of_others(count: int, claim: Claim) -> list[str]:
+    if not count:
+        return []
+    are = "is not part of this study: it stays" if count == 1 else "are not part of this study: they stay"
+    return [f"{counted(count, 'trial')} in {claim.results} {are} there and in no figure."]
+
+
+def _of_incomplete(incomplete: set[Name], claim: Claim, kept: Mapping[Name, Trial]) -> list[str]:
+    lacking = sorted({key for name in incomplete for key in claim.settings[name].keys() - kept[name].setting.keys()})
+    if not lacking:
+        return []
+    return [
+        f"{counted(len(incomplete), 'finished trial')} without {enumerated(lacking)} will be computed again, and "
+        "measured in full."
+    ]
+
+
+def _of_origins(ours: dict[str, Any], kept: Sequence[dict[str, Any]]) -> list[str]:
+    """Where finished trials were computed on another device, or by another state of the source tree."""
+    notes = []
+    devices = [made.get("device") for made in kept if made.get("device") != ours["device"]]
+    if devices:
+        notes.append(
+            f"{counted(len(devices), 'finished trial')} of this study came from {_distinct(devices)}, and this is "
+            f"{ours['device']}: devices round differently."
+        )
+    here = _tree(ours)
+    trees = [tree for made in kept if (tree := _tree(made)) != here]
+    if trees:
+        notes.append(
+            f"{counted(len(trees), 'finished trial')} of this study came from {_distinct(trees)}, and this is {here}: "
+            "whether the program computed the same there is for you to know."
+        )
+    return notes
+
+
+def _tree(made: Mapping[str, Any]) -> str:
+    commit = made.get("commit")
+    if commit is None:
+        return "a source tree without git"
+    return f"commit {commit[:10]}" + (" with changes" if made.get("changed") else "")
+
+
+def _distinct(words: Sequence[Any]) -> str:
+    return enumerated([*dict.fromkeys(map(str, words))])
+
+
+def _unreadable(stored: StoredLines) -> list[str]:
+    """What cannot be read, in words: the broken lines, and half a line at the end."""
+    broken = [f"{_lines(stored.broken)}, which cannot be read ({stored.broken[0].fault}),"] if stored.broken else []
+    half = ["the last line, of which a process that was killed had written only a part,"] if stored.half else []
+    return broken + half
+
+
+def _lines(broken: Sequence[BrokenLine]) -> str:
+    numbers = [str(line.number) for line in broken]
+    return f"line {numbers[0]}" if len(numbers) == 1 else f"lines {enumerated(numbers)}"
+
+
+def _mended(claim: Claim, stored: StoredLines) -> list[str]:
+    """Move what cannot be read to a file of its own, and say so. What can be read keeps its place."""
+    path, notes = claim.results, []
+    if stored.half:
+        aside = _set_aside(path, stored.half)
+        cut_end(path, len(stored.half))
+        notes.append(
+            f"The last line of {path} was only written in part when a process was killed: it is now in {aside}, and "
+            "its trial is computed again."
+        )
+    elif not stored.is_ended:
+        append_lines(path, [""])
+    if stored.broken:
+        aside = _set_aside(path, b"".join(line.line + b"\n" for line in stored.broken))
+        numbers = {line.number for line in stored.broken}
+        whole = [line for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if number not in numbers]
+        write_atomically(path, b"\n".join(whole))
+        notes.append(
+            f"Moved {_lines(stored.broken)} of {path}, which cannot be read ({stored.broken[0].fault}), to {aside}; "
+            f"`cat {aside} >> {path}` puts back what was moved."
+        )
+    return notes
+
+
+def _set_aside(path: Path, content: bytes) -> Path:
+    """Write the content to a new file beside the path."""
+    number, aside = 1, path.with_name(f"{path.name}.broken")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.broken-{number}")
+    write_atomically(aside, content)
+    return aside

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.base.errors import InputError
 from experiments.base.names import DENSE, METHODS, QUANTITIES
 from experiments.base.wording import enumerated
-from experiments.records.jsonl import decode
+from experiments.records import stored_lines
 from experiments.records.rank_association import Association, associate
 from experiments.records.trial import Trial
 
@@ -83,9 +83,10 @@ class StudyTable(NamedTuple):
         failed: the trials that failed, in order.
         trials: a row for each trial that did not; dense first, then methods as listed, densities from high to low.
         cells: a row for each (data, model, method, density) of these: `NAME_mean` and `NAME_std` over the seeds that
-            have the number. Beside the numbers of the trials there are, for each loss curve, `NAME_drop`, the decades
-            by which it falls, and `NAME_halving`, the first step at which half of the loss is left, infinite where
-            there is none; and for each of `TOPS`, `top_gap_NAME`, the decades between its λ_max and that of Θ.
+            have the number, and `untrained`, how many of the `seeds` did not train. Beside the numbers of the trials
+            there are, for each loss curve, `NAME_drop`, the decades by which it falls, and `NAME_halving`, the first
+            step at which half of the loss is left, infinite where there is none; and for each of `TOPS`,
+            `top_gap_NAME`, the decades between its λ_max and that of Θ.
     """
 
     config: dict[str, Any]
@@ -139,16 +140,17 @@ def read(folder: Path) -> StudyTable:
 
     Raises InputError where there is none, where another version wrote it, and where no trial has come to its end.
     """
+    path = folder / "results.jsonl"
     try:
         config = json.loads((folder / "config.json").read_bytes())
-        lines = (folder / "results.jsonl").read_text(encoding="utf-8").splitlines()
-        written, _, _ = config["format"], config["options"], config["versions"]
+        written, _, _ = config["format"], config["options"].keys(), config["versions"].keys()
+        path.stat()
     except OSError as error:
         raise InputError(
             f"{folder} has no results of a study ({Path(error.filename).name}: {error.strerror}); give the folder that "
             "`python -m experiments sweep` writes to."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'} is not a configuration of this program.") from error
     if written not in Trial.READABLE:
         readable = enumerated([str(number) for number in Trial.READABLE])
@@ -156,16 +158,26 @@ def read(folder: Path) -> StudyTable:
             f"{folder} has results of format {written} and this program reads {readable}: draw them with pathjax "
             f"{config['versions'].get('pathjax', 'of then')}, or sweep again into another folder."
         )
-    trials = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            trials.append(decode(line, Trial))
-        except ValueError as error:
-            raise InputError(
-                f"Line {number} of {folder / 'results.jsonl'} is not a trial of a study ({error}); `sweep` with "
-                "--repair sets a broken line aside."
-            ) from error
-    return tabulated(trials, config, folder)
+    stored = stored_lines.read(path)  # half a line at the end is being written, or a kill left it
+    for number, _, fault in stored.broken:
+        raise InputError(
+            f"Line {number} of {path} is not a trial of a study ({fault}); `sweep` with --repair moves a broken line "
+            "to another file."
+        )
+    trials = stored_lines.newest(stored.trials).values()
+    return tabulated([trial for trial in trials if _is_of_study(trial, config["options"])], config, folder)
+
+
+def _is_of_study(trial: Trial, options: Mapping[str, Any]) -> bool:
+    """Whether the study as last run has the trial; others stay in the folder and out of what is shown."""
+    in_study = {
+        "data": lambda names: trial.data in names,
+        "model": lambda models: trial.model in [model["name"] for model in models],
+        "method": lambda methods: trial.method in (DENSE, *methods),
+        "density": lambda densities: trial.method == DENSE or trial.density in densities,
+        "seeds": lambda seeds: trial.seed < seeds,
+    }
+    return all(is_in(options[key]) for key, is_in in in_study.items() if key in options)
 
 
 def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> StudyTable:
@@ -192,8 +204,10 @@ def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> 
         averaged = table.groupby(_CELL, sort=False)[_AVERAGED].agg(["mean", "std"])
     averaged.columns = [f"{name}_{statistic}" for name, statistic in averaged.columns]
     seeds = table.groupby(_CELL, sort=False)["seed"].count().rename("seeds")
+    untrained = table["did_not_train"].map(bool).groupby([table[name] for name in _CELL], sort=False).sum()
     kept = table.groupby(_CELL, sort=False)[["kept", "prunable"]].first()
-    return StudyTable(config, failed, table, pd.concat([seeds, kept, averaged], axis=1).reset_index())
+    columns = [seeds, untrained.rename("untrained"), kept, averaged]
+    return StudyTable(config, failed, table, pd.concat(columns, axis=1).reset_index())
 
 
 def _halving(losses: list[float]) -> float:

@@ -9,6 +9,9 @@ import dataclasses
 import math
 from typing import Any, ClassVar
 
+from experiments.base.wording import all_digits
+from experiments.records.jsonl import ExactFloat
+
 __all__ = ["Name", "Trial"]
 
 Name = tuple[str, str, str, float, int]
@@ -58,16 +61,35 @@ class Trial:
         ntk_change, path_kernel_change: ‖K − K₀‖ / ‖K₀‖ of Θ and of Π between initialization and the end of training, in
             the Frobenius norm: near 0 is lazy.
         ntk_distance, path_kernel_distance: 1 − ⟨K, K₀⟩ / (‖K‖ ‖K₀‖): the part of the change that no scale undoes.
+        did_not_train: why the training counts as none, by `training.why_untrained`; "" where it learned something, and
+            where the trial failed.
+        setting: what decides the numbers beside the name and the versions, by the names of the config's keys: those
+            that this trial reads, and hashes of source files that are not a part of pathjax.
+        made: how it was computed: the versions of packages, the kind of the device, the commit of the source tree and
+            whether its files were changed since, a hash of the study, seconds of computing (those of a group of
+            networks in equal parts), and the time at which it was finished.
     """
 
-    FORMAT: ClassVar[int] = 3
-    READABLE: ClassVar[tuple[int, ...]] = (2, 3)
-    """Format 2 has none of the predictions from expected gates."""
+    FORMAT: ClassVar[int] = 4
+    READABLE: ClassVar[tuple[int, ...]] = (2, 3, 4)
+    """Format 2 has none of the predictions from expected gates; formats 2 and 3 do not say what decides a trial."""
+
+    MEASURED: ClassVar[frozenset[str]] = frozenset(
+        {
+            "measure.changes",
+            "measure.curves",
+            "measure.curve_steps",
+            "measure.rank",
+            "measure.expected",
+            "measure.regression_images",
+        }
+    )
+    """The keys of `setting` that say what is measured in addition, present where it is. They decide no other number."""
 
     data: str
     model: str
     method: str
-    density: float
+    density: ExactFloat
     seed: int
     kept: int
     prunable: int
@@ -117,6 +139,9 @@ class Trial:
     log_top_inputs: float = math.nan
     regression_accuracy: float = math.nan
     why_not_expected: str = ""
+    did_not_train: str = ""
+    setting: dict[str, Any] = dataclasses.field(default_factory=dict)
+    made: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> Name:
@@ -126,7 +151,7 @@ class Trial:
     @property
     def title(self) -> str:
         """The name in words."""
-        return f"{self.data}, {self.model}, {self.method} at density {self.density:g}, seed {self.seed}"
+        return f"{self.data}, {self.model}, {self.method} at density {all_digits(self.density)}, seed {self.seed}"
 
     @classmethod
     def partial(cls, name: Name, **measured: Any) -> Trial:
@@ -136,7 +161,7 @@ class Trial:
         fields: dict[str, Any] = {
             field.name: empty[str(field.type)]() if field.type in empty else absent[str(field.type)]
             for field in dataclasses.fields(cls)
-            if str(field.type) != "str"
+            if str(field.type) in absent | empty
         }
         named = dict(zip(("data", "model", "method", "density", "seed"), name, strict=True))
         return cls(**fields | named | measured)

@@ -19,7 +19,7 @@ from experiments.base.errors import InputError
 if TYPE_CHECKING:
     from experiments.data.loading import Dataset
 
-__all__ = ["broadcast_from_first", "check_alike", "failing_together", "is_first", "joined"]
+__all__ = ["broadcast_from_first", "check_alike", "failing_together", "first_says", "is_first", "joined"]
 
 _AUTO = "auto"
 
@@ -56,6 +56,7 @@ def joined(coordinator: str | None, *, processes: int | None, process: int | Non
         return
     import jax
 
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM and go on
     try:
         if coordinator == _AUTO:
             jax.distributed.initialize()
@@ -129,6 +130,11 @@ def broadcast_from_first(tree: Tree) -> Tree:
     from jax.experimental import multihost_utils
 
     return tree if jax.process_count() == 1 else multihost_utils.broadcast_one_to_all(tree)
+
+
+def first_says(answer: bool) -> bool:
+    """The answer of process 0."""
+    return bool(np.asarray(broadcast_from_first(np.array(answer))))
 
 
 def check_alike(config: str, datasets: dict[str, Dataset]) -> None:

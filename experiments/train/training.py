@@ -23,13 +23,16 @@ from pathjax import masks
 from pathjax.types import Key, Mask, Params
 
 __all__ = [
+    "Chance",
     "Trainable",
     "Trained",
     "all_devices",
+    "chance",
     "optimizer",
     "pruned_stay_zero",
     "steps_to_level",
     "trainer",
+    "why_untrained",
 ]
 
 _CHUNK = 1000
@@ -37,6 +40,12 @@ _CHUNK = 1000
 
 _STEPS = {0.5: 0.1, 0.75: 0.1}
 """The step schedule: after each of these shares of all steps, the step size is multiplied by the number."""
+
+_LEFT = 0.01
+"""A training loss that falls by less than this share below that of the best constant guess has not left it."""
+
+_ERRORS = 2.0
+"""A test accuracy within this many binomial standard errors of that of the best constant guess is at chance."""
 
 Images = tuple[jax.Array, jax.Array]
 """Images (n, h, w, c) and their labels (n,)."""
@@ -76,6 +85,45 @@ class Trained(NamedTuple):
     train_loss: np.ndarray
     test_loss: np.ndarray
     test_accuracy: np.ndarray
+
+
+class Chance(NamedTuple):
+    """What is had without looking at an image: the lowest loss, in nats, and the highest accuracy that is chance."""
+
+    loss: float
+    accuracy: float
+
+
+def chance(train_labels: np.ndarray, test_labels: np.ndarray) -> Chance:
+    """Chance on these labels, each (n,).
+
+    The loss is the entropy of the frequencies of the classes, log(classes) where they are even. The accuracy is that of
+    always naming the commonest class of the test labels, p, plus two standard errors √(p (1 − p) / n).
+
+    >>> even = np.arange(10).repeat(100)
+    >>> found = chance(even, even)
+    >>> round(found.loss, 4), round(found.accuracy, 4)
+    (2.3026, 0.119)
+    """
+    shares = np.bincount(train_labels) / len(train_labels)
+    shares = shares[shares > 0]
+    commonest = float(np.bincount(test_labels).max()) / len(test_labels)
+    error = math.sqrt(commonest * (1 - commonest) / len(test_labels))
+    return Chance(float(-np.sum(shares * np.log(shares))), commonest + _ERRORS * error)
+
+
+def why_untrained(train_loss: np.ndarray, test_accuracy: float, chance: Chance) -> str:
+    """Why a training counts as none: its loss (epochs + 1,) never left that of chance, or its accuracy is at chance.
+
+    Nothing where it counts. The loss has to fall below 99% of `chance.loss` after some epoch, and the accuracy to end
+    above `chance.accuracy`.
+    """
+    lowest, level = float(np.min(train_loss[1:])), (1 - _LEFT) * chance.loss
+    if lowest >= level:
+        return f"the training loss never fell below {level:.3f} nats, a guess by the frequencies of the classes"
+    if test_accuracy <= chance.accuracy:
+        return f"the test accuracy is {test_accuracy:.3f}, and up to {chance.accuracy:.3f} is chance"
+    return ""
 
 
 def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:

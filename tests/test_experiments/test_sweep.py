@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,7 @@ from experiments.measure.changes import with_statistics_of
 from experiments.networks import architectures
 from experiments.records import results_folder
 from experiments.records.jsonl import decode, encode
-from experiments.records.progress import _Lines
+from experiments.records.progress import SILENT, _Lines
 from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS
 from experiments.records.trial import Trial
 
@@ -135,6 +134,8 @@ def same_but_for_rounding(one, other):
     for pair in zip(one, other, strict=True):
         for field in dataclasses.fields(Trial):
             first, second = (getattr(trial, field.name) for trial in pair)
+            if field.name == "made":
+                continue
             if field.name in AFTER:
                 np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-6)
             else:
@@ -148,6 +149,11 @@ AFTER = {"train_loss", "test_loss", "test_accuracy"} | {
 
 def trials_of(out):
     return [decode(line, Trial) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def plain(out):
+    """The lines of results.jsonl in order, without what tells when and where they were computed."""
+    return sorted(encode(dataclasses.replace(trial, made={})) for trial in trials_of(out))
 
 
 def test_every_trial_is_there_once_and_whole(place):
@@ -206,7 +212,7 @@ def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
     out = tmp_path / "out"
     file = out / "results.jsonl"
     job = started(place, out)
-    while not file.exists() and job.poll() is None:
+    while not (file.exists() and b"\n" in file.read_bytes()) and job.poll() is None:
         time.sleep(0.01)
     assert run(place, out) == 2  # two at once are refused
     job.kill()
@@ -216,7 +222,7 @@ def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
     file.write_text(survived[1] + "\n")
     assert run(place, out) == 0
     assert file.read_text().splitlines()[0] == survived[1]
-    assert sorted(file.read_text().splitlines()) == sorted((place / "out" / "results.jsonl").read_text().splitlines())
+    assert plain(out) == plain(place / "out")
     for pictures in (place / "out" / "kernels").iterdir():
         assert (out / "kernels" / pictures.name).read_bytes() == pictures.read_bytes()
 
@@ -286,8 +292,14 @@ def test_a_killed_process_ends_the_others_and_nothing_kept_is_lost(place, tmp_pa
 
 def test_another_study_is_refused_by_its_differences(place, capsys):
     (place / "other.toml").write_text(CONFIG.replace("seeds = 2", "seeds = 3").replace("epochs = 2", "epochs = 4"))
-    assert run(place, place / "out", config="other.toml") == 2
-    assert ": seeds is 2 there and 3 here; train.epochs is 2 there and 4 here." in capsys.readouterr().err
+    before = {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()}
+    for options in ((), ("--list",), ("--list", "--repair"), ("--repair",)):
+        assert run(place, place / "out", *options, config="other.toml") == 2
+        said = capsys.readouterr().err
+        assert (
+            "another configuration: train.epochs is 2 there and 4 here (in digits, small, dense at density 1," in said
+        )
+    assert {path: path.read_bytes() for path in (place / "out").rglob("*") if path.is_file()} == before
 
 
 def test_what_would_run_is_listed_and_nothing_is_made(place, tmp_path, capsys):
@@ -334,33 +346,72 @@ def test_a_network_of_ones_own_is_named_by_its_module(place, tmp_path, capsys, m
 
 
 class _Failing:
-    """A workbench of which some cells fail, and groups with them."""
+    """A workbench that fails with a seed of a cell, and with more networks side by side than it has room for."""
 
-    def trials(self, cells, reporter, folder):
-        if ("snip", 0.1) in cells:
+    def __init__(self, batch_size=8, room=8, error="kept [0] weights\nand more"):
+        self.study = study.Study(("digits",), (MODEL,), ("snip", "synflow"), (0.1,), seeds=2)
+        self.data, self.model, self.batch_size = "digits", MODEL, batch_size
+        self.room, self.error, self.calls = room, error, []
+
+    def measured(self, cells, seeds, reporter):
+        self.calls.append((len(cells), tuple(seeds), self.batch_size))
+        if min(self.batch_size, len(cells) * len(seeds)) > self.room:
             raise MemoryError("RESOURCE_EXHAUSTED: no memory\nand more")
-        return [
-            Trial.partial(("digits", "small", *cell, seed), test_accuracy=0.5) for cell in cells for seed in range(2)
-        ]
+        if ("snip", 0.1) in cells and 1 in seeds:
+            raise ValueError(self.error)
+        names = [("digits", "small", *cell, seed) for cell in cells for seed in seeds]
+        return workbench.Measured([Trial.partial(name, test_accuracy=0.5) for name in names], {})
 
 
-def test_cells_that_fail_are_kept_with_their_reason_and_the_rest_goes_on():
-    group = sweep.Group("digits", study.Model("small", "lenet_5"), (("snip", 0.1), ("synflow", 0.1)))
-    failing = cast(workbench.Workbench, _Failing())
-    failed, fine = sweep._computed(failing, group, 2, _Lines(Console(), 0, 0), None)
-    assert [trial.reason for trial in failed] == ["MemoryError: RESOURCE_EXHAUSTED: no memory"] * 2
-    assert [trial.name[2:] for trial in fine] == [("synflow", 0.1, 0), ("synflow", 0.1, 1)]
-    assert all(not trial.reason for trial in fine)
+MODEL = study.Model("small", "lenet_5")
+BOTH = sweep.Group("digits", MODEL, (("snip", 0.1), ("synflow", 0.1)))
 
 
-def test_training_that_breaks_is_kept_with_its_reason(place, tmp_path):
+def computed(bench, capsys):
+    parts = sweep._computed(bench, BOTH, (0, 1), _Lines(Console(), 0, 0), may_halve=True)
+    trials = [trial for part in parts for trial in part.trials]
+    assert [trial.name for trial in trials] == BOTH.names((0, 1))
+    return [trial.reason for trial in trials], capsys.readouterr().out
+
+
+def test_networks_that_fail_are_kept_with_their_reason_and_the_rest_goes_on(capsys):
+    bench = _Failing()
+    reasons, said = computed(bench, capsys)
+    assert reasons == ["", "ValueError: kept [0] weights", "", ""] and said == ""
+    assert bench.calls == [(2, (0, 1), 8), (1, (0, 1), 8), (1, (0,), 8), (1, (1,), 8), (1, (0, 1), 8)]
+
+
+def test_out_of_memory_halves_the_networks_side_by_side_once(capsys):
+    bench = _Failing(room=2, error="other")
+    reasons, said = computed(bench, capsys)
+    assert bench.calls[:2] == [(2, (0, 1), 8), (2, (0, 1), 2)]
+    assert said == "Out of memory with 4 networks side by side; going on with 2.\n"
+    assert reasons == ["", "ValueError: other", "", ""]
+    bench = _Failing(room=1, error="other")
+    reasons, said = computed(bench, capsys)
+    # alone, a network has room
+    assert said.count("going on with") == 1 and reasons == ["", "ValueError: other", "", ""]
+    bench = _Failing(batch_size=1, room=0)
+    reasons, said = computed(bench, capsys)
+    assert reasons == ["MemoryError: RESOURCE_EXHAUSTED: no memory"] * 4 and said == ""
+
+
+def test_training_that_breaks_is_kept_with_its_reason_until_it_is_tried_again(place, tmp_path, capsys):
     (place / "broken.toml").write_text(
         CONFIG.replace("epochs = 2", "epochs = 2\nlearning_rate = 1e30").replace('"random", "synflow"', '"random"')
     )
-    assert run(place, tmp_path / "out", config="broken.toml") == 0
-    trials = trials_of(tmp_path / "out")
-    assert len(trials) == 4 and all(trial.reason for trial in trials)
+    out = tmp_path / "out"
+    assert run(place, out, config="broken.toml") == 1
+    trials = trials_of(out)
+    assert len(trials) == 4 and all(trial.reason and not trial.did_not_train for trial in trials)
     assert all("not finite" in trial.reason for trial in trials)
+    capsys.readouterr()
+    assert run(place, out, config="broken.toml") == 1  # and computes nothing
+    said = capsys.readouterr().out
+    assert "4 of 4 trials failed; the first: digits, small, dense at density 1, seed 0: the training loss" in said
+    assert "--retry-failed computes them again." in said and trials_of(out) == trials
+    assert run(place, out, "--retry-failed", config="broken.toml") == 1
+    assert [trial.name for trial in trials_of(out)] == 2 * [trial.name for trial in trials]
 
 
 # what is not asked for where networks are compared side by side
@@ -374,7 +425,7 @@ def test_networks_side_by_side_are_those_one_by_one(place, monkeypatch):
     dataset = load("digits", data_dir=place / "data").first(small.train_images, small.test_images)
     monkeypatch.setattr(workbench, "_networks_at_a_time", lambda *_: 4)
     bench = workbench.Workbench(dataclasses.replace(small, measure=brief), small.model[0], dataset)
-    together = bench.trials([("dense", 1.0), ("random", 0.2)], _Lines(Console(), 0, 0))
+    together = bench.measured([("dense", 1.0), ("random", 0.2)], (0, 1), SILENT).trials
     for trial, alone in zip(together, trials_of(place / "out"), strict=False):
         assert trial.name == alone.name
         for field in dataclasses.fields(Trial):
@@ -420,23 +471,22 @@ def small_study(place):
 
 
 def test_records_are_read_without_holding_the_folder(place):
-    claim = sweep.claim(small_study(place), place / "out", repair=False)
-    assert results_folder.kept_names(claim) == set(claim.expected)
+    claim = sweep.claim(small_study(place), place / "out")
+    folder = results_folder.looked_at(claim)
+    assert set(folder.kept) == set(claim.settings) and not folder.missing
 
 
 def test_cells_whose_pictures_are_lost_are_missing_but_for_those_that_failed(place, tmp_path):
     out = Path(shutil.copytree(place / "out", tmp_path / "out"))
     small = small_study(place)
-    with sweep.held(sweep.claim(small, out, repair=False)) as folder:
-        assert sweep.missing_cells(small, folder) == {("digits", "small"): set()}
+    with sweep.held(sweep.claim(small, out)) as folder:
+        (work,) = sweep.missing_work(small, folder).values()
+        assert work.missing == {} and work.fresh == dict.fromkeys(small.cells, (0, 1))
         kernel_pictures.file_of(out, "digits", "small", "synflow", 0.2).unlink()
-        assert sweep.missing_cells(small, folder) == {("digits", "small"): {("synflow", 0.2)}}
-        failed = [
-            dataclasses.replace(trial, reason="no memory") if trial.method == "synflow" else trial
-            for trial in folder.trials()
-        ]
-        folder.lines = [encode(trial) for trial in failed]
-        assert sweep.missing_cells(small, folder) == {("digits", "small"): set()}
+        assert sweep.missing_work(small, folder)["digits", "small"].missing == {("synflow", 0.2): (0,)}
+        first = folder.kept["digits", "small", "synflow", 0.2, 0]
+        folder.kept[first.name] = dataclasses.replace(first, reason="no memory")
+        assert sweep.missing_work(small, folder)["digits", "small"].missing == {}
 
 
 def test_the_report_command_runs_its_study_and_draws_it(place, tmp_path, monkeypatch, capsys):

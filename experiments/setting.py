@@ -1,0 +1,102 @@
+"""What decides each trial of a study: the keys of the config that this trial reads, and hashes of one's own sources."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+
+from experiments.base.names import DENSE
+from experiments.base.sources import source_hash
+from experiments.measure.pruning import METHODS
+from experiments.networks.by_name import builder
+from experiments.records.trial import Name
+from experiments.study import Cell, Model, Study
+
+__all__ = ["has_curves", "options_of", "setting_of", "settings_of", "study_hash"]
+
+_SCORED_BATCH = ("snip", "grasp", "px", "ntk_sap")
+"""Methods whose scores read the labelled batch of `measure.score_per_class` images of each class."""
+
+_SCORED_INPUTS = ("synflow_data", "synflow_data_l2")
+"""Methods whose scores read the `measure.score_inputs` images; of others only the shape of one image counts."""
+
+_ANY_SETTING = ("memory_gib", "train.checkpoint_every", "measure.kernel_pictures")
+"""Keys that decide no number of a trial."""
+
+_DIGITS = 12
+"""Hexadecimal digits of the hash of a study."""
+
+
+def options_of(study: Study) -> dict[str, Any]:
+    """The study as JSON, as `config.json` keeps it: tables under dotted names, without what may change at any time."""
+    options = json.loads(json.dumps(dataclasses.asdict(study)))
+    del options["memory_gib"]
+    for table in ("train", "measure"):
+        options |= {f"{table}.{key}": value for key, value in options.pop(table).items()}
+    return options
+
+
+def study_hash(study: Study) -> str:
+    """A hash of `options_of` the study."""
+    return hashlib.sha256(json.dumps(options_of(study), sort_keys=True).encode()).hexdigest()[:_DIGITS]
+
+
+def settings_of(study: Study) -> dict[Name, dict[str, Any]]:
+    """What decides each trial of the study, in the order in which they run."""
+    return {
+        (data, model.name, *cell, seed): setting
+        for data in study.data
+        for model in study.model
+        for cell in study.cells
+        for setting in [setting_of(study, data, model, cell)]
+        for seed in range(study.seeds)
+    }
+
+
+def setting_of(study: Study, data: str, model: Model, cell: Cell) -> dict[str, Any]:
+    """What decides the trials of a cell beside their names, the data set and the versions, as `Trial.setting`.
+
+    Raises InputError where a network of one's own cannot be found.
+    """
+    method, _ = cell
+    decides = {f"model.{key}": value for key, value in dataclasses.asdict(model).items() if key != "name"}
+    decides |= {f"train.{key}": value for key, value in dataclasses.asdict(study.train).items()}
+    decides |= {f"measure.{key}": getattr(study.measure, key) for key in _read(study, cell)}
+    if has_curves(study, cell):
+        decides |= {"measure.curves": True}
+    decides |= {"train_images": study.train_images, "test_images": study.test_images}
+    for key, name in (("model.network", model.network), ("data", data)):
+        module, colon, _ = name.partition(":")
+        if colon:
+            if key == "model.network":
+                builder(name)
+            decides[f"source of {key}"] = source_hash(module)
+    decides["jax_enable_x64"] = jax.dtypes.canonicalize_dtype(float).itemsize == 8
+    return {key: value for key, value in decides.items() if key not in _ANY_SETTING}
+
+
+def has_curves(study: Study, cell: Cell) -> bool:
+    """Whether the networks of a cell get loss curves; with any, the dense one gets them too."""
+    method, density = cell
+    with_curves = study.measure.curve_density
+    return density in with_curves or (bool(with_curves) and method == DENSE)
+
+
+def _read(study: Study, cell: Cell) -> list[str]:
+    """The keys of `measure` that the trials of a cell read."""
+    method, _ = cell
+    measure = study.measure
+    read = ["ntk_images", "loss_level"]
+    read += ["rounds"] if method != DENSE and METHODS[method].iterative else []
+    read += ["score_per_class"] if method in _SCORED_BATCH else []
+    read += ["score_inputs"] if method in _SCORED_INPUTS else []
+    read += ["changes"] if measure.changes else []
+    if has_curves(study, cell):
+        read += ["curve_steps", "rank"]
+        read += ["expected"] if measure.expected else []
+        read += ["regression_images"] if measure.expected and measure.regression_images else []
+    return read
