@@ -169,9 +169,10 @@ def keep(folder: Folder, measured: Measured) -> bool:
 
 def missing_work(study: Study, folder: Folder) -> dict[tuple[str, str], Work]:
     """For each data set and model, what is still to be computed."""
-    work = {}
+    work: dict[tuple[str, str], Work] = {}
     for data, model in itertools.product(study.data, study.model):
-        missing, fresh = {}, {}
+        missing: dict[Cell, tuple[int, ...]] = {}
+        fresh: dict[Cell, tuple[int, ...]] = {}
         for cell in study.cells:
             names = Group(data, model, (cell,)).names(range(study.seeds))
             lacks_pictures = study.measure.kernel_pictures and _lacks_pictures(folder, data, model, cell)

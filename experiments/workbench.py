@@ -207,8 +207,9 @@ class Workbench:
         spectra = [ntk_spectrum(kernel) for kernel in quantities.ntk]
         pictures = None
         if self.study.measure.kernel_pictures and 0 in seeds:
-            first = jax.tree.map(lambda leaf: leaf[seeds.index(0) :], (params, mask, quantities))
-            pictures = self._pictures(*first[:2], key_of(0, "kernels"), first[2], spectra[seeds.index(0)])
+            place = seeds.index(0)
+            of_first, mask_of_first, before = jax.tree.map(lambda leaf: leaf[place:], (params, mask, quantities))
+            pictures = self._pictures(of_first, mask_of_first, key_of(0, "kernels"), before, spectra[place])
         curves, expected = None, []
         if has_curves(self.study, (method, density)):
             reporter.stage(f"{self._title(method, density)}: curves", 0.3)

@@ -29,6 +29,7 @@ from experiments.records.jsonl import decode, encode
 from experiments.records.progress import SILENT, _Lines
 from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS
 from experiments.records.trial import Trial
+from tests.test_experiments.examples import compiled_once
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -64,18 +65,9 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
     load("digits", data_dir=root / "data")
     (root / "small.toml").write_text(CONFIG)
-    settings = {
-        "jax_compilation_cache_dir": str(root / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    assert run(root, root / "out") == 0
-    yield root
-    for name, value in before.items():
-        jax.config.update(name, value)
+    with compiled_once(root / "compiled"):
+        assert run(root, root / "out") == 0
+        yield root
 
 
 def run(place, out, *more, config="small.toml"):
