@@ -22,7 +22,7 @@ from experiments.base.wording import counted, enumerated
 from experiments.records import stored_lines
 from experiments.records.jsonl import encode
 from experiments.records.stored_lines import BrokenLine, StoredLines
-from experiments.records.trial import Name, Trial
+from experiments.records.trial import Name, Trial, device_of, tree_of
 
 __all__ = ["Claim", "Folder", "Unkept", "claimed", "looked_at"]
 
@@ -261,31 +261,23 @@ def _of_incomplete(incomplete: set[Name], claim: Claim, kept: Mapping[Name, Tria
 def _of_origins(ours: dict[str, Any], kept: Sequence[dict[str, Any]]) -> list[str]:
     """Where finished trials were computed on another device, or by another state of the source tree."""
     notes = []
-    devices = [made.get("device") for made in kept if made.get("device") != ours["device"]]
+    devices = [device for made in kept if (device := device_of(made)) != device_of(ours)]
     if devices:
         notes.append(
             f"{counted(len(devices), 'finished trial')} of this study came from {_distinct(devices)}, and this is "
-            f"{ours['device']}: devices round differently."
+            f"{device_of(ours)}: devices round differently."
         )
-    here = _tree(ours)
-    trees = [tree for made in kept if (tree := _tree(made)) != here]
+    trees = [tree for made in kept if (tree := tree_of(made)) != tree_of(ours)]
     if trees:
         notes.append(
-            f"{counted(len(trees), 'finished trial')} of this study came from {_distinct(trees)}, and this is {here}: "
-            "whether the program computed the same there is for you to know."
+            f"{counted(len(trees), 'finished trial')} of this study came from {_distinct(trees)} of the program, and "
+            f"this is {tree_of(ours)}: they are taken as they are, whatever changed in between."
         )
     return notes
 
 
-def _tree(made: Mapping[str, Any]) -> str:
-    commit = made.get("commit")
-    if commit is None:
-        return "a source tree without git"
-    return f"commit {commit[:10]}" + (" with changes" if made.get("changed") else "")
-
-
-def _distinct(words: Sequence[Any]) -> str:
-    return enumerated([*dict.fromkeys(map(str, words))])
+def _distinct(words: Sequence[str]) -> str:
+    return enumerated([*dict.fromkeys(words)])
 
 
 def _unreadable(stored: StoredLines) -> list[str]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from experiments.base.wording import all_digits
 from experiments.records.jsonl import ExactFloat
 
-__all__ = ["Name", "Trial"]
+__all__ = ["Name", "Trial", "device_of", "tree_of"]
 
 Name = tuple[str, str, str, float, int]
 """Data set, model, method, density and seed of a trial."""
@@ -165,3 +166,18 @@ class Trial:
         }
         named = dict(zip(("data", "model", "method", "density", "seed"), name, strict=True))
         return cls(**fields | named | measured)
+
+
+def device_of(made: Mapping[str, Any]) -> str:
+    """The kind of device that computed a trial."""
+    return str(made.get("device", "an unknown device"))
+
+
+def tree_of(made: Mapping[str, Any]) -> str:
+    """The state of the source tree that computed a trial.
+
+    >>> tree_of({"commit": "0123456789abcdef", "changed": True}), tree_of({"commit": None})
+    ('commit 0123456789 with changes', 'no commit')
+    """
+    commit = made.get("commit")
+    return f"commit {commit[:10]}{' with changes' if made.get('changed') else ''}" if commit else "no commit"

@@ -16,6 +16,7 @@ from experiments.report.drawing import (
     above_floor,
     accuracy_panel,
     blank,
+    clipped_accuracy,
     dashes,
     groups,
     mark_absent,
@@ -58,8 +59,17 @@ def accuracy(study: StudyTable, footer: str) -> Figure:
     figure, axes, flat = panels(len(parts), footer, width=3.6, height=2.9)
     for axis, (setting, part) in zip(flat, parts, strict=True):
         accuracy_panel(axis, part.cells)
+        _cross_untrained(axis, part.cells)
         axis.set(title=setting, xlabel="density", ylabel="test accuracy")
     return top_legend(figure, axes)
+
+
+def _cross_untrained(axis: Axes, cells: pd.DataFrame) -> None:
+    """A cross on each pruned cell in which a network did not train."""
+    crossed = cells[(cells["untrained"] > 0) & (cells["method"] != DENSE)].dropna(subset=["test_accuracy_mean"])
+    if len(crossed):
+        accuracies = clipped_accuracy(crossed["test_accuracy_mean"])
+        axis.scatter(crossed["density"], accuracies, marker="x", color=INK, s=50, zorder=5, label="did not train")
 
 
 @styled

@@ -15,6 +15,7 @@ from experiments.measure import kernel_pictures, widths
 from experiments.measure.factorization_check import factorization_error
 from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS, StudyTable
 from experiments.report import (
+    cautions,
     figures,
     findings,
     kernel_figures,
@@ -87,7 +88,8 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         "accuracy",
         figures.accuracy,
         "Accuracy over density",
-        f"Accuracy on the test set after training ({bands}). Dashed: the dense network.",
+        f"Accuracy on the test set after training ({bands}). Dashed: the dense network."
+        + (" Crosses: cells in which a network did not train." if study.cells["untrained"].any() else ""),
         findings.of_accuracy(study),
     )
     yield figure(
@@ -276,12 +278,15 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
     title = opening.title(study)
     sentences = (opening.what_was_done(study), opening.what_came_out(study), opening.what_to_trust(study))
     parts = [f"<h1>{text(title)}</h1>", *(paragraph(sentence, "lead") for sentence in sentences)]
-    parts += [note(findings.failures(study))] if study.failed else []
+    parts += [
+        note(words) for tell in (findings.failures, cautions.untrained, cautions.origins) if (words := tell(study))
+    ]
     parts += [
         section("Test accuracy"),
         tables.accuracies(study),
         paragraph(
-            "Mean ± standard deviation over seeds. Bold: the largest mean of a density, which may be luck.",
+            "Mean ± standard deviation over seeds. Bold: the largest mean of a density, which may be luck."
+            + (" †: some of its networks did not train." if study.cells["untrained"].any() else ""),
             "caption",
         ),
     ]

@@ -62,6 +62,7 @@ def _accuracy(cells: pd.DataFrame, best: float) -> str:
         return "<td></td>"
     row = cells.iloc[0]
     words = text(_entry(row, "test_accuracy", "%"))
+    words += " †" if row["untrained"] else ""
     strong = row["method"] != DENSE and row["test_accuracy_mean"] == best
     return f"<td><b>{words}</b></td>" if strong else f"<td>{words}</td>"
 
@@ -70,11 +71,13 @@ def all_numbers(study: StudyTable) -> str:
     """A row for each cell: means ± standard deviations over seeds."""
     columns = {name: words for name, words in _COLUMNS.items() if study.cells[f"{name}_mean"].notna().any()}
     several = len(study.settings) > 1
+    any_untrained = study.cells["untrained"].any()
     names = [
         *(("data", "model") if several else ()),
         "method",
         "density",
         "kept",
+        *(["did not train"] if any_untrained else []),
         *(words for words, _ in columns.values()),
     ]
     head = "".join(f"<th>{text(name)}</th>" for name in names)
@@ -83,7 +86,10 @@ def all_numbers(study: StudyTable) -> str:
         setting = f"<th>{text(row['data'])}</th><td>{text(row['model'])}</td>" if several else ""
         method = f"<td>{text(row['method'])}</td>" if several else f"<th>{text(row['method'])}</th>"
         entries = "".join(f"<td>{text(_entry(row, name, form))}</td>" for name, (_, form) in columns.items())
-        rows.append(f"<tr>{setting}{method}<td>{row['density']:g}</td><td>{row['kept']:,}</td>{entries}</tr>")
+        untrained = f"<td>{row['untrained']} of {row['seeds']}</td>" if any_untrained else ""
+        rows.append(
+            f"<tr>{setting}{method}<td>{row['density']:g}</td><td>{row['kept']:,}</td>{untrained}{entries}</tr>"
+        )
     return scrolled(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 
 

@@ -20,7 +20,7 @@ from experiments.records import study_table
 from experiments.records.jsonl import encode
 from experiments.records.rank_association import associate, spearman
 from experiments.records.trial import Trial
-from experiments.report import drawing, figures, findings, opening, quantity_figures, report, tables
+from experiments.report import cautions, drawing, figures, findings, opening, quantity_figures, report, tables
 from pathjax import scores
 from tests.test_experiments.examples import example_kernels, example_study
 
@@ -28,7 +28,7 @@ CONFIG = {
     "format": Trial.FORMAT,
     "options": {
         "model": [{"name": "fc", "width": 8}, {"name": "resnet20"}],
-        "method": ["random", "snip"],
+        "method": ["random", "snip", "synflow"],
         "train": {"epochs": 10, "learning_rate": 0.1},
     },
     "versions": {"pathjax": "0.1.0", "jax": "0.10.2"},
@@ -314,20 +314,85 @@ def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "config.json: No such file or directory" in said(tmp_path / "nowhere")
-    assert "format 0 and this program reads 2 and 3: draw them with pathjax 0.1.0" in said(
+    assert "format 0 and this program reads 2, 3 and 4: draw them with pathjax 0.1.0" in said(
         kept_in(tmp_path / "old", example_study(**ONE), format=0)
     )
     assert "all 1 failed, the first with: the training loss" in said(kept_in(tmp_path / "failed", [FAILED]))
     assert "there are none" in said(kept_in(tmp_path / "none", []))
     folder = kept_in(tmp_path / "half", example_study(**ONE))
-    with (folder / "results.jsonl").open("a") as file:
-        file.write('{"data": "dig')
-    assert "Line 21 of" in said(folder)
+    with (folder / "results.jsonl").open("ab") as file:
+        file.write(b"\xff\n" + b'{"data": "dig')
+    assert "Line 21 of" in (told := said(folder)) and "is not a trial of a study (it is not UTF-8)" in told
     (folder / "config.json").write_text("[]")
     assert "is not a configuration of this program" in said(folder)
 
 
-NEWER = {"no_data_loss", "moments_loss", "inputs_loss", "gap_no_data", "gap_moments", "gap_inputs"}
+def test_half_a_line_at_the_end_is_not_read_and_of_two_of_one_name_the_later_counts(tmp_path):
+    folder = kept_in(tmp_path / "half", example_study(**ONE))
+    again = dataclasses.replace(example_study(**ONE)[0], test_accuracy=0.25)
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(encode(again) + "\n" + '{"data": "dig')
+    accuracies = study_table.read(folder).trials.set_index(["method", "density", "seed"])["test_accuracy"]
+    assert len(accuracies) == 20 and accuracies["dense", 1.0, 0] == 0.25
+
+
+def test_what_is_not_part_of_the_study_as_last_run_is_not_shown(tmp_path):
+    options = {"data": ["digits"], "model": [{"name": "fc"}], "method": ["snip"], "density": [0.5, 0.1], "seeds": 1}
+    folder = kept_in(tmp_path / "study", example_study(), options=options)
+    assert study_table.read(folder).trials[["data", "model", "method", "density", "seed"]].to_numpy().tolist() == [
+        ["digits", "fc", "dense", 1.0, 0],
+        ["digits", "fc", "snip", 0.5, 0],
+        ["digits", "fc", "snip", 0.1, 0],
+    ]
+
+
+BY_LOSS = "the training loss never fell below 2.280 nats, a guess by the frequencies of the classes"
+BY_ACCURACY = "the test accuracy is 0.110, and up to 0.119 is chance"
+
+
+def test_networks_that_did_not_train_are_marked_and_counted(tmp_path):
+    trials = changed(example_study(**ONE), ("random", 0.02), did_not_train=BY_LOSS)
+    trials = changed(trials, ("snip", 0.02, 1), did_not_train=BY_ACCURACY)
+    folder = kept_in(tmp_path / "study", trials)
+    found = study_table.read(folder)
+    assert found.cells["untrained"].tolist() == [0, 0, 0, 2, 0, 0, 1, 0, 0, 0]
+    page = report.page(found, [], 1e-16)
+    assert (
+        "3 of 20 networks did not train: 2 by their training loss, which never fell 1% below that of a guess by the "
+        "frequencies of the classes, and 1 by their test accuracy, at most two standard errors above that of always "
+        "naming one class. They count in all figures and means. They are of digits, fc, random at 0.02 and digits, fc, "
+        "snip at 0.02."
+    ) in page
+    assert page.count(" †</td>") == 2 and "†: some of its networks did not train" in page
+    assert "<td>2 of 2</td>" in page and "<td>1 of 2</td>" in page and "<th>did not train</th>" in page
+    assert "Crosses: cells in which a network did not train." in next(report.illustrations(found, folder)).caption
+    axis = figures.accuracy(found, "footer").axes[0]
+    (crosses,) = [drawn for drawn in axis.collections if drawn.get_label() == "did not train"]
+    np.testing.assert_allclose(np.asarray(crosses.get_offsets())[:, 0], [0.02, 0.02])
+    assert cautions.untrained(made(example_study(**ONE))) == ""
+
+
+def test_several_devices_or_commits_are_said_on_the_page():
+    trials = changed(example_study(**ONE), (), made={"device": "cpu", "commit": "a" * 40, "changed": False})
+    assert cautions.origins(made(trials)) == cautions.origins(made(example_study(**ONE))) == ""
+    trials = changed(trials, ("snip",), made={"device": "TPU v4", "commit": "a" * 40, "changed": True})
+    assert cautions.origins(made(trials)) == (
+        "The networks were computed on cpu (14) and TPU v4 (6), which round differently; and by commit aaaaaaaaaa (14) "
+        "and commit aaaaaaaaaa with changes (6) of the program, which may compute differently."
+    )
+
+
+NEWER = {
+    "did_not_train",
+    "setting",
+    "made",
+    "no_data_loss",
+    "moments_loss",
+    "inputs_loss",
+    "gap_no_data",
+    "gap_moments",
+    "gap_inputs",
+}
 NEWER |= {"log_top_no_data", "log_top_moments", "log_top_inputs", "regression_accuracy", "why_not_expected"}
 
 

@@ -23,6 +23,14 @@ def test_infinities_survive_and_nan_is_null():
     assert again.log_path_norm_1 == -math.inf and again.steps_to_level == math.inf and math.isnan(again.gap_linearized)
 
 
+def test_names_and_settings_keep_every_digit_and_measured_numbers_eight():
+    odd = 0.8**10
+    trial = example_trial(density=odd, test_accuracy=odd, setting={"model.factor": odd, "any": [None, {"a": odd}]})
+    again = decode(encode(trial), Trial)
+    assert again.name == trial.name and again.setting == trial.setting
+    assert again.test_accuracy == 0.10737418 and str(odd) in trial.title
+
+
 def test_a_line_is_strict_json_on_one_line():
     line = encode(example_trial(reason="first\nsecond", gap_data_free=math.inf))
     assert "\n" not in line

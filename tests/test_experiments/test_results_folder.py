@@ -128,7 +128,7 @@ def test_other_versions_are_refused_and_another_device_or_commit_is_said(claim):
     elsewhere = ORIGIN | {"device": "TPU v4", "commit": "b" * 40, "changed": True}
     device, commit = opened(claim_of(claim.out, origin=elsewhere)).notes
     assert device.startswith("1 finished trial of this study came from cpu, and this is TPU v4: devices round")
-    assert "came from commit aaaaaaaaaa, and this is commit bbbbbbbbbb with changes: " in commit
+    assert "came from commit aaaaaaaaaa of the program, and this is commit bbbbbbbbbb with changes: " in commit
 
 
 def test_what_is_measured_in_addition_is_computed_where_it_lacks_and_kept_where_it_is_not_asked_for(claim):

@@ -83,6 +83,7 @@ def test_the_order_of_methods_and_densities_does_not_matter(config):
         ("epochs = 2", 'schedule = "cosin"', "the nearest to it is cosine"),
         ("[0.1, 0.5]", "[0.1, 0.0]", "Density 0 is outside (0, 1]"),
         ("[0.1, 0.5]", "[0.1, 0.1]", "density has 0.1 more than once"),
+        ("[0.1, 0.5]", "[0.1, 0.10000001]", "density has 0.1 and 0.10000001, which print alike, as 0.1: keep one"),
         ("[0.1, 0.5]", "0.1", "density must be a list"),
         ("curve_density = [0.1]", "curve_density = [0.3]", "0.3, which is not one of density"),
         ("[[model]]", "[[model", "is not TOML"),

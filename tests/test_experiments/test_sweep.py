@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -185,7 +186,10 @@ def test_the_same_command_again_computes_nothing(place, capsys):
     assert "[" not in capsys.readouterr().out.split("Best so far")[0]
 
 
-def test_an_interrupt_ends_in_one_sentence(place, tmp_path):
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Terminated")]
+)
+def test_a_signal_ends_a_study_in_one_sentence(number, status, word, place, tmp_path):
     log, config = tmp_path / "log", tmp_path / "out" / "config.json"
     # a process that is started in the background ignores interrupts, and so do its children
     ignored = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -195,9 +199,9 @@ def test_an_interrupt_ends_in_one_sentence(place, tmp_path):
         signal.signal(signal.SIGINT, ignored)
     while not config.exists() and job.poll() is None:
         time.sleep(0.01)
-    job.send_signal(signal.SIGINT)
-    assert job.wait() == 130
-    assert log.read_text().endswith("Interrupted; every finished network is kept. The same command continues.\n")
+    job.send_signal(number)
+    assert job.wait() == status
+    assert log.read_text().endswith(f"{word}; every finished network is kept. The same command continues.\n")
 
 
 def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):
@@ -299,6 +303,23 @@ def test_what_would_run_is_listed_and_nothing_is_made(place, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "What would run" in printed and "small" in printed and "min" in printed
     assert not (tmp_path / "out").exists()
+
+
+def test_to_list_what_would_run_changes_nothing_anywhere(place, tmp_path, capsys):
+    out = Path(shutil.copytree(place / "out", tmp_path / "out"))
+    with (out / "results.jsonl").open("ab") as file:
+        file.write(b"nonsense\n" + b'{"data": "dig')
+    (tmp_path / "home").mkdir()
+    before = {path: path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")}
+    arguments = ["sweep", str(place / "small.toml"), "--data-dir", str(tmp_path / "home")]
+    assert command.main([*arguments, "--out", str(tmp_path / "new"), "--list"]) == 0
+    assert command.main([*arguments, "--out", str(out), "--list"]) == 2
+    assert "Line 7 of" in capsys.readouterr().err
+    assert command.main([*arguments, "--out", str(out), "--list", "--repair"]) == 0
+    said = capsys.readouterr().out
+    assert "A run would move line 7, which cannot be read (it is not JSON), to another file." in said
+    assert "A run would move the last line, of which a process that was killed had written only a part" in said
+    assert {path: path.read_bytes() if path.is_file() else b"" for path in tmp_path.rglob("*")} == before
 
 
 def test_bad_configs_end_in_one_sentence(place, tmp_path, capsys):
@@ -429,6 +450,28 @@ def test_networks_side_by_side_are_those_one_by_one(place, monkeypatch):
                 if field.name == "path_kernel_weights":
                     one, other = np.sort(one), np.sort(other)
                 np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4, err_msg=field.name)
+
+
+def test_a_cell_alone_is_that_of_the_whole_study_and_of_a_larger_one(place, tmp_path):
+    small = small_study(place)
+    larger = dataclasses.replace(
+        small, seeds=3, method=("random", "snip", "synflow"), density=(0.5, 0.2), memory_gib=1.0
+    )
+    bench = sweep.workbench_of(larger, "digits", small.model[0], {"digits": load("digits", data_dir=place / "data")})
+    measured = sweep.compute_cell(bench, ("synflow", 0.2), (1,))
+    (alone,) = measured.trials
+    (kept,) = [trial for trial in trials_of(place / "out") if trial.name == alone.name]
+    assert encode(dataclasses.replace(alone, made={})) == encode(dataclasses.replace(kept, made={}))
+    assert measured.pictures == {} and pickle.loads(pickle.dumps(measured)).trials == measured.trials
+    made = alone.made
+    assert made["versions"]["jax"] == jax.__version__ and made["device"] == "cpu" and made["seconds"] > 0
+    assert made["study"] != kept.made["study"] and made["finished"].endswith("+00:00")
+    measured = sweep.compute_cell(bench, ("synflow", 0.2), (2, 0))
+    assert [trial.seed for trial in measured.trials] == [2, 0]
+    with sweep.held(sweep.claim(larger, tmp_path)) as folder:
+        assert sweep.keep(folder, measured) and not sweep.keep(folder, measured)
+    file = kernel_pictures.file_of(tmp_path, "digits", "small", "synflow", 0.2)
+    assert file.read_bytes() == kernel_pictures.file_of(place / "out", "digits", "small", "synflow", 0.2).read_bytes()
 
 
 def test_the_best_so_far_is_the_best_mean():

@@ -122,6 +122,37 @@ def run_of(normed, *, test=slice(None), **recipe):
     return run(params, state, mask, keys)
 
 
+def test_chance_is_that_of_guesses_that_look_at_no_image():
+    rng = np.random.default_rng(0)
+    shares = np.array([0.5, 0.3, 0.2])
+    train, test = (rng.choice(3, size, p=shares) for size in (4000, 400))
+    found = training.chance(train, test)
+    # the best constant guess of probabilities, found by search
+    grid = [(a, b, 1 - a - b) for a in np.linspace(0.01, 0.98, 98) for b in np.linspace(0.01, 0.98, 98) if a + b < 1]
+    best = min(-np.mean(np.log(np.array(guess))[train]) for guess in grid)
+    assert best - 1e-3 < found.loss <= best
+    # accuracies of that many draws from the commonest class lie below the bound 39 times of 40
+    commonest = np.bincount(test).max() / len(test)
+    assert 0.96 < np.mean(rng.binomial(len(test), commonest, 4000) / len(test) <= found.accuracy) < 0.99
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracy", "words"),
+    [
+        ([2.4, 2.3, 2.3], 0.5, "the training loss never fell below 2.280 nats"),
+        ([2.2, 2.31, 2.29], 0.5, "the training loss never fell below 2.280 nats"),  # where it began does not count
+        ([2.4, 2.27, 2.4], 0.5, ""),
+        ([2.4, 1.0, 0.1], 0.118, "the test accuracy is 0.118, and up to 0.119 is chance"),
+        ([2.4, 1.0, 0.1], 0.02, "the test accuracy is 0.020"),
+        ([2.4, 1.0, 0.1], 0.12, ""),
+    ],
+)
+def test_a_training_that_learned_nothing_is_told_from_one_that_did(losses, accuracy, words):
+    labels = np.arange(10).repeat(100)
+    found = training.why_untrained(np.array(losses), accuracy, training.chance(labels, labels))
+    assert found.startswith(words) and bool(found) == bool(words)
+
+
 def test_running_statistics_follow_the_data_and_evaluation_uses_them(normed):
     network, _, state, *_, images, labels = normed
     found = run_of(normed, epochs=6)
