@@ -28,10 +28,10 @@ def untrained(study: StudyTable) -> str:
     names = [f"{row['data']}, {row['model']}, {row['method']} at {row['density']:g}" for _, row in cells.iterrows()]
     more = [f"{len(names) - _NAMED} more cells"] if len(names) > _NAMED else []
     return (
-        f"{count} of {len(study.trials)} networks did not train: {by_loss} by their training loss, which never fell 1% "
-        f"below that of a guess by the frequencies of the classes, and {count - by_loss} by their test accuracy, at most "
-        "two standard errors above that of always naming one class. They count in all figures and means. They are of "
-        f"{enumerated([*names[:_NAMED], *more])}."
+        f"{count} of {len(study.trials)} networks did not train: {by_loss} by their training loss, which never fell "
+        f"1% below that of a guess by the frequencies of the classes, and {count - by_loss} by their test accuracy, at "
+        "most two standard errors above that of always naming one class. They count in all figures and means. They "
+        f"are of {enumerated([*names[:_NAMED], *more])}."
     )
 
 

@@ -202,8 +202,7 @@ changes = false
     assert run("extended", more) == 0
     assert "accuracy" not in capsys.readouterr().out.split("Best so far")[0]
     assert {path: path.read_bytes() for path in (tmp_path / "extended").rglob("*") if path.is_file()} == before
-    assert command.main(["figures", str(tmp_path / "extended")]) == 0
-    assert len((tmp_path / "extended" / "summary.csv").read_text().splitlines()) == 1 + 2 * 5
+    assert len(study_table.read(tmp_path / "extended").cells) == 2 * 5
     assert {each["density"] for each in lines_of(tmp_path / "extended")} == {1.0, 0.5, ODD}
 
 
