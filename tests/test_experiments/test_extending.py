@@ -85,7 +85,7 @@ def faked(monkeypatch, datasets):
 
     def run(of_study, out, batch_size=1, **options):
         _Fake.asked = []
-        monkeypatch.setattr(sweep, "Workbench", lambda *given: _Fake(*given[:3], batch_size))
+        monkeypatch.setattr(sweep, "Workbench", lambda s, m, d, _: _Fake(s, m, d, batch_size))
         with sweep.held(sweep.claim(of_study, out, **options)) as folder:
             sweep.run(of_study, folder, SILENT, datasets)
             assert not folder.missing

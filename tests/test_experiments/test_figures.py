@@ -21,6 +21,7 @@ from experiments.records.jsonl import encode
 from experiments.records.rank_association import associate, spearman
 from experiments.records.trial import Trial
 from experiments.report import cautions, drawing, figures, findings, opening, quantity_figures, report, tables
+from experiments.report.page import Illustration
 from pathjax import scores
 from tests.test_experiments.examples import example_kernels, example_study
 
@@ -365,7 +366,9 @@ def test_networks_that_did_not_train_are_marked_and_counted(tmp_path):
     ) in page
     assert page.count(" †</td>") == 2 and "†: some of its networks did not train" in page
     assert "<td>2 of 2</td>" in page and "<td>1 of 2</td>" in page and "<th>did not train</th>" in page
-    assert "Crosses: cells in which a network did not train." in next(report.illustrations(found, folder)).caption
+    accuracy = next(report.illustrations(found, folder))
+    assert isinstance(accuracy, Illustration)
+    assert "Crosses: cells in which a network did not train." in accuracy.caption
     axis = figures.accuracy(found, "footer").axes[0]
     (crosses,) = [drawn for drawn in axis.collections if drawn.get_label() == "did not train"]
     np.testing.assert_allclose(np.asarray(crosses.get_offsets())[:, 0], [0.02, 0.02])
