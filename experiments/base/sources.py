@@ -29,7 +29,7 @@ def source_hash(module: str) -> str:
     change of a comment changes the hash. Packages that are installed elsewhere are told by their versions. The hash is
     taken once, since a process keeps the modules that it has loaded. "" for a module without a file.
 
-    >>> source_hash("math"), len(source_hash("experiments.base.errors"))
+    >>> source_hash("sys"), len(source_hash("experiments.base.errors"))
     ('', 16)
     """
     file = _file(module)
