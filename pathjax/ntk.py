@@ -28,7 +28,7 @@ from pathjax._base.network import (
     kept_weights,
     masked,
 )
-from pathjax._base.trees import check_mask, wide
+from pathjax._base.trees import check_mask, check_second_moments, wide
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import traced
 from pathjax._linalg.eigenpairs import Eigenpairs
@@ -308,7 +308,7 @@ def mean_field(
     mask = check_mask(mask, params)
     network = traced(apply, params, state)
     moments = jax.tree.map(jnp.square, params) if second_moments is None else second_moments
-    moments = expected.check_second_moments(moments, params)
+    moments = check_second_moments(moments, params)
     return expected.kernels(network, moments, mask, x1, x2, ntk=which == "both", batch_size=batch_size)
 
 

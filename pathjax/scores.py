@@ -23,7 +23,7 @@ state
     statistics of batch norm; it is not scored.
 prunable
     `prunable(key_path, leaf)` chooses the leaves to score, as `masks.is_kernel` does; by default all. The other leaves
-    score 0 and are held constant: GraSP, the Path Kernel's trace and NTK-SAP take no derivatives by them. Raises
+    score 0 and are held constant: GraSP, the traces and NTK-SAP take no derivatives by them. Raises
     ValueError where it chooses no leaf.
 mask
     Which weights are kept, for the scores that must tell a pruned weight from a weight that is 0. By default, weights
@@ -51,16 +51,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.tree_util import tree_flatten_with_path
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Shaped
 
 from pathjax._base.network import kept_weights
 from pathjax._base.programs import Static
-from pathjax._base.trees import check_like, check_mask, concrete, dot, multiply, wide
+from pathjax._base.trees import check_like, check_mask, check_second_moments, concrete, dot, multiply, wide
 from pathjax._base.weights import check_weights
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_input
+from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_field_flow, mean_input
 from pathjax._pruning.losses import (
     Batches,
     Loss,
@@ -79,6 +80,7 @@ __all__ = [
     "force",
     "grasp",
     "magnitude",
+    "mean_field_trace",
     "ntk_sap",
     "path_kernel_trace",
     "px",
@@ -445,6 +447,106 @@ def path_kernel_trace(
     slopes = jax.grad(log_trace)(params)
     # θ ⊙ ∂/∂θ = 2 u ⊙ ∂/∂u for u = θ²
     return _zero_unscored(jax.tree.map(lambda leaf, slope: leaf * slope / 2, params, slopes), prunable)
+
+
+def mean_field_trace(
+    apply: Callable[..., Any],
+    params: Params,
+    x_like: XLike,
+    *,
+    inputs: Float[AnyArray, "n ..."] | Iterable[Any] | None = None,
+    input_moments: ArrayLike | None = None,
+    second_moments: Params | None = None,
+    state: Any = None,
+    prunable: Prunable | None = None,
+    mask: Mask | None = None,
+    batch_size: int = 16,
+) -> Scores:
+    """The share u ⊙ ∂ log Tr Θ̄/∂u of the expected Neural Tangent Kernel's trace that goes through each weight.
+
+    Tr Θ̄ = Σ_n Σ_o Θ̄(x_n, x_n)_o is the trace of `ntk.mean_field`, the mean of Θ over random weights of the second
+    moments u. It needs no data: without `inputs`, the inputs are drawn at random too, with independent entries of mean
+    0, and only the shape and dtype of `x_like` are read. `input_moments` are their second moments E[x²], an array like
+    one example or one number; by default 1. With `inputs`, an array (n, ...) or an iterable of such, the trace is that
+    on the data.
+
+    `second_moments` is a tree like `params` with an array or a number for each leaf, as `ntk.second_moments` makes it.
+    None stands for θ², the mean over the signs of the weights. Pruned weights (see `mask` above) have the moment 0 and
+    no derivative, and Tr Θ̄ sums over the scored leaves only, as in `path_kernel_trace`.
+
+    Gates are held: how often a gate is open is a constant of the differentiation. Θ̄ is a sum of squared derivatives,
+    Tr Θ̄ = Σ_j E[(∂f/∂w_j)²], and no weight is a factor of the derivative by itself. So the score of weight i counts
+    what goes through it of the derivatives by all other weights. For ReLU,
+
+        Σ_{p∋i} Σ_{j∈p, j≠i} 2^(−g_p) c_p² E[x_s(p)²] Π_{k∈p, k≠j} u_k / Tr Θ̄,
+
+    with g_p the number of gates on path p and c_p its constants: that is `path_kernel_trace` with each gate open half
+    of the time, and with the inputs. A leaky ReLU of slopes α and 1 has (1 + α²)/2 in place of 1/2. Of a network in
+    which all paths pass equally many gates, as without shortcuts and biases, the data-free score is therefore that of
+    `path_kernel_trace`. Where constants are added before a gate, or positions are averaged behind one,
+    shares of open gates depend on the weights and on the inputs, and there is no such formula. The shares do not sum to
+    1 over cuts, and are not invariant under rescaling of neurons: both as those of `path_kernel_trace`.
+
+    Cost: about that of four gradients on squared weights, for each example or once without data, `batch_size` examples
+    at a time, which bounds the memory. No pairs of examples are formed, and one pass over the inputs suffices. Where
+    something sums over positions behind a gate, as global pooling does, every pair of positions of an example is
+    carried: choose a small `batch_size` then. The moments carry no separate exponent: where Tr Θ̄ is too small for the
+    dtype, all scores are 0, and where it is too large they are not finite. Very deep networks need float64.
+
+    Raises UnsupportedPrimitive for what `ntk.mean_field` refuses, such as max pooling and weights used twice, and
+    without `inputs` for a network that adds an input to itself; ValueError for second moments of another tree or shape,
+    negative or not finite, for `inputs` and `input_moments` at once, where there is no example, and for a `batch_size`
+    below 1.
+    Source: the expected kernel is that of `ntk.mean_field`; as a score, Tr Θ̄ takes the place of Tr Π in Gebhart et al.
+    (2021), and of the bound on Tr Θ in Iurada et al. (2024).
+
+    >>> import jax, jax.numpy as jnp
+    >>> def apply(params, x):
+    ...     hidden = x @ params["first"]
+    ...     return hidden @ params["around"] + jax.nn.relu(hidden) @ params["through"]  # the gate
+    >>> params = {"first": jnp.array([[1.0], [2.0]]), "around": jnp.array([[1.0]]), "through": jnp.array([[2.0]])}
+    >>> score = mean_field_trace(apply, params, jnp.zeros((5, 2)))  # Tr Θ̄ = 2 (1² + 2²/2) + (1² + 2²) + (1² + 2²)/2
+    >>> [round(float(13.5 * score[name].item()), 9) for name in ("around", "through")]  # 2 · 1² and 2 · 2²/2
+    [2.0, 4.0]
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, the number of examples at a time, but is {batch_size}.")
+    params = jax.tree.map(wide, params)
+    if inputs is not None and input_moments is not None:
+        raise ValueError("`inputs` and `input_moments` both came, but the inputs are either given or drawn. Pass one.")
+    network = traced(apply, params, state)
+    keep = _kept_mask(network, params, x_like, mask, prunable)
+    moments = jax.tree.map(jnp.square, params) if second_moments is None else second_moments
+    moments = check_second_moments(moments, params)
+    shares = mean_field_flow(
+        network,
+        jax.tree.map(lambda moment, leaf: jnp.full(leaf.shape, moment, leaf.dtype), moments, params),
+        keep,
+        _moments_of_inputs(x_like, input_moments) if inputs is None else inputs,
+        trained=_scored(params, prunable),
+        is_drawn=inputs is None,
+        batch_size=batch_size,
+    )
+    return _zero_unscored(shares, prunable)
+
+
+def _moments_of_inputs(x_like: XLike, input_moments: Any) -> Array:
+    """The second moments of the entries of one input, (1, ...)."""
+    ones = wide(ones_like_example(x_like))
+    if input_moments is None:
+        return ones
+    if jnp.shape(input_moments) not in ((), ones.shape[1:]):
+        raise ValueError(
+            f"`input_moments` has shape {jnp.shape(input_moments)}, but an input has {ones.shape[1:]}. Give one number "
+            "for all entries, or one for each: jnp.mean(x**2, axis=0)."
+        )
+    values = concrete(input_moments)
+    if values is not None and not ((values >= 0) & (values < jnp.inf)).all():
+        raise ValueError(
+            "`input_moments` has an entry that is negative, NaN or infinite; it must be a mean of squares: "
+            "jnp.mean(x**2, axis=0)."
+        )
+    return jnp.full(ones.shape[1:], input_moments, ones.dtype)[None]
 
 
 def px(

@@ -93,10 +93,20 @@ def rectified(covariance: np.ndarray, left: Sides, right: Sides) -> tuple[np.nda
 class Expectation:
     """The expected products of any two neurons.
 
-    `moments` are the weights' second moments (p,), `kept` whether each is unpruned, `x` inputs (n, …).
+    `moments` are the weights' second moments (p,), `kept` whether each is unpruned, `x` inputs (n, …). With `gates`,
+    another expectation of the same network, what tangents pass through gates is as there: its gates are held.
     """
 
-    def __init__(self, graph: Graph, moments: np.ndarray, x: np.ndarray, kept: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        moments: np.ndarray,
+        x: np.ndarray,
+        kept: np.ndarray | None = None,
+        gates: Expectation | None = None,
+    ) -> None:
+        self.gates = gates
+        self.open: dict[tuple[Edge, Edge], np.ndarray] = {}
         self.graph, self.flat, self.n = graph, x.reshape(len(x), -1), len(x)
         self.kept = np.ones(len(moments)) if kept is None else 1.0 * kept
         self.moments = moments * self.kept
@@ -152,12 +162,17 @@ class Expectation:
             return self._edge_and_neuron(edge, other.origin).times(other.coefficient)
         for one, two in ((edge, other), (other, edge)):
             if one.gate is not None and not one.weights and two.gate is None:  # E[φ(a) b] = E[φ'(a)] E[a b]
-                product = self._edge_and_neuron(two, one.origin).swapped
-                product = product.times(self._mean_slope(one)[:, None] * one.coefficient)
+                product = self._edge_and_neuron(two, one.origin).swapped.times(one.coefficient)
+                slope = self._mean_slope(one)[:, None]
+                product = Pair(product.value * slope, product.tangent * self._held(one, two, slope))
                 return product if one is edge else product.swapped
         if sorted(edge.weights) != sorted(other.weights):
             return total([], self.n)
         return self._weighted(edge, self._gated(edge, other).times(edge.coefficient * other.coefficient))
+
+    def trace(self) -> float:
+        """Σ_n Σ_o of the NTK at (x_n, x_n)."""
+        return float(np.einsum("nno->", self.kernels().tangent))
 
     def _weighted(self, edge: Edge, pair: Pair) -> Pair:
         weights = list(edge.weights)
@@ -182,11 +197,16 @@ class Expectation:
         only_left = np.outer(left.ramp, right.mean) + covariance * left.open[:, None]
         only_right = np.outer(left.mean, right.ramp) + covariance * right.open[None]
         (a, b), (c, d) = self._slopes(edge), self._slopes(other)
+        value = b * d * pair.value + (a - b) * d * only_left + b * (c - d) * only_right + (a - b) * (c - d) * both
         open_left, open_right = left.open[:, None], right.open[None]
-        return Pair(
-            b * d * pair.value + (a - b) * d * only_left + b * (c - d) * only_right + (a - b) * (c - d) * both,
-            pair.tangent * (b * d + (a - b) * d * open_left + b * (c - d) * open_right + (a - b) * (c - d) * share),
-        )
+        slopes = b * d + (a - b) * d * open_left + b * (c - d) * open_right + (a - b) * (c - d) * share
+        return Pair(value, pair.tangent * self._held(edge, other, slopes))
+
+    def _held(self, edge: Edge, other: Edge, slopes: np.ndarray) -> np.ndarray:
+        """The expected products of slopes of two gated edges: those of `gates` where these are held."""
+        if self.gates is not None:
+            return self.gates.open[edge, other]
+        return self.open.setdefault((edge, other), slopes)
 
     def _gated_known(self, edge: Edge, other: Edge) -> Pair:
         """Where one origin depends on no weight, its gate is no matter of chance."""
@@ -227,3 +247,21 @@ class Expectation:
             return 1.0, 1.0
         above, below = (self.graph.gates[edge.gate](np.full((len(self.graph.edges), 1), side))[0] for side in (1, -1))
         return float(above), float(below)
+
+
+class OfDrawnInputs(Expectation):
+    """Of inputs that are drawn at random too: independent, of mean 0 and with second moments `squares` (1, …)."""
+
+    def _known(self) -> dict[int, np.ndarray]:
+        ones = {node: np.ones(1) for node, source in self.graph.sources.items() if source == ONE}
+        for node, edges in enumerate(self.graph.edges):
+            if edges and all(edge.origin in ones and not edge.weights for edge in edges):
+                slopes = [np.where(ones[edge.origin] > 0, *self._slopes(edge)) for edge in edges]
+                ones[node] = sum(e.coefficient * s * ones[e.origin] for e, s in zip(edges, slopes, strict=True))
+        return ones
+
+    def _pair(self, i: int, j: int) -> Pair:
+        is_input = [node in self.graph.sources and node not in self.known for node in (i, j)]
+        if all(is_input):
+            return Pair(self.flat[:, [self.graph.sources[i]]] * float(i == j), np.zeros((1, 1)))
+        return super()._pair(i, j)

@@ -14,6 +14,7 @@ __all__ = [
     "check_boolean",
     "check_like",
     "check_mask",
+    "check_second_moments",
     "concrete",
     "dot",
     "in_own_containers",
@@ -84,6 +85,34 @@ def check_mask(mask: Any, params: Any, *, left_out: type | None = None) -> Any:
     mask = check_like(mask, params, name="mask", left_out=left_out)
     check_boolean(mask, name="mask")
     return mask
+
+
+def check_second_moments(moments: Any, params: Any) -> Any:
+    """The second moments as a tree like `params`, of arrays like its leaves or of numbers.
+
+    Raises ValueError for another tree or shape, and for moments that are negative, NaN or infinite.
+    """
+    given, expected = (tree_flatten_with_path(in_own_containers(tree))[0] for tree in (moments, params))
+    names, wanted = ([keystr(path) for path, _ in leaves] for leaves in (given, expected))
+    if names != wanted:
+        odd = sorted(set(names) ^ set(wanted))
+        raise ValueError(
+            "`second_moments` must be a tree like `params`, with an array like its leaf or a number for each, but they "
+            f"differ at {', '.join(odd[:3]) or 'the order of their leaves'}. `ntk.second_moments` makes such a tree."
+        )
+    for (path, moment), (_, leaf) in zip(given, expected, strict=True):
+        if jnp.shape(moment) not in ((), jnp.shape(leaf)):
+            raise ValueError(
+                f"`second_moments` at {keystr(path)} has shape {jnp.shape(moment)}, but the weights there have "
+                f"{jnp.shape(leaf)}. Give one number for all of them, or one for each."
+            )
+        values = concrete(moment)
+        if values is not None and not ((values >= 0) & (values < np.inf)).all():
+            raise ValueError(
+                f"`second_moments` at {keystr(path)} has an entry that is negative, NaN or infinite; it must be a mean "
+                "of squares, as θ² is."
+            )
+    return jax.tree.unflatten(jax.tree.structure(params), [moment for _, moment in given])
 
 
 def _names(path: Any) -> tuple[Any, ...]:

@@ -106,6 +106,8 @@ class Algebra(ABC, Generic[P]):
         result = self.dot(flat, matrix, (((0,), (0,)), ((), ())))
         return self.shape_only(lambda array: array.reshape(images.shape[1:]), result)
 
+    # What refusals say that an equation lacks.
+    result = "path rule"
     # Whether open gates are the identity and need not be recorded.
     has_free_gates = False
     # Whether prefixes are JAX arrays that a `lax.scan` can carry; otherwise loops are unrolled.

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 
-from pathjax._interpreter.algebra import Algebra, Constant, PathSum, Value
+from pathjax._interpreter.algebra import Algebra, Constant, PathSum, Undefined, Value
 from pathjax._interpreter.jaxpr import Equation, UnsupportedPrimitive, is_concrete
 from pathjax._interpreter.refusals import OF_WEIGHTS, Words, refusal
 
@@ -138,14 +138,19 @@ class Context:
         words = OF_WEIGHTS if of_weights and not told_of_weights else Words(reason, remedy)
         return refusal(self.equation, words, of_weights=of_weights)
 
+    def refuse_undefined(self, undefined: Undefined) -> UnsupportedPrimitive:
+        """The error for an equation of which paths are defined, but for which the algebra has no result."""
+        return self.equation.refuse(undefined.reason, undefined.remedy, missing=self.algebra.result)
+
     def check_gate(self, operand: Value, compared: frozenset[PathSum]) -> None:
         """Refuse a gate on an activation that is a function of others, where only signs of its own are understood."""
         if self.algebra.gates_by_sides and isinstance(operand, PathSum) and compared != {operand.root}:
-            raise self.refuse(
+            undefined = Undefined(
                 "An activation is gated by others than itself, as in max pooling and maxout: how often such a gate is "
                 "open has no closed form.",
                 "Use ReLUs and average pooling here, or estimate by sampling: `ntk.sign_average`.",
             )
+            raise self.refuse_undefined(undefined)
 
     def by_own_sign(self, operand: Value, slopes: Sequence[Any]) -> Sequence[Any]:
         """Slopes for positive and negative values of an operand, where they are given by the signs of its root."""

@@ -184,11 +184,13 @@ class Equation:
             names += [_called(eqn)] if eqn is not self.source else []
         return names
 
-    def refuse(self, reason: str, remedy: str, *, name: str | None = None) -> UnsupportedPrimitive:
-        """The error that refuses this equation, under the primitive's name or `name`."""
+    def refuse(
+        self, reason: str, remedy: str, *, name: str | None = None, missing: str = "path rule"
+    ) -> UnsupportedPrimitive:
+        """The error that refuses this equation, under the primitive's name or `name`; `missing` is what it lacks."""
         layer = f"in layer `{self._scope}`" if self._scope else ""
         site = f"{self._line}, {layer}" if self._line != _UNKNOWN and layer else layer or self._line
-        return UnsupportedPrimitive(f"No path rule for `{name or self.name}` ({site}). {reason} {remedy}")
+        return UnsupportedPrimitive(f"No {missing} for `{name or self.name}` ({site}). {reason} {remedy}")
 
 
 @dataclass(frozen=True)

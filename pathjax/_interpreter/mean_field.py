@@ -6,11 +6,12 @@ they are in wide layers; a ReLU's moments are then those of the arc-cosine kerne
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from pathjax._interpreter.added import added
-from pathjax._interpreter.algebra import Algebra, Convolution, Undefined
+from pathjax._interpreter.algebra import INPUT, Algebra, Convolution, Undefined
 from pathjax._interpreter.contracted import contracted
 from pathjax._interpreter.convolved import convolved
 from pathjax._interpreter.jaxpr import Program
@@ -51,7 +52,7 @@ from pathjax._interpreter.rectified import rectified
 from pathjax._interpreter.routes import leaf, share_weights
 from pathjax._interpreter.rules import interpret
 
-__all__ = ["kernels"]
+__all__ = ["kernels", "trace"]
 
 
 def kernels(
@@ -66,32 +67,69 @@ def kernels(
     """The expected products of outputs (n, m, o), and those of their gradients, or None where these are not wanted.
 
     Of a network of one example (1, ...) at inputs (n, ...) and (m, ...).
-    `second_moments` has an array or a number for each leaf of weights; `kept` has its mask. Axes of which the moments
-    of every two entries are needed are found by walking until no sum asks for more.
+    `second_moments` has an array or a number for each leaf of weights; `kept` has its mask.
     """
 
     def run(demanded: frozenset[Any], moments: Sequence[Any], x1: Any, x2: Any | None) -> tuple[Any, Any | None]:
         algebra = MeanField(demanded, is_one=x2 is None, tangent=ntk)
-        weights = [
-            algebra.weights(moment, index, shape, None if kept is None else kept[index], x1.dtype)
-            for index, (moment, shape) in enumerate(zip(moments, program.parameter_shapes, strict=True))
-        ]
+        weights = algebra.leaves(program, moments, kept, x1.dtype)
         inputs = Known(x1[:, None], None if x2 is None else x2[:, None])
-        shapes = [*program.parameter_shapes, program.input_shape]
-        sides = [[np.broadcast_to(np.asarray(side, x1.dtype), shape) for shape in shapes] for side in (1, -1)]
-        points = [(side[:-1], side[-1]) for side in sides]
-        return algebra.outputs(interpret(program, algebra, weights, inputs, points=points))
+        return algebra.outputs(_interpreted(program, algebra, weights, inputs))
 
+    return cast("tuple[Any, Any | None]", _with_pairs_as_needed(run, second_moments, x1, x2))
+
+
+def trace(
+    program: Program,
+    second_moments: Sequence[Any],
+    kept: Sequence[Any] | None,
+    x: Any,
+    *,
+    trained: Sequence[bool],
+    is_drawn: bool,
+) -> Any:
+    """Σ_o E[Θ(x, x)_oo] for one example x (1, ...), a function of the second moments in which gates are held.
+
+    Gates are held in what derivatives pass, E[φ'(a)²]. What values pass, E[φ(a)²] = E[φ'(a)² a²], is differentiated as
+    it is: as φ is continuous, its derivative is that with the slopes φ'(a) of each draw held.
+
+    The sum is over the derivatives by the weights in `trained` leaves. If `is_drawn`, x holds the second moments of
+    inputs that are drawn at random: independent entries of mean 0.
+    """
+
+    def run(demanded: frozenset[Any], moments: Sequence[Any], x: Any) -> Any:
+        algebra = MeanField(demanded, is_one=True, tangent=True, is_held=True)
+        weights = algebra.leaves(program, moments, kept, x.dtype, trained)
+        inputs = algebra.drawn(x) if is_drawn else Known(x[:, None], None)
+        _, ntk = algebra.outputs(_interpreted(program, algebra, weights, inputs))
+        return jnp.sum(ntk)
+
+    return _with_pairs_as_needed(run, second_moments, x)
+
+
+def _interpreted(program: Program, algebra: MeanField, weights: Sequence[Any], inputs: Any) -> Any:
+    """The value of the outputs."""
+    shapes = [*program.parameter_shapes, program.input_shape]
+    dtype = weights[0].cross.dtype if weights else float
+    sides = [[np.broadcast_to(np.asarray(side, dtype), shape) for shape in shapes] for side in (1, -1)]
+    return interpret(program, algebra, weights, inputs, points=[(side[:-1], side[-1]) for side in sides])
+
+
+def _with_pairs_as_needed(run: Callable[..., Any], *arguments: Any) -> Any:
+    """run(demanded, *arguments), `demanded` the axes of which the moments of every two entries are needed.
+
+    They are found by walking without numbers until no sum asks for more.
+    """
     demanded: frozenset[Any] = frozenset()
     while True:
         try:
-            jax.eval_shape(lambda *arguments, demanded=demanded: run(demanded, *arguments), second_moments, x1, x2)
+            jax.eval_shape(functools.partial(run, demanded), *arguments)
         except Demand as demand:
             if demand.labels <= demanded:
                 raise RuntimeError(f"no moments of every two entries along axes {set(demand.labels)}") from demand
             demanded |= demand.labels
         else:
-            return run(demanded, second_moments, x1, x2)
+            return run(demanded, *arguments)
 
 
 class MeanField(Algebra["Known | Moments"]):
@@ -101,18 +139,38 @@ class MeanField(Algebra["Known | Moments"]):
         demanded: labels of the axes along which the moments of every two entries are kept.
         is_one: whether both batches are one.
         tangent: whether to carry the sum over weights of the moments of derivatives.
+        is_held: whether gates are constants of a differentiation: see `trace`.
     """
 
+    result = "expectation in closed form"
     gates_by_sides = True
 
-    def __init__(self, demanded: frozenset[Any], *, is_one: bool, tangent: bool) -> None:
+    def __init__(self, demanded: frozenset[Any], *, is_one: bool, tangent: bool, is_held: bool = False) -> None:
         self._demanded = demanded
         self._is_one = is_one
         self._tangent = tangent
+        self._is_held = is_held
         self._labels = itertools.count()
 
-    def weights(self, moment: Any, index: int, shape: tuple[int, ...], kept: Any | None, dtype: Any) -> Moments:
-        """A leaf of weights."""
+    def leaves(
+        self,
+        program: Program,
+        moments: Sequence[Any],
+        kept: Sequence[Any] | None,
+        dtype: Any,
+        trained: Sequence[bool] | None = None,
+    ) -> list[Moments]:
+        """All leaves of weights; those that are not trained have no derivatives."""
+        return [
+            self._weights(
+                moment, index, shape, None if kept is None else kept[index], dtype, trained is None or trained[index]
+            )
+            for index, (moment, shape) in enumerate(zip(moments, program.parameter_shapes, strict=True))
+        ]
+
+    def _weights(
+        self, moment: Any, index: int, shape: tuple[int, ...], kept: Any | None, dtype: Any, is_trained: bool
+    ) -> Moments:
         moment = jnp.asarray(moment, dtype)
         one = jnp.ones((), dtype) if kept is None else jnp.asarray(kept, dtype)
         moment = moment if kept is None else moment * one
@@ -124,6 +182,7 @@ class MeanField(Algebra["Known | Moments"]):
         )
         array = moment.reshape([1] * len(shape)) if is_alike else jnp.broadcast_to(moment, shape)
         tangent = one.reshape([1] * len(shape)) if one.ndim == 0 else one
+        tangent = tangent if is_trained else jnp.zeros_like(tangent)
         return Moments(
             axes,
             array[None, None],
@@ -134,6 +193,19 @@ class MeanField(Algebra["Known | Moments"]):
             leaf_entries=np.arange(math.prod(shape), dtype=np.int32).reshape(shape),
             is_weight=True,
         )
+
+    def drawn(self, squares: Any) -> Moments:
+        """Inputs (1, ...) drawn at random: independent entries of mean 0 with these second moments."""
+        shape = squares.shape
+        axes = tuple(
+            Axis(size, Kind.SAME if size == 1 else Kind.EACH, frozenset([("input", axis)]))
+            for axis, size in enumerate(shape)
+        )
+        none = jnp.zeros([1] * (2 + len(shape)), squares.dtype)
+        moments = Moments(
+            axes, squares[None, None], none if self._tangent else None, squares[None], None, leaf(INPUT, shape)
+        )
+        return self._with_pairs(moments, range(len(shape)))
 
     def outputs(self, value: Known | Moments) -> tuple[Any, Any | None]:
         """The moments and the tangent of the outputs of one example, (1, o)."""
@@ -182,7 +254,10 @@ class MeanField(Algebra["Known | Moments"]):
                 if is_zero(one):
                     return spread(other, shape)
                 if other.is_weight:
-                    raise Undefined("A constant is added to weights, whose mean is then not 0.", "Add it elsewhere.")
+                    raise Undefined(
+                        "A constant is added to weights, whose mean is then not 0.",
+                        "Add it elsewhere, or estimate by sampling: `ntk.sign_average`.",
+                    )
         return added(self._moments(left), self._moments(right))
 
     def sum(self, operand: Known | Moments, axes: Sequence[int]) -> Known | Moments:
@@ -284,7 +359,10 @@ class MeanField(Algebra["Known | Moments"]):
         if isinstance(operand, Known):
             return _at_examples(lambda array: array * jnp.where(array > 0, *slopes), operand)
         if operand.is_weight:
-            raise Undefined("A gate on weights: their mean is then not 0.", "Gate activations alone.")
+            raise Undefined(
+                "A gate on weights: their mean is then not 0.",
+                "Gate activations alone, or estimate by sampling: `ntk.sign_average`.",
+            )
         if not operand.route.is_free:
             raise Undefined(
                 "A gate follows another one with no weights between them, so that its values have a mean other than 0.",
@@ -292,7 +370,7 @@ class MeanField(Algebra["Known | Moments"]):
             )
         above, operand = self._factor(operand, slopes[0])
         below, operand = self._factor(operand, slopes[1])
-        return rectified(operand, above, below)
+        return rectified(operand, above, below, is_held=self._is_held)
 
     def _moments(self, value: Known | Moments) -> Moments:
         if isinstance(value, Moments):

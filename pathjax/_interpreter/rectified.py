@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from pathjax._interpreter.gaussian import Pair, angle, mean_ramp, ramps, shifted_ramps
 from pathjax._interpreter.moments import Axis, Kind, Moments, both, diagonal_of, left_of, rank, right_of, right_position
@@ -16,10 +17,18 @@ from pathjax._interpreter.routes import behind_gate
 __all__ = ["rectified"]
 
 
-def rectified(operand: Moments, above: Any, below: Any) -> Moments:
-    """The moments behind a gate with slopes `above` for positive and `below` for negative values."""
-    passed = _centered(operand, above, below) if operand.means is None else _shifted(operand, above, below)
+def rectified(operand: Moments, above: Any, below: Any, *, is_held: bool = False) -> Moments:
+    """The moments behind a gate with slopes `above` for positive and `below` for negative values.
+
+    Where gates are held, the moments of slopes that derivatives pass are constants of a differentiation.
+    """
+    hold = lax.stop_gradient if is_held else _as_it_is
+    passed = (_centered if operand.means is None else _shifted)(operand, above, below, hold)
     return replace(passed, means=_means(operand, above, below), route=behind_gate(operand.route))
+
+
+def _as_it_is(array: Any) -> Any:
+    return array
 
 
 def _means(operand: Moments, above: Any, below: Any) -> tuple[Any, Any | None]:
@@ -35,7 +44,7 @@ def _means(operand: Moments, above: Any, below: Any) -> tuple[Any, Any | None]:
     return means(operand.first, first), None if operand.second is None else means(operand.second, second)
 
 
-def _centered(operand: Moments, above: Any, below: Any) -> Moments:
+def _centered(operand: Moments, above: Any, below: Any, hold: Callable[[Any], Any]) -> Moments:
     """Where means are 0."""
     axes, is_one = operand.axes, operand.second is None
     first, second = (_alone(variance, axes) for variance in operand.variances)
@@ -57,7 +66,7 @@ def _centered(operand: Moments, above: Any, below: Any) -> Moments:
     def derivatives(tangent: Any) -> Any:
         through_same, through_other = slopes(2)
         share = jnp.where(is_self_twice, 0, angle(operand.cross, *across) / (2 * jnp.pi))
-        return tangent * (through_same * (0.5 - share) + through_other * share)
+        return tangent * hold(through_same * (0.5 - share) + through_other * share)
 
     across = left_of(first, axes)[:, None], right_of(second, axes)[None]
     return replace(
@@ -84,7 +93,7 @@ class _Side(NamedTuple):
         return self.above - self.below
 
 
-def _shifted(operand: Moments, above: Any, below: Any) -> Moments:
+def _shifted(operand: Moments, above: Any, below: Any, hold: Callable[[Any], Any]) -> Moments:
     """Where means are not 0: φ(a) = below · a + (above − below) · max(a, 0)."""
     axes, is_one = operand.axes, operand.second is None
     first, second = (_sides(operand, batch, above, below) for batch in (0, 1))
@@ -94,7 +103,7 @@ def _shifted(operand: Moments, above: Any, below: Any) -> Moments:
     return replace(
         operand,
         cross=cross,
-        tangent=None if operand.tangent is None else operand.tangent * slopes,
+        tangent=None if operand.tangent is None else operand.tangent * hold(slopes),
         first=_values_and_slopes(operand.first, *first, is_self)[0],
         second=None if is_one else _values_and_slopes(operand.second, *second, is_self)[0],
     )

@@ -142,7 +142,7 @@ class Walk:
         try:
             results: Any = _rule(context, values)(context, values)
         except Undefined as error:
-            raise context.refuse(error.reason, error.remedy) from None
+            raise context.refuse_undefined(error) from None
         if results is None:
             raise TypeError(f"The path rule of `{equation.name}` returned nothing; return results, or GATE.")
         given = [GATE for _ in equation.outputs] if isinstance(results, GateMarker) else results

@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import Array, Float
 
 from pathjax._base.leaves import KnownMask
-from pathjax._base.trees import concrete, in_own_containers, wide
+from pathjax._base.trees import wide
 from pathjax._interpreter import mean_field as _mean_field
 from pathjax._interpreter.lifting import one_example
 from pathjax._interpreter.traced import TracedNetwork
@@ -23,7 +22,7 @@ from pathjax._ntk import memory as _memory
 from pathjax._ntk.contractions import Form
 from pathjax.types import Estimate, Key, Mask, Params
 
-__all__ = ["MeanField", "check_second_moments", "kernels", "sign_average"]
+__all__ = ["MeanField", "kernels", "sign_average"]
 
 # Arrays of the largest size that are held at once: a covariance, its derivative, and what they are made from.
 _HELD = 6
@@ -107,34 +106,6 @@ def _check_memory(
     _memory.check(
         2 * n * m * outputs * item, lambda size: math.ceil(_HELD * numbers * size**2 * item), max(n, m), batch_size
     )
-
-
-def check_second_moments(moments: Params, params: Params) -> Params:
-    """The second moments as a tree like `params`, of arrays like its leaves or of numbers.
-
-    Raises ValueError for another tree or shape, and for moments that are negative, NaN or infinite.
-    """
-    given, expected = (tree_flatten_with_path(in_own_containers(tree))[0] for tree in (moments, params))
-    names, wanted = ([keystr(path) for path, _ in leaves] for leaves in (given, expected))
-    if names != wanted:
-        odd = sorted(set(names) ^ set(wanted))
-        raise ValueError(
-            "`second_moments` must be a tree like `params`, with an array like its leaf or a number for each, but they "
-            f"differ at {', '.join(odd[:3]) or 'the order of their leaves'}. `ntk.second_moments` makes such a tree."
-        )
-    for (path, moment), (_, leaf) in zip(given, expected, strict=True):
-        if jnp.shape(moment) not in ((), jnp.shape(leaf)):
-            raise ValueError(
-                f"`second_moments` at {keystr(path)} has shape {jnp.shape(moment)}, but the weights there have "
-                f"{jnp.shape(leaf)}. Give one number for all of them, or one for each."
-            )
-        values = concrete(moment)
-        if values is not None and not ((values >= 0) & (values < math.inf)).all():
-            raise ValueError(
-                f"`second_moments` at {keystr(path)} has an entry that is negative, NaN or infinite; it must be a mean "
-                "of squares, as θ² is."
-            )
-    return jax.tree.unflatten(jax.tree.structure(params), [moment for _, moment in given])
 
 
 def sign_average(

@@ -11,13 +11,16 @@ import numpy as np
 from jax import Array, lax
 
 from pathjax._base.arguments import check_no_shape, check_not_function
-from pathjax._base.trees import multiply
-from pathjax._interpreter.jaxpr import check_batch
+from pathjax._base.trees import multiply, wide
+from pathjax._interpreter import mean_field
+from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch
 from pathjax._interpreter.lifting import absolute_power, lift, lift_weights, one_example, ones_like_example, pair_sum
 from pathjax._interpreter.traced import TracedNetwork
 from pathjax.types import Mask, Params, Real, Scores
 
-__all__ = ["OutputGram", "first_example", "flow", "log_gram_of_outputs", "mean_input", "relative"]
+__all__ = [
+    "OutputGram", "first_example", "flow", "log_gram_of_outputs", "mean_field_flow", "mean_input", "relative",
+]  # fmt: skip
 
 
 def flow(
@@ -133,3 +136,67 @@ def _log_gram(network: TracedNetwork, params: Params, kept: Mask, batch: Array, 
         return pair_sum(program, ones, real, x, x).log_abs()
 
     return jax.nn.logsumexp(lax.map(of_example, batch, batch_size=min(batch_size, len(batch))), axis=0)
+
+
+def mean_field_flow(
+    network: TracedNetwork,
+    second_moments: Params,
+    kept: Mask,
+    inputs: Any,
+    *,
+    trained: tuple[bool, ...],
+    is_drawn: bool,
+    batch_size: int,
+) -> Scores:
+    """The share u ⊙ ∂ log T/∂u of T = Σ_n Σ_o Θ̄(x_n, x_n)_o through each weight, gates held; 0 where T is 0.
+
+    u are the second moments. Derivatives inside Θ̄ are by the weights in `trained` leaves. If `is_drawn`, the inputs
+    (1, ...) hold the second moments of inputs that are drawn at random. Of `batch_size` examples at a time.
+    """
+    run = network.compiled(_trace_and_slopes, trained=trained, is_drawn=is_drawn, batch_size=batch_size)
+    sums: Any = None
+    for batch in _input_batches(inputs):
+        network.path_program(one_example(batch))  # what is refused is refused before compiling
+        try:
+            of_batch = run(second_moments, kept, batch)
+        except UnsupportedPrimitive as error:
+            if is_drawn:
+                error.add_note("Without `inputs` these are drawn at random, and count as weights that all uses share.")
+            raise
+        sums = of_batch if sums is None else jax.tree.map(jnp.add, sums, of_batch)
+    total, slopes = sums
+    return relative(multiply(second_moments, slopes), total)
+
+
+def _trace_and_slopes(
+    network: TracedNetwork,
+    second_moments: Params,
+    kept: Mask,
+    batch: Array,
+    *,
+    trained: tuple[bool, ...],
+    is_drawn: bool,
+    batch_size: int,
+) -> tuple[Array, Params]:
+    """Σ_n Σ_o Θ̄(x_n, x_n)_o over the examples of one batch, and its derivative by the second moments."""
+    program, kept_leaves = network.path_program(one_example(batch)), jax.tree.leaves(kept)
+    batch = batch.astype(jnp.result_type(wide(batch), *jax.tree.leaves(second_moments)))
+
+    def trace(second_moments: Params, batch: Array) -> Array:
+        leaves = jax.tree.leaves(second_moments)
+
+        def of_example(x: Array) -> Array:
+            found = mean_field.trace(program, leaves, kept_leaves, x[None], trained=trained, is_drawn=is_drawn)
+            return cast(Array, found)
+
+        return jnp.sum(jax.vmap(of_example)(batch))
+
+    def add(sums: Any, batch: Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(trace)(second_moments, batch)), None
+
+    # derivatives are added up, so that only those of one chunk of examples are in memory
+    sums: Any = (jnp.zeros((), batch.dtype), jax.tree.map(jnp.zeros_like, second_moments))
+    whole = len(batch) - len(batch) % batch_size
+    if whole:
+        sums, _ = lax.scan(add, sums, batch[:whole].reshape(-1, batch_size, *batch.shape[1:]))
+    return add(sums, batch[whole:])[0] if whole < len(batch) else sums
