@@ -50,7 +50,7 @@ class Report:
     """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
     method: tuple[str, ...] = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
     """Pruning methods: random, magnitude, snip, grasp, synflow, synflow_l2, synflow_data, synflow_data_l2,
-    path_kernel_trace, px, ntk_sap."""
+    path_kernel_trace, mean_field_trace, px, ntk_sap."""
     seeds: int = 3
     """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches."""
     out: Path = Path("runs/report")

@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, Int, Num
 
 from pathjax._base.trees import concrete, wide
 from pathjax._linalg import relaxation
-from pathjax._linalg.lapack import eigvalsh
 from pathjax._ntk import door
-from pathjax._ntk.matrix import as_matrix, check_square, square_matrix
+from pathjax._ntk.matrix import as_matrix, check_square, eigenvalues
 from pathjax._ntk.operator import Operator, check_one_batch, outputs_like, top_eigenpairs
 from pathjax._ntk.trajectory import TOLERANCE, Trajectory, find
 
@@ -434,20 +433,24 @@ def _residual_moments(
     return of_outputs + target_variances[:, None, None] * identity + jnp.square(target_means)[:, None, None]
 
 
-def critical_learning_rate(ntk: Float[Array, "n n o o"] | Operator, *, key: Array | None = None) -> Float[Array, ""]:
+def critical_learning_rate(
+    ntk: Float[Array, "n n o o"] | Float[Array, "n n o"] | Operator, *, key: Array | None = None
+) -> Float[Array, ""]:
     """Learning rate above which gradient descent on the linearized network diverges, 2 / λ_max.
 
     For the loss ½ Σ ‖f − y‖², summed over examples; for the mean over n examples, the critical rate is n times this
-    one. Infinite for a kernel of zeros. Cost: (n·o)³ operations; of an `ntk.operator` that of `ntk.top_eigenpairs` for
+    one. Infinite for a kernel of zeros. A kernel (n, n, o), as of `ntk.mean_field`, is 0 between different outputs.
+    Cost: (n·o)³ operations, for (n, n, o) o·n³; of an `ntk.operator` that of `ntk.top_eigenpairs` for
     one pair, with a tolerance of 1e-5 and the `key` for its random start.
 
-    Raises ValueError unless the kernel is of one batch with itself, (n, n, o, o), and for an operator without a key.
+    Raises ValueError unless the kernel is of one batch with itself, (n, n, o, o) or (n, n, o), and for an
+    operator without a key.
 
     >>> critical_learning_rate(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([1.0, 4.0]))))
     Array(0.5, dtype=float64)
     """
     if not isinstance(ntk, Operator):
-        return 2 / eigvalsh(wide(square_matrix(ntk)))[-1]
+        return cast(Array, 2 / eigenvalues(ntk)[-1])
     if key is None:
         raise ValueError(
             "The search for the largest eigenvalue of an operator starts at random, but `key` is missing. Pass "

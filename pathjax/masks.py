@@ -157,7 +157,8 @@ def keep_largest(
     """The mask that keeps a given number of weights; as `from_scores`, with `counts` in place of `density`.
 
     `counts` may be traced, so that one compiled program serves every density. It is one integer for scope "global",
-    else one for each prunable leaf (l,), as `kept_counts` gives them. All else, and the errors, are as in
+    else one for each prunable leaf (l,), as `kept_counts` gives them. A count of 0 keeps nothing, which `from_scores`
+    refuses for a density: counts may be traced, and that of a leaf may be 0. All else, and the errors, are as in
     `from_scores`; also raises ValueError for `counts` of another shape and TypeError for `counts` that are not
     integers.
 

@@ -28,11 +28,11 @@ from pathjax._base.network import (
     kept_weights,
     masked,
 )
-from pathjax._base.trees import check_mask, check_second_moments, wide
+from pathjax._base.trees import check_mask, check_second_moments
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import traced
 from pathjax._linalg.eigenpairs import Eigenpairs
-from pathjax._linalg.lapack import eigvalsh, rounding_error
+from pathjax._linalg.lapack import rounding_error
 from pathjax._ntk import door, expected, layerwise
 from pathjax._ntk import matrix as _matrix
 from pathjax._ntk import memory as _memory
@@ -410,21 +410,25 @@ def as_matrix(kernel: Float[Array, "n m o o"]) -> Float[Array, "n*o m*o"]:
     return cast(Array, _matrix.as_matrix(kernel))
 
 
-def spectrum(kernel: Float[Array, "n n o o"]) -> Float[Array, " n*o"]:
+def spectrum(kernel: Float[Array, "n n o o"] | Float[Array, "n n o"]) -> Float[Array, " n*o"]:
     """Eigenvalues of a kernel, the largest first. Their sum is its trace.
 
-    Cost: (n·o)³ operations. Rounding can leave eigenvalues of a singular kernel slightly below zero, down to about
-    −n·o·ε·λ_max.
+    A kernel (n, n, o), as of `ntk.mean_field`, has one matrix for each output and is 0 between different outputs.
 
-    Raises ValueError unless the kernel is that of one batch with itself, (n, n, o, o).
+    Cost: (n·o)³ operations, for (n, n, o) o·n³. Rounding can leave eigenvalues of a singular kernel slightly below
+    zero, down to about −n·o·ε·λ_max.
+
+    Raises ValueError unless the kernel is that of one batch with itself, (n, n, o, o) or (n, n, o).
 
     >>> spectrum(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([2.0, 5.0]))))
     Array([5., 5., 5., 2., 2., 2.], dtype=float64)
+    >>> spectrum(jnp.einsum("ij,a->ija", jnp.eye(3), jnp.array([2.0, 5.0])))
+    Array([5., 5., 5., 2., 2., 2.], dtype=float64)
     """
-    return eigvalsh(wide(_matrix.square_matrix(kernel)))[::-1]
+    return cast(Array, _matrix.eigenvalues(kernel)[::-1])
 
 
-def condition_number(kernel: Float[Array, "n n o o"]) -> Float[Array, ""]:
+def condition_number(kernel: Float[Array, "n n o o"] | Float[Array, "n n o"]) -> Float[Array, ""]:
     """Ratio of the largest to the smallest eigenvalue of a kernel, λ_max / λ_min.
 
     Infinite where λ_min is not above the rounding bound n·o·ε·λ_max, with ε of the kernel's dtype: the kernel is then

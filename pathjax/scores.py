@@ -23,7 +23,8 @@ state
     statistics of batch norm; it is not scored.
 prunable
     `prunable(key_path, leaf)` chooses the leaves to score, as `masks.is_kernel` does; by default all. The other leaves
-    score 0 and are held constant: GraSP, the traces and NTK-SAP take no derivatives by them. Raises
+    score 0 and are held constant: GraSP, the traces and NTK-SAP take no derivatives by them. (In the mean over random
+    weights of `mean_field_trace` they are random as the others are.) Raises
     ValueError where it chooses no leaf.
 mask
     Which weights are kept, for the scores that must tell a pruned weight from a weight that is 0. By default, weights
@@ -59,7 +60,7 @@ from pathjax._base.programs import Static
 from pathjax._base.trees import check_like, check_mask, check_second_moments, concrete, dot, multiply, wide
 from pathjax._base.weights import check_weights
 from pathjax._interpreter.jaxpr import batch_length
-from pathjax._interpreter.lifting import absolute_power, lift_weights, ones_like_example
+from pathjax._interpreter.lifting import absolute_power, lift_weights, one_example, ones_like_example
 from pathjax._interpreter.traced import TracedNetwork, traced
 from pathjax._pruning.flows import first_example, flow, log_gram_of_outputs, mean_field_flow, mean_input
 from pathjax._pruning.losses import (
@@ -515,6 +516,7 @@ def mean_field_trace(
     if inputs is not None and input_moments is not None:
         raise ValueError("`inputs` and `input_moments` both came, but the inputs are either given or drawn. Pass one.")
     network = traced(apply, params, state)
+    network.path_program(one_example(x_like))  # refuses integers, as the moments of inputs are floating-point
     keep = _kept_mask(network, params, x_like, mask, prunable)
     moments = jax.tree.map(jnp.square, params) if second_moments is None else second_moments
     moments = check_second_moments(moments, params)

@@ -84,6 +84,7 @@ SIGNATURES = {
     "scores.synflow_l2": "apply, params, x_like, *, factor",
     "scores.synflow_data": "apply, params, inputs, *, q",
     "scores.path_kernel_trace": "apply, params, x_like",
+    "scores.mean_field_trace": "apply, params, x_like, *, inputs, input_moments, second_moments, batch_size",
     "scores.px": "apply, params, inputs",
     "scores.ntk_sap": "apply, params, x_like, *, init, key, epsilon, repeats",
     "scores.force": "apply, params, batches, *, mask, loss",

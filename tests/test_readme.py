@@ -41,7 +41,7 @@ def test_readme_runs_and_gives_what_it_says(
         with jax.enable_x64(False):  # as a user's JAX is
             exec(compile(block, str(README), "exec"), names)
 
-    linen, in_nnx, path_kernel, expected, others = blocks()
+    linen, in_nnx, path_kernel, expected, predicted, others = blocks()
     run(linen)
     assert kept(names["params"]) == round(0.1 * PRUNABLE)  # after training
     assert jnp.any(names["state"]["batch_stats"]["BatchNorm_0"]["mean"] != 0)
@@ -62,6 +62,11 @@ def test_readme_runs_and_gives_what_it_says(
     run(expected)
     assert names["pruned"].ntk.shape == (4, 4, 10)
     assert jnp.all(jnp.isfinite(names["dense"].ntk))
+
+    run(predicted)
+    curve = names["curve"]
+    assert curve.outputs.shape == (3, 4, 10) and jnp.all(jnp.diff(curve.losses) < 0)
+    assert jnp.all(curve.errors < SINGLE * jnp.linalg.norm(names["f0"] - names["targets"]))
 
     run(others)
     assert names["masks"].count(names["snip_mask"]) == round(0.1 * PRUNABLE)

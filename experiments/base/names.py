@@ -17,6 +17,7 @@ METHODS = (
     "synflow_data",
     "synflow_data_l2",
     "path_kernel_trace",
+    "mean_field_trace",
     "px",
     "ntk_sap",
 )

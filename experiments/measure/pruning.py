@@ -71,6 +71,10 @@ METHODS: dict[str, Method] = {
         lambda apply, params, key, evidence: scores.path_kernel_trace(apply, params, evidence.inputs[:1], **_KERNELS),
         iterative=True,
     ),
+    "mean_field_trace": Method(
+        lambda apply, params, key, evidence: scores.mean_field_trace(apply, params, evidence.inputs[:1], **_KERNELS),
+        iterative=True,
+    ),
     "px": Method(
         lambda apply, params, key, evidence: scores.px(apply, params, evidence.batch[0], **_KERNELS), iterative=True
     ),

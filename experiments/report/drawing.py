@@ -60,6 +60,7 @@ _STYLES = {
     "synflow_data_l2": ("#8f6bb3", "X"),
     "grasp": ("#7f8c1f", "h"),
     "path_kernel_trace": ("#a0522d", "<"),
+    "mean_field_trace": ("#1b4f72", r"$\Theta$"),
     "px": ("#1aa39a", ">"),
     "ntk_sap": ("#d1495b", "p"),
     "lottery": ("#6b7fd7", "d"),

@@ -39,6 +39,12 @@ class MeanField(NamedTuple):
     nngp: Float[Array, "n m o"]
     ntk: Float[Array, "n m o"] | None
 
+    def __repr__(self) -> str:
+        """Sizes alone, as `MeanField(n=20, m=20, o=10)`."""
+        *batch, n, m, o = jnp.shape(self.nngp)
+        first, last = f"batch={tuple(batch)}, " if batch else "", ", nngp alone" if self.ntk is None else ""
+        return f"MeanField({first}n={n:,}, m={m:,}, o={o:,}{last})"
+
 
 def kernels(
     network: TracedNetwork,

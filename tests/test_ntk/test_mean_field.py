@@ -325,6 +325,8 @@ def test_the_process_alone_and_the_trace():
     both = mean_field(network.apply, network.params, network.x)
     alone = mean_field(network.apply, network.params, network.x, which="nngp")
     assert alone.ntk is None
+    n, o = len(network.x), both.nngp.shape[2]
+    assert repr(both) == f"MeanField(n={n}, m={n}, o={o})" and repr(alone).endswith("nngp alone)")
     np.testing.assert_allclose(alone.nngp, both.nngp, rtol=SUMS)
     trace = ntk.mean_field_trace(network.apply, network.params, network.x)
     np.testing.assert_allclose(trace, both.ntk.sum(2), rtol=SUMS)

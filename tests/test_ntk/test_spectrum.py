@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pathjax import ntk
+from pathjax import dynamics, ntk
 
 from ..tolerances import EXACT
 
@@ -19,6 +19,11 @@ from ..tolerances import EXACT
 def kernel_of(jacobian1, jacobian2=None):
     """The kernel of Jacobians (n, o, p)."""
     return jnp.einsum("iap,jbp->ijab", jacobian1, jacobian1 if jacobian2 is None else jacobian2)
+
+
+def linearized(kernel):
+    outputs = jnp.ones(kernel.shape[1:])
+    return inspect.unwrap(dynamics.linearized)(kernel, outputs, outputs, jnp.ones(2), learning_rate=1.0)
 
 
 def jacobian(n, o, p, seed=0):
@@ -48,6 +53,17 @@ def test_condition_number_is_that_of_the_jacobian_squared():
     np.testing.assert_allclose(
         ntk.condition_number(kernel_of(left)), np.linalg.cond(left.reshape(6, 9)) ** 2, rtol=EXACT
     )
+
+
+def test_a_kernel_for_each_output_has_the_eigenvalues_of_the_whole():
+    kernel = jnp.einsum("iap,jap->ija", jacobian(4, 3, 9), jacobian(4, 3, 9))
+    whole = jnp.einsum("ija,ab->ijab", kernel, jnp.eye(3))
+    np.testing.assert_allclose(ntk.spectrum(kernel), ntk.spectrum(whole), rtol=EXACT)
+    np.testing.assert_allclose(ntk.condition_number(kernel), ntk.condition_number(whole), rtol=EXACT)
+    np.testing.assert_allclose(dynamics.critical_learning_rate(kernel), 2 / ntk.spectrum(whole)[0], rtol=EXACT)
+    for function in (ntk.as_matrix, linearized):
+        with pytest.raises(ValueError, match=r"for each output.*'ija,ab->ijab'"):
+            inspect.unwrap(function)(kernel)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])

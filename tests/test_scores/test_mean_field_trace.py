@@ -40,8 +40,11 @@ def some_kept(network: networks.Network) -> tuple[np.ndarray, Any]:
     return kept, jax.tree.map(lambda leaf: leaf > 0.5, unravel(jnp.asarray(kept, network.theta.dtype)))
 
 
-def listed_shares(name: str, squares: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """Σ_{p∋i} Σ_{j∈p, j≠i} ḡ_p x² c² Π_{k≠j} u_k over the sum of all, with each gate open half of the time."""
+def listed_shares(name: str, squares: np.ndarray, kept: np.ndarray, trained: np.ndarray | None = None) -> np.ndarray:
+    """Σ_{p∋i} Σ_{j∈p, j≠i} ḡ_p x² c² Π_{k≠j} u_k over the sum of all, with each gate open half of the time.
+
+    The derivatives are those by the kept and trained weights j.
+    """
     network = networks.build(name)
     graph, u = network.graph, np.where(kept, network.theta**2, 0)
     everywhere = np.ones((len(graph.edges), 1))
@@ -52,7 +55,7 @@ def listed_shares(name: str, squares: np.ndarray, kept: np.ndarray) -> np.ndarra
         factor = start * path.coefficient**2 * np.prod([slopes[gate] for gate in path.gates])
         for place, j in enumerate(path.weights):
             others = path.weights[:place] + path.weights[place + 1 :]
-            term = kept[j] * factor * np.prod([u[k] for k in others])
+            term = kept[j] * (trained is None or trained[j]) * factor * np.prod([u[k] for k in others])
             total += term
             through[list(others)] += term
     return through / total
@@ -72,6 +75,14 @@ def test_the_score_sums_the_other_derivatives_of_the_paths_with_half_open_gates(
     parts = iter([network.x[:1], network.x[1:]])
     options = {"mask": mask, "inputs": parts, "batch_size": 2}
     assert_equal(scores.mean_field_trace(network.apply, network.params, network.x, **options), expected)
+
+
+def test_leaves_that_are_not_prunable_stay_random_and_have_no_derivatives() -> None:
+    network = networks.build("biased_mlp")
+    kernels = flat(jax.tree.map(lambda leaf: jnp.full(leaf.shape, leaf.ndim >= 2), network.params)) > 0
+    found = scores.mean_field_trace(network.apply, network.params, network.x, prunable=masks.is_kernel)
+    ones, everything = np.ones(network.x[0].size), np.ones(kernels.size, bool)
+    assert_equal(found, kernels * listed_shares("biased_mlp", ones, everything, kernels))
 
 
 def shares_by_differences(of_moments: Any, u: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ CALLS = {
     "synflow_l2": lambda apply: scores.synflow_l2(apply, PARAMS, X, factor="absolute"),
     "synflow_data": lambda apply: scores.synflow_data(apply, PARAMS, X),
     "path_kernel_trace": lambda apply: scores.path_kernel_trace(apply, PARAMS, X, prunable=masks.is_kernel),
+    "mean_field_trace": lambda apply: scores.mean_field_trace(apply, PARAMS, X, inputs=[X, X[:2]]),
     "px": lambda apply: scores.px(apply, PARAMS, [X, X[:2]]),
     "ntk_sap": lambda apply: scores.ntk_sap(apply, PARAMS, X, init=init, key=KEY, repeats=2),
 }

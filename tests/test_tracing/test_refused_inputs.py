@@ -52,6 +52,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "synflow_l2": scores.synflow_l2,
     "synflow_data": scores.synflow_data,
     "path_kernel_trace": scores.path_kernel_trace,
+    "mean_field_trace": scores.mean_field_trace,
     "px": scores.px,
     "jacobian_singular_values": isometry.jacobian_singular_values,
 }

@@ -131,6 +131,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "paths.path_sum": with_x(paths.path_sum, gates="data"),
     "scores.force": with_batches(scores.force, mask=MASK),
     "scores.grasp": with_batches(scores.grasp, temperature=2.0),
+    "scores.mean_field_trace": with_x(scores.mean_field_trace),
     "scores.ntk_sap": with_x(scores.ntk_sap, init=init, key=KEY, epsilon=0.1),
     "scores.path_kernel_trace": with_x(scores.path_kernel_trace),
     "scores.px": with_x(scores.px),
