@@ -116,12 +116,15 @@ class Expectation:
 
     def _known(self) -> dict[int, np.ndarray]:
         """The values (n,) of the neurons that depend on no weight."""
-        known = {node: self._source(node) for node in self.graph.sources}
+        known = self._certain_sources()
         for node, edges in enumerate(self.graph.edges):
             if edges and all(edge.origin in known and not edge.weights for edge in edges):
                 slopes = [np.where(known[edge.origin] > 0, *self._slopes(edge)) for edge in edges]
                 known[node] = sum(e.coefficient * s * known[e.origin] for e, s in zip(edges, slopes, strict=True))
         return known
+
+    def _certain_sources(self) -> dict[int, np.ndarray]:
+        return {node: self._source(node) for node in self.graph.sources}
 
     def kernels(self) -> Pair:
         """NNGP and NTK of the outputs, each (n, n, o)."""
@@ -250,15 +253,10 @@ class Expectation:
 
 
 class OfDrawnInputs(Expectation):
-    """Of inputs that are drawn at random too: independent, of mean 0 and with second moments `squares` (1, …)."""
+    """Of inputs that are drawn at random too: independent, of mean 0 and with second moments `x` (1, …)."""
 
-    def _known(self) -> dict[int, np.ndarray]:
-        ones = {node: np.ones(1) for node, source in self.graph.sources.items() if source == ONE}
-        for node, edges in enumerate(self.graph.edges):
-            if edges and all(edge.origin in ones and not edge.weights for edge in edges):
-                slopes = [np.where(ones[edge.origin] > 0, *self._slopes(edge)) for edge in edges]
-                ones[node] = sum(e.coefficient * s * ones[e.origin] for e, s in zip(edges, slopes, strict=True))
-        return ones
+    def _certain_sources(self) -> dict[int, np.ndarray]:
+        return {node: np.ones(1) for node, source in self.graph.sources.items() if source == ONE}
 
     def _pair(self, i: int, j: int) -> Pair:
         is_input = [node in self.graph.sources and node not in self.known for node in (i, j)]

@@ -102,7 +102,7 @@ def trace(
         weights = algebra.leaves(program, moments, kept, x.dtype, trained)
         inputs = algebra.drawn(x) if is_drawn else Known(x[:, None], None)
         _, ntk = algebra.outputs(_interpreted(program, algebra, weights, inputs))
-        return jnp.sum(ntk)
+        return jnp.sum(cast(Any, ntk))
 
     return _with_pairs_as_needed(run, second_moments, x)
 

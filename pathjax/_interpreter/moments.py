@@ -22,8 +22,8 @@ from pathjax._interpreter.routes import NO_WEIGHT, Route, joint
 
 __all__ = [
     "Axis", "Demand", "Kind", "Known", "Moments", "Outer", "both", "demand_pairs", "diagonal_of", "embedded",
-    "factored", "in_kinds", "is_own", "is_zero", "joined", "laid_out", "left_of", "mapped", "mapped_means", "means_of",
-    "of_known", "product", "rank", "right_of", "right_position", "spread", "to_store", "without_pairs",
+    "factored", "in_kinds", "is_alone", "is_own", "is_zero", "joined", "laid_out", "left_of", "mapped", "mapped_means",
+    "means_of", "of_known", "product", "rank", "right_of", "right_position", "spread", "to_store", "without_pairs",
 ]  # fmt: skip
 
 
@@ -158,12 +158,18 @@ def mapped(function: Callable[..., Any], *operands: Moments) -> dict[str, Any]:
         function(2, *crosses[:i], operand.tangent, *crosses[i + 1 :]) for i, operand in enumerate(operands) if wanted
     ]
     is_one = all(operand.second is None for operand in operands)
+    cross = function(2, *crosses)
     return {
-        "cross": function(2, *crosses),
+        "cross": cross,
         "tangent": sum(terms[1:], terms[0]) if wanted else None,
-        "first": function(1, *(operand.first for operand in operands)),
+        "first": cross[0] if is_one and is_alone(cross) else function(1, *(operand.first for operand in operands)),
         "second": None if is_one else function(1, *(operand.variances[1] for operand in operands)),
     }
+
+
+def is_alone(cross: Any) -> bool:
+    """Whether there is one pair of examples. Of one batch, its moments are those of the example with itself."""
+    return bool(cross.shape[:2] == (1, 1))
 
 
 def mapped_means(function: Callable[[Any], Any], moments: Moments) -> tuple[Any, Any | None] | None:

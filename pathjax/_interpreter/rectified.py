@@ -11,7 +11,18 @@ import numpy as np
 from jax import lax
 
 from pathjax._interpreter.gaussian import Pair, angle, mean_ramp, ramps, shifted_ramps
-from pathjax._interpreter.moments import Axis, Kind, Moments, both, diagonal_of, left_of, rank, right_of, right_position
+from pathjax._interpreter.moments import (
+    Axis,
+    Kind,
+    Moments,
+    both,
+    diagonal_of,
+    is_alone,
+    left_of,
+    rank,
+    right_of,
+    right_position,
+)
 from pathjax._interpreter.routes import behind_gate
 
 __all__ = ["rectified"]
@@ -69,11 +80,13 @@ def _centered(operand: Moments, above: Any, below: Any, hold: Callable[[Any], An
         return tangent * hold(through_same * (0.5 - share) + through_other * share)
 
     across = left_of(first, axes)[:, None], right_of(second, axes)[None]
+    cross = values(2, operand.cross, *across, is_self_twice)
+    is_single = is_one and is_alone(cross)
     return replace(
         operand,
-        cross=values(2, operand.cross, *across, is_self_twice),
+        cross=cross,
         tangent=None if operand.tangent is None else derivatives(operand.tangent),
-        first=values(1, operand.first, left_of(first, axes), right_of(first, axes), is_self),
+        first=cross[0] if is_single else values(1, operand.first, left_of(first, axes), right_of(first, axes), is_self),
         second=None if is_one else values(1, operand.second, left_of(second, axes), right_of(second, axes), is_self),
     )
 
@@ -104,7 +117,7 @@ def _shifted(operand: Moments, above: Any, below: Any, hold: Callable[[Any], Any
         operand,
         cross=cross,
         tangent=None if operand.tangent is None else operand.tangent * hold(slopes),
-        first=_values_and_slopes(operand.first, *first, is_self)[0],
+        first=cross[0] if is_one and is_alone(cross) else _values_and_slopes(operand.first, *first, is_self)[0],
         second=None if is_one else _values_and_slopes(operand.second, *second, is_self)[0],
     )
 
