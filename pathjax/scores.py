@@ -488,16 +488,17 @@ def mean_field_trace(
     shares of open gates depend on the weights and on the inputs, and there is no such formula. The shares do not sum to
     1 over cuts, and are not invariant under rescaling of neurons: both as those of `path_kernel_trace`.
 
-    Cost: about that of four gradients on squared weights, for each example or once without data, `batch_size` examples
+    Cost: about that of three gradients on squared weights, for each example or once without data, `batch_size` examples
     at a time, which bounds the memory. No pairs of examples are formed, and one pass over the inputs suffices. Where
     something sums over positions behind a gate, as global pooling does, every pair of positions of an example is
-    carried: choose a small `batch_size` then. The moments carry no separate exponent: where Tr Θ̄ is too small for the
-    dtype, all scores are 0, and where it is too large they are not finite. Very deep networks need float64.
+    carried: choose a small `batch_size` then, and expect a deep network to compile for a minute or more. The moments
+    carry no separate exponent: where Tr Θ̄ is too small for the dtype, all scores are 0, and where it is too large they
+    are not finite. Very deep networks need float64.
 
     Raises UnsupportedPrimitive for what `ntk.mean_field` refuses, such as max pooling and weights used twice, and
-    without `inputs` for a network that adds an input to itself; ValueError for second moments of another tree or shape,
-    negative or not finite, for `inputs` and `input_moments` at once, where there is no example, and for a `batch_size`
-    below 1.
+    without `inputs` for a network in which two uses of an input meet in a sum before any weights, as in a shortcut from
+    the inputs around the first gate. ValueError for second moments of another tree or shape, negative or not finite,
+    for `inputs` and `input_moments` at once, where there is no example, and for a `batch_size` below 1.
     Source: the expected kernel is that of `ntk.mean_field`; as a score, Tr Θ̄ takes the place of Tr Π in Gebhart et al.
     (2021), and of the bound on Tr Θ in Iurada et al. (2024).
 

@@ -162,6 +162,13 @@ def test_traced_counts_equal_static_ones():
         jax.tree.map(lambda got, want, i=index: np.testing.assert_array_equal(got[i], want), together, expected)
 
 
+def test_a_count_of_zero_keeps_nothing_where_a_density_that_keeps_nothing_is_refused():
+    scores = {"kernel": jnp.ones((3, 2))}
+    assert not masks.keep_largest(scores, 0)["kernel"].any()
+    with pytest.raises(ValueError, match="density"):
+        masks.from_scores(scores, density=0.0)
+
+
 def test_leaves_may_be_joined_in_any_runs(monkeypatch):
     scores = draw("tied", np.float32)
     expected = masks.from_scores(scores, density=0.3)
