@@ -201,9 +201,9 @@ def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report 
         with progress.reporting(console, total=total, done=done, below=lambda: sweep.best(folder.trials())) as reporter:
             sweep.run(study, folder, reporter, datasets)
         console.print(sweep.best(folder.trials()))
-        failures = sweep.said_of_failures(folder.trials())
-        _say([failures] if failures else [], console)
-        return _FAILED if distributed.first_says(bool(failures)) else 0
+        _say(sweep.said_of_failures(folder.trials()), console)
+        failed = any(trial.has_failed for trial in folder.trials())
+        return _FAILED if distributed.first_says(failed) else 0
 
 
 def _say(sentences: Sequence[str], console: Console) -> None:

@@ -309,15 +309,26 @@ def _outcome(trials: Sequence[Trial]) -> str:
     return f"{first.data} {first.model} {first.method} {all_digits(first.density)}: {outcome}"
 
 
-def said_of_failures(trials: Sequence[Trial]) -> str:
-    """How many of the trials failed and what to do; nothing where none did."""
-    failed = [trial for trial in trials if trial.reason]
-    if not failed:
-        return ""
-    return (
-        f"{len(failed)} of {counted(len(trials), 'trial')} failed; the first: {failed[0].title}: {failed[0].reason}. "
-        "The same command with --retry-failed computes them again."
-    )
+def said_of_failures(trials: Sequence[Trial]) -> list[str]:
+    """How many of the trials have no result, and what to do, a sentence each; nothing where all have one."""
+    sentences = []
+    undefined = [trial for trial in trials if trial.is_undefined]
+    if undefined:
+        sentences.append(
+            f"{len(undefined)} of {counted(len(trials), 'trial')} have no result, since their method is not defined "
+            f"for their network; the first: {_told(undefined[0])}."
+        )
+    failed = [trial for trial in trials if trial.has_failed]
+    if failed:
+        sentences.append(
+            f"{len(failed)} of {counted(len(trials), 'trial')} failed; the first: {_told(failed[0])}. "
+            "The same command with --retry-failed computes them again."
+        )
+    return sentences
+
+
+def _told(trial: Trial) -> str:
+    return f"{trial.title}: {trial.reason.rstrip('.')}"
 
 
 def best(trials: Sequence[Trial]) -> Table:

@@ -41,7 +41,7 @@ class Claim:
         origin: what computes them, as `origin.here()`.
         study: a hash of the study, as in `Trial.made`.
         repair: move lines that cannot be read to another file.
-        retry_failed: compute trials again that failed.
+        retry_failed: compute trials again that failed, but not those whose method is not defined for their network.
     """
 
     out: Path
@@ -168,7 +168,7 @@ def _agreed(claim: Claim, stored: StoredLines) -> Folder:
     kept = {name: trial for name, trial in all_trials.items() if name in claim.settings}
     _check_settings(claim, kept.values())
     incomplete = {name for name, trial in kept.items() if claim.settings[name].keys() - trial.setting.keys()}
-    failed = {name for name, trial in kept.items() if trial.reason and claim.retry_failed}
+    failed = {name for name, trial in kept.items() if trial.has_failed and claim.retry_failed}
     missing = (set(claim.settings) - set(kept)) | incomplete | failed
     made_for_this = {name for name, trial in kept.items() if trial.made.get("study") == claim.study}
     notes = [*_of_others(len(all_trials) - len(kept), claim), *_of_incomplete(incomplete, claim, kept)]

@@ -15,6 +15,9 @@ from experiments.records.jsonl import ExactFloat
 
 __all__ = ["Name", "Trial", "device_of", "tree_of"]
 
+_UNDEFINED = "UnsupportedPrimitive:"
+"""How the reason begins where pathjax refuses a network."""
+
 Name = tuple[str, str, str, float, int]
 """Data set, model, method, density and seed of a trial."""
 
@@ -153,6 +156,16 @@ class Trial:
     def title(self) -> str:
         """The name in words."""
         return f"{self.data}, {self.model}, {self.method} at density {all_digits(self.density)}, seed {self.seed}"
+
+    @property
+    def is_undefined(self) -> bool:
+        """Whether the method is not defined for the network, so that another try would end alike."""
+        return self.reason.startswith(_UNDEFINED)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether there is no result, though there could be one."""
+        return bool(self.reason) and not self.is_undefined
 
     @classmethod
     def partial(cls, name: Name, **measured: Any) -> Trial:

@@ -42,12 +42,12 @@ _GRADIENTS = ("snip", "grasp")
 
 
 def failures(study: StudyTable) -> str:
-    """How many trials failed, and why most of them; nothing where none did."""
+    """How many trials have no result, and why most of them; nothing where all have one."""
     if not study.failed:
         return ""
     reasons = pd.Series([trial.reason for trial in study.failed]).value_counts()
     return (
-        f"{len(study.failed)} of {len(study.failed) + len(study.trials)} trials failed and are in no figure, "
+        f"{len(study.failed)} of {len(study.failed) + len(study.trials)} trials have no result and are in no figure, "
         f"{reasons.iloc[0]} of them with: {reasons.index[0]}."
     )
 

@@ -316,7 +316,7 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
             tables.predictions_table(study),
         ]
     if study.failed:
-        parts += [section("Failed trials"), pairs({trial.title: trial.reason for trial in study.failed})]
+        parts += [section("Trials without a result"), pairs({trial.title: trial.reason for trial in study.failed})]
     absent = {picture.title: picture.why for picture in shown if isinstance(picture, Absent)}
     parts += [section("Not shown"), pairs(absent)] if absent else []
     parts += [section("Checks"), pairs(_checks(study, listed_paths_error))]

@@ -115,7 +115,7 @@ def test_the_page_is_whole_and_needs_no_other_file(drawn):
     assert len(tags.ids) == len({*tags.ids})
     assert "http" not in page and "@import" not in page and not re.search(r"\b(nan|inf)\b", page)
     assert all(f"<b>Figure {number}.</b>" in page for number in range(1, 19))
-    assert "1 of 80 trials failed" in page and "digits, fc, random at density 0.02, seed 1" in page
+    assert "1 of 80 trials have no result" in page and "digits, fc, random at density 0.02, seed 1" in page
     assert "power of −0.50 to −0.50" in page
     assert "<th>model.fc.width</th><td>8</td>" in page and "<th>train.epochs</th><td>10</td>" in page
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments import sweep
 from experiments.base.errors import InputError
 from experiments.records import results_folder, stored_lines
 from experiments.records.jsonl import encode
@@ -165,6 +166,18 @@ def test_failed_trials_count_until_they_are_asked_for_again(claim):
         folder.add([trial_of(1)])
     assert path.read_bytes() == before + (encode(trial_of(1)) + "\n").encode()
     assert opened(claim).trials() == [trial_of(0), trial_of(1)]
+
+
+def test_what_is_not_defined_is_no_failure_and_is_not_tried_again(claim):
+    undefined = trial_of(1, reason="UnsupportedPrimitive: No expectation in closed form for `max`.")
+    assert undefined.is_undefined and not undefined.has_failed
+    with results_folder.claimed(claim) as folder:
+        folder.add([undefined])
+    with results_folder.claimed(dataclasses.replace(claim, retry_failed=True)) as folder:
+        assert undefined.name not in folder.missing
+    (said,) = sweep.said_of_failures([undefined, trial_of(0)])
+    assert said.startswith("1 of 2 trials have no result, since their method is not defined for their network")
+    assert said.endswith("for `max`.")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}', '"words"'])
