@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
@@ -75,7 +75,12 @@ class Figures:
     """Draw the figures and the report of a study, finished or not, from the results in its folder."""
 
     folder: Positional[Path]
-    """Folder that `sweep` writes to; the figures go to its figures/, the page is its report.html."""
+    """Folder that `sweep` writes to."""
+    out: Path | None = None
+    """Folder for figures/, report.html and the tables trials.csv, trials.parquet, summary.csv and associations.csv;
+    left out, the study's own, which is only read otherwise."""
+    track: Literal["tensorboard", "wandb"] | None = None
+    """Send all finished networks to TensorBoard, in tensorboard/ beside the page, or to Weights & Biases."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +110,8 @@ class Sweep:
     """Move unreadable lines of results.jsonl to results.jsonl.broken and compute their networks again."""
     retry_failed: bool = False
     """Compute networks again that failed; otherwise a failure counts as their result."""
+    track: Literal["tensorboard", "wandb"] | None = None
+    """Send each network, when it is finished, to TensorBoard, in the output folder, or to Weights & Biases."""
     coordinator: str | None = None
     """For several processes that train together, each started with the same command: HOST:PORT of process 0, the port
     free; or auto, where JAX finds the processes itself: Slurm, Open MPI, TPU pods. Process 0 writes and shows the
@@ -137,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(options)
         if isinstance(options, Sweep):
             return _sweep(options)
-        _draw(options.folder)
+        _draw(options.folder, options.out, options.track)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
@@ -229,18 +236,22 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
 def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report | Sweep, *, console: Console) -> int:
     """Compute what the output folder lacks of the study; gives the exit status."""
     from experiments import checks, sweep
-    from experiments.records import progress
+    from experiments.records import progress, trackers, trial_table
     from experiments.train import distributed
 
     with distributed.failing_together():
         claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
         checks.check_networks(study, datasets)
+        track = getattr(options, "track", None)
+        finished = None if track is None else trackers.tracker(track, out, claim.options)
     with sweep.held(claim) as folder:
         _say(folder.notes, console)
         total = len(study.data) * len(study.model) * len(study.cells)
         done = total - sum(len(work.missing) for work in sweep.missing_work(study, folder).values())
         with progress.reporting(console, total=total, done=done, below=lambda: sweep.best(folder.trials())) as reporter:
-            sweep.run(study, folder, reporter, datasets)
+            sweep.run(study, folder, reporter, datasets, finished)
+        if distributed.is_first():
+            _say([trial_table.write(out, map(trial_table.as_kept, folder.trials()), claim.options)], console)
         console.print(sweep.best(folder.trials()))
         failures = sweep.said_of_failures(folder.trials())
         _say([failures] if failures else [], console)
@@ -252,13 +263,17 @@ def _say(sentences: Sequence[str], console: Console) -> None:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, out: Path | None = None, track: str | None = None) -> None:
     """Draw the figures and the report of a study, and say where they are."""
-    from experiments.records import study_table
+    from experiments.records import study_table, trackers
     from experiments.report import report
 
-    for line in report.write(study_table.read(folder), folder):
+    study = study_table.read(folder)
+    finished = None if track is None else trackers.tracker(track, out or folder, study.config["options"])
+    for line in report.write(study, folder, out):
         print(line)
+    if finished is not None:
+        finished([*study.failed, *study.finished()])
 
 
 def _console(*, quiet: bool = False) -> Console:

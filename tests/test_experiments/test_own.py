@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command
+from experiments.records import study_table, trial_table
 from experiments.records.jsonl import decode
 from experiments.records.trial import Trial
 
@@ -104,6 +105,10 @@ def test_modules_of_ones_own_are_pruned_measured_and_trained_but_not_shrunk(plac
         is_normed = trial.model == "linen"
         assert np.isnan(trial.path_kernel_change) == is_normed == ("change of Π is not measured" in trial.absent)
         assert np.isnan(trial.infinite_distance)
+    study = study_table.read(place / "out")
+    table = trial_table.flat(map(vars, study.finished()), study.config["options"])  # as `figures` writes it
+    assert (place / "out" / "trials.csv").read_text() == table.to_csv(index=False, na_rep="nan")
+    assert set(table["train.learning_rate"]) == {0.2} and table["source of data"].nunique() == 1
     assert max(trial.test_accuracy for trial in trials) > 0.8  # the classes are far from each other
 
 
