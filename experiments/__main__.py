@@ -9,13 +9,14 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
-from experiments.base import ending
+from experiments.base import ending, own
 from experiments.base.errors import InputError
-from experiments.study import Model, Study, checked, read
+from experiments.base.options import check_options
+from experiments.study import Model, Study, checked, config_file, read, ready_configs
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,12 +41,13 @@ class Report:
 
     dataset: str = "digits"
     """Data set to train on: digits, made here; or mnist, fashion_mnist, cifar10, cifar100, svhn_cropped,
-    imagenet_resized, tiny_imagenet where they are prepared."""
+    imagenet_resized, tiny_imagenet, or any other of TFDS by name or name/config, where they are prepared; or one of
+    your own, module:function or a .npz file."""
     network: str = "fc"
     """Network of three hidden ReLU layers with biases: fc (fully connected); conv (3 × 3 convolutions, flattened at the
     end) or conv_pool (averaged there); fc_residual, conv_residual, conv_pool_residual: the same with shortcuts. Or a
     network of the literature: lenet_300_100, lenet_5, vgg_11, vgg_16, resnet_20, resnet_32, resnet_56, resnet_18,
-    wrn_16_8, wrn_28_10."""
+    wrn_16_8, wrn_28_10. Or one of your own, module:function."""
     density: tuple[float, ...] = (0.5, 0.1, 0.02)
     """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
     method: tuple[str, ...] = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
@@ -57,6 +59,11 @@ class Report:
     """Folder for results.jsonl, summary.csv, associations.csv, figures/ and report.html."""
     data_dir: Path | None = None
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """Another value for a key of configs/report.toml that is no option here, as --set train.learning_rate=0.1; may be
+    given several times. Values are TOML; a word needs no quotes."""
+    resume: bool = True
+    """Go on with the results that are in the output folder. With --no-resume a folder that has some is refused."""
     repair: bool = False
     """Move unreadable lines of results.jsonl to results.jsonl.broken and compute their networks again."""
     retry_failed: bool = False
@@ -68,7 +75,12 @@ class Figures:
     """Draw the figures and the report of a study, finished or not, from the results in its folder."""
 
     folder: Positional[Path]
-    """Folder that `sweep` writes to; the figures go to its figures/, the page is its report.html."""
+    """Folder that `sweep` writes to."""
+    out: Path | None = None
+    """Folder for figures/, report.html and the tables trials.csv, trials.parquet, summary.csv and associations.csv;
+    left out, the study's own, which is only read otherwise."""
+    track: Literal["tensorboard", "wandb"] | None = None
+    """Send all finished networks to TensorBoard, in tensorboard/ beside the page, or to Weights & Biases."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +100,18 @@ class Sweep:
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
     list: bool = False
     """Say what would run and about how long it would take, and stop. Nothing is written."""
+    set: UseAppendAction[tuple[str, ...]] = ()
+    """Another value for a key of the config, as --set train.learning_rate=0.1, --set seeds=5 or
+    --set 'method=["snip", "synflow"]'; may be given several times. model.KEY is that of every model. Values are TOML; a
+    word needs no quotes."""
+    resume: bool = True
+    """Go on with the results that are in the output folder. With --no-resume a folder that has some is refused."""
     repair: bool = False
     """Move unreadable lines of results.jsonl to results.jsonl.broken and compute their networks again."""
     retry_failed: bool = False
     """Compute networks again that failed; otherwise a failure counts as their result."""
+    track: Literal["tensorboard", "wandb"] | None = None
+    """Send each network, when it is finished, to TensorBoard, in the output folder, or to Weights & Biases."""
     coordinator: str | None = None
     """For several processes that train together, each started with the same command: HOST:PORT of process 0, the port
     free; or auto, where JAX finds the processes itself: Slurm, Open MPI, TPU pods. Process 0 writes and shows the
@@ -102,22 +122,29 @@ class Sweep:
     """With HOST:PORT: which of them this is, from 0."""
 
 
+_COMMANDS: dict[str, Any] = {"report": Report, "sweep": Sweep, "figures": Figures}
+
+
+def _options(kind: type) -> list[str]:
+    """The options of a command, without what it takes by its place."""
+    return [field.name for field in dataclasses.fields(kind) if not str(field.type).startswith("Positional")]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; returns the exit status."""
     import tyro
 
-    options = tyro.extras.subcommand_cli_from_dict(
-        {"report": Report, "sweep": Sweep, "figures": Figures},
-        prog="python -m experiments",
-        description="The experiments of pathjax.",
-        args=arguments,
-    )
+    given = sys.argv[1:] if arguments is None else arguments
     try:
+        check_options(given, {name: _options(kind) for name, kind in _COMMANDS.items()})
+        options = tyro.extras.subcommand_cli_from_dict(
+            _COMMANDS, prog="python -m experiments", description="The experiments of pathjax.", args=given
+        )
         if isinstance(options, Report):
             return _report(options)
         if isinstance(options, Sweep):
             return _sweep(options)
-        _draw(options.folder)
+        _draw(options.folder, options.out, options.track)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return _BAD_INPUT
@@ -126,7 +153,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report_study(options: Report, *, datasets: Sequence[str]) -> Study:
     """The study of configs/report.toml, with what the options name in place. Raises InputError as `study.checked`."""
-    _, study = read("report", datasets=datasets)
+    for change in options.set:
+        key = change.partition("=")[0].strip()
+        option = _OPTION_OF_KEY.get(key.partition(".")[0])
+        if option is not None:
+            raise InputError(f"{key} is not set by --set in report, which has the option --{option} for it.")
+    _, study = read("report", datasets=datasets, changes=options.set)
     study = dataclasses.replace(
         study,
         data=(options.dataset,),
@@ -139,11 +171,16 @@ def report_study(options: Report, *, datasets: Sequence[str]) -> Study:
     return checked(study, datasets=datasets)
 
 
-def _report(options: Report) -> int:
-    from experiments.data.loading import DATASETS, load
+_OPTION_OF_KEY = {"data": "dataset", "model": "network", "method": "method", "density": "density", "seeds": "seeds"}
+"""The options of `report` that stand for keys of its config."""
 
-    study = report_study(options, datasets=tuple(DATASETS))
-    datasets = {name: load(name, data_dir=options.data_dir) for name in study.data}
+
+def _report(options: Report) -> int:
+    from experiments.checks import datasets_of, names_of_data
+
+    study = report_study(options, datasets=names_of_data(options.data_dir))
+    _check_new(options.out, resume=options.resume)
+    datasets = datasets_of(study, options.data_dir)
     status = _run(study, datasets, options.out, options, console=_console())
     _draw(options.out)
     return status
@@ -151,15 +188,18 @@ def _report(options: Report) -> int:
 
 def _sweep(options: Sweep) -> int:
     """Compute what is missing of a study, or say what that is."""
-    from experiments.data.loading import DATASETS, load
+    from experiments.checks import datasets_of, names_of_data
     from experiments.train import distributed
 
     with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
-        name, study = read(options.config, datasets=tuple(DATASETS))
-        datasets = {each: load(each, data_dir=options.data_dir, may_write=not options.list) for each in study.data}
+        if options.config not in ready_configs():
+            own.look_beside(config_file(options.config))
+        name, study = read(options.config, datasets=names_of_data(options.data_dir), changes=options.set)
+        out = options.out or Path("runs") / name
+        _check_new(out, resume=options.resume)
+        datasets = datasets_of(study, options.data_dir, may_write=not options.list)
     distributed.check_alike(repr(study), datasets)
     console = _console(quiet=not distributed.is_first())
-    out = options.out or Path("runs") / name
     if options.list:
         return _list(study, datasets, out, options, console=console)
     status = _run(study, datasets, out, options, console=console)
@@ -167,15 +207,23 @@ def _sweep(options: Sweep) -> int:
     return status
 
 
+def _check_new(out: Path, *, resume: bool) -> None:
+    """Raise InputError where a folder has results that the user does not want to go on with."""
+    if not resume and (out / "results.jsonl").exists():
+        raise InputError(
+            f"{out} has results of a study already; leave --no-resume out to go on, or give another --out."
+        )
+
+
 def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep, *, console: Console) -> int:
     """Say what would run. The output folder is checked as a run does, and nothing is written."""
-    from experiments import cost_estimate, sweep
+    from experiments import checks, cost_estimate, sweep
     from experiments.records.results_folder import looked_at
     from experiments.train import distributed
 
     with distributed.failing_together():
         claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
-        _check_networks(study, datasets)
+        checks.check_networks(study, datasets)
         kept = set()
         if distributed.is_first():
             folder = looked_at(claim)
@@ -187,19 +235,23 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
 
 def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report | Sweep, *, console: Console) -> int:
     """Compute what the output folder lacks of the study; gives the exit status."""
-    from experiments import sweep
-    from experiments.records import progress
+    from experiments import checks, sweep
+    from experiments.records import progress, trackers, trial_table
     from experiments.train import distributed
 
     with distributed.failing_together():
         claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
-        _check_networks(study, datasets)
+        checks.check_networks(study, datasets)
+        track = getattr(options, "track", None)
+        finished = None if track is None else trackers.tracker(track, out, claim.options)
     with sweep.held(claim) as folder:
         _say(folder.notes, console)
         total = len(study.data) * len(study.model) * len(study.cells)
         done = total - sum(len(work.missing) for work in sweep.missing_work(study, folder).values())
         with progress.reporting(console, total=total, done=done, below=lambda: sweep.best(folder.trials())) as reporter:
-            sweep.run(study, folder, reporter, datasets)
+            sweep.run(study, folder, reporter, datasets, finished)
+        if distributed.is_first():
+            _say([trial_table.write(out, map(trial_table.as_kept, folder.trials()), claim.options)], console)
         console.print(sweep.best(folder.trials()))
         _say(sweep.said_of_failures(folder.trials()), console)
         failed = any(trial.has_failed for trial in folder.trials())
@@ -211,22 +263,17 @@ def _say(sentences: Sequence[str], console: Console) -> None:
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def _check_networks(study: Study, datasets: dict[str, Dataset]) -> None:
-    """Raise InputError where a network of the study cannot be built, before anything is computed."""
-    from experiments.workbench import network_of
-
-    for dataset in datasets.values():
-        for model in study.model:
-            network_of(model, dataset.train_images.shape[1:], dataset.classes)
-
-
-def _draw(folder: Path) -> None:
+def _draw(folder: Path, out: Path | None = None, track: str | None = None) -> None:
     """Draw the figures and the report of a study, and say where they are."""
-    from experiments.records import study_table
+    from experiments.records import study_table, trackers
     from experiments.report import report
 
-    for line in report.write(study_table.read(folder), folder):
+    study = study_table.read(folder)
+    finished = None if track is None else trackers.tracker(track, out or folder, study.config["options"])
+    for line in report.write(study, folder, out):
         print(line)
+    if finished is not None:
+        finished([*study.failed, *study.finished()])
 
 
 def _console(*, quiet: bool = False) -> Console:

@@ -9,10 +9,11 @@ from typing import Any
 
 import jax
 
+from experiments.base import own
 from experiments.base.names import DENSE
 from experiments.base.sources import source_hash
+from experiments.data.arrays import file_hash
 from experiments.measure.pruning import METHODS
-from experiments.networks.by_name import builder
 from experiments.records.trial import Name
 from experiments.study import Cell, Model, Study
 
@@ -34,7 +35,7 @@ _DIGITS = 12
 def options_of(study: Study) -> dict[str, Any]:
     """The study as JSON, as `config.json` keeps it: tables under dotted names, without what may change at any time."""
     options = json.loads(json.dumps(dataclasses.asdict(study)))
-    del options["memory_gib"]
+    del options["memory_gib"], options["sources"]
     for table in ("train", "measure"):
         options |= {f"{table}.{key}": value for key, value in options.pop(table).items()}
     return options
@@ -69,12 +70,13 @@ def setting_of(study: Study, data: str, model: Model, cell: Cell) -> dict[str, A
     if has_curves(study, cell):
         decides |= {"measure.curves": True}
     decides |= {"train_images": study.train_images, "test_images": study.test_images}
-    for key, name in (("model.network", model.network), ("data", data)):
-        module, colon, _ = name.partition(":")
-        if colon:
-            if key == "model.network":
-                builder(name)
-            decides[f"source of {key}"] = source_hash(module)
+    ones_own = (("model.network", "network", model.network), ("data", "data set", study.source(data)))
+    for key, kind, name in ones_own:
+        if own.is_function(name):
+            own.function_of(kind, name)
+            decides[f"source of {key}"] = source_hash(name.partition(":")[0])
+        elif own.is_file(name):
+            decides[f"source of {key}"] = file_hash(name)
     decides["jax_enable_x64"] = jax.dtypes.canonicalize_dtype(float).itemsize == 8
     return {key: value for key, value in decides.items() if key not in _ANY_SETTING}
 

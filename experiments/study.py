@@ -5,20 +5,25 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.base import own
 from experiments.base.errors import InputError, check_known
 from experiments.base.names import DENSE, METHODS, NETWORKS
 from experiments.base.wording import all_digits, enumerated
 from experiments.train.recipe import PRECISIONS, SCHEDULES, Recipe
 
-__all__ = ["Cell", "Measures", "Model", "Study", "checked", "read", "ready_configs"]
+__all__ = ["MOST_FACTOR", "Cell", "Measures", "Model", "Study", "checked", "config_file", "read", "ready_configs"]
 
 Cell = tuple[str, float]
 """A method and a density."""
+
+MOST_FACTOR = 1000.0
+"""The largest factor of widths: whatever is larger is a slip, since kernels grow with its square."""
 
 _CONFIGS = Path(__file__).parent / "configs"
 
@@ -32,7 +37,7 @@ class Model:
     network: str
     """One of `names.NETWORKS`, or "module:function" for one of your own."""
     factor: float = 1.0
-    """All widths but the outputs are multiplied by this and rounded up."""
+    """All widths but the outputs are multiplied by this and rounded up; at most `MOST_FACTOR`."""
     batch_norm: bool | None = None
     """Whether it has batch norm; left out, as published."""
     activation: str = "relu"
@@ -73,12 +78,17 @@ class Measures:
     """Whether the numbers of the pictures of kernels are kept, for each cell of seed 0."""
 
 
+_NO_KEY = {"no key": True}
+"""Marks fields that a config does not have."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Study:
     """All networks of data × model × method × density × seed, and how they are trained and measured."""
 
     data: tuple[str, ...]
-    """Data sets."""
+    """Data sets: names of `data.loading.known_names`, or of one's own, "module:function" or a .npz file, whose folder
+    begins at the config's. Of a study that is `checked`, by the names that they have in results, `own.short_name`."""
     model: tuple[Model, ...]
     """Networks."""
     method: tuple[str, ...]
@@ -97,11 +107,17 @@ class Study:
     """How networks are trained."""
     measure: Measures = dataclasses.field(default_factory=Measures)
     """What is measured beside training."""
+    sources: dict[str, str] = dataclasses.field(default_factory=dict, metadata=_NO_KEY)
+    """The function or the file of each data set of one's own, by its name in results."""
 
     @property
     def cells(self) -> list[Cell]:
         """Methods and densities of one data set and one model, the dense network first."""
         return [(DENSE, 1.0), *((method, density) for density in self.density for method in self.method)]
+
+    def source(self, data: str) -> str:
+        """Where one of its data sets comes from, as `data.loading.load` takes it."""
+        return self.sources.get(data, data)
 
 
 def ready_configs() -> tuple[str, ...]:
@@ -109,18 +125,14 @@ def ready_configs() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _CONFIGS.glob("*.toml")))
 
 
-def read(config: str, *, datasets: Sequence[str]) -> tuple[str, Study]:
+def read(config: str, *, datasets: Sequence[str], changes: Sequence[str] = ()) -> tuple[str, Study]:
     """The name of a study and what it compares; `config` is a TOML file or the name of a ready one.
 
-    Raises InputError, in one sentence, where there is no such file, it is not TOML, or holds a key or a value that
-    means nothing.
+    Each of the `changes`, as "train.learning_rate=0.1", puts another value in place of that of the file. Raises
+    InputError, in one sentence, where there is no such file, it is not TOML, or holds a key or a value that means
+    nothing.
     """
-    path = Path(config)
-    if not path.suffix and not path.is_file():
-        check_known("config", config, ready_configs())
-        path = _CONFIGS / f"{config}.toml"
-    elif not path.exists() and path.parent == Path() and (_CONFIGS / path.name).exists():
-        path = _CONFIGS / path.name
+    path = config_file(config)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -129,16 +141,34 @@ def read(config: str, *, datasets: Sequence[str]) -> tuple[str, Study]:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {str(error).rstrip('.')}.") from error
+    for change in changes:
+        _change(values, change)
     study = _built(Study, values, "")
-    return path.stem, checked(study, datasets=datasets)
+    return path.stem, checked(study, datasets=datasets, beside=path.parent)
 
 
-def checked(study: Study, *, datasets: Sequence[str]) -> Study:
-    """The study with methods in the order of `names.METHODS` and densities from high to low.
+def config_file(config: str) -> Path:
+    """The TOML file of a config; a file goes before a ready one of the same name.
 
-    Raises InputError, in one sentence, at the first name that does not exist and the first number that makes no sense.
+    Raises InputError where a name without suffix is neither.
     """
-    _check_names(study, datasets)
+    path = Path(config)
+    if not path.suffix and not path.is_file():
+        check_known("config", config, ready_configs())
+        return _CONFIGS / f"{config}.toml"
+    if not path.exists() and path.parent == Path() and (_CONFIGS / path.name).exists():
+        return _CONFIGS / path.name
+    return path
+
+
+def checked(study: Study, *, datasets: Sequence[str], beside: Path = Path()) -> Study:
+    """The study with methods in the order of `names.METHODS`, densities from high to low, and the sources of its data.
+
+    `datasets` are the names of data sets that are not one's own; relative paths begin at the folder `beside`. Raises
+    InputError, in one sentence, at the first name that does not exist and the first number that makes no sense.
+    """
+    study = _with_sources(study, datasets, beside)
+    _check_names(study)
     _check_densities(study)
     _check_numbers(study)
     return dataclasses.replace(
@@ -151,9 +181,48 @@ def checked(study: Study, *, datasets: Sequence[str]) -> Study:
     )
 
 
+_WORD = re.compile(r"[A-Za-z_][\w:./-]*")
+"""A string that a change may give without quotes."""
+
+
+def _change(values: dict[str, Any], change: str) -> None:
+    """Put the value of a change "key=value" in its place; one of "model.…" is that of every model."""
+    key, equals, text = change.partition("=")
+    key = key.strip()
+    if not equals or not re.fullmatch(r"\w+(\.\w+)?", key):
+        raise InputError(
+            f"{change!r} is no change of a config; write KEY=VALUE, as train.learning_rate=0.1 or seeds=5."
+        )
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+        if list(parsed) != ["value"]:
+            raise ValueError("it is more than one line")
+        value = parsed["value"]
+    except ValueError as error:  # TOMLDecodeError is one
+        value = text.strip()
+        if not _WORD.fullmatch(value):
+            raise InputError(
+                f"The value of {change!r} is not TOML; write numbers as 0.1, words as they are, and lists as "
+                f'\'{key}=["snip", "synflow"]\'.'
+            ) from error
+    table, dot, name = key.partition(".")
+    if not dot:
+        values[key] = value
+    elif isinstance(values.get(table), list):
+        for each in values[table]:
+            if not isinstance(each, dict):
+                raise InputError(f"{table} has no tables, so {key} cannot be set; write {table}=VALUE.")
+            each[name] = value
+    else:
+        inner = values.setdefault(table, {})
+        if not isinstance(inner, dict):
+            raise InputError(f"{table} is no table, so {key} cannot be set; write {table}=VALUE.")
+        inner[name] = value
+
+
 def _built(kind: type, values: Mapping[str, Any], where: str) -> Any:
     """The dataclass `kind` from a TOML table, whose name is `where`; checked field by field."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
+    fields = {field.name: field for field in dataclasses.fields(kind) if "no key" not in field.metadata}
     for key in values:
         if key not in fields:
             nearest = difflib.get_close_matches(key, fields, n=1)
@@ -178,6 +247,8 @@ def _value(kind: str, value: Any, where: str) -> Any:
             raise InputError(f"{where} must be a table, as [{where}]; it is {value!r}.")
         return _built(_TABLES[kind], value, f"{where}.")
     if kind.startswith("tuple["):
+        if kind == "tuple[Model, ...]" and isinstance(value, dict):
+            raise InputError(f"{where} must be a list of tables: begin each by [[{where}]], not by [{where}].")
         if not isinstance(value, list) or not value:
             raise InputError(f"{where} must be a list of one entry or more; it is {value!r}.")
         inner = kind.removeprefix("tuple[").removesuffix(", ...]")
@@ -187,9 +258,30 @@ def _value(kind: str, value: Any, where: str) -> Any:
     return float(value) if kind == "float" else value
 
 
-def _check_names(study: Study, datasets: Sequence[str]) -> None:
-    for name in study.data:
-        check_known("data set", name, datasets)
+def _with_sources(study: Study, datasets: Sequence[str], beside: Path) -> Study:
+    """The study with its data sets by their names in results, and the sources of one's own."""
+    sources: dict[str, str] = {}
+    names: list[str] = []
+    for given in study.data:
+        source, name = study.source(given), given if given in study.sources else own.short_name(given)
+        if own.is_file(source):
+            source = str((beside / Path(source).expanduser()).resolve())
+            if not Path(source).is_file():
+                raise InputError(f"There is no file {source}, which data names.")
+        elif not own.is_function(source):
+            check_known("data set", source, datasets, others=own.OTHER_DATA)
+        if name in names and source != sources.get(name, name):
+            raise InputError(
+                f"data has {given} and {sources.get(name, name)}, whose results would have the same name {name}; give "
+                "one of them another name."
+            )
+        if source != name:
+            sources[name] = source
+        names.append(name)
+    return dataclasses.replace(study, data=tuple(names), sources=sources)
+
+
+def _check_names(study: Study) -> None:
     for method in study.method:
         check_known("method", method, METHODS)
     for model in study.model:
@@ -197,8 +289,11 @@ def _check_names(study: Study, datasets: Sequence[str]) -> None:
             check_known("network", model.network, NETWORKS)
         check_known("activation", model.activation, ("relu", "leaky_relu", "linear"))
         check_known("init", model.init, ("kaiming", "orthogonal", "delta_orthogonal", "ntk"))
-        if not model.factor > 0.0:
-            raise InputError(f"model.factor is {model.factor:g}, but must be a positive number.")
+        if not 0.0 < model.factor <= MOST_FACTOR:
+            raise InputError(
+                f"model.factor is {model.factor:g}, but must be a positive number, {MOST_FACTOR:g} at most: all widths "
+                "are multiplied by it."
+            )
         if "/" in model.name:
             raise InputError(f"The model name {model.name} has a slash; it becomes a part of file names.")
     check_known("schedule", study.train.schedule, SCHEDULES)

@@ -28,6 +28,7 @@ from experiments.measure import kernel_pictures
 from experiments.records import results_folder
 from experiments.records.progress import SILENT, Reporter
 from experiments.records.results_folder import Claim, Folder, Unkept
+from experiments.records.trackers import Finished
 from experiments.records.trial import Name, Trial
 from experiments.setting import options_of, setting_of, settings_of, study_hash
 from experiments.study import Cell, Model, Study
@@ -100,8 +101,13 @@ def held(claim: Claim) -> Iterator[Folder]:
         yield folder
 
 
-def run(study: Study, folder: Folder, reporter: Reporter, datasets: dict[str, Dataset]) -> None:
-    """Compute the trials that the folder lacks, and keep each as soon as it is finished."""
+def run(
+    study: Study, folder: Folder, reporter: Reporter, datasets: dict[str, Dataset], finished: Finished | None = None
+) -> None:
+    """Compute the trials that the folder lacks, and keep each as soon as it is finished.
+
+    In the first process `finished` is then called with the new trials.
+    """
     work = _agreed_work(study, folder)
     for data, model in itertools.product(study.data, study.model):
         here = work[data, model.name]
@@ -112,10 +118,13 @@ def run(study: Study, folder: Folder, reporter: Reporter, datasets: dict[str, Da
             bench = workbench_of(study, data, model, datasets, folder.path / "checkpoints")
         for group, seeds in _groups(data, model, here, bench.batch_size):
             for measured in _computed(bench, group, seeds, reporter, may_halve=True):
+                trials = [trial for trial in measured.trials if trial.name in folder.missing]
                 with distributed.failing_together():
                     new = keep(folder, measured)
                 if new:
                     reporter.advance(_outcome(measured.trials))
+                if finished is not None and distributed.is_first():
+                    finished(trials)
 
 
 def workbench_of(

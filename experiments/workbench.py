@@ -33,7 +33,7 @@ from experiments.measure.quantities import (
     log_nodes,
     ntk_spectrum,
 )
-from experiments.networks.by_name import builder, scaled
+from experiments.networks.by_name import built, scaled
 from experiments.networks.layers import OUTPUTS, Network, bind
 from experiments.networks.shrink import shrink
 from experiments.networks.twins import has_twin, twin_of
@@ -43,6 +43,7 @@ from experiments.setting import has_curves
 from experiments.study import Cell, Model, Study
 from experiments.train import distributed, training
 from pathjax import factorization, ntk
+from pathjax.masks import LeafStatistics
 from pathjax.types import ApplyFn, Key, Mask, Params
 
 __all__ = ["LOSS_IMAGES", "Measured", "Workbench", "network_of"]
@@ -59,13 +60,11 @@ def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
     if model.depth:
         options["depth"] = model.depth
     try:
-        network = builder(model.network)(shape, outputs, **options)
+        network = built(model.network, shape, outputs, **options)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"The model {model.name} cannot be built: {str(error).rstrip('.')}.") from error
-    if not isinstance(network, Network):
-        raise InputError(f"{model.network} gives a {type(network).__name__}; it has to give what layers.build does.")
     return scaled(network, model.factor)
 
 
@@ -235,8 +234,8 @@ class Workbench:
             lambda leaf: leaf[place], (before.mask, before.quantities, before.curves, before.params, before.state)
         )
         spectrum = before.spectra[place]
-        layers = kernel_layers(mask)
-        units = shrink(self._network, params, state, mask).units
+        layers = _in_order(self._network, kernel_layers(mask))
+        units = shrink(self._network, params, state, mask).units if self._network.widths else {}
         widths = {name: width for name, width in self._network.widths.items() if name != OUTPUTS}
         nodes = log_nodes(quantities.nodes[None], quantities.log_top_path_kernel[None]).ravel()
         order = np.argsort(-nodes, kind="stable")
@@ -269,8 +268,28 @@ class Workbench:
             did_not_train=""
             if reason
             else training.why_untrained(after.train_loss, float(after.test_accuracy), self._chance),
+            absent=_absent(self._network, state),
             **measured,
         )
+
+
+def _in_order(network: Network, layers: list[LeafStatistics]) -> list[LeafStatistics]:
+    """The layers from the input on."""
+    paths = {path: place for place, path in enumerate(network.order)}
+    names = {layer.name: place for place, layer in enumerate(network.layers)}
+    return sorted(layers, key=lambda layer: paths.get(layer.path, names.get(layer_name(layer.path), len(paths))))
+
+
+def _absent(network: Network, state: Any) -> str:
+    """What is not measured of a plain module; nothing of other networks."""
+    if network.widths:
+        return ""
+    words = "dead units are not counted, as a plain module has no table of widths"
+    if jax.tree.leaves(state):
+        words += (
+            "; the change of Π is not measured, as the batch norm of a plain module cannot be moved into its weights"
+        )
+    return words
 
 
 def _of_curves(curves: Curves) -> dict[str, Any]:

@@ -12,8 +12,10 @@ class InputError(ValueError):
     """Something a user gave cannot be used. The message is one sentence for the user, with the remedy."""
 
 
-def check_known(kind: str, name: str, existing: Sequence[str]) -> None:
+def check_known(kind: str, name: str, existing: Sequence[str], others: str = "") -> None:
     """Raise InputError where no `kind` has this name; the message suggests the nearest name that exists.
+
+    `others` says in words what else there is.
 
     >>> check_known("fruit", "aple", ["apple", "pear"])
     Traceback (most recent call last):
@@ -25,4 +27,5 @@ def check_known(kind: str, name: str, existing: Sequence[str]) -> None:
     nearest = difflib.get_close_matches(name, existing, n=1)
     hint = f"; the nearest to it is {nearest[0]}" if nearest else ""
     verb = "there are" if len(existing) > 1 else "there is"
-    raise InputError(f"There is no {kind} {name!r}{hint}: {verb} {', '.join(existing)}.")
+    more = f"; {others}" if others else ""
+    raise InputError(f"There is no {kind} {name!r}{hint}: {verb} {', '.join(existing)}{more}.")

@@ -1,7 +1,7 @@
-"""Images and labels through TFDS, without TensorFlow and without a network.
+"""Images and labels, through TFDS without TensorFlow and without a network, or of one's own.
 
-`digits` is made here from what scikit-learn bundles. The others are TFDS' own and are read where they are prepared.
-TFDS is imported by `load` alone: it takes a second.
+`digits` is made here from what scikit-learn bundles. Others of TFDS are read where they are prepared, and data of one's
+own come from a function or a .npz file. TFDS is imported by `load` alone, for its data sets: that takes a second.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import dataclasses
 import io
 import logging
+import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +19,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.base.errors import InputError
+from experiments.base import own
+from experiments.base.errors import InputError, check_known
+from experiments.data import arrays
+from experiments.data.arrays import Arrays
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-__all__ = ["DATASETS", "Dataset", "balanced_batch", "load"]
+__all__ = ["DATASETS", "Dataset", "balanced_batch", "check_data_dir", "known_names", "load"]
 
 DATASETS = {
     "digits": "1,797 handwritten digits of 8×8 pixels, from scikit-learn; made on first use",
@@ -66,20 +71,39 @@ class Dataset:
         )
 
 
+def known_names(data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """The names of `DATASETS`, and those of all data sets of TFDS that are prepared, as "name" or "name/config"."""
+    root = _data_directory(data_dir)
+    descriptions = [file for pattern in ("*/*", "*/*/*") for file in root.glob(f"{pattern}/{_DESCRIPTION}")]
+    versions = [file.parent for file in descriptions if re.fullmatch(r"\d+\.\d+\.\d+", file.parent.name)]
+    prepared = {folder.parent.relative_to(root).as_posix() for folder in versions}
+    return (*DATASETS, *sorted(prepared - {*DATASETS, *_BUILDERS.values()}))
+
+
+def check_data_dir(data_dir: Path | None) -> None:
+    """Raise InputError where the data directory that a user gave is not there; only the default one is made."""
+    if data_dir is not None and not data_dir.expanduser().exists():
+        raise InputError(
+            f"There is no data directory {data_dir}; make the folder first, or leave --data-dir out to take "
+            f"{_data_directory(None)}."
+        )
+
+
 def load(name: str, *, data_dir: str | Path | None = None, may_write: bool = True) -> Dataset:
-    """The data set `name` of `DATASETS`, standardized.
+    """A data set by its name in a config, standardized: one of `known_names`, "module:function" or a .npz file.
 
-    `data_dir` is TFDS' data directory, by default TFDS' own (`TFDS_DATA_DIR`, or else ~/tensorflow_datasets). Unless
-    the call `may_write` there, `digits` is made in a folder that is removed again, where it is not there yet.
-    Raises InputError where there is no such data set, it is not prepared, or its files are no good.
+    Whatever the values of the images are, every channel is shifted and scaled to mean 0 and standard deviation 1.
+    `arrays.Arrays` says what a function returns and a file holds. `data_dir` is TFDS' data directory, by default TFDS'
+    own (`TFDS_DATA_DIR`, or else ~/tensorflow_datasets). Unless the call `may_write` there, `digits` is made in a
+    folder that is removed again, where it is not there yet. Raises InputError where there is no such data set, it is
+    not prepared, or its arrays or files are no good.
     """
-    if name not in DATASETS:
-        raise InputError(f"There is no data set {name!r}; there are {', '.join(DATASETS)}.")
-    import tensorflow_datasets as tfds
-
-    root = Path(data_dir or tfds.core.constants.get_default_data_dir()).expanduser()
-    if root.exists() and not root.is_dir():
-        raise InputError(f"The data directory {root} is a file; name a folder.")
+    if own.is_file(name):
+        return _dataset(name, arrays.from_file(name))
+    if own.is_function(name):
+        return _dataset(name, arrays.from_function(name))
+    check_known("data set", name, known_names(data_dir), own.OTHER_DATA)
+    root = _data_directory(data_dir)
     with _quiet_log(), contextlib.ExitStack() as stack:
         if name == "digits":
             if not (may_write or _folder_of_digits(root).exists()):
@@ -88,15 +112,31 @@ def load(name: str, *, data_dir: str | Path | None = None, may_write: bool = Tru
         else:
             folder = _prepared(name, root)
         classes, train, test = _read(folder)
-    mean, deviation = _channel_moments(train[0])
+    return _dataset(name, Arrays(*train, *test), classes)
+
+
+def _dataset(name: str, given: Arrays, classes: int | None = None) -> Dataset:
+    mean, deviation = _channel_moments(given.images)
     return Dataset(
-        name=name,
-        classes=classes,
-        train_images=_standardized(train[0], mean, deviation),
-        train_labels=train[1],
-        test_images=_standardized(test[0], mean, deviation),
-        test_labels=test[1],
+        name=own.short_name(name),
+        classes=given.classes if classes is None else classes,
+        train_images=_standardized(given.images, mean, deviation),
+        train_labels=given.labels,
+        test_images=_standardized(given.test_images, mean, deviation),
+        test_labels=given.test_labels,
     )
+
+
+_DESCRIPTION = "dataset_info.json"
+"""The file in which TFDS describes a prepared version of a data set."""
+
+
+def _data_directory(data_dir: str | Path | None) -> Path:
+    """The folder of prepared data sets, as TFDS finds it. Raises InputError where it is a file."""
+    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    if root.exists() and not root.is_dir():
+        raise InputError(f"The data directory {root} is a file; name a folder.")
+    return root
 
 
 def balanced_batch(labels: np.ndarray, per_class: int) -> np.ndarray:
@@ -188,6 +228,7 @@ def _read(folder: Path) -> tuple[int, Split, Split]:
 
     try:
         builder = tfds.builder_from_directory(folder)
+        _check_features(folder, builder)
         classes = builder.info.features["label"].num_classes
         held_out = "test" if "test" in builder.info.splits or "validation" not in builder.info.splits else "validation"
         train, test = _read_split(builder, "train"), _read_split(builder, held_out)
@@ -196,6 +237,8 @@ def _read(folder: Path) -> tuple[int, Split, Split]:
             f"The data set in {folder} is not stored as array_record, so it cannot be read without TensorFlow; "
             "prepare it again with file_format='array_record'."
         ) from error
+    except InputError:
+        raise
     except Exception as error:  # TFDS lets through whatever its parsers raise on files that are no data set
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
@@ -208,6 +251,26 @@ def _read(folder: Path) -> tuple[int, Split, Split]:
                 "remove it and prepare it again."
             )
     return classes, train, test
+
+
+def _check_features(folder: Path, builder: tfds.core.DatasetBuilder) -> None:
+    """Raise InputError where examples are not an image of one shape and its class."""
+    features = builder.info.features
+    names = list(features.keys()) if hasattr(features, "keys") else []
+    if "image" not in names or "label" not in names:
+        raise InputError(
+            f"The data set in {folder} has the features {', '.join(sorted(names)) or 'of no names'}; a study needs "
+            "image and label."
+        )
+    if not hasattr(features["label"], "num_classes"):
+        raise InputError(
+            f"The data set in {folder} has labels that are no classes, so no network can be trained on them."
+        )
+    if None in features["image"].shape or len(features["image"].shape) != 3:
+        raise InputError(
+            f"The data set in {folder} has images of shape {features['image'].shape}; a study needs one shape (height, "
+            "width, channels) for all, so resize them into a .npz file or a function."
+        )
 
 
 def _read_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:

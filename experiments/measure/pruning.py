@@ -136,10 +136,11 @@ def kernel_layers(mask: Mask) -> list[masks.LeafStatistics]:
 
 
 def layer_name(path: str) -> str:
-    """The name of the layer that a parameter belongs to.
+    """The name of the layer that a parameter belongs to: its path without the parameter's own name.
 
-    >>> layer_name("['params']['Dense_0']['kernel']")
-    'Dense_0'
+    >>> layer_name("['params']['Dense_0']['kernel']"), layer_name("['blocks'][1]['Dense_0']['kernel']")
+    ('Dense_0', 'blocks/1/Dense_0')
     """
-    names = re.findall(r"'([^']+)'", path)
-    return names[-2] if len(names) > 1 else path
+    names = re.findall(r"\['?([^'\]]+)'?\]", path)
+    names = names[1:] if names[:1] == ["params"] else names
+    return "/".join(names[:-1] or names) or path

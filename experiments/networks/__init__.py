@@ -2,5 +2,5 @@
 
 Read `layers` first: a network is a list of layers over a table of widths. `architectures` has the networks of the
 pruning literature, `twins` those whose infinite-width limit is known, `by_name` all of them by the names of a config.
-`shrink` makes a smaller network of a mask; `nnx_example` is a network in Flax NNX to copy.
+`shrink` makes a smaller network of a mask. `modules` takes plain Flax modules; `nnx_example` is one to copy.
 """

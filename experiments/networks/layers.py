@@ -124,6 +124,9 @@ class Network(NamedTuple):
     (n, h, w, c) to outputs (n, o) with running statistics; `train(params, state, x)` takes those of the batch and gives
     (outputs, new state). `steps` describes the network, `widths` has the units of each name in it, and
     `resized(widths, steps, options)` is the same network with other numbers of units.
+
+    A plain Flax module, of `modules`, has neither steps nor widths. Its `order` has the paths of its parameters, as
+    `jax.tree_util.keystr` writes them, in the order in which it uses them.
     """
 
     init: Callable[[Key], tuple[Params, State]]
@@ -133,6 +136,7 @@ class Network(NamedTuple):
     widths: dict[str, int]
     options: Options
     resized: Callable[..., Network]
+    order: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[Layer, ...]:

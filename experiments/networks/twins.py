@@ -122,7 +122,7 @@ def has_twin(network: Network) -> bool:
     """
     options = network.options
     plain = not options.batch_norm and options.activation == "relu" and options.init == "kaiming"
-    return plain and all(_has_twin(step) for step in network.steps)
+    return plain and bool(network.steps) and all(_has_twin(step) for step in network.steps)
 
 
 def _has_twin(step: Step) -> bool:

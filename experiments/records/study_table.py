@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,13 @@ class StudyTable(NamedTuple):
     failed: list[Trial]
     trials: pd.DataFrame
     cells: pd.DataFrame
+
+    def finished(self) -> list[Trial]:
+        """The trials that did not fail."""
+        names = [field.name for field in dataclasses.fields(Trial)]
+        return [
+            Trial(**{str(name): value for name, value in row.items()}) for row in self.trials[names].to_dict("records")
+        ]
 
     @property
     def settings(self) -> list[tuple[str, str]]:

@@ -38,6 +38,7 @@ class Trial:
         kept, prunable: weights of kernels alone; `kept` of the `prunable` are left.
         layer_density: kept share of each kernel, by the layer's name, in the order of the parameters.
         dead_units: share of units that no kept path goes through, by the name of the units.
+        absent: what could not be measured of this network, and why; "" where all was. Of plain modules, `dead_units`.
         log_path_count … log_condition_ntk: `names.QUANTITIES`, at initialization under the mask. Θ is that of a small
             fixed batch of n images, as an (n·o, n·o) matrix; batch norm has the running statistics it begins with.
         infinite_distance: ‖Θ − Θ∞‖ / ‖Θ∞‖ of the dense network to its infinite-width limit, where that is known.
@@ -132,6 +133,7 @@ class Trial:
     path_kernel_change: float
     path_kernel_distance: float
     reason: str = ""
+    absent: str = ""
     no_data_loss: list[float] = dataclasses.field(default_factory=list)
     moments_loss: list[float] = dataclasses.field(default_factory=list)
     inputs_loss: list[float] = dataclasses.field(default_factory=list)

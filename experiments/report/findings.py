@@ -234,7 +234,8 @@ def of_layers(study: StudyTable) -> str:
         method = min(least, key=lambda name: least[name].min())
         words = f"{method} thins a layer most, {least[method].idxmin()} to {percent(least[method].min())}"
         dead = _range(part, "dead_units_mean_mean", percent)
-        units = f"the share of dead units is {dead}" if dead else "dead units are not in these results"
+        without = "; ".join(part.trials["absent"].unique()) or "dead units are not in these results"
+        units = f"the share of dead units is {dead}" if dead else without
         parts.append((setting, f"{words}; {units}."))
     empty = study.trials["layer_density"].map(lambda layers: bool(layers) and min(layers.values()) == 0.0)
     emptied = study.trials[empty].drop_duplicates([*_STRATA, "method"])
@@ -257,6 +258,8 @@ def of_change(study: StudyTable) -> str:
             f"It reaches from {share_or_times(there.min())} ({_row(least)}) to {share_or_times(there.max())} "
             f"({_row(most)}), with a median of {share_or_times(there.median())}."
         )
+    if lacking := [setting for setting, part in study.parts() if part.trials["absent"].str.contains("Π").any()]:
+        sentences.append(f"That of Π is not measured of {enumerated(lacking)}: a plain module with batch norm.")
     together = study.association("path_kernel_change", "ntk_change", ["data", "model"])
     if together.groups:
         sentences.append(f"Within a data set and model the two change together with ρ = {together}.")

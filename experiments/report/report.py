@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from experiments.base.errors import InputError
 from experiments.base.files import write_atomically
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import percent
 from experiments.measure import kernel_pictures, widths
 from experiments.measure.factorization_check import factorization_error
+from experiments.records import trial_table
 from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS, StudyTable
 from experiments.report import (
     cautions,
@@ -40,25 +42,35 @@ class Absent(NamedTuple):
     why: str
 
 
-def write(study: StudyTable, folder: Path) -> list[str]:
-    """Draw everything into the folder; gives the lines that the console shows.
+def write(study: StudyTable, folder: Path, out: Path | None = None) -> list[str]:
+    """Draw everything of the study in a folder; gives the lines that the console shows.
 
-    Raises InputError where the folder cannot be written to, or the numbers of a picture cannot be read.
+    Figures, tables and the page go to `out`, by default the folder of the study, which is only read otherwise. Raises
+    InputError where `out` cannot be written to, or the numbers of a picture cannot be read.
     """
     shown = list(illustrations(study, folder))
+    folder = folder if out is None else out
     pictures = [picture for picture in shown if isinstance(picture, Illustration)]
-    (folder / "figures").mkdir(exist_ok=True)
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot write to {folder}: {error.strerror}; `figures --out FOLDER` writes to another folder."
+        ) from error
     for picture in pictures:
         write_atomically(folder / "figures" / f"{picture.name}.png", picture.png)
         write_atomically(folder / "figures" / f"{picture.name}.svg", picture.svg)
     write_atomically(folder / "summary.csv", study.cells.to_csv(index=False, na_rep="nan"))
     write_atomically(folder / "associations.csv", tables.associations(study).to_csv(index=False, na_rep="nan"))
-    error = factorization_error()
-    write_atomically(folder / "report.html", page(study, shown, error))
+    rows = map(vars, [*study.failed, *study.finished()])
+    table_of_trials = trial_table.write(folder, rows, study.config["options"])
+    of_listed_paths = factorization_error()
+    write_atomically(folder / "report.html", page(study, shown, of_listed_paths))
     return [
         *(f"{picture.title}: {picture.why}" for picture in shown if isinstance(picture, Absent)),
-        f"Θ = J Π Jᵀ on listed paths: relative error {error:.1e}, in float64",
+        f"Θ = J Π Jᵀ on listed paths: relative error {of_listed_paths:.1e}, in float64",
         f"{len(pictures)} figures: {folder / 'figures'}",
+        table_of_trials,
         f"Report: {folder / 'report.html'}",
     ]
 

@@ -14,8 +14,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from experiments.base import own
 from experiments.base.errors import InputError
-from experiments.data import augmentation, loading
+from experiments.data import arrays, augmentation, loading
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,9 @@ def test_another_process_may_prepare_first(prepared, tmp_path, monkeypatch):
 
 def test_unknown_name_lists_the_data_sets(tmp_path):
     assert error_of("digit", tmp_path) == (
-        "There is no data set 'digit'; there are digits, mnist, fashion_mnist, cifar10, cifar100, svhn_cropped, "
-        "imagenet_resized, tiny_imagenet."
+        "There is no data set 'digit'; the nearest to it is digits: there are digits, mnist, fashion_mnist, cifar10, "
+        "cifar100, svhn_cropped, imagenet_resized, tiny_imagenet; others of TFDS, by name or name/config, are there "
+        'once they are prepared in the data directory, and one\'s own as "module:function" or as a .npz file.'
     )
 
 
@@ -225,6 +227,218 @@ def test_another_folder_is_not_tiny_imagenet(tmp_path, capsys):
     assert tiny_imagenet.main([str(tmp_path), "--data-dir", str(tmp_path / "data")]) == 2
     printed = capsys.readouterr().err
     assert printed.startswith(f"error: Tiny ImageNet cannot be read from {tmp_path}") and printed.count("\n") == 1
+
+
+# data of one's own
+
+
+def drawn(images=(12, 5, 4, 2), test_images=(4, 5, 4, 2), classes=3):
+    """Four arrays as one's own data gives them."""
+    rng = np.random.default_rng(0)
+    return {
+        "images": rng.normal(3, 2, images),
+        "labels": np.arange(images[0]) % classes,
+        "test_images": rng.normal(3, 2, test_images),
+        "test_labels": np.arange(test_images[0]) % classes,
+    }
+
+
+def stored(folder, parts, name="my-cells.npz"):
+    np.savez(folder / name, **parts)
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((5, 4, 2), (5, 4, 2)), ((5, 4), (5, 4, 1)), ((7,), (1, 1, 7))],
+)
+@pytest.mark.parametrize("kind", (np.float64, np.float32, np.uint8))
+def test_arrays_of_a_file_are_standardized_as_those_of_tfds(shape, expected, kind, tmp_path):
+    given = drawn((12, *shape), (4, *shape))
+    given |= {name: np.abs(given[name] * 9).astype(kind) for name in ("images", "test_images")}
+    dataset = loading.load(stored(tmp_path, given))
+    assert (dataset.name, dataset.classes) == ("my_cells.npz", 3)
+    pixels = given["images"].reshape(12, *expected).astype(np.float64)
+    mean, deviation = pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))
+    for images, name in ((dataset.train_images, "images"), (dataset.test_images, "test_images")):
+        assert images.dtype == np.float32
+        raw = given[name].reshape(-1, *expected).astype(np.float64)
+        np.testing.assert_allclose(images, (raw - mean) / deviation, rtol=1e-5, atol=1e-5)
+    for labels, name in ((dataset.train_labels, "labels"), (dataset.test_labels, "test_labels")):
+        assert labels.dtype == np.int32
+        np.testing.assert_array_equal(labels, given[name])
+
+
+MODULE = """
+import numpy as np
+from {beside} import COUNT
+
+def cells():
+    return np.arange(COUNT * 6.0).reshape(COUNT, 6), np.arange(COUNT) % 2, np.ones((1, 6)), np.array([1])
+
+def three():
+    return cells()[:3]
+
+def wrong():
+    return 1 / 0
+
+number = 5
+"""
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """A folder with two modules of one's own, the names of which no other test has."""
+    name = f"data_{tmp_path.name.strip('_0123456789')}"
+    (tmp_path / f"beside_{name}.py").write_text("COUNT = 4\n")
+    (tmp_path / f"{name}.py").write_text(MODULE.format(beside=f"beside_{name}"))
+    (tmp_path / f"broken_{name}.py").write_text("def cells(:\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    own.look_beside(tmp_path / "config.toml")
+    return name
+
+
+def test_a_function_beside_the_config_gives_data(modules):
+    dataset = loading.load(f"{modules}:cells")
+    assert dataset.name == f"{modules}.cells" and dataset.classes == 2
+    assert dataset.train_images.shape == (4, 1, 1, 6) and dataset.test_images.shape == (1, 1, 1, 6)
+    np.testing.assert_allclose(dataset.train_images.mean(0), 0, atol=1e-6)
+    assert dataset.train_labels.tolist() == [0, 1, 0, 1] and dataset.test_labels.tolist() == [1]
+
+
+def test_functions_that_give_no_data_are_refused_with_the_users_line(modules, tmp_path):
+    for name, words in (
+        (f"{modules}:three", "returns 3 values; it has to return images, labels, test_images and test_labels"),
+        (f"{modules}:wrong", f"cannot be made: ZeroDivisionError: division by zero ({tmp_path / modules}.py:12)."),
+        (f"{modules}:none", f"{tmp_path / modules}.py has no function none."),
+        (f"{modules}:number", "has no function number."),
+        (f"{modules}:", 'write it as "module:function".'),
+        ("no_such_module:f", "No module named 'no_such_module'; modules are looked for beside the config"),
+        (
+            f"broken_{modules}:cells",
+            f"cannot be imported: SyntaxError: invalid syntax ({tmp_path}/broken_{modules}.py:1",
+        ),
+    ):
+        assert words in error_of(name, None)
+
+
+WRONG = {
+    "no test_labels": (
+        lambda parts: parts.pop("test_labels"),
+        "has no array test_labels; it has images, labels, test_",
+    ),
+    "nan": (lambda parts: parts["images"].put(3, np.nan), "has images that are not finite: 1 numbers are NaN or ∞."),
+    "infinite": (lambda parts: parts["test_images"].put(3, np.inf), "has test_images that are not finite"),
+    "labels from 1": (
+        lambda parts: parts.update(labels=parts["labels"] + 1),
+        "has the labels 1, 2, 3 in its train set",
+    ),
+    "a gap": (
+        lambda parts: parts.update(labels=parts["labels"] * 2),
+        "has the labels 0, 2, 4 in its train set; they",
+    ),
+    "negative": (lambda parts: parts.update(labels=parts["labels"] - 1), "has the label -1 in labels"),
+    "one class": (lambda parts: parts.update(labels=parts["labels"] * 0), "of 2 classes or more."),
+    "one-hot": (
+        lambda parts: parts.update(labels=np.eye(12, 3)),
+        "labels of shape (12, 3); give each image one whole",
+    ),
+    "real labels": (
+        lambda parts: parts.update(labels=parts["labels"] * 1.0),
+        "labels of the type float64; they have",
+    ),
+    "too few": (lambda parts: parts.update(labels=parts["labels"][:5]), "has 12 images and 5 labels"),
+    "new in test": (
+        lambda parts: parts.update(test_labels=np.array([0, 1, 2, 3])),
+        "has the label 3 in its test set",
+    ),
+    "words": (
+        lambda parts: parts.update(images=np.array(["a"] * 12)),
+        "images of the type <U1; they have to be numbers",
+    ),
+    "numbers": (lambda parts: parts.update(images=np.ones(12)), "images of shape (12,); they have to be (n, height,"),
+    "empty": (lambda parts: parts.update(test_images=np.ones((0, 5, 4, 2))), "which is empty."),
+    "two shapes": (
+        lambda parts: parts.update(test_images=np.ones((4, 5, 4, 3))),
+        "has images of shape (5, 4, 2) and test_images of shape (5, 4, 3); all need one shape.",
+    ),
+    "objects": (lambda parts: parts.update(labels=np.array([None] * 12)), "is not a .npz file of arrays of numbers"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_arrays_that_cannot_be_used_are_refused(name, tmp_path):
+    change, words = WRONG[name]
+    parts = drawn()
+    change(parts)
+    assert words in error_of(stored(tmp_path, parts), None)
+
+
+def test_the_hash_of_a_file_is_that_of_its_content(tmp_path):
+    first, again = stored(tmp_path, drawn()), stored(tmp_path, drawn(), name="again.npz")
+    other = stored(tmp_path, drawn() | {"test_labels": np.array([0, 1, 2, 2])}, name="other.npz")
+    hashes = [arrays.file_hash(each) for each in (first, again, other)]
+    assert hashes[0] == hashes[1] != hashes[2] and len(hashes[0]) == 16
+
+
+def test_what_is_no_file_of_arrays_is_refused(tmp_path):
+    assert (
+        error_of(str(tmp_path / "none.npz"), None) == f"Cannot read {tmp_path / 'none.npz'}: No such file or directory."
+    )
+    (tmp_path / "words.npz").write_text("words")
+    assert "is not a .npz file of arrays of numbers (" in error_of(str(tmp_path / "words.npz"), None)
+    (tmp_path / "cut.npz").write_bytes(Path(stored(tmp_path, drawn())).read_bytes()[:300])
+    assert "is not a .npz file of arrays of numbers (" in error_of(str(tmp_path / "cut.npz"), None)
+
+
+def prepared_as(root, name, features, examples):
+    """A data set of TFDS with these features, prepared under the name of the class."""
+    config = tfds.core.BuilderConfig(name="small", version="1.0.0")
+    made = type(
+        name.title().replace("_", ""),
+        (tfds.core.GeneratorBasedBuilder,),
+        {
+            "VERSION": tfds.core.Version("1.0.0"),
+            "BUILDER_CONFIGS": [config],
+            "_info": lambda self: tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features)),
+            "_split_generators": lambda self, _: {"train": enumerate(examples), "test": enumerate(examples[:3])},
+            "_generate_examples": lambda self: iter(()),
+            "__module__": __name__,
+        },
+    )
+    made(config="small", data_dir=root, file_format="array_record").download_and_prepare()
+
+
+def test_any_prepared_data_set_of_images_and_labels_is_found_by_name_and_config(tmp_path):
+    label = tfds.features.ClassLabel(num_classes=2)
+    image = tfds.features.Tensor(shape=(3, 2, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 255, (6, 3, 2, 1)).astype(np.uint8)
+    prepared_as(
+        tmp_path,
+        "my_own",
+        {"image": image, "label": label, "more": np.int64},
+        [{"image": each, "label": number % 2, "more": 1} for number, each in enumerate(images)],
+    )
+    prepared_as(
+        tmp_path,
+        "no_label",
+        {"image": image, "digit": label},
+        [{"image": each, "digit": number % 2} for number, each in enumerate(images)],
+    )
+    assert set(loading.known_names(tmp_path)) == {*loading.DATASETS, "my_own/small", "no_label/small"}
+    dataset = loading.load("my_own/small", data_dir=tmp_path)
+    assert (dataset.name, dataset.classes) == ("my_own_small", 2)
+    assert dataset.train_images.shape == (6, 3, 2, 1) and dataset.test_images.shape == (3, 3, 2, 1)
+    np.testing.assert_allclose([dataset.train_images.mean(), dataset.train_images.std()], [0, 1], atol=1e-6)
+    assert "has the features digit, image; a study needs image and label." in error_of("no_label/small", tmp_path)
+
+
+def test_a_data_directory_that_is_mistyped_is_not_made(tmp_path):
+    with pytest.raises(
+        InputError, match="There is no data directory .*; make the folder first, or leave --data-dir out"
+    ):
+        loading.check_data_dir(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_augmented_images_are_windows_of_padded_ones_and_mirror_images_of_these():

@@ -141,11 +141,41 @@ SCARCE |= dict.fromkeys((*(f"gap_{name}" for name in study_table.PREDICTIONS), *
 SCARCE |= {"layer_density": {}, "dead_units": {}}
 
 
+def contents(folder):
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_study_is_drawn_into_another_folder_and_its_own_is_only_read(tmp_path):
+    trials = changed(example_study(**ONE, methods=("snip",), densities=(0.1,), seeds=1), (), **SCARCE)
+    absent = "dead units are not counted; the change of Π is not"
+    there: dict[str, Any] = {"absent": absent, "layer_density": {"a": 0.5}, "ntk_change": 0.1, "ntk_distance": 0.1}
+    trials = [dataclasses.replace(trial, **there) for trial in trials]
+    folder, out = kept_in(tmp_path / "study", trials), tmp_path / "deep" / "out"
+    before = contents(folder)
+    assert command.main(["figures", str(folder), "--out", str(out)]) == 0
+    assert contents(folder) == before
+    names = {file.name for file in out.iterdir()}
+    assert names == {"figures", "report.html", *(f"{name}.csv" for name in ("summary", "associations", "trials"))} | {
+        "trials.parquet"
+    }
+    page = (out / "report.html").read_text()
+    assert "dead units are not counted; the change of Π is not." in page
+    assert "That of Π is not measured of digits, fc: a plain module with batch norm." in page
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_with_the_remedy(tmp_path, capsys):
+    folder = kept_in(tmp_path / "study", changed(example_study(**ONE, methods=("snip",), seeds=1), (), **SCARCE))
+    (folder / "figures").write_text("")
+    assert command.main(["figures", str(folder)]) == 2
+    words = f"error: Cannot write to {folder}: File exists; `figures --out FOLDER` writes to another folder.\n"
+    assert capsys.readouterr().err == words
+
+
 def test_one_seed_one_density_one_method_and_no_measurements_are_drawn(tmp_path):
     trials = changed(example_study(**ONE, methods=("snip",), densities=(0.1,), seeds=1), (), **SCARCE)
     folder = kept_in(tmp_path / "study", trials)
     said = report.write(study_table.read(folder), folder)
-    absent = [line.rpartition(": ")[0] for line in said[:-3]]
+    absent = [line.rpartition(": ")[0] for line in said[:-4]]
     assert absent == [
         "Predicted and real loss curves",
         "From finite to infinite width: Not measured here",

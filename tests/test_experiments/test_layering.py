@@ -16,7 +16,7 @@ FLOORS = (
     ("records", "study"),
     ("report", "setting"),
     ("workbench",),
-    ("sweep",),
+    ("sweep", "checks"),
     ("cost_estimate", "widths", "benchmarks"),
     ("__main__",),
 )

@@ -8,10 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments.networks import architectures, layers, nnx_example
+from experiments.base.errors import InputError
+from experiments.measure.pruning import layer_name
+from experiments.networks import architectures, layers, modules, nnx_example
 from experiments.networks.architectures import ARCHITECTURES as NETWORKS
+from experiments.networks.by_name import scaled
 from experiments.networks.layers import bind
+from experiments.networks.twins import has_twin
 from pathjax import paths
 from tests.tolerances import EXACT
 
@@ -233,17 +238,157 @@ def test_images_may_have_any_shape(name, shape):
     assert jax.eval_shape(network.apply, params, state, x).shape == (2, 7)
 
 
+# plain Flax modules
+
+USUAL = {"activation": "relu", "init": "kaiming"}
+"""The options that a config gives every network."""
+
+
+class Normed(flax.linen.Module):
+    """A linen module in which a part is repeated, so that layers have one name in several places."""
+
+    width: int
+
+    @flax.linen.compact
+    def __call__(self, x, train):
+        x = flax.linen.Dense(self.width)(x)
+        return flax.linen.relu(flax.linen.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+
+
+class Linen(flax.linen.Module):
+    """Two parts, of which the first comes last in the order of names."""
+
+    outputs: int
+
+    @flax.linen.compact
+    def __call__(self, x, training=False):
+        x = Normed(5, name="z")(x.reshape(len(x), -1), training)
+        return flax.linen.Dense(self.outputs)(Normed(4, name="a")(x, training))
+
+
+def linen(shape, outputs):
+    return Linen(outputs)
+
+
+def nnx_network(shape, outputs, *, rngs, batch_norm=True):
+    return nnx_example.fully_connected(shape, outputs, rngs=rngs, width=5, batch_norm=batch_norm)
+
+
+def own(function, **options):
+    return modules.network_of_module("mine:network", function, SHAPE, 3, USUAL | options)
+
+
+def linen_by_hand(params, state, x, *, training):
+    """`Linen` in NumPy; in training mode with the statistics of the batch."""
+    params, state, x = jax.tree.map(np.asarray, (params, state, x.reshape(len(x), -1)))
+    for name in ("z", "a"):
+        dense, norm, running = params[name]["Dense_0"], params[name]["BatchNorm_0"], state["batch_stats"][name]
+        x = x @ dense["kernel"] + dense["bias"]
+        mean, variance = (running["BatchNorm_0"][key] for key in ("mean", "var"))
+        if training:
+            mean, variance = x.mean(0), x.var(0)
+        x = np.maximum((x - mean) / np.sqrt(variance + 1e-5) * norm["scale"] + norm["bias"], 0)
+    return x @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+
+def test_a_plain_linen_module_is_a_network_in_training_and_in_evaluation_mode():
+    network = own(linen)
+    params, state = drawn(network)
+    x = jax.random.normal(jax.random.key(1), (6, *SHAPE))
+    found = jax.jit(network.apply)(params, state, x)
+    np.testing.assert_allclose(found, linen_by_hand(params, state, x, training=False), rtol=EXACT, atol=EXACT)
+    found, new = jax.jit(network.train)(params, state, x)
+    np.testing.assert_allclose(found, linen_by_hand(params, state, x, training=True), rtol=EXACT, atol=EXACT)
+    dense = jax.tree.map(np.asarray, params["z"]["Dense_0"])
+    first = np.asarray(x).reshape(6, -1) @ dense["kernel"] + dense["bias"]
+    moved = 0.9 * state["batch_stats"]["z"]["BatchNorm_0"]["mean"] + 0.1 * first.mean(0)
+    np.testing.assert_allclose(new["batch_stats"]["z"]["BatchNorm_0"]["mean"], moved, rtol=EXACT, atol=EXACT)
+
+
 @pytest.mark.parametrize("batch_norm", (False, True))
 def test_a_network_of_nnx_has_the_same_interface(batch_norm):
-    init, apply, train = nnx_example.nnx_fully_connected(SHAPE, 3, width=5, batch_norm=batch_norm)
-    params, state = init(jax.random.key(0))
+    network = own(nnx_network, batch_norm=batch_norm)
+    params, state = jax.vmap(network.init)(jax.random.split(jax.random.key(0), 2))
+    first, second = (params["layers"][1]["kernel"][seed] for seed in range(2))
+    assert (first != second).all()  # each seed has its own weights
+    params, state = jax.tree.map(lambda leaf: leaf[0], (params, state))
     x = jax.random.normal(jax.random.key(1), (4, *SHAPE), jnp.float32)
-    outputs, new = jax.jit(train)(params, state, x)
+    outputs, new = jax.jit(network.train)(params, state, x)
     assert outputs.shape == (4, 3)
     jax.tree.map(lambda old, moved: None, state, new)  # of one structure, or this raises
     assert bool(state) == batch_norm
-    assert np.isfinite(paths.log_path_norm(lambda params, x: apply(params, state, x), params, x))
-    assert (apply(params, new, x) != apply(params, state, x)).any() == batch_norm
+    assert np.isfinite(paths.log_path_norm(bind(network, state), params, x))
+    assert (network.apply(params, new, x) != network.apply(params, state, x)).any() == batch_norm
+
+
+def test_layers_of_a_plain_module_are_named_by_their_paths_in_the_order_of_their_use():
+    network = own(linen)
+    kernels = [layer_name(path) for path in network.order if path.endswith("['kernel']")]
+    assert kernels == ["z/Dense_0", "a/Dense_0", "Dense_0"]
+    assert [layer_name(path) for path in own(nnx_network).order[::2]] == ["layers/1", "layers/2", "layers/4"]
+    assert not network.layers and not network.widths and not has_twin(network)
+
+
+def dropout(shape, outputs):
+    flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    return flax.linen.Sequential([flat, flax.linen.Dropout(0.5, deterministic=False), flax.linen.Dense(outputs)])
+
+
+def nnx_dropout(shape, outputs, *, rngs):
+    return nnx.Sequential(nnx.Dropout(0.5, rngs=rngs), nnx.Linear(2, outputs, rngs=rngs))
+
+
+def untold(shape, outputs):
+    flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    return flax.linen.Sequential([flat, flax.linen.BatchNorm(use_running_average=False), flax.linen.Dense(outputs)])
+
+
+def raising(shape, outputs):
+    raise ValueError("No images\nof this size.")
+
+
+REFUSED = {
+    "dropout": (dropout, "draws random numbers when it is applied, as dropout does; take the dropout out for a study."),
+    "nnx dropout": (nnx_dropout, "keeps random numbers, as for dropout; beside its weights"),
+    "untold": (untold, "has batch norm, but is not told when it is trained; give its __call__ the argument train."),
+    "drawn": (
+        lambda shape, outputs: nnx.Linear(2, 3, rngs=nnx.Rngs(0)),
+        "give the function the argument rngs and draw",
+    ),
+    "a number": (lambda shape, outputs: 3, "gives a value of the type int; it has to give a Flax module, linen or NNX"),
+    "a number from rngs": (lambda shape, outputs, rngs: 3, "gives a value of the type int and no NNX module"),
+    "raising": (raising, "cannot be made: ValueError: No images (" + __file__),
+    "images out": (
+        lambda shape, outputs: flax.linen.Dense(3),
+        "gives outputs of shape (2, 16, 16, 3) for 2 images of 3",
+    ),
+    "no weights": (lambda shape, outputs: flax.linen.Sequential([lambda x: x[:, 0, 0]]), "has no weights, so there is"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_modules_that_a_study_cannot_train_are_refused_in_one_sentence(name):
+    function, words = REFUSED[name]
+    with pytest.raises(InputError) as caught:
+        own(function)
+    message = str(caught.value)
+    assert words in message and "mine:network" in message and message.endswith(".") and "\n" not in message
+
+
+def test_options_that_a_function_does_not_take_are_refused_where_they_are_set():
+    with pytest.raises(InputError, match="mine:network does not take activation, which the config sets"):
+        own(linen, activation="linear")
+    with pytest.raises(InputError, match="does not take batch_norm"):
+        own(linen, batch_norm=False)
+    taken = {}
+    own(lambda shape, outputs, **options: taken.update(options) or Linen(outputs), batch_norm=False)
+    assert taken == USUAL | {"batch_norm": False}
+
+
+def test_the_widths_of_a_plain_module_cannot_be_scaled():
+    assert scaled(own(linen), 1.0).order
+    with pytest.raises(InputError, match="no table of widths, so model.factor cannot change it; give its function"):
+        scaled(own(linen), 0.5)
 
 
 # errors

@@ -87,6 +87,15 @@ def test_the_order_of_methods_and_densities_does_not_matter(config):
         ("[0.1, 0.5]", "0.1", "density must be a list"),
         ("curve_density = [0.1]", "curve_density = [0.3]", "0.3, which is not one of density"),
         ("[[model]]", "[[model", "is not TOML"),
+        ("[[model]]", "[model]", "model must be a list of tables: begin each by [[model]], not by [model]."),
+        ("factor = 0.05", "factor = 1e6", "model.factor is 1e+06, but must be a positive number, 1000 at most"),
+        ("factor = 0.05", "factor = nan", "model.factor is nan, but must be a positive number"),
+        ("density = [0.1, 0.5]", "density = [0.1, 0.5]\nsources = {a = 'b'}", "There is no key sources"),
+        ('["digits"]', '["kmnist"]', "others of TFDS, by name or name/config, are there once they are prepared"),
+        ('["digits"]', '["none.npz"]', "none.npz, which data names"),
+        ('["digits"]', '["a:b", "a.b"]', "There is no data set 'a.b'"),
+        ('["digits"]', '["a:b_c", "a:b-c"]', "whose results would have the same name a.b_c; give one of them another"),
+        ('["digits"]', '["a:b", "a:b"]', "data has a.b more than once"),
         ('name = "small"', 'name = "small/fc"', "has a slash"),
         ("[measure]", "[measure]\nloss_level = inf", "measure.loss_level is inf, but must be a positive number"),
         ("[measure]", "[measure]\nscore_inputs = -1", "measure.score_inputs is -1, but must be at least 0"),
@@ -95,6 +104,68 @@ def test_the_order_of_methods_and_densities_does_not_matter(config):
 def test_what_means_nothing_is_refused_by_name(config, old, new, words):
     assert old in PLAIN
     assert words in refusal(config(PLAIN.replace(old, new)))
+
+
+def test_data_of_ones_own_is_known_by_a_short_name_and_files_lie_beside_the_config(config, tmp_path):
+    (tmp_path / "a folder").mkdir()
+    file = tmp_path / "a folder" / "some-cells.npz"
+    file.touch()
+    path = config(PLAIN.replace('["digits"]', '["digits", "mine:cells", "a folder/some-cells.npz", "emnist/letters"]'))
+    _, found = study.read(path, datasets=(*DATASETS, "emnist/letters"))
+    assert found.data == ("digits", "mine.cells", "some_cells.npz", "emnist_letters")
+    assert [found.source(name) for name in found.data] == ["digits", "mine:cells", str(file), "emnist/letters"]
+    assert study.checked(found, datasets=(*DATASETS, "emnist/letters")) == found
+
+
+def changed(config, *changes):
+    return study.read(config(PLAIN), datasets=tuple(DATASETS), changes=changes)[1]
+
+
+def test_changes_put_toml_values_in_place_of_those_of_the_file(config):
+    found = changed(
+        config,
+        "train.learning_rate=0.1",
+        "seeds = 5",
+        'method=["snip"]',
+        "train.schedule=cosine",
+        "measure.expected=true",
+        "model.factor=0.5",
+        "density=[0.1, 0.3]",
+        "seeds=4",
+    )
+    assert (found.train.learning_rate, found.train.schedule, found.train.epochs) == (0.1, "cosine", 2)
+    assert (found.seeds, found.method, found.density) == (4, ("snip",), (0.3, 0.1))
+    assert found.measure.expected and found.measure.curve_density == (0.1,)
+    assert [(model.name, model.factor) for model in found.model] == [("small", 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("seeds", "'seeds' is no change of a config; write KEY=VALUE, as train.learning_rate=0.1 or seeds=5."),
+        ("=5", "'=5' is no change of a config"),
+        ("a.b.c=5", "'a.b.c=5' is no change of a config"),
+        ("seed=5", "There is no key seed; the nearest to it is seeds"),
+        ("train.epoch=5", "There is no key train.epoch; the nearest to it is train.epochs"),
+        ("model.faktor=5", "There is no key model.faktor; the nearest to it is model.factor"),
+        ("seeds.x=5", "seeds must be a whole number; it is {'x': 5}"),
+        ("data.x=5", "data.x cannot be set; write data=VALUE."),
+        ("seeds=0", "seeds is 0, but must be at least 1"),
+        ("seeds=many", "seeds must be a whole number; it is 'many'"),
+        ("seeds=", "The value of 'seeds=' is not TOML"),
+        (
+            "method=[snip]",
+            "The value of 'method=[snip]' is not TOML; write numbers as 0.1, words as they are, and lists",
+        ),
+        ("seeds=3\ntrain_images=5", "is not TOML"),
+        ("method=snip", "method must be a list of one entry or more; it is 'snip'"),
+    ],
+)
+def test_a_change_that_means_nothing_is_refused_by_name(config, change, words):
+    with pytest.raises(InputError) as caught:
+        changed(config, change)
+    message = str(caught.value)
+    assert words in message and "\n" not in message and message.endswith(".")
 
 
 def test_a_config_that_is_not_there_is_refused(tmp_path):

@@ -167,7 +167,7 @@ def test_every_trial_is_there_once_and_whole(place):
         assert len(trial.log_ntk_eigenvalues) == 100
         assert math.isclose(sum(trial.path_kernel_weights), 1, rel_tol=1e-4)
         assert trial.log_path_kernel_nodes == sorted(trial.log_path_kernel_nodes, reverse=True)
-        assert list(trial.layer_density) == ["dense", "hidden_0", "hidden_1"]
+        assert list(trial.layer_density) == ["hidden_0", "hidden_1", "dense"]
         assert set(trial.dead_units) == {"hidden_0", "hidden_1"}
         assert trial.linearization_error > 0 and 0 <= trial.kernel_distance < 1
         assert trial.log_top_path_kernel <= trial.log_trace_path_kernel and trial.log_top_ntk <= trial.log_trace_ntk
@@ -347,10 +347,10 @@ def test_a_network_of_ones_own_is_named_by_its_module(place, tmp_path, capsys, m
     network = workbench.network_of(study.Model("own", "mine:tiny", factor=0.5), (8, 8, 1), 3)
     assert network.widths == {"conv": 4, "outputs": 3}
     for name, words in (
-        ("mine:huge", "has no attribute 'huge'"),
+        ("mine:huge", f"{tmp_path / 'mine.py'} has no function huge."),
         ("yours:tiny", "No module named 'yours'"),
-        ("math:dist", "cannot be built"),
-        ("builtins:dict", "cannot be built"),
+        ("math:dist", "cannot be made"),
+        ("builtins:dict", "cannot be made"),
     ):
         (place / "own.toml").write_text(CONFIG.replace('"lenet_300_100"', f'"{name}"'))
         assert run(place, tmp_path / "out", config="own.toml") == 2
