@@ -275,8 +275,11 @@ def list_paths(program: Program) -> Listing:
     """Every path of a network traced for one example. The cells of the table are in the order of the outputs."""
     with jax.ensure_compile_time_eval():
         output = interpret(program, Lister(), _weights(program), _sources(program.input_shape))
-    # where the network ends by moving entries, the cells are not yet in the order of the outputs
-    if np.array_equal(output.entries, _numbered(output.entries.shape)):
+    # where the network ends by moving entries, the cells are not yet in the order of the outputs, and where it ends by
+    # leaving entries out, some belong to none
+    if len(output.table.lengths) == output.entries.size and np.array_equal(
+        output.entries, _numbered(output.entries.shape)
+    ):
         return output
     return _gather(output.table, np.arange(output.entries.size), output.entries.ravel(), output.entries.shape)
 

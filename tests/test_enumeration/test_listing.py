@@ -125,3 +125,23 @@ def test_paths_without_weights_have_values_of_the_default_precision():
     values = enumeration.path_values(paths, [])
     assert values.dtype == jnp.zeros(0).dtype
     np.testing.assert_allclose(values, np.full(6, 1 / 3), rtol=EXACT)
+
+
+def test_a_network_that_leaves_out_its_last_outputs_has_the_paths_of_the_others():
+    # found by the fuzz, FUZZ_SEED=20261160: entries left out at the end have cells of their own
+    first, second = jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), jnp.asarray([[5.0, 6.0, 7.0], [8.0, 9.0, 10.0]])
+    paths = enumeration.enumerate_paths(
+        lambda params, x: (jnp.maximum(x @ params[0], 0) @ params[1])[:, :2],
+        [first, second],
+        jnp.ones((1, 2)),
+        limit=50,
+    )
+    expected = [
+        (output, source, first[source, hidden] * second[hidden, output])
+        for output in range(2)
+        for source in range(2)
+        for hidden in range(2)
+    ]
+    values = enumeration.path_values(paths, [first, second])
+    found = zip(paths.outputs.tolist(), paths.sources.tolist(), values.tolist(), strict=True)
+    assert sorted(found) == sorted((output, source, float(value)) for output, source, value in expected)
