@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.base import own
 from experiments.base.errors import InputError, check_known
-from experiments.base.names import DENSE, METHODS, NETWORKS
+from experiments.base.names import DENSE, METHODS, NETWORKS, why_no_file_name
 from experiments.base.wording import all_digits, enumerated
 from experiments.train.recipe import PRECISIONS, SCHEDULES, Recipe
 
@@ -294,8 +294,8 @@ def _check_names(study: Study) -> None:
                 f"model.factor is {model.factor:g}, but must be a positive number, {MOST_FACTOR:g} at most: all widths "
                 "are multiplied by it."
             )
-        if "/" in model.name:
-            raise InputError(f"The model name {model.name} has a slash; it becomes a part of file names.")
+        if why := why_no_file_name(model.name):
+            raise InputError(f"The model name {model.name!r} {why}; it becomes a part of file names.")
     check_known("schedule", study.train.schedule, SCHEDULES)
     check_known("precision", study.train.precision, PRECISIONS)
     names = [model.name for model in study.model]

@@ -34,7 +34,7 @@ from experiments.measure.quantities import (
     ntk_spectrum,
 )
 from experiments.networks.by_name import built, scaled
-from experiments.networks.layers import OUTPUTS, Network, bind
+from experiments.networks.layers import Network, bind
 from experiments.networks.shrink import shrink
 from experiments.networks.twins import has_twin, twin_of
 from experiments.records.progress import Reporter
@@ -236,7 +236,6 @@ class Workbench:
         spectrum = before.spectra[place]
         layers = _in_order(self._network, kernel_layers(mask))
         units = shrink(self._network, params, state, mask).units if self._network.widths else {}
-        widths = {name: width for name, width in self._network.widths.items() if name != OUTPUTS}
         nodes = log_nodes(quantities.nodes[None], quantities.log_top_path_kernel[None]).ravel()
         order = np.argsort(-nodes, kind="stable")
         numbers = quantities._asdict() | spectrum._asdict()
@@ -252,7 +251,7 @@ class Workbench:
             kept=sum(layer.kept for layer in layers),
             prunable=sum(layer.size for layer in layers),
             layer_density={layer_name(layer.path): layer.density for layer in layers},
-            dead_units={key: 1.0 - len(units[key]) / width for key, width in widths.items()},
+            dead_units={unit: 1.0 - len(units[unit]) / self._network.widths[unit] for unit in self._network.units},
             infinite_distance=float(before.infinite_distances[place]),
             log_ntk_eigenvalues=log_above_rounding(spectrum.eigenvalues, quantities.ntk.dtype).tolist(),
             log_path_kernel_nodes=nodes[order].tolist(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["DENSE", "METHODS", "NETWORKS", "QUANTITIES", "TWINS"]
+__all__ = ["DENSE", "METHODS", "NETWORKS", "QUANTITIES", "TWINS", "why_no_file_name"]
 
 DENSE = "dense"
 """The unpruned network's name in tables. Every study measures it, so it is not an option."""
@@ -56,3 +56,25 @@ QUANTITIES = {
     "regression_accuracy": "accuracy of regression by Θ̄",
 }
 """The quantities measured before training, each with its label in tables and figures. Density is the baseline."""
+
+_LONGEST = 100
+"""Bytes of a name that becomes a part of file names, beside a data set, a method and a density; systems allow 255."""
+
+
+def why_no_file_name(name: str) -> str:
+    """Why the name cannot be a part of file names; "" where it can.
+
+    >>> why_no_file_name("resnet_20"), why_no_file_name("a/b"), why_no_file_name("")
+    ('', 'has a slash', 'is empty')
+    """
+    if not name.strip():
+        return "is empty"
+    if "/" in name or "\\" in name:
+        return "has a slash" if "/" in name else "has a backslash"
+    if not name.isprintable():
+        return "has a character that cannot be printed"
+    if name != name.strip() or name.startswith("."):
+        return "begins with a dot or a blank, or ends with a blank"
+    if len(name.encode("utf-8", "replace")) > _LONGEST:
+        return f"is longer than {_LONGEST} bytes"
+    return ""

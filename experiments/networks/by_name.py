@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.base import own
 from experiments.base.errors import InputError, check_known
@@ -13,7 +13,7 @@ from experiments.networks.layers import OUTPUTS, Network
 from experiments.networks.modules import network_of_module
 from experiments.networks.twins import TWINS
 
-__all__ = ["NETWORKS", "builder", "built", "scaled"]
+__all__ = ["NETWORKS", "Order", "builder", "built", "order_of", "scaled"]
 
 NETWORKS: dict[str, Callable[..., Network]] = TWINS | ARCHITECTURES
 """`NETWORKS[name](shape, outputs, widths=..., batch_norm=..., activation=..., init=...)`."""
@@ -39,6 +39,25 @@ def built(name: str, shape: tuple[int, ...], outputs: int, **options: Any) -> Ne
     if own.is_function(name):
         return network_of_module(name, builder(name), shape, outputs, options)
     return builder(name)(shape, outputs, **options)
+
+
+class Order(NamedTuple):
+    """The names of a network's layers and of its units, from the input on."""
+
+    layers: tuple[str, ...]
+    units: tuple[str, ...]
+
+
+def order_of(name: str, *, depth: int = 0) -> Order | None:
+    """The order of one of `NETWORKS`, at its published depth or another one; None for a network of another name."""
+    if name not in NETWORKS:
+        return None
+    network = NETWORKS[name](_SHAPE, 1, **({"depth": depth} if depth else {}))
+    return Order(tuple(layer.name for layer in network.layers), network.units)
+
+
+_SHAPE = (32, 32, 3)
+"""Images that every network takes; the names of layers depend on no shape."""
 
 
 def scaled(network: Network, factor: float) -> Network:

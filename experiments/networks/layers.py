@@ -145,6 +145,11 @@ class Network(NamedTuple):
         return tuple(part for part in parts if isinstance(part, Layer))
 
     @property
+    def units(self) -> tuple[str, ...]:
+        """The names of all units but the outputs, in the order in which layers write them."""
+        return tuple(name for name in dict.fromkeys(layer.writes for layer in self.layers) if name != OUTPUTS)
+
+    @property
     def pads(self) -> tuple[Pad, ...]:
         """All shortcuts that pad with zeros, in order."""
         shortcuts = [step.shortcut for step in self.steps if isinstance(step, Block)]

@@ -36,8 +36,8 @@ class Trial:
         data, model, method, density, seed: its name. `model` is the name that the config gives it, `density` the share
             of prunable weights that is kept; the unpruned network is the method "dense" at density 1.
         kept, prunable: weights of kernels alone; `kept` of the `prunable` are left.
-        layer_density: kept share of each kernel, by the layer's name, in the order of the parameters.
-        dead_units: share of units that no kept path goes through, by the name of the units.
+        layer_density: kept share of each kernel, by the layer's name, in the order of the network from the input on.
+        dead_units: share of units that no kept path goes through, by the name of the units, in the same order.
         absent: what could not be measured of this network, and why; "" where all was. Of plain modules, `dead_units`.
         log_path_count … log_condition_ntk: `names.QUANTITIES`, at initialization under the mask. Θ is that of a small
             fixed batch of n images, as an (n·o, n·o) matrix; batch norm has the running statistics it begins with.

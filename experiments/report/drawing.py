@@ -1,12 +1,12 @@
-"""What all figures share: their style, their axes, their legends, and their files."""
+"""What all figures share: their style, lines over density, their legends, and their files. `ticks` has their axes."""
 
 from __future__ import annotations
 
 import functools
 import io
 import textwrap
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -14,9 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.base.names import DENSE
+from experiments.report.spread import half_width
+from experiments.report.ticks import accuracy_axis, clipped_accuracy, density_axis
 
 __all__ = [
     "ALL_CELLS",
@@ -26,18 +28,14 @@ __all__ = [
     "PAPER",
     "WITHIN_DENSITY",
     "above_floor",
-    "accuracy_axis",
     "accuracy_panel",
     "blank",
-    "clipped_accuracy",
     "dashes",
     "groups",
     "lines_over_density",
-    "log_axis",
     "mark_absent",
     "mark_absent_unless_drawn",
     "panels",
-    "plain_log_axis",
     "png",
     "style_of",
     "styled",
@@ -68,7 +66,6 @@ _STYLES = {
 }
 _OTHERS = ("#8c8c8c", "8")
 ALL_CELLS, WITHIN_DENSITY = "#2f7fc1", "#d55e00"
-_ACCURACIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -120,25 +117,25 @@ def styled(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
 def accuracy_panel(axis: Axes, table: pd.DataFrame) -> None:
     """Test accuracy over density on one axis, as `lines_over_density`."""
     lines_over_density(axis, table, "test_accuracy", clip=clipped_accuracy)
-    accuracy_axis(axis, table)
+    accuracy_axis(axis)
 
 
 def lines_over_density(axis: Axes, table: pd.DataFrame, name: str, *, clip: Callable[[Any], Any] = np.array) -> None:
-    """A number over density, a line for each method, a band of one standard deviation; dense is a level.
+    """A number over density, a line for each method, a band of the `half_width` of its seeds; dense is a level.
 
     Values are drawn as `clip` returns them. Those that are not finite are left out.
     """
     for method, group in groups(table[np.isfinite(table[f"{name}_mean"])]):
-        mean, deviation = group[f"{name}_mean"].to_numpy(), group[f"{name}_std"].fillna(0).to_numpy()
+        mean, half = group[f"{name}_mean"].to_numpy(), half_width(group, name).fillna(0).to_numpy()
         color, marker = style_of(method)
-        low, high = clip(mean - deviation), clip(mean + deviation)
+        low, high = clip(mean - half), clip(mean + half)
         if method == DENSE:
             axis.axhline(clip(mean)[0], color=color, linestyle=(0, (4, 3)), linewidth=1.2, label=DENSE)
             axis.axhspan(low[0], high[0], color=color, alpha=0.15, linewidth=0)
             continue
         axis.plot(group["density"], clip(mean), color=color, marker=marker, label=method)
         axis.fill_between(group["density"], low, high, color=color, alpha=0.18, linewidth=0)
-    _density_axis(axis, table)
+    density_axis(axis, _densities(table))
 
 
 def top_legend(figure: Figure, axes: Any) -> Figure:
@@ -159,6 +156,10 @@ _LETTERS = 19
 """Letters of a footer that fit into an inch."""
 
 
+_BETWEEN = 0.06
+"""Room between panels as a share of their width, so that the last label of one keeps off the first of the next."""
+
+
 def panels(
     count: int, footer: str, *, width: float, height: float, share: bool | str = False
 ) -> tuple[Figure, Any, list[Axes]]:
@@ -176,10 +177,14 @@ def panels(
 def blank(
     width: float, height: float, footer: str, *, rows: int = 1, columns: int = 1, share: bool | str = False
 ) -> tuple[Figure, Any]:
-    """A figure of this size in inches with its footer, and its axes (rows, columns)."""
-    figure = Figure(figsize=(width, height + 0.3), layout="constrained")
+    """A figure of this size in inches with its footer, and its axes (rows, columns).
+
+    Panels share both their axes, or those of `share`: "x", "y", or "row" for the vertical axes of a row.
+    """
+    figure = Figure(figsize=(width, height + 0.3), layout=ConstrainedLayoutEngine(wspace=_BETWEEN))
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, sharex=share in (True, "x"), sharey=share in (True, "y"), squeeze=False)
+    vertical: bool | Literal["row"] = "row" if share == "row" else share in (True, "y")
+    axes = figure.subplots(rows, columns, sharex=share in (True, "x"), sharey=vertical, squeeze=False)
     figure.supxlabel(textwrap.fill(footer, int(_LETTERS * width)), fontsize=7, color=MUTED)
     return figure, axes
 
@@ -202,51 +207,6 @@ def _densities(table: pd.DataFrame) -> list[float]:
     return sorted(table.loc[table["method"] != DENSE, "density"].unique(), reverse=True)
 
 
-def log_axis(axis: Axes, *, side: str = "y", digits: Sequence[int] = (1,)) -> None:
-    """A logarithmic axis in plain numbers: powers of ten would be set as formulas, which takes long."""
-    axis.set(**{f"{side}scale": "log"})
-    chosen = axis.xaxis if side == "x" else axis.yaxis
-    chosen.set_major_locator(LogLocator(subs=digits))
-    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    chosen.set_minor_locator(NullLocator())
-
-
-def clipped_accuracy(accuracy: Any) -> Any:
-    """Shares as a logit axis can show them: 0 and 1 themselves lie infinitely far out."""
-    return np.clip(accuracy, _ACCURACIES[0], _ACCURACIES[-1])
-
-
-def accuracy_axis(axis: Axes, table: pd.DataFrame) -> None:
-    """A logit axis, on which 97 and 98 per cent lie as far apart as 67 and 75; linear where they lie close together."""
-    deviation = table["test_accuracy_std"].fillna(0)
-    low = clipped_accuracy((table["test_accuracy_mean"] - deviation).min())
-    high = clipped_accuracy((table["test_accuracy_mean"] + deviation).max())
-    shown = [share for share in _ACCURACIES if low <= share <= high]
-    shown = _spaced(shown[::-1], np.log(np.array(shown) / (1 - np.array(shown)))[::-1], 12)
-    axis.set_yscale("logit" if len(shown) > 1 else "linear")
-    axis.yaxis.set_major_locator(FixedLocator(shown) if len(shown) > 1 else MaxNLocator(4))
-    axis.yaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g}%"))
-
-
-def _density_axis(axis: Axes, table: pd.DataFrame) -> None:
-    densities = _densities(table)
-    named = _spaced(densities, np.log(densities), 6)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(FixedLocator(named))
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.set_xticklabels([f"{density:g}" for density in named])
-
-
-def _spaced(values: Sequence[float], places: np.ndarray, most: int) -> list[float]:
-    """Of descending values those that leave each label its part of an axis that holds `most`."""
-    chosen: list[int] = []
-    for number, place in enumerate(places):
-        if not chosen or places[chosen[-1]] - place > 0.999 * (places[0] - places[-1]) / most:
-            chosen.append(number)
-    return [values[number] for number in chosen]
-
-
 def style_of(method: str) -> tuple[str, str]:
     """The color and the marker of a method, the same in every figure; one for all methods without their own."""
     return _STYLES.get(method, _OTHERS)
@@ -263,16 +223,6 @@ _FLOOR = 1e-3
 def above_floor(values: Any) -> Any:
     """Values as a logarithmic axis can show them: what is less than 0.001 is drawn as 0.001."""
     return np.maximum(values, _FLOOR)
-
-
-def plain_log_axis(axis: Axes) -> None:
-    """A logarithmic axis with about four plain numbers, however far it reaches."""
-    axis.set_yscale("log")
-    low, high = axis.get_ylim()
-    span = np.log10(high / low)
-    log_axis(axis, digits=(1,) if span > 2 else (1, 2, 5) if span > 0.7 else (1, 2, 3, 4, 5, 7))
-    if span < 0.3:
-        axis.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def mark_absent(axis: Axes) -> None:

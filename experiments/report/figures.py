@@ -16,17 +16,16 @@ from experiments.report.drawing import (
     above_floor,
     accuracy_panel,
     blank,
-    clipped_accuracy,
     dashes,
     groups,
     mark_absent,
     mark_absent_unless_drawn,
     panels,
-    plain_log_axis,
     style_of,
     styled,
     top_legend,
 )
+from experiments.report.ticks import clipped_accuracy, count_axis, log_axis
 
 __all__ = ["accuracy", "curves", "gaps", "mean_rows", "shown_curves", "training"]
 
@@ -54,7 +53,7 @@ _RUNGS = {
 
 @styled
 def accuracy(study: StudyTable, footer: str) -> Figure:
-    """Test accuracy over density, a line for each method, a band of one standard deviation over seeds."""
+    """Test accuracy over density, a line for each method, a band for the seeds. Each panel has limits of its own."""
     parts = list(study.parts())
     figure, axes, flat = panels(len(parts), footer, width=3.6, height=2.9)
     for axis, (setting, part) in zip(flat, parts, strict=True):
@@ -74,11 +73,15 @@ def _cross_untrained(axis: Axes, cells: pd.DataFrame) -> None:
 
 @styled
 def training(study: StudyTable, footer: str) -> Figure:
-    """Cross-entropy on the train set after each epoch, mean over seeds; settings in rows, densities in columns."""
+    """Cross-entropy on the train set after each epoch, mean over seeds; settings in rows, densities in columns.
+
+    The panels of a row share their limits.
+    """
     level = study.config["options"].get("measure.loss_level")
     parts = list(study.parts())
     columns = max(1, *[len(_ends(part)) for _, part in parts])
-    figure, axes = blank(3.2 * columns + 0.4, 2.6 * len(parts) + 0.6, footer, rows=len(parts), columns=columns)
+    size = max(3.2 * columns + 0.4, 6.6), 2.6 * len(parts) + 0.6
+    figure, axes = blank(*size, footer, rows=len(parts), columns=columns, share="row")
     for row, (setting, part) in zip(axes, parts, strict=True):
         shown = _ends(part)
         for axis, density in zip(row, shown, strict=False):
@@ -91,7 +94,8 @@ def training(study: StudyTable, footer: str) -> Figure:
             if level is not None:
                 axis.axhline(level, color=MUTED, linewidth=0.8, linestyle=":")
             axis.set_title(f"density {density:g}", fontsize=9)
-            plain_log_axis(axis)
+        log_axis(row[: len(shown)])
+        count_axis(row[: len(shown)])
         for axis in row[len(shown) :]:
             axis.set_axis_off()
         row[0].set_ylabel(f"{setting}\ntraining loss (nats)")
@@ -118,7 +122,10 @@ def shown_curves(part: StudyTable) -> list[tuple[str, float]]:
 
 @styled
 def curves(study: StudyTable, footer: str) -> Figure:
-    """Squared loss under gradient descent and as predicted, mean over seeds; a row for each setting."""
+    """Squared loss under gradient descent and as predicted, mean over seeds; a row for each setting.
+
+    Each panel has limits of its own.
+    """
     parts = list(study.parts())
     figure, axes = blank(9.6, 2.0 * len(parts) + 0.6, footer, rows=len(parts), columns=4)
     for row, (setting, part) in zip(axes, parts, strict=True):
@@ -137,10 +144,13 @@ def curves(study: StudyTable, footer: str) -> Figure:
 
 @styled
 def gaps(study: StudyTable, footer: str) -> Figure:
-    """The distance of each predicted curve to the real one, a point for each cell, with the mean as a number."""
+    """The distance of each predicted curve to the real one, a point for each cell, with the mean as a number.
+
+    All panels share their limits.
+    """
     parts = list(study.parts())
     shown = [name for name in PREDICTIONS if np.isfinite(study.cells[f"gap_{name}_mean"]).any()]
-    figure, axes, flat = panels(len(parts), footer, width=max(3.6, 0.6 * len(shown) + 0.6), height=2.9)
+    figure, axes, flat = panels(len(parts), footer, width=max(3.6, 0.6 * len(shown) + 0.6), height=2.9, share="y")
     for axis, (setting, part) in zip(flat, parts, strict=True):
         methods = groups(part.cells)
         for place, name in enumerate(shown):
@@ -158,10 +168,11 @@ def gaps(study: StudyTable, footer: str) -> Figure:
                 values = above_floor(group[f"gap_{name}_mean"].to_numpy())
                 axis.plot(beside, values, color=color, marker=marker, linestyle="none", markersize=4.5, label=method)
         axis.set_title(setting, pad=18)
-        axis.set_ylabel("gap (decades)")
-        plain_log_axis(axis)
         axis.set_xticks(range(len(shown)), [_RUNGS[name] for name in shown], fontsize=8)
         axis.grid(axis="x", visible=False)
+    log_axis(flat)
+    for row in axes:
+        row[0].set_ylabel("gap (decades)")
     return top_legend(figure, axes)
 
 
@@ -175,9 +186,8 @@ def _curves(axis: Axes, trials: pd.DataFrame) -> None:
         if name in ("real", "linearized"):
             low, high = min(low, np.nanmin(losses)), max(high, np.nanmax(losses))
     # the axis shows the real curve whole; other predictions may leave the picture
-    low = max(low, 1e-6)
-    axis.set_ylim(low ** (1.3 if low < 0.8 else 3), max(1.01, low**-0.1) * high)
-    plain_log_axis(axis)
+    log_axis(axis, span=(max(low, 1e-6) ** (1.15 if low < 0.8 else 2), high))
+    count_axis(axis)
     mark_absent_unless_drawn(axis)
 
 

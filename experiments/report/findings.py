@@ -13,6 +13,7 @@ from experiments.measure.widths import WidthSweep
 from experiments.records.study_table import CHANGES, PREDICTIONS, StudyTable
 from experiments.report.figures import shown_curves
 from experiments.report.opening import accuracy_words
+from experiments.report.spread import FEWEST, half_width
 
 __all__ = [
     "failures",
@@ -287,7 +288,7 @@ def _told(lead: str, parts: Sequence[tuple[str, str]]) -> str:
 
 def _wins(study: StudyTable) -> str:
     """How often the best method is best, and how often its lead is more than the seeds explain."""
-    best, leads = [], 0
+    best, leads, told, apart = [], 0, 0, 0
     for _, group in _pruned(study).groupby(_STRATA, sort=False):
         ordered = group.dropna(subset=["test_accuracy_mean"]).sort_values("test_accuracy_mean", ascending=False)
         if len(ordered) < 2:
@@ -295,8 +296,11 @@ def _wins(study: StudyTable) -> str:
         first, second = ordered.iloc[0], ordered.iloc[1]
         best.append(str(first["method"]))
         lead = first["test_accuracy_mean"] - second["test_accuracy_mean"]
-        error = np.hypot(*(row["test_accuracy_std"] / np.sqrt(row["seeds"]) for row in (first, second)))
-        leads += bool(lead > 2 * error)
+        apart += bool(lead > sum(half_width(row, "test_accuracy") for row in (first, second)))
+        if min(first["seeds"], second["seeds"]) >= FEWEST:
+            told += 1
+            error = np.hypot(*(row["test_accuracy_std"] / np.sqrt(row["seeds"]) for row in (first, second)))
+            leads += bool(lead > 2 * error)
     if not best:
         return "There are not two methods at one density to compare."
     counts = pd.Series(best).value_counts()
@@ -304,7 +308,10 @@ def _wins(study: StudyTable) -> str:
     words = f"Of {counted(len(best), 'comparison')} at one data set, model and density, the most accurate is {names}"
     if study.seeds == 1:
         return f"{words}; with one seed, no lead can be told from luck."
-    return f"{words}; {leads} of the leads over the second exceed two standard errors over seeds."
+    if not told:
+        return f"{words}; in {apart} all its seeds lie above those of the second, which of two seeds may be luck."
+    of_those = "" if told == len(best) else f" of {told} with {FEWEST} seeds or more"
+    return f"{words}; {leads} of the leads over the second{of_those} exceed two standard errors over seeds."
 
 
 def _strongest(study: StudyTable) -> str:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter
+from matplotlib.ticker import FixedLocator
 
 from experiments.base.names import DENSE
 from experiments.measure.kernel_pictures import KernelPictures
-from experiments.report.drawing import INK, MUTED, blank, dashes, log_axis, style_of, styled, top_legend
+from experiments.report.drawing import INK, MUTED, blank, dashes, style_of, styled, top_legend
+from experiments.report.ticks import count_axis, log_axis
 
 __all__ = ["cumulative_shares", "eigenvalues", "heat_maps"]
 
@@ -20,7 +21,7 @@ __all__ = ["cumulative_shares", "eigenvalues", "heat_maps"]
 @styled
 def eigenvalues(kernels: Mapping[tuple[str, float], KernelPictures], footer: str) -> Figure:
     """The i-th largest eigenvalue of Θ over the i-th largest of Π, both relative to the first; a panel per density."""
-    figure, axes = _panels(kernels, footer, height=3.8, share="y")
+    figure, axes = _panels(kernels, footer, height=3.8, share=True)
     for axis, method, pictures in _drawn(axes, kernels):
         count = min(len(pictures.log_eigenvalues), len(pictures.log_ntk_eigenvalues))
         path, ntk = pictures.log_eigenvalues[:count], pictures.log_ntk_eigenvalues[:count]
@@ -39,14 +40,12 @@ def eigenvalues(kernels: Mapping[tuple[str, float], KernelPictures], footer: str
             **dashes(method),
         )
         axis.set_xlabel("λᵢ(Π) / λ₁(Π)")
-        log_axis(axis)
-        log_axis(axis, side="x")
+    for side in ("x", "y"):
+        log_axis(axes[0], side)
     for axis in axes[0]:
-        low, high = axis.get_xlim()
-        span = np.log10(high / low)
-        log_axis(axis, side="x", digits=(1,) if span > 2 else (1, 2, 5) if span > 0.7 else range(1, 10))
-        axis.set(xlim=(low, high), ylim=axis.get_ylim())  # the line must not widen them
+        limits = {"xlim": axis.get_xlim(), "ylim": axis.get_ylim()}
         axis.plot([1e-30, 1], [1e-30, 1], color=MUTED, linestyle=":", linewidth=0.8, zorder=0)
+        axis.set(**limits)  # the line must not widen them
     axes[0][0].set_ylabel("λᵢ(Θ) / λ₁(Θ)")
     return top_legend(figure, axes)
 
@@ -67,8 +66,8 @@ def cumulative_shares(kernels: Mapping[tuple[str, float], KernelPictures], foote
             **dashes(method),
         )
         axis.set(xlabel="modes of Π")
-    log_axis(axes[0][0])
-    axes[0][0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    log_axis(axes[0], words=lambda share: f"{100 * share:g}%")
+    count_axis(axes[0])
     axes[0][0].set_ylabel("share of Tr Θ")
     return top_legend(figure, axes)
 

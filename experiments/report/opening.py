@@ -8,8 +8,9 @@ import pandas as pd
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import correlation, counted, enumerated, factor
 from experiments.records.study_table import StudyTable
+from experiments.report.spread import half_width
 
-__all__ = ["accuracy_words", "title", "what_came_out", "what_to_trust", "what_was_done"]
+__all__ = ["accuracy_words", "how_far", "title", "what_came_out", "what_to_trust", "what_was_done"]
 
 _STRATA = ["data", "model", "density"]
 
@@ -118,10 +119,22 @@ def _of_ranks(study: StudyTable) -> str:
 
 
 def accuracy_words(row: pd.Series) -> str:
-    """Test accuracy of a cell in per cent, with its standard deviation over seeds where there is one."""
-    deviation = row["test_accuracy_std"]
-    spread = "" if np.isnan(deviation) else f" ± {100 * deviation:.1f}"
+    """Test accuracy of a cell in per cent, with the `half_width` of its seeds where there are several."""
+    half = half_width(row, "test_accuracy")
+    spread = "" if np.isnan(half) else f" ± {100 * half:.1f}"
     return f"{100 * row['test_accuracy_mean']:.1f}{spread}%"
+
+
+def how_far(study: StudyTable) -> str:
+    """How many of the trials that its config asks for an unfinished study has; nothing where it has all of them."""
+    options = study.config["options"]
+    lists = [options.get(name) for name in ("data", "model", "method", "density")]
+    if not all(lists) or not isinstance(options.get("seeds"), int):
+        return ""
+    data, models, methods, densities = map(len, lists)
+    wanted = data * models * (1 + methods * densities) * options["seeds"]
+    there = len(study.trials) + len(study.failed)
+    return "" if there >= wanted else f"{there} of {wanted} trials"
 
 
 def _names(study: StudyTable) -> tuple[str, str]:

@@ -138,6 +138,8 @@ figcaption ul { margin: .4rem 0 0; padding-left: 1.2rem; }
 figcaption { margin-top: .75rem; color: var(--ink); font-size: .95rem; }
 .scroll { overflow-x: auto; background: var(--paper); border: 1px solid var(--grid); border-radius: 8px; }
 figure .scroll { padding: .75rem; }
+@media (max-width: 40rem) { figure .scroll::after { content: "swipe sideways to see the whole picture";
+  position: sticky; left: 0; display: block; font-size: .75rem; color: var(--muted); } }
 svg { display: block; width: 100%; height: auto; margin: 0 auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; white-space: nowrap;
   width: 100%; }

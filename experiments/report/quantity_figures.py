@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.records.study_table import CHANGES, StudyTable
@@ -17,23 +17,28 @@ from experiments.report.drawing import (
     MUTED,
     WITHIN_DENSITY,
     above_floor,
-    accuracy_axis,
     blank,
-    clipped_accuracy,
     dashes,
     groups,
     lines_over_density,
-    log_axis,
     mark_absent_unless_drawn,
     panels,
-    plain_log_axis,
     style_of,
     styled,
     top_legend,
 )
 from experiments.report.figures import mean_rows
+from experiments.report.layer_order import layer_order
+from experiments.report.ticks import accuracy_axis, clipped_accuracy, count_axis, linear_axis, log_axis
 
-__all__ = ["associations", "change", "layers", "path_kernel", "quantities", "spectra"]
+__all__ = [
+    "associations",
+    "change",
+    "layers",
+    "path_kernel",
+    "quantities",
+    "spectra",
+]
 
 _PATH_KERNEL = (
     "log_trace_path_kernel",
@@ -61,7 +66,10 @@ def change(study: StudyTable, footer: str) -> Figure:
 
 @styled
 def spectra(study: StudyTable, footer: str) -> Figure:
-    """Eigenvalues of Θ in order, and the density of those of Π, at the highest and the lowest density."""
+    """Eigenvalues of Θ in order, and the density of those of Π, at the highest and the lowest density.
+
+    The two panels of one kernel share their limits.
+    """
     parts = list(study.parts())
     figure, axes = blank(9.6, 2.2 * len(parts) + 0.6, footer, rows=len(parts), columns=4)
     for row, (setting, part) in zip(axes, parts, strict=True):
@@ -72,6 +80,7 @@ def spectra(study: StudyTable, footer: str) -> Figure:
             _path_kernel_spectrum(row[2 + place], trials)
             row[place].set_title(f"Θ, density {density:g}", fontsize=9)
             row[2 + place].set_title(f"Π, density {density:g}", fontsize=9)
+        _share_limits(row[: len(ends)], row[2 : 2 + len(ends)])
         for axis in row[[*range(len(ends), 2), *range(2 + len(ends), 4)]]:
             axis.set_axis_off()
         row[0].set_ylabel(f"{setting}\nlog₁₀ λᵢ")
@@ -108,7 +117,9 @@ def quantities(table: pd.DataFrame, footer: str, *, titles: Mapping[str, str] | 
             )
         axis.set_xlabel(QUANTITIES[name])
         axis.set_title((titles or {}).get(name, ""), fontsize=8)
-    accuracy_axis(flat[0], table)
+    accuracy_axis(flat[: len(names)])
+    for axis in flat[: len(names)]:
+        linear_axis(axis, "x", most=4)
     for axis in flat[len(names) :]:
         axis.set_axis_off()
     flat[len(names)].legend(*flat[0].get_legend_handles_labels(), loc="center", fontsize=9)
@@ -153,25 +164,29 @@ def associations(study: StudyTable, footer: str) -> Figure:
 
 @styled
 def layers(study: StudyTable, footer: str) -> Figure:
-    """Kept share and dead units of each layer at the lowest density, and the mean of the dead units over density."""
+    """Kept share and dead units of each layer at the lowest density, and the mean of the dead units over density.
+
+    Layers and units are numbered in the order of `layer_order`. Kept shares have limits of their own in each panel.
+    """
     parts = list(study.parts())
     figure, axes = blank(9.6, 2.2 * len(parts) + 0.6, footer, rows=len(parts), columns=3)
     for row, (setting, part) in zip(axes, parts, strict=True):
         density = part.densities[-1] if part.densities else 1.0
         trials = part.trials[part.trials["density"] == density]
-        _by_layer(row[0], trials, "layer_density")
+        order = layer_order(part)
+        _by_layer(row[0], trials, "layer_density", order.layers)
         row[0].axhline(density, color=MUTED, linewidth=0.8, linestyle=":")
         _floored_log(row[0])
-        _by_layer(row[1], trials, "dead_units")
+        _by_layer(row[1], trials, "dead_units", order.units)
         lines_over_density(row[2], part.cells, "dead_units_mean", clip=lambda share: np.clip(share, 0, 1))
         for axis in row[1:]:
             axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            axis.set_ylim(-0.05, 1.05)
+            axis.set(ylim=(-0.05, 1.05), yticks=[0.0, 0.25, 0.5, 0.75, 1.0])
         for axis, words in zip(row, ("kept share", "dead units", "dead units, mean over layers"), strict=True):
             axis.set_title(words if axis is row[2] else f"{words}, density {density:g}", fontsize=9)
             mark_absent_unless_drawn(axis)
         row[0].set_ylabel(setting)
-    for axis, words in zip(axes[-1], ("layer", "layer", "density"), strict=True):
+    for axis, words in zip(axes[-1], ("layer", "units", "density"), strict=True):
         axis.set_xlabel(words)
     return top_legend(figure, axes)
 
@@ -179,7 +194,10 @@ def layers(study: StudyTable, footer: str) -> Figure:
 def _over_density(
     study: StudyTable, footer: str, columns: Sequence[tuple[str, str]], *, positive: bool = False
 ) -> Figure:
-    """Numbers over density, one in each column; on logarithmic axes, where they are `positive`."""
+    """Numbers over density, one in each column; on logarithmic axes, where they are `positive`.
+
+    Each panel has limits of its own.
+    """
     parts = list(study.parts())
     width = 2.1 * len(columns) + 1.0
     figure, axes = blank(width, 2.0 * len(parts) + 0.6, footer, rows=len(parts), columns=len(columns))
@@ -189,10 +207,7 @@ def _over_density(
     for row, (setting, part) in zip(axes, parts, strict=True):
         for axis, (name, _) in zip(row, columns, strict=True):
             lines_over_density(axis, part.cells, name, clip=clip)
-            if positive:
-                plain_log_axis(axis)
-            else:
-                axis.yaxis.set_major_locator(MaxNLocator(5))
+            (log_axis if positive else linear_axis)(axis)
             mark_absent_unless_drawn(axis)
         row[0].set_ylabel(setting)
     for axis in axes[-1]:
@@ -207,8 +222,6 @@ def _ntk_spectrum(axis: Axes, trials: pd.DataFrame) -> None:
         if nonzero.any():
             places = np.arange(1, len(logs) + 1)[nonzero]
             axis.plot(places, logs[nonzero] / np.log(10), color=style_of(method)[0], label=method, **dashes(method))
-    log_axis(axis, side="x")
-    axis.yaxis.set_major_locator(MaxNLocator(5))
     mark_absent_unless_drawn(axis)
 
 
@@ -222,9 +235,15 @@ def _path_kernel_spectrum(axis: Axes, trials: pd.DataFrame) -> None:
         if np.isfinite(nodes).any() and weights[np.isfinite(nodes)].sum() > 0:
             share = _shares_per_decade(grid, nodes, weights)
             axis.plot(grid, share, color=style_of(method)[0], label=method, **dashes(method))
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axis.set_ylim(0, None)
     mark_absent_unless_drawn(axis)
+
+
+def _share_limits(ntk: Sequence[Axes], path_kernel: Sequence[Axes]) -> None:
+    """One pair of limits for the panels of Θ, and one for those of Π."""
+    log_axis(ntk, "x", most=4)
+    linear_axis(ntk, "y")
+    count_axis(path_kernel, "x", most=7)
+    linear_axis(path_kernel, "y", low=0.0)
 
 
 def _decades(log_nodes: np.ndarray) -> np.ndarray:
@@ -242,16 +261,16 @@ def _shares_per_decade(grid: np.ndarray, log_nodes: np.ndarray, weights: np.ndar
     return bells @ weights[nonzero] / weights[nonzero].sum()
 
 
-def _by_layer(axis: Axes, trials: pd.DataFrame, name: str) -> None:
-    """Mean over seeds of numbers by layer, the layers numbered in order; a line for each method."""
+def _by_layer(axis: Axes, trials: pd.DataFrame, name: str, order: Sequence[str]) -> None:
+    """Mean over seeds of numbers by layer, the layers numbered in `order`; a line for each method."""
     shown = [(method, group) for method, group in groups(trials) if any(group[name])]
     for place, (method, group) in enumerate(shown):
-        mean = pd.DataFrame(group[name].tolist()).mean().to_numpy()
+        mean = pd.DataFrame(group[name].tolist()).mean().reindex(list(order)).to_numpy()
         color, marker = style_of(method)
         beside = 0.3 * ((place + 0.5) / len(shown) - 0.5)  # apart, so that equal numbers stay visible
         numbers = beside + np.arange(1, len(mean) + 1)
         axis.plot(numbers, mean, color=color, marker=marker, markersize=3.5, linewidth=1.1, label=method)
-    axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    count_axis(axis, most=8)
 
 
 def _floored_log(axis: Axes) -> None:
@@ -262,4 +281,4 @@ def _floored_log(axis: Axes) -> None:
     for line, values in zip(axis.get_lines(), drawn, strict=True):
         line.set_ydata(np.maximum(values, floor))
     axis.relim()
-    plain_log_axis(axis)
+    log_axis(axis)

@@ -22,17 +22,26 @@ from experiments.report import (
     findings,
     kernel_figures,
     kernel_findings,
+    layer_order,
     opening,
     quantity_figures,
+    spread,
     tables,
     width_figure,
 )
 from experiments.report.page import Illustration, document, drawn, illustrated, note, pairs, paragraph, section, text
+from experiments.report.ticks import clipped_accuracy
 
 __all__ = ["footer", "illustrations", "page", "write"]
 
 _RECIPE = ("epochs", "learning_rate", "batch_size", "schedule", "rounds", "rank")
 """Options that the line under a figure names where the study has them."""
+
+
+_LOGIT = (
+    "Accuracies are on a logit axis, where 97 and 98% lie as far apart as 67 and 75%; on a linear one where all are "
+    "close together."
+)
 
 
 class Absent(NamedTuple):
@@ -82,14 +91,16 @@ def footer(study: StudyTable) -> str:
     by_last_name = {name.rpartition(".")[2]: value for name, value in options.items()}
     recipe = [f"{name.replace('_', ' ')} {_spelled(by_last_name[name])}" for name in _RECIPE if name in by_last_name]
     packages = [f"{name} {versions[name]}" for name in ("pathjax", "jax") if name in versions]
-    return " · ".join([data, models, _seeds(study), *([", ".join(recipe)] if recipe else []), ", ".join(packages)])
+    far = opening.how_far(study)
+    parts = [data, models, _seeds(study), far and f"unfinished: {far}", ", ".join(recipe), ", ".join(packages)]
+    return " · ".join(part for part in parts if part)
 
 
 def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Absent]:
     """All figures of a study, with captions computed from its results, or why one is not there."""
     foot = footer(study)
-    over_seeds = f"mean over {study.seeds} seeds" if study.seeds > 1 else "one seed"
-    bands = f"{over_seeds}; bands: one standard deviation" if study.seeds > 1 else "one seed, so without bands"
+    over_seeds, bands = spread.of_seeds(study), spread.of_bands(study)
+    own_limits = " Each panel has limits of its own." if len(study.settings) > 1 else ""
 
     def figure(
         name: str, draw: Callable[[StudyTable, str], Figure], title: str, caption: str, finding: str
@@ -100,7 +111,8 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         "accuracy",
         figures.accuracy,
         "Accuracy over density",
-        f"Accuracy on the test set after training ({bands}). Dashed: the dense network."
+        f"Accuracy on the test set after training ({bands}). Dashed: the dense network. {_LOGIT}{own_limits}"
+        f"{_beyond(study)}"
         + (" Crosses: cells in which a network did not train." if study.cells["untrained"].any() else ""),
         findings.of_accuracy(study),
     )
@@ -109,7 +121,7 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         figures.training,
         "Training",
         f"Cross-entropy on the train set after each epoch ({over_seeds}). Dashed: the dense network; dotted: the loss "
-        "level whose first crossing is counted in steps.",
+        "level whose first crossing is counted in steps. The panels of a row share their limits.",
         findings.of_training(study),
     )
     yield from _of_curves(study, figure, over_seeds)
@@ -117,7 +129,8 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         "path_kernel",
         quantity_figures.path_kernel,
         "The Path Kernel and the path norms",
-        f"Before training and without data ({bands}); logarithms are natural. Dashed: the dense network.",
+        f"Before training and without data ({bands}); logarithms are natural. Dashed: the dense network. Each "
+        "panel has limits of its own.",
         findings.of_path_kernel(study),
     )
     yield figure(
@@ -126,7 +139,8 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         "Spectra of Θ and of Π",
         f"Left, the eigenvalues of Θ on a fixed batch, in order ({over_seeds}, of their logarithms), where they are "
         "above rounding. Right, how the eigenvalues of Π that are not zero spread over the decades, by Lanczos "
-        "quadrature, smoothed by 0.15 decades. Dashed: the dense network.",
+        "quadrature, smoothed by 0.15 decades. Dashed: the dense network. The two panels of one kernel share their "
+        "limits.",
         findings.of_spectra(study),
     )
     yield from _of_kernels(study, folder, foot)
@@ -147,8 +161,8 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
             quantity_figures.layers,
             "Where the weights are kept, and dead units",
             f"Kept share of each layer’s kernel and share of its units that no kept path goes through, at the lowest "
-            f"density ({over_seeds}); layers are numbered from the input on. Right, the mean of the dead shares over "
-            "the layers. Dotted: the density over all layers.",
+            f"density ({over_seeds}). {layer_order.numbered(study)} Dotted: the density over all layers; a share of 0 "
+            f"is drawn at the bottom. Right, the mean of the dead shares over the layers ({bands}).{own_limits}",
             findings.of_layers(study),
         )
     else:
@@ -160,7 +174,7 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
             "How far training moves the kernels",
             f"Between initialization and the end of training ({bands}): change, ‖K − K₀‖/‖K₀‖, and turn, "
             "1 − ⟨K, K₀⟩/(‖K‖‖K₀‖), which no change of scale affects. Near 0 training was lazy. Values below 0.001 are "
-            "drawn at 0.001.",
+            "drawn at 0.001. Each panel has limits of its own.",
             findings.of_change(study),
         )
     else:
@@ -182,7 +196,8 @@ def _of_curves(study: StudyTable, figure: Callable[..., Illustration], over_seed
         "from Θ̄, where each gate counts for as often as it is open over random signs of the weights, without data, for "
         "normal images of the data’s mean and covariance, and for the images; from the part of Θ of rank r in the "
         "leading modes of Π; and from Θ. Shown are the dense network and, at the lowest density with curves, the "
-        "methods of the highest, the median and the lowest accuracy.",
+        "methods of the highest, the median and the lowest accuracy. Each panel has limits of its own, which enclose "
+        "the real curve and the prediction from Θ; other predictions may leave it.",
         f"{findings.of_curves(study)}\n{findings.of_laziness(study)}",
     )
     if _has(study, [f"gap_{name}_mean" for name in PREDICTIONS]):
@@ -195,7 +210,7 @@ def _of_curves(study: StudyTable, figure: Callable[..., Illustration], over_seed
             "knows the architecture and the weights, with every gate open; then each gate counts for as often as it is "
             "open, for standard normal images (no data), for normal images with the data’s mean and covariance "
             "(moments), and for the images (inputs); Θ knows the gates themselves. Values below 0.001 are drawn at "
-            "0.001.",
+            "0.001. All panels share their limits.",
             findings.of_gaps(study),
         )
     yield from _without_expected_gates(study)
@@ -264,7 +279,7 @@ def _of_quantities(study: StudyTable, foot: str, over_seeds: str) -> Iterator[Il
             *drawn(quantity_figures.quantities(part.cells, foot, titles=titles)),
             f"Before training against accuracy: {setting}",
             f"A point for each method and density ({over_seeds}); larger points are denser networks. Above each panel, "
-            f"Spearman’s ρ over its cells with its 95% interval.{mixed}",
+            f"Spearman’s ρ over its cells with its 95% interval. {_LOGIT}{_beyond(part)}{mixed}",
             findings.of_quantities(part),
         )
 
@@ -280,7 +295,7 @@ def _of_widths(folder: Path) -> Illustration | Absent:
         *drawn(width_figure.figure(sweeps, width_figure.footer(sweeps))),
         title,
         "Relative distance of Θ of networks of growing width to its infinite-width limit, dense and with random masks, "
-        "on a few images of noise; bars: one standard deviation over seeds.",
+        f"on a few images of noise; {width_figure.bars(sweeps)}.",
         findings.of_widths(sweeps),
     )
 
@@ -290,6 +305,8 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
     title = opening.title(study)
     sentences = (opening.what_was_done(study), opening.what_came_out(study), opening.what_to_trust(study))
     parts = [f"<h1>{text(title)}</h1>", *(paragraph(sentence, "lead") for sentence in sentences)]
+    if far := opening.how_far(study):
+        parts += [note(f"This study is not finished: {far} are there, and every figure and number is of these.")]
     parts += [
         note(words) for tell in (findings.failures, cautions.untrained, cautions.origins) if (words := tell(study))
     ]
@@ -297,17 +314,20 @@ def page(study: StudyTable, shown: list[Illustration | Absent], listed_paths_err
         section("Test accuracy"),
         tables.accuracies(study),
         paragraph(
-            "Mean ± standard deviation over seeds. Bold: the largest mean of a density, which may be luck."
+            f"{spread.of_errors(study)} Bold: the largest mean of a density, which may be luck."
             + (" †: some of its networks did not train." if study.cells["untrained"].any() else ""),
             "caption",
         ),
     ]
-    pictures = [picture for picture in shown if isinstance(picture, Illustration)]
+    unfinished = f"Unfinished, {far}. " if far else ""
+    pictures = [
+        picture._replace(caption=unfinished + picture.caption) for picture in shown if isinstance(picture, Illustration)
+    ]
     parts += [illustrated(number, picture) for number, picture in enumerate(pictures, start=1)]
     parts += [
         section("All numbers"),
         paragraph(
-            "Mean ± standard deviation over seeds. Logarithms are natural, gaps in decades. Steps to level: training "
+            f"{spread.of_errors(study)} Logarithms are natural, gaps in decades. Steps to level: training "
             "steps until the training loss first falls to measure.loss_level; “never” where a seed does not reach it. "
             "The condition number is cut off where the smallest eigenvalue is lost in the rounding of float32."
         ),
@@ -354,6 +374,15 @@ def _checks(study: StudyTable, listed_paths_error: float) -> dict[str, str]:
                 float(distance.iloc[0])
             )
     return checks
+
+
+def _beyond(study: StudyTable) -> str:
+    """Says so where a mean accuracy is drawn at the end of the axis."""
+    accuracies = study.cells["test_accuracy_mean"].dropna()
+    lowest, highest = clipped_accuracy(0.0), clipped_accuracy(1.0)
+    ends = [f"below {100 * lowest:g}%"] if (accuracies < lowest).any() else []
+    ends += [f"above {100 * highest:g}%"] if (accuracies > highest).any() else []
+    return f" Accuracies {' or '.join(ends)} are drawn there." if ends else ""
 
 
 def _has(study: StudyTable, columns: list[str]) -> bool:

@@ -11,6 +11,7 @@ from experiments.records.rank_association import Association
 from experiments.records.study_table import OUTCOMES, PREDICTIONS, TOPS, StudyTable
 from experiments.report.drawing import groups
 from experiments.report.page import scrolled, text
+from experiments.report.spread import half_width
 
 __all__ = ["accuracies", "all_numbers", "associations", "associations_table", "predictions_table"]
 
@@ -68,7 +69,7 @@ def _accuracy(cells: pd.DataFrame, best: float) -> str:
 
 
 def all_numbers(study: StudyTable) -> str:
-    """A row for each cell: means ± standard deviations over seeds."""
+    """A row for each cell: means ± the `half_width` of seeds."""
     columns = {name: words for name, words in _COLUMNS.items() if study.cells[f"{name}_mean"].notna().any()}
     several = len(study.settings) > 1
     any_untrained = study.cells["untrained"].any()
@@ -94,15 +95,15 @@ def all_numbers(study: StudyTable) -> str:
 
 
 def _entry(row: pd.Series, name: str, form: str) -> str:
-    """Mean ± standard deviation of a number of a cell."""
-    mean, deviation = row[f"{name}_mean"], row[f"{name}_std"]
+    """Mean ± `half_width` of a number of a cell."""
+    mean, half = row[f"{name}_mean"], half_width(row, name)
     if name == "steps_to_level" and np.isposinf(mean):
         return "never"
     scale, form, unit = (100.0, ".1f", "%") if form == "%" else (1.0, form, "")
     words = number(scale * mean, form)
     if not np.isfinite(mean):
         return words
-    return words + ("" if np.isnan(deviation) else f" ± {number(scale * deviation, form)}") + unit
+    return words + ("" if np.isnan(half) else f" ± {number(scale * half, form)}") + unit
 
 
 def associations(study: StudyTable) -> pd.DataFrame:

@@ -13,9 +13,11 @@ from matplotlib.ticker import FixedLocator
 from experiments.base.versions import versions
 from experiments.measure.pruned_widths import INITIALIZATION, READS_WEIGHTS, SQUARES, PrunedSweep
 from experiments.measure.widths import DATA, WidthSweep
-from experiments.report.drawing import MUTED, blank, log_axis, styled
+from experiments.report.drawing import MUTED, blank, styled
+from experiments.report.spread import FEWEST
+from experiments.report.ticks import log_axis
 
-__all__ = ["figure", "footer", "pruned_figure"]
+__all__ = ["bars", "figure", "footer", "pruned_figure"]
 
 _COLORS = ("#2f7fc1", "#009e73", "#d55e00", "#8f6bb3", "#e69f00", "#1aa39a", "#a0522d", "#cc79a7")
 _MOMENTS = {INITIALIZATION: "the initialization", SQUARES: "θ²"}
@@ -24,7 +26,7 @@ _Sweep = TypeVar("_Sweep", WidthSweep, PrunedSweep)
 
 @styled
 def figure(sweeps: Sequence[WidthSweep], footer: str) -> Figure:
-    """Mean distance over width, error bars of one standard deviation over seeds; a panel for each model."""
+    """Mean distance over width, with the `bars` over seeds; a panel for each model."""
     models = list(dict.fromkeys(sweep.model for sweep in sweeps))
     columns = 2 if len(models) == 4 else min(3, len(models))
     rows = -(-len(models) // columns)
@@ -36,7 +38,7 @@ def figure(sweeps: Sequence[WidthSweep], footer: str) -> Figure:
         axis.set(title=model)
     for axis in flat[len(models) :]:
         axis.set_axis_off()
-    flat[0].set_ylim(*_limits(sweeps, room=5))
+    log_axis(flat[: len(models)], span=_span(sweeps, room=5))
     for row in axes:
         row[0].set_ylabel("‖Θ − Θ∞‖ / ‖Θ∞‖")
     return drawn
@@ -61,7 +63,7 @@ def pruned_figure(sweeps: Sequence[PrunedSweep], footer: str) -> Figure:
             _panel(axis, chosen, lambda sweep: sweep.kind, lambda sweep: "--" if sweep.kind in READS_WEIGHTS else "-")
             axis.set(title=f"{model}, density {density:g}: Θ̄ of {_MOMENTS[moments]}")
         line[0].set_ylabel("‖Θ − Θ̄‖ / ‖Θ̄‖")
-    axes[0][0].set_ylim(*_limits(sweeps, room=60))
+    log_axis(list(axes.flat), span=_span(sweeps, room=60))
     return drawn
 
 
@@ -75,7 +77,7 @@ def _panel(
         axis.errorbar(
             beside,
             mean,
-            # below the mean a bar must not reach zero
+            # of two seeds this is half their distance; below the mean a bar must not reach zero
             yerr=[np.minimum(deviation, 0.9 * mean), deviation],
             color=_COLORS[place % len(_COLORS)],
             marker="o",
@@ -86,17 +88,16 @@ def _panel(
         )
     widths, first = np.asarray(sweeps[0].widths), sweeps[0].distances[0].mean()
     axis.plot(widths, 0.7 * first * (widths / widths[0]) ** -0.5, color=MUTED, linestyle=":", label="width^(−1/2)")
-    for side in ("x", "y"):
-        log_axis(axis, side=side, digits=(1,) if side == "x" else (1, 2, 5))
+    log_axis(axis, "x")
     axis.xaxis.set_major_locator(FixedLocator(sweeps[0].widths))
     axis.set(xlabel="width")
     axis.legend(loc="lower left", fontsize=7.5)
 
 
-def _limits(sweeps: Sequence[_Sweep], *, room: float) -> tuple[float, float]:
-    """Of the axis of distances, with room below for the legends."""
+def _span(sweeps: Sequence[_Sweep], *, room: float) -> tuple[float, float]:
+    """From the least to the largest number of the axis of distances, with room below for the legends."""
     means = [sweep.distances.mean(axis=1) for sweep in sweeps]
-    return float(min(mean.min() for mean in means)) / room, 1.5 * float(max(mean.max() for mean in means))
+    return float(min(mean.min() for mean in means)) / room, float(max(mean.max() for mean in means))
 
 
 def footer(sweeps: Sequence[_Sweep], packages: Sequence[str] = ("pathjax", "jax", "neural-tangents")) -> str:
@@ -104,4 +105,13 @@ def footer(sweeps: Sequence[_Sweep], packages: Sequence[str] = ("pathjax", "jax"
     seeds = max(sweep.distances.shape[1] for sweep in sweeps)
     installed = versions()
     told = ", ".join(f"{name} {installed[name]}" for name in packages)
-    return f"{DATA} · seeds 0–{seeds - 1}, bars: one standard deviation · {told}"
+    names = "seed 0" if seeds == 1 else f"seeds 0–{seeds - 1}"
+    return f"{DATA} · {names}, {bars(sweeps)} · {told}"
+
+
+def bars(sweeps: Sequence[_Sweep]) -> str:
+    """What the error bars are."""
+    seeds = min(sweep.distances.shape[1] for sweep in sweeps)
+    if seeds == 1:
+        return "without bars"
+    return "bars: one standard deviation over seeds" if seeds >= FEWEST else "bars: from the lower to the higher seed"

@@ -16,11 +16,24 @@ from experiments import __main__ as command
 from experiments.base.errors import InputError
 from experiments.base.names import METHODS
 from experiments.measure import kernel_pictures, widths
+from experiments.networks import by_name
 from experiments.records import study_table
 from experiments.records.jsonl import encode
 from experiments.records.rank_association import associate, spearman
 from experiments.records.trial import Trial
-from experiments.report import cautions, drawing, figures, findings, opening, quantity_figures, report, tables
+from experiments.report import (
+    cautions,
+    drawing,
+    figures,
+    findings,
+    layer_order,
+    opening,
+    quantity_figures,
+    report,
+    spread,
+    tables,
+    ticks,
+)
 from experiments.report.page import Illustration
 from pathjax import scores
 from tests.test_experiments.examples import example_kernels, example_study
@@ -267,7 +280,7 @@ def test_captions_change_with_the_numbers_that_they_tell_and_with_no_others(fiel
 
 
 def test_accuracy_is_told_as_it_is():
-    trials = example_study(**ONE, densities=(0.02,))
+    trials = example_study(**ONE, densities=(0.02,), seeds=3)
     for method, accuracy in (("dense", 0.98), ("random", 0.5), ("snip", 0.6), ("synflow", 0.75)):
         trials = changed(trials, (method,), test_accuracy=accuracy)
     told = findings.of_accuracy(made(trials))
@@ -278,6 +291,163 @@ def test_accuracy_is_told_as_it_is():
     )
     alone = findings.of_accuracy(made([trial for trial in trials if trial.seed == 0]))
     assert "with one seed, no lead can be told from luck" in alone and "±" not in alone
+
+
+def test_two_seeds_are_given_by_their_range_and_no_standard_error_is_claimed_of_them():
+    trials = changed(example_study(**ONE, methods=("random", "snip"), densities=(0.1,)), (), test_accuracy=0.5)
+    for seed, accuracy in ((0, 0.7), (1, 0.8)):
+        trials = changed(trials, ("snip", 0.1, seed), test_accuracy=accuracy)
+    found = made(trials)
+    (snip,) = (row for _, row in found.cells.iterrows() if row["method"] == "snip")
+    assert spread.half_width(snip, "test_accuracy") == pytest.approx(0.05)
+    told = findings.of_accuracy(found)
+    assert "snip (1); in 1 all its seeds lie above those of the second, which of two seeds may be luck" in told
+    assert "snip 75.0 ± 5.0%" in told and "standard" not in told
+    assert spread.of_bands(found) == "mean over 2 seeds; bands: from the lower to the higher of two seeds"
+    assert spread.of_errors(found) == "Mean ± half the distance of two seeds."
+    axis = drawing.blank(3, 3, "")[1][0][0]
+    drawing.accuracy_panel(axis, found.cells[found.cells["method"] == "snip"])
+    (band,) = axis.collections
+    assert band.get_paths()[0].vertices[:, 1].min() == pytest.approx(0.7)
+    assert band.get_paths()[0].vertices[:, 1].max() == pytest.approx(0.8)
+
+
+def test_cells_of_two_seeds_beside_cells_of_three_are_told_apart():
+    whole = example_study(**ONE, methods=("random", "snip"), seeds=3)
+    trials = [trial for trial in whole if (trial.method, trial.seed) != ("random", 2)]
+    found = made(trials)
+    assert spread.of_seeds(found) == "mean over 2 to 3 seeds"
+    assert spread.of_bands(found).endswith(
+        "standard deviation, or from the lower to the higher of two seeds where there are no more"
+    )
+    assert "Of 3 comparisons" in findings.of_accuracy(found) and "standard error" not in findings.of_accuracy(found)
+
+
+PLANNED = {
+    "data": ["digits"],
+    "model": [{"name": "fc"}],
+    "method": ["random", "snip"],
+    "density": [0.5, 0.1],
+    "seeds": 2,
+}
+
+
+def test_an_unfinished_study_says_so_on_the_page_in_captions_and_under_figures(tmp_path):
+    trials = example_study(**ONE, methods=("random", "snip"), densities=(0.5, 0.1))
+    options = CONFIG["options"] | PLANNED
+    whole = kept_in(tmp_path / "whole", trials, options=options)
+    assert opening.how_far(study_table.read(whole)) == ""
+    half = kept_in(tmp_path / "half", trials[:7], options=options)
+    found = study_table.read(half)
+    assert opening.how_far(found) == "7 of 10 trials"
+    assert "unfinished: 7 of 10 trials" in report.footer(found)
+    report.write(found, half)
+    page = (half / "report.html").read_text()
+    assert "This study is not finished: 7 of 10 trials are there" in page
+    captions = re.findall(r"<b>Figure \d+\.</b> (\S+ \S+ \S+ \S+ \S+)", page)
+    assert captions and all(words == "Unfinished, 7 of 10 trials." for words in captions)
+
+
+@pytest.mark.parametrize("network", ["lenet_300_100", "resnet_20", "fc", "wrn_16_8"])
+def test_layers_are_drawn_in_the_order_of_the_network_whatever_the_results_say(network):
+    built = by_name.NETWORKS[network]((32, 32, 3), 10)
+    names = [layer.name for layer in built.layers]
+    # results of older versions have the layers in the alphabet's order
+    densities = {name: (1 + names.index(name)) / 1000 for name in sorted(names)}
+    dead = dict.fromkeys(sorted(built.units), 0.5)
+    trials = changed(example_study(**ONE, seeds=1), (), layer_density=densities, dead_units=dead)
+    model = {"name": "fc", "network": network, "depth": 0}
+    config = CONFIG | {"options": CONFIG["options"] | {"model": [model]}}
+    found = study_table.tabulated(trials, config, Path("here"))
+    assert layer_order.layer_order(found).layers == tuple(names) and names != sorted(names) or network == "fc"
+    assert layer_order.layer_order(found).units == built.units
+    lines = quantity_figures.layers(found, "footer").axes[0].get_lines()
+    drawn = [line for line in lines if line.get_label() == "snip"][0]
+    np.testing.assert_allclose(drawn.get_ydata(), (1 + np.arange(len(names))) / 1000)
+    assert "numbered from the input on" in layer_order.numbered(found)
+
+
+def test_eleven_layers_of_a_network_of_ones_own_keep_the_order_of_the_results():
+    names = [f"layer_{place}" for place in range(11)]
+    own = [{"name": "fc", "network": "mine:deep"}]
+    config = CONFIG | {"options": CONFIG["options"] | {"model": own}}
+    for order, written in ((names, 4), (sorted(names), 3)):
+        trials = changed(example_study(**ONE, seeds=1), (), layer_density=dict.fromkeys(order, 0.1))
+        found = study_table.tabulated(trials, config | {"format": written}, Path("here"))
+        assert layer_order.layer_order(found).layers == tuple(order)
+        assert ("in the order of their names" in layer_order.numbered(found)) == (written == 3)
+
+
+def positions_outside_ticks(figure):
+    """What is drawn beyond the labelled ticks of an axis: the panel's title and the numbers."""
+    figure.canvas.draw()
+    for axis in figure.axes:
+        if axis.get_title() == "" and axis.get_ylabel() == "centered cosine" or not axis.axison:
+            continue
+        low_x, high_x = axis.dataLim.intervalx
+        low_y, high_y = axis.dataLim.intervaly
+        for low, high, side in ((low_x, high_x, axis.xaxis), (low_y, high_y, axis.yaxis)):
+            ticks = np.sort(side.get_majorticklocs())
+            if np.isfinite([low, high]).all() and not (ticks[0] <= low + SLACK and high - SLACK <= ticks[-1]):
+                yield axis.get_title(), low, high, ticks
+
+
+SLACK = 1e-9
+
+
+@pytest.mark.parametrize("densities", [(0.1,), (0.5, 0.45, 0.4, 0.1, 0.02, 0.019)])
+@pytest.mark.parametrize("methods", [("snip",), ("random", "snip", "synflow")])
+def test_nothing_lies_outside_the_labelled_ticks(methods, densities):
+    trials = example_study(**ONE, methods=methods, densities=densities)
+    trials = changed(trials, ("snip", densities[-1]), test_accuracy=0.058)
+    found = made(trials)
+    for draw in (figures.accuracy, figures.training, quantity_figures.path_kernel, quantity_figures.spectra):
+        assert not list(positions_outside_ticks(draw(found, "footer")))
+    for draw in (quantity_figures.change, figures.gaps):
+        assert not [
+            found for found in positions_outside_ticks(draw(found, "footer")) if found[0] not in ("digits, fc",)
+        ]
+    assert not list(positions_outside_ticks(quantity_figures.quantities(found.cells, "footer")))
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0.3, 9.2), (5.0, 5.0), (0.0, 0.0), (-3.2, 6.9), (1e-12, 3e-12), (0.97, 0.98), (1e-40, 1e30), (1.02, 1.05)],
+)
+def test_ticks_enclose_what_is_drawn(low, high):
+    for ticks_of in (ticks.linear_ticks, ticks.log_ticks):
+        if ticks_of is ticks.log_ticks and low <= 0:
+            continue
+        found = ticks_of(low, high)
+        assert found == sorted(found) and 2 <= len(found) <= 8
+        assert found[0] <= low * (1 + 1e-9) and high * (1 - 1e-9) <= found[-1] or high == low == 0
+
+
+def test_the_highest_and_the_lowest_density_are_labelled_whatever_lies_between():
+    densities = np.sort(np.append(np.geomspace(0.01, 0.8, 9), [0.0101, 0.79]))
+    shown = ticks.spaced(densities, np.log(densities), 6)
+    assert shown[0] == 0.01 and shown[-1] == 0.8 and shown == sorted(shown)
+    assert min(np.diff(np.log(shown))) > 0.99 * np.log(80) / 6
+    assert ticks.spaced(np.array([0.1]), np.log([0.1]), 6) == [0.1]
+
+
+def test_captions_say_the_logit_axis_the_limits_and_what_is_drawn_at_the_end(drawn):
+    page = (drawn / "report.html").read_text()
+    assert page.count("Accuracies are on a logit axis") == 6
+    assert "Each panel has limits of its own." in page and "All panels share their limits." in page
+    assert "are drawn there" not in page
+    trials = changed(example_study(**ONE, seeds=1), ("snip", 0.5), test_accuracy=1.0)
+    assert report._beyond(made(trials)) == " Accuracies above 99.5% are drawn there."
+
+
+def test_panels_that_share_limits_do():
+    found = made(changed(example_study(), ("snip",), gap_linearized=0.001, train_loss=[5.0, 0.1, 0.01]))
+    assert len({axis.get_ylim() for axis in figures.gaps(found, "footer").axes}) == 1
+    first_row = figures.training(found, "footer").axes[:3]
+    assert len({axis.get_ylim() for axis in first_row}) == 1
+    ntk_high, ntk_low, pi_high, pi_low = quantity_figures.spectra(found, "footer").axes[:4]
+    assert ntk_high.get_ylim() == ntk_low.get_ylim() and ntk_high.get_xlim() == ntk_low.get_xlim()
+    assert pi_high.get_ylim() == pi_low.get_ylim() and pi_high.get_xlim() == pi_low.get_xlim()
 
 
 def test_shown_are_the_best_the_median_and_the_worst_of_the_lowest_density_with_curves():

@@ -168,7 +168,7 @@ def test_every_trial_is_there_once_and_whole(place):
         assert math.isclose(sum(trial.path_kernel_weights), 1, rel_tol=1e-4)
         assert trial.log_path_kernel_nodes == sorted(trial.log_path_kernel_nodes, reverse=True)
         assert list(trial.layer_density) == ["hidden_0", "hidden_1", "dense"]
-        assert set(trial.dead_units) == {"hidden_0", "hidden_1"}
+        assert list(trial.dead_units) == ["hidden_0", "hidden_1"]
         assert trial.linearization_error > 0 and 0 <= trial.kernel_distance < 1
         assert trial.log_top_path_kernel <= trial.log_trace_path_kernel and trial.log_top_ntk <= trial.log_trace_ntk
         assert math.isnan(trial.infinite_distance)  # batch norm: the limit is not known
