@@ -224,12 +224,12 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
     with distributed.failing_together():
         claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
         checks.check_networks(study, datasets)
-        kept = set()
+        kept, finished = set(), []
         if distributed.is_first():
             folder = looked_at(claim)
-            kept = claim.settings.keys() - folder.missing
+            kept, finished = claim.settings.keys() - folder.missing, folder.trials()
             _say(folder.notes, console)
-    console.print(cost_estimate.plan(study, datasets, kept))
+    console.print(cost_estimate.plan(study, datasets, kept, finished))
     return 0
 
 

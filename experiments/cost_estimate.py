@@ -1,98 +1,215 @@
-"""What a study would compute, and about how long that takes on this machine."""
+"""What a study would compute, and about how long that takes: from its finished networks, or guessed from its sizes.
+
+Nothing is compiled or run, so that a study is listed in the time that the imports take.
+"""
 
 from __future__ import annotations
 
 import itertools
-import time
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.table import Table
 
+from experiments.base.names import DENSE
 from experiments.base.seeds import key_of
+from experiments.base.wording import counted
 from experiments.data.loading import Dataset
-from experiments.networks.layers import Network, State
-from experiments.records.trial import Name
-from experiments.study import Model, Study
+from experiments.measure.pruning import METHODS
+from experiments.networks.layers import Network
+from experiments.records.trial import Name, Trial
+from experiments.setting import has_curves
+from experiments.study import Cell, Model, Study
 from experiments.sweep import Group
 from experiments.workbench import LOSS_IMAGES, network_of
-from pathjax.types import Params
 
-__all__ = ["Cost", "cost", "plan"]
+__all__ = ["Cost", "Guess", "cost", "guess", "multiply_adds", "plan", "seconds_of"]
 
-_COMPILATIONS = 20
-"""Compiling all programs of a network takes as long as this many compilations of its gradient, within a factor of 2."""
+# The constants are CPU seconds of one core of a server, from the parts of cells of LeNet-300-100 on digits and of
+# LeNet-5 on CIFAR-10. Another machine may be several times faster or slower; networks finished on it say how much.
 
-_GRADIENTS = 100
-"""Measuring a network without scores takes as long as this many of its gradients on the images of Θ."""
+_MULTIPLY_ADDS = 7e9
+"""Multiply-adds in a second of training."""
+
+_COMPILING, _COMPILING_A_LAYER = 20.0, 8.0
+"""Seconds to compile all programs of a network: once, and for each kernel."""
+
+_COMPILING_A_SCORE = 3.5
+"""Seconds to compile the score of one method."""
+
+_QUANTITIES, _QUANTITIES_A_MULTIPLY_ADD = 0.3, 2.3e-6
+"""Seconds for the quantities before training: of any network, and for each multiply-add of an image."""
+
+_CURVES, _CURVES_A_MULTIPLY_ADD_AND_RANK = 0.2, 2e-7
+"""Seconds for the loss curves and their predictions: of any network; and for the part of Θ of rank r, which takes most
+of the time, for each multiply-add of an image and each of the r modes."""
+
+_EXPECTED = 0.1
+"""Seconds for the predictions from expected gates."""
+
+_ROUND = 2e-3
+"""Seconds of a round of pruning beside its multiply-adds."""
+
+_PASSES = 3
+"""A pass forward and backward takes as many multiply-adds as this many forward passes."""
+
+
+class Guess(NamedTuple):
+    """Seconds guessed from sizes: to compile the programs of a network, and of one network by its cell."""
+
+    compiling: float
+    networks: dict[Cell, float]
 
 
 class Cost(NamedTuple):
-    """Estimated seconds to compile the programs of a network, and to measure and to train it with one mask."""
+    """Estimated seconds to compile the programs of a network, and to compute all networks that are left.
+
+    `finished` is the number of networks that these come from; 0 where they are guessed from sizes.
+    """
 
     compiling: float
-    measuring: float
-    training: float
+    networks: float
+    finished: int
 
 
-def plan(study: Study, datasets: dict[str, Dataset], kept: Collection[Name]) -> Table:
-    """A table of what would run, and about how many minutes it would take on this machine."""
-    columns = ("data", "model", "cells", "networks", "kept", "compiling", "measuring", "training", "all")
+def plan(
+    study: Study, datasets: Mapping[str, Dataset], kept: Collection[Name], finished: Iterable[Trial] = ()
+) -> Table:
+    """A table of what would run, and about how many minutes it takes; `finished` trials say it best."""
+    columns = ("data", "model", "cells", "networks", "kept", "compiling", "computing", "all", "estimated from")
     table = Table(*columns, title="What would run, and about how many minutes it takes")
-    in_all = [0.0] * len(Cost._fields)
+    finished = list(finished)
+    in_all = [0.0, 0.0]
     for name, model in itertools.product(study.data, study.model):
-        cells = tuple(study.cells)
-        names = Group(name, model, cells).names(range(study.seeds))
-        left = len(set(names) - set(kept))
-        each = cost(study, model, datasets[name]) if left else Cost(0.0, 0.0, 0.0)
-        seconds = [each.compiling, left * each.measuring, left * each.training]
-        in_all = [total + more for total, more in zip(in_all, seconds, strict=True)]
-        table.add_row(name, model.name, str(len(cells)), str(len(names)), str(len(names) - left), *_minutes(seconds))
+        names = Group(name, model, tuple(study.cells)).names(range(study.seeds))
+        left = [trial for trial in names if trial not in kept]
+        each = Cost(0.0, 0.0, 0)
+        if left:
+            own = [trial for trial in finished if (trial.data, trial.model) == (name, model.name)]
+            each = cost(study, guess(study, model, datasets[name]), left, own)
+        in_all = [total + more for total, more in zip(in_all, each[:2], strict=True)]
+        source = counted(each.finished, "network") if each.finished else "sizes, a rough guess"
+        counts = (str(len(study.cells)), str(len(names)), str(len(names) - len(left)))
+        table.add_row(name, model.name, *counts, *_minutes(each[:2]), source if left else "")
     table.add_section()
-    table.add_row("all", "", "", "", "", *_minutes(in_all))
+    table.add_row("all", "", "", "", "", *_minutes(in_all), "")
     return table
 
 
-def cost(study: Study, model: Model, dataset: Dataset) -> Cost:
-    """An estimate from timing the compilation of the network's gradient and a few passes."""
+def seconds_of(trial: Trial) -> float | None:
+    """Seconds that a finished trial took, where its record says so."""
+    seconds = getattr(trial, "made", {}).get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) and seconds > 0 and not trial.reason else None
+
+
+def cost(study: Study, guessed: Guess, left: Sequence[Name], finished: Sequence[Trial]) -> Cost:
+    """The cost of the networks that are left of one data set and model, from those of it that are finished.
+
+    A network costs what the finished ones of its method cost, with loss curves or without them as it is. Of a method of
+    which none is finished it costs what was guessed, times the median factor by which the others were guessed wrong.
+    """
+    steady, count = _steady(study, guessed, finished)
+    factors = [seconds / guessed_seconds for seconds, guessed_seconds in steady.values()]
+    off = float(np.median(factors)) if factors else 1.0
+    total = 0.0
+    for _, _, method, density, _ in left:
+        own = steady.get((method, has_curves(study, (method, density))))
+        total += own[0] if own else off * guessed.networks[method, density]
+    return Cost(off * guessed.compiling, total, count)
+
+
+def _steady(
+    study: Study, guessed: Guess, finished: Sequence[Trial]
+) -> tuple[dict[tuple[str, bool], tuple[float, float]], int]:
+    """Seconds of a network once all is compiled, measured and guessed, by its method and whether it has curves.
+
+    And of how many networks. The cells that ran first include compilation: where a method has several cells, the
+    slowest of them does not count; of one cell, the compilation is taken off in the proportion of the guesses.
+    """
+    by_cell: dict[Cell, list[float]] = {}
+    for trial in finished:
+        cell = trial.method, trial.density
+        if (seconds := seconds_of(trial)) is not None and cell in guessed.networks:
+            by_cell.setdefault(cell, []).append(seconds)
+    kinds: dict[tuple[str, bool], list[Cell]] = {}
+    for cell in by_cell:
+        kinds.setdefault((cell[0], has_curves(study, cell)), []).append(cell)
+    steady = {}
+    for kind, cells in kinds.items():
+        means = sorted(float(np.mean(by_cell[cell])) for cell in cells)
+        expected = float(np.mean([guessed.networks[cell] for cell in cells]))
+        if len(means) > 1:
+            steady[kind] = float(np.median(means[:-1])), expected
+            continue
+        compiling = guessed.compiling if kind[0] == DENSE else _COMPILING_A_SCORE
+        steady[kind] = means[0] * expected / (expected + compiling / len(by_cell[cells[0]])), expected
+    return steady, sum(map(len, by_cell.values()))
+
+
+def guess(study: Study, model: Model, dataset: Dataset) -> Guess:
+    """What the networks of one data set and model would cost, from the sizes of the network and of its data."""
     dataset = dataset.first(study.train_images, study.test_images)
-    network = network_of(model, dataset.train_images.shape[1:], dataset.classes)
-    params, state = jax.jit(network.init)(key_of(0, "init"))
-    ntk_images = jnp.asarray(dataset.train_images[: study.measure.ntk_images])
-    begin = time.perf_counter()
-    gradient_of = (
-        jax.jit(jax.grad(lambda params, x: jnp.sum(network.apply(params, state, x))))
-        .lower(params, ntk_images)
-        .compile()
-    )
-    compiled = time.perf_counter() - begin
-    gradient = _seconds(lambda: gradient_of(params, ntk_images))
-    scored = study.measure.score_per_class * dataset.classes / len(ntk_images)
+    shape, measure = dataset.train_images.shape[1:], study.measure
+    network = network_of(model, shape, dataset.classes)
+    each = multiply_adds(network, shape)
+    forward = each / _MULTIPLY_ADDS
     count = len(dataset.train_labels)
-    measured = (study.train.epochs + 1) * min(LOSS_IMAGES, count) + len(dataset.test_labels)
-    return Cost(
-        _COMPILATIONS * compiled,
-        gradient * (_GRADIENTS + scored * study.measure.rounds),
-        (3 * study.train.epochs * count + measured) * _forward(study, network, dataset, params, state),
-    )
+    evaluated = (study.train.epochs + 1) * min(LOSS_IMAGES, count) + len(dataset.test_labels)
+    training = forward * (_PASSES * study.train.epochs * count + evaluated)
+    kernel = forward * _PASSES * measure.ntk_images * dataset.classes
+    quantities = _QUANTITIES + _QUANTITIES_A_MULTIPLY_ADD * each + kernel * (3 if measure.changes else 1)
+    descent = forward * _PASSES * measure.curve_steps * measure.ntk_images
+    curves = _CURVES + _CURVES_A_MULTIPLY_ADD_AND_RANK * measure.rank * each + kernel + descent
+    curves += _EXPECTED if measure.expected else 0.0
+
+    def of(cell: Cell) -> float:
+        scored = 0.0 if cell[0] == DENSE else _scoring(study, cell[0], forward, count, dataset.classes)
+        return training + quantities + scored + (curves if has_curves(study, cell) else 0.0)
+
+    leaves = jax.tree.leaves(jax.eval_shape(network.init, key_of(0))[0])
+    layers = sum(leaf.ndim > 1 for leaf in leaves)
+    compiling = _COMPILING + _COMPILING_A_LAYER * layers + _COMPILING_A_SCORE * len(study.method)
+    return Guess(compiling, {cell: of(cell) for cell in study.cells})
 
 
-def _forward(study: Study, network: Network, dataset: Dataset, params: Params, state: State) -> float:
-    """Seconds of a forward pass for each image of a minibatch."""
-    images = jnp.asarray(dataset.train_images[: study.train.batch_size])
-    forward = jax.jit(network.apply)
-    return _seconds(lambda: forward(params, state, images)) / len(images)
+def _scoring(study: Study, method: str, forward: float, count: int, classes: int) -> float:
+    """Seconds to prune one network."""
+    read = {"synflow_data": study.measure.score_inputs or count, "synflow_data_l2": study.measure.score_inputs or count}
+    read |= dict.fromkeys(("snip", "grasp", "px", "ntk_sap"), study.measure.score_per_class * classes)
+    rounds = study.measure.rounds if METHODS[method].iterative else 1
+    return rounds * (_ROUND + _PASSES * forward * read.get(method, 1))
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    """Seconds of the second call; the first one compiles."""
-    jax.block_until_ready(call())
-    begin = time.perf_counter()
-    jax.block_until_ready(call())
-    return time.perf_counter() - begin
+def multiply_adds(network: Network, shape: tuple[int, ...]) -> int:
+    """How many multiplications of a weight and an activation one image takes, from the traced network."""
+    params, state = jax.eval_shape(network.init, key_of(0))
+    traced = jax.make_jaxpr(network.apply)(params, state, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
+    return _in_equations(traced.jaxpr)
 
 
-def _minutes(seconds: list[float]) -> list[str]:
-    return [f"{each / 60:.1f}" for each in (*seconds, sum(seconds))]
+def _in_equations(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        total += sum(_in_equations(getattr(inner, "jaxpr", inner)) for inner in _inner(equation.params.values()))
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += equation.outvars[0].aval.size * int(np.prod([left[axis] for axis in contracted], dtype=int))
+        if equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            written = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += equation.outvars[0].aval.size * kernel.size // written
+    return total
+
+
+def _inner(values: Iterable[Any]) -> list[Any]:
+    """The programs among the options of an equation."""
+    return [value for value in values if hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")]
+
+
+def _minutes(seconds: Iterable[float]) -> list[str]:
+    each = list(seconds)
+    return [f"{value / 60:.1f}" for value in (*each, sum(each))]

@@ -113,10 +113,11 @@ class Workbench:
         apply = bind(self._network, initial_state)
         images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
         scored = balanced_batch(dataset.train_labels, measure.score_per_class)
+        init = self._network.init  # scores are found by all that they capture: not by this whole object
         evidence = Evidence(
             images[: measure.score_inputs or None],
             (images[scored], labels[scored]),
-            lambda key: self._network.init(key)[0],
+            lambda key: init(key)[0],
         )
         self._masked = masker(apply, evidence, rounds=measure.rounds)
         per_class = math.ceil(measure.ntk_images / dataset.classes)

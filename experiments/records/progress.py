@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.segment import Segment
 from rich.table import Column
 from rich.text import Text
+
+from experiments.records.time_left import TimeLeft
 
 __all__ = ["SILENT", "Reporter", "reporting"]
 
@@ -44,18 +55,27 @@ SILENT: Reporter = _Silent()
 """Says nothing: for a process whose results another one shows."""
 
 
+class _LeftColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        seconds = task.fields["left"].seconds()
+        words = "-:--:--" if seconds is None else str(datetime.timedelta(seconds=round(seconds)))
+        return Text(words, style="progress.remaining")
+
+
 class _Bar:
     def __init__(self, progress: Progress, total: int, done: int, drawn_again: Callable[[], None]) -> None:
         self._progress = progress
         self._drawn_again = drawn_again
+        self._left = TimeLeft(total - done)
         self._done = done
-        self._task = progress.add_task("", total=total, completed=done, figures="")
+        self._task = progress.add_task("", total=total, completed=done, figures="", left=self._left)
 
     def stage(self, words: str, share: float = 0.0) -> None:
         self._progress.update(self._task, description=words, completed=self._done + share)
 
     def advance(self, figures: str) -> None:
         self._done += 1
+        self._left.finished()
         self._progress.update(self._task, completed=self._done, figures=figures)
         self._drawn_again()
 
@@ -121,11 +141,11 @@ def reporting(
         MofNCompleteColumn(table_column=whole.copy()),
         TimeElapsedColumn(table_column=whole.copy()),
         TextColumn("left", table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=whole.copy()),
+        _LeftColumn(whole.copy()),
         TextColumn("[bold]{task.description}", table_column=words.copy()),
         TextColumn("{task.fields[figures]}", table_column=words.copy()),
     )
-    progress = Progress(*columns, console=console, speed_estimate_period=3600, expand=True)
+    progress = Progress(*columns, console=console, expand=True)
     shown = _Stack(progress, below or (lambda: Text("", end="")))
     # what is below the bar is printed again at the end, since the terminal may have too few lines for it
     with Live(shown, console=console, refresh_per_second=4, transient=below is not None):
