@@ -9,7 +9,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from experiments.benchmarks import timing
 from experiments.benchmarks.rows import Curve
-from experiments.report.drawing import INK, MUTED, log_axis, panels, styled
+from experiments.report.drawing import INK, MUTED, panels, styled
+from experiments.report.ticks import log_axis
 
 __all__ = ["figure"]
 
@@ -27,14 +28,13 @@ def figure(curves: Sequence[Curve], footer: str) -> Figure:
         ):
             milliseconds = [1e3 * time for time in times]
             axis.plot(curve.sizes, milliseconds, color=color, marker="o", label=f"{name}: slope {slope:.2f}")
-        log_axis(axis, side="x")
+        log_axis(axis, "x")
         axis.xaxis.set_major_locator(FixedLocator(curve.sizes))
         axis.xaxis.set_major_formatter(
             FuncFormatter(lambda size, _: f"{size / 1e6:.2g} M" if size > 1e4 else f"{size:g}")
         )
         low, high = min(*curve.ours, *curve.peer), max(*curve.ours, *curve.peer)
-        axis.set_ylim(1e3 * low / 1.5, 1e3 * high * (high / low) ** 0.4 * 1.5)  # room for the legend
-        log_axis(axis, digits=(1, 2, 5) if high < 100 * low else (1,))
+        log_axis(axis, span=(1e3 * low, 1e3 * high * (high / low) ** 0.4 * 1.5))  # room for the legend
         axis.set(xlabel=curve.over, ylabel="milliseconds")
         axis.legend(loc="upper left", fontsize=8)
     return drawn

@@ -127,7 +127,9 @@ def curves(study: StudyTable, footer: str) -> Figure:
     Each panel has limits of its own.
     """
     parts = list(study.parts())
-    figure, axes = blank(9.6, 2.0 * len(parts) + 0.6, footer, rows=len(parts), columns=4)
+    columns = max(2, *[len(shown_curves(part)) for _, part in parts])
+    size = max(2.25 * columns + 0.6, 7.4), 2.0 * len(parts) + 0.9
+    figure, axes = blank(*size, footer, rows=len(parts), columns=columns)
     for row, (setting, part) in zip(axes, parts, strict=True):
         shown = shown_curves(part)
         for axis, (method, density) in zip(row, shown, strict=False):

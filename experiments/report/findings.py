@@ -85,9 +85,10 @@ def of_training(study: StudyTable) -> str:
                 reached.loc[pick(reached["steps_to_level_mean"])] for pick in (pd.Series.idxmin, pd.Series.idxmax)
             )
             words += (
-                f", {_cell(first['method'], first['density'])} first, after {first['steps_to_level_mean']:.0f} steps, "
-                f"and {_cell(last['method'], last['density'])} last, after {last['steps_to_level_mean']:.0f}"
+                f", {_cell(first['method'], first['density'])} first, after {first['steps_to_level_mean']:.0f} steps"
             )
+            if len(reached) > 1:
+                words += f", and {_cell(last['method'], last['density'])} last, after {last['steps_to_level_mean']:.0f}"
         parts.append((setting, f"{words}."))
     return _told("Cells that reach the loss level with every seed:", parts)
 
@@ -309,7 +310,8 @@ def _wins(study: StudyTable) -> str:
     if study.seeds == 1:
         return f"{words}; with one seed, no lead can be told from luck."
     if not told:
-        return f"{words}; in {apart} all its seeds lie above those of the second, which of two seeds may be luck."
+        alone = f"in {apart or 'none'} do all its seeds lie above those of the second"
+        return f"{words}; {alone}, which two seeds may do by luck."
     of_those = "" if told == len(best) else f" of {told} with {FEWEST} seeds or more"
     return f"{words}; {leads} of the leads over the second{of_those} exceed two standard errors over seeds."
 

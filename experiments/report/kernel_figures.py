@@ -58,7 +58,7 @@ def cumulative_shares(kernels: Mapping[tuple[str, float], KernelPictures], foote
         color, marker = style_of(method)
         axis.plot(
             np.arange(1, len(pictures.shares) + 1),
-            np.cumsum(pictures.shares),
+            np.minimum(np.cumsum(pictures.shares), 1.0),  # a rounding above 1 would ask for a tick of 1000%
             color=color,
             marker=marker,
             markevery=4,

@@ -51,8 +51,8 @@ def what_came_out(study: StudyTable) -> str:
     )
     apart = f", and {worst['method']} is the least accurate with {accuracy_words(worst)}" if len(lowest) > 1 else ""
     words = (
-        f"at the lowest density, {best['density']:g}, {best['method']} is the most accurate method with "
-        f"{accuracy_words(best)}{apart}."
+        f"at the lowest density, {best['density']:g}, {best['method']} "
+        f"{'is the most accurate method with' if apart else 'reaches'} {accuracy_words(best)}{apart}."
     )
     return before + words if before else words[0].upper() + words[1:]
 

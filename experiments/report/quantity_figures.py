@@ -29,7 +29,7 @@ from experiments.report.drawing import (
 )
 from experiments.report.figures import mean_rows
 from experiments.report.layer_order import layer_order
-from experiments.report.ticks import accuracy_axis, clipped_accuracy, count_axis, linear_axis, log_axis
+from experiments.report.ticks import accuracy_axis, clipped_accuracy, count_axis, index_axis, linear_axis, log_axis
 
 __all__ = [
     "associations",
@@ -71,22 +71,24 @@ def spectra(study: StudyTable, footer: str) -> Figure:
     The two panels of one kernel share their limits.
     """
     parts = list(study.parts())
-    figure, axes = blank(9.6, 2.2 * len(parts) + 0.6, footer, rows=len(parts), columns=4)
-    for row, (setting, part) in zip(axes, parts, strict=True):
-        ends = list(dict.fromkeys(part.densities[:1] + part.densities[-1:])) or [1.0]
+    ends_of = [list(dict.fromkeys(part.densities[:1] + part.densities[-1:])) or [1.0] for _, part in parts]
+    half = max(map(len, ends_of))  # the panels of one kernel
+    size = max(2.25 * 2 * half + 0.6, 6.6), 2.2 * len(parts) + 0.6
+    figure, axes = blank(*size, footer, rows=len(parts), columns=2 * half)
+    for row, (setting, part), ends in zip(axes, parts, ends_of, strict=True):
         for place, density in enumerate(ends):
             trials = part.trials[(part.trials["density"] == density) | (part.trials["method"] == DENSE)]
             _ntk_spectrum(row[place], trials)
-            _path_kernel_spectrum(row[2 + place], trials)
+            _path_kernel_spectrum(row[half + place], trials)
             row[place].set_title(f"Θ, density {density:g}", fontsize=9)
-            row[2 + place].set_title(f"Π, density {density:g}", fontsize=9)
-        _share_limits(row[: len(ends)], row[2 : 2 + len(ends)])
-        for axis in row[[*range(len(ends), 2), *range(2 + len(ends), 4)]]:
+            row[half + place].set_title(f"Π, density {density:g}", fontsize=9)
+        _share_limits(row[: len(ends)], row[half : half + len(ends)])
+        for axis in row[[*range(len(ends), half), *range(half + len(ends), 2 * half)]]:
             axis.set_axis_off()
         row[0].set_ylabel(f"{setting}\nlog₁₀ λᵢ")
-        row[2].set_ylabel("share per decade")
+        row[half].set_ylabel("share per decade")
     for column, axis in enumerate(axes[-1]):
-        axis.set_xlabel("i" if column < 2 else "log₁₀ λ(Π)")
+        axis.set_xlabel("i" if column < half else "log₁₀ λ(Π)")
     return top_legend(figure, axes)
 
 
@@ -119,7 +121,7 @@ def quantities(table: pd.DataFrame, footer: str, *, titles: Mapping[str, str] | 
         axis.set_title((titles or {}).get(name, ""), fontsize=8)
     accuracy_axis(flat[: len(names)])
     for axis in flat[: len(names)]:
-        linear_axis(axis, "x", most=4)
+        linear_axis(axis, "x", most=3)
     for axis in flat[len(names) :]:
         axis.set_axis_off()
     flat[len(names)].legend(*flat[0].get_legend_handles_labels(), loc="center", fontsize=9)
@@ -158,6 +160,7 @@ def associations(study: StudyTable, footer: str) -> Figure:
             )
         axis.axvline(0, color=MUTED, linewidth=0.8)
         axis.set(title=setting, xlabel="Spearman ρ", xlim=(-1.05, 1.05), ylim=(len(QUANTITIES) - 0.5, -0.5))
+        axis.set_xticks([-1.0, -0.5, 0.0, 0.5, 1.0])
         axis.set_yticks(range(len(QUANTITIES)), list(QUANTITIES.values()))
     return top_legend(figure, axes)
 
@@ -270,7 +273,7 @@ def _by_layer(axis: Axes, trials: pd.DataFrame, name: str, order: Sequence[str])
         beside = 0.3 * ((place + 0.5) / len(shown) - 0.5)  # apart, so that equal numbers stay visible
         numbers = beside + np.arange(1, len(mean) + 1)
         axis.plot(numbers, mean, color=color, marker=marker, markersize=3.5, linewidth=1.1, label=method)
-    count_axis(axis, most=8)
+    index_axis(axis, max(1, len(order)))
 
 
 def _floored_log(axis: Axes) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "clipped_accuracy",
     "count_axis",
     "density_axis",
+    "index_axis",
     "is_logit",
     "linear_axis",
     "linear_ticks",
@@ -93,6 +94,15 @@ def linear_axis(axes: Axes | Sequence[Axes], side: Side = "y", *, most: int = 5,
 def count_axis(axes: Axes | Sequence[Axes], side: Side = "x", *, most: int = 5) -> None:
     """`linear_axis` for whole numbers: epochs, steps, layers."""
     _set(axes, side, lambda low, high: linear_ticks(low, high, most=most, integer=True), "linear")
+
+
+def index_axis(axis: Axes, count: int) -> None:
+    """Ticks at about eight of the whole numbers from 1 to `count`, the ends among them, and room for points beside one."""
+    step = -(-count // 8)
+    ticks = [count - step * number for number in range((count - 1) // step, -1, -1)]
+    ticks = ticks if ticks[0] == 1 else [1, *(ticks[1:] if ticks[0] - 1 < step / 2 else ticks)]
+    _place(axis, "x", ticks, "linear", _plain(ticks))
+    axis.set_xlim(0.5, count + 0.5)
 
 
 def log_axis(
@@ -197,12 +207,10 @@ def _with_margin(low: float, high: float, scale: str) -> tuple[float, float]:
     """Limits a little outside the first and the last tick."""
     forward: dict[str, Callable[[Any], Any]] = {"log": np.log, "logit": lambda p: np.log(p / (1 - p))}
     back: dict[str, Callable[[Any], Any]] = {"log": np.exp, "logit": lambda z: 1 / (1 + np.exp(-z))}
-    there = np.array([low, high], float)
-    if scale != "linear":
-        there = forward[scale](there)
-    room = _MARGIN * (there[1] - there[0]) or 0.7
-    limits = there + np.array([-room, room])
-    return tuple((limits if scale == "linear" else back[scale](limits)).tolist())
+    first, last = (float(forward[scale](end)) if scale in forward else end for end in (low, high))
+    room = _MARGIN * (last - first) or 0.7
+    limits = first - room, last + room
+    return (float(back[scale](limits[0])), float(back[scale](limits[1]))) if scale in back else limits
 
 
 def _drawn(axes: Axes | Sequence[Axes], side: Side, *, positive: bool) -> tuple[float, float] | None:
@@ -212,7 +220,7 @@ def _drawn(axes: Axes | Sequence[Axes], side: Side, *, positive: bool) -> tuple[
         box: matplotlib.transforms.Bbox = axis.dataLim
         low, high = box.intervalx if side == "x" else box.intervaly
         if positive and low <= 0:
-            low = box.minpos[0 if side == "x" else 1]
+            low = box.minposx if side == "x" else box.minposy
         if np.isfinite(low) and np.isfinite(high) and low <= high:
             lows.append(float(low))
             highs.append(float(high))

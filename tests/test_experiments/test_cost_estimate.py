@@ -12,7 +12,7 @@ from experiments.records.trial import Trial
 from experiments.sweep import Group
 
 SECONDS = {"random": 1.0, "snip": 2.0, "synflow": 3.0}
-CURVES, COMPILING, SCORE = 0.5, 90.0, 6.0
+CURVES, COMPILING, SCORE = 0.5, 60.0, 1.5
 
 
 @pytest.fixture(scope="module")

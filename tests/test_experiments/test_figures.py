@@ -38,7 +38,7 @@ from experiments.report.page import Illustration
 from pathjax import scores
 from tests.test_experiments.examples import example_kernels, example_study
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "format": Trial.FORMAT,
     "options": {
         "model": [{"name": "fc", "width": 8}, {"name": "resnet20"}],
@@ -301,7 +301,7 @@ def test_two_seeds_are_given_by_their_range_and_no_standard_error_is_claimed_of_
     (snip,) = (row for _, row in found.cells.iterrows() if row["method"] == "snip")
     assert spread.half_width(snip, "test_accuracy") == pytest.approx(0.05)
     told = findings.of_accuracy(found)
-    assert "snip (1); in 1 all its seeds lie above those of the second, which of two seeds may be luck" in told
+    assert "snip (1); in 1 do all its seeds lie above those of the second, which two seeds may do by luck" in told
     assert "snip 75.0 ± 5.0%" in told and "standard" not in told
     assert spread.of_bands(found) == "mean over 2 seeds; bands: from the lower to the higher of two seeds"
     assert spread.of_errors(found) == "Mean ± half the distance of two seeds."
@@ -363,7 +363,7 @@ def test_layers_are_drawn_in_the_order_of_the_network_whatever_the_results_say(n
     assert layer_order.layer_order(found).units == built.units
     lines = quantity_figures.layers(found, "footer").axes[0].get_lines()
     drawn = [line for line in lines if line.get_label() == "snip"][0]
-    np.testing.assert_allclose(drawn.get_ydata(), (1 + np.arange(len(names))) / 1000)
+    np.testing.assert_allclose(np.asarray(drawn.get_ydata(), float), (1 + np.arange(len(names))) / 1000)
     assert "numbered from the input on" in layer_order.numbered(found)
 
 
@@ -421,6 +421,14 @@ def test_ticks_enclose_what_is_drawn(low, high):
         found = ticks_of(low, high)
         assert found == sorted(found) and 2 <= len(found) <= 8
         assert found[0] <= low * (1 + 1e-9) and high * (1 - 1e-9) <= found[-1] or high == low == 0
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_the_first_and_the_last_layer_are_labelled(count):
+    axis = drawing.blank(3, 3, "")[1][0][0]
+    ticks.index_axis(axis, count)
+    shown = axis.get_xticks()
+    assert shown[0] == 1 and shown[-1] == count and len(shown) <= 9 and (np.diff(shown) > 0).all()
 
 
 def test_the_highest_and_the_lowest_density_are_labelled_whatever_lies_between():
