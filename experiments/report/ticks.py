@@ -97,7 +97,7 @@ def count_axis(axes: Axes | Sequence[Axes], side: Side = "x", *, most: int = 5) 
 
 
 def index_axis(axis: Axes, count: int) -> None:
-    """Ticks at about eight of the whole numbers from 1 to `count`, the ends among them, and room for points beside one."""
+    """Ticks at about eight of the whole numbers from 1 to `count`, both ends among them, and room for points beside."""
     step = -(-count // 8)
     ticks = [count - step * number for number in range((count - 1) // step, -1, -1)]
     ticks = ticks if ticks[0] == 1 else [1, *(ticks[1:] if ticks[0] - 1 < step / 2 else ticks)]
