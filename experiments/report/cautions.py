@@ -10,11 +10,25 @@ import pandas as pd
 from experiments.base.wording import enumerated
 from experiments.records.study_table import StudyTable
 from experiments.records.trial import device_of, tree_of
+from experiments.report.ticks import clipped_accuracy
 
-__all__ = ["origins", "untrained"]
+__all__ = ["axis", "origins", "untrained"]
 
 _NAMED = 3
 """How many cells a sentence names."""
+
+
+def axis(study: StudyTable) -> str:
+    """What the axis of accuracies is, and whether any of them is drawn at its end."""
+    words = (
+        "Accuracies are on a logit axis, where 97 and 98% lie as far apart as 67 and 75%; on a linear one where all are "
+        "close together."
+    )
+    accuracies = study.cells["test_accuracy_mean"].dropna()
+    lowest, highest = clipped_accuracy(0.0), clipped_accuracy(1.0)
+    ends = [f"below {100 * lowest:g}%"] if (accuracies < lowest).any() else []
+    ends += [f"above {100 * highest:g}%"] if (accuracies > highest).any() else []
+    return f"{words} Accuracies {' or '.join(ends)} are drawn there." if ends else words
 
 
 def untrained(study: StudyTable) -> str:

@@ -30,18 +30,11 @@ from experiments.report import (
     width_figure,
 )
 from experiments.report.page import Illustration, document, drawn, illustrated, note, pairs, paragraph, section, text
-from experiments.report.ticks import clipped_accuracy
 
 __all__ = ["footer", "illustrations", "page", "write"]
 
 _RECIPE = ("epochs", "learning_rate", "batch_size", "schedule", "rounds", "rank")
 """Options that the line under a figure names where the study has them."""
-
-
-_LOGIT = (
-    "Accuracies are on a logit axis, where 97 and 98% lie as far apart as 67 and 75%; on a linear one where all are "
-    "close together."
-)
 
 
 class Absent(NamedTuple):
@@ -111,8 +104,7 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         "accuracy",
         figures.accuracy,
         "Accuracy over density",
-        f"Accuracy on the test set after training ({bands}). Dashed: the dense network. {_LOGIT}{own_limits}"
-        f"{_beyond(study)}"
+        f"Accuracy on the test set after training ({bands}). Dashed: the dense network. {cautions.axis(study)}{own_limits}"
         + (" Crosses: cells in which a network did not train." if study.cells["untrained"].any() else ""),
         findings.of_accuracy(study),
     )
@@ -279,7 +271,7 @@ def _of_quantities(study: StudyTable, foot: str, over_seeds: str) -> Iterator[Il
             *drawn(quantity_figures.quantities(part.cells, foot, titles=titles)),
             f"Before training against accuracy: {setting}",
             f"A point for each method and density ({over_seeds}); larger points are denser networks. Above each panel, "
-            f"Spearman’s ρ over its cells with its 95% interval. {_LOGIT}{_beyond(part)}{mixed}",
+            f"Spearman’s ρ over its cells with its 95% interval. {cautions.axis(part)}{mixed}",
             findings.of_quantities(part),
         )
 
@@ -374,15 +366,6 @@ def _checks(study: StudyTable, listed_paths_error: float) -> dict[str, str]:
                 float(distance.iloc[0])
             )
     return checks
-
-
-def _beyond(study: StudyTable) -> str:
-    """Says so where a mean accuracy is drawn at the end of the axis."""
-    accuracies = study.cells["test_accuracy_mean"].dropna()
-    lowest, highest = clipped_accuracy(0.0), clipped_accuracy(1.0)
-    ends = [f"below {100 * lowest:g}%"] if (accuracies < lowest).any() else []
-    ends += [f"above {100 * highest:g}%"] if (accuracies > highest).any() else []
-    return f" Accuracies {' or '.join(ends)} are drawn there." if ends else ""
 
 
 def _has(study: StudyTable, columns: list[str]) -> bool:

@@ -445,7 +445,7 @@ def test_captions_say_the_logit_axis_the_limits_and_what_is_drawn_at_the_end(dra
     assert "Each panel has limits of its own." in page and "All panels share their limits." in page
     assert "are drawn there" not in page
     trials = changed(example_study(**ONE, seeds=1), ("snip", 0.5), test_accuracy=1.0)
-    assert report._beyond(made(trials)) == " Accuracies above 99.5% are drawn there."
+    assert cautions.axis(made(trials)).endswith(" Accuracies above 99.5% are drawn there.")
 
 
 def test_panels_that_share_limits_do():
