@@ -150,6 +150,9 @@ def top_eigenpairs(
     nothing of the network, and come first where all other eigenvalues are below 1. To leave them out, select the other
     leaves by `where` of `path_kernel`, as in the second example.
 
+    Each unit i before a last dense layer with o outputs has an eigenvalue o − 1 times: that of the vectors a on its
+    outgoing weights θ_ij with Σ_j a_j θ_ij = 0. It is the sum of squares of the paths up to the unit.
+
     For up to 512 kept weights, G is formed and decomposed, which is exact. For more, thick-restart Lanczos iteration
     with full reorthogonalization searches a space of rank + order + 1 vectors; `order` is rank + 20 by default. It ends
     when ‖G v − λ v‖ ≤ `tolerance` · λ_max for each pair, measured by products with G, and a round from a new random
@@ -159,7 +162,11 @@ def top_eigenpairs(
     by how much the tolerance was missed. Under `jit` and `vmap` there is no warning: compare `residuals`, which are
     ‖G v − λ v‖ / λ_max, with the tolerance.
 
-    Cost: at least 2 · (rank + order + 1) products with G, and order/2 to rank + order + 1 for each further round.
+    The eigenpairs of last layers, those of biases and units named above, are known without a search. Leaves with an
+    axis of o and equal entries of diag(G) along it are taken for last layers, and one product with a random combination
+    of all these pairs says whether they are; if not, everything is searched for.
+
+    Cost: at least 2 · order + rank products with G, and order/2 to rank + order + 1 for each further round.
     Memory: (order + 2 · rank + 15) · p numbers, besides that of one product; reduce it by a smaller `order`.
 
     If G has fewer nonzero eigenvalues than `rank`, the remaining eigenvectors are null vectors of G. If a traced mask

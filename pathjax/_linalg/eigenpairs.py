@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from pathjax._base import listeners
-from pathjax._linalg.lanczos import Pairs, largest
+from pathjax._linalg.lanczos import Known, Pairs, largest
 from pathjax.types import Key, Real
 
 __all__ = ["DENSE", "Eigenpairs", "Problem", "SearchProgress", "find", "log_positive", "measured", "with_logarithms"]
@@ -64,6 +64,7 @@ class Problem:
         quotient: v ↦ vᵀ A v of a kernel, which can be differentiated in the kernel; v in the form that users read.
         random_signs: a random start, for a kernel and a key.
         unravel: the eigenvectors of a kernel (r, p) in the form that users read.
+        known: up to so many of the largest eigenpairs of a kernel that are known without a search; None if none is.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Problem:
     quotient: Callable[[Any], Callable[[Any], Any]]
     random_signs: Callable[[Any, Key], Any]
     unravel: Callable[[Any, Any], Any]
+    known: Callable[[Any, int], Known | None] = lambda kernel, rank: None
 
 
 SearchProgress: TypeAlias = Callable[[int, int, float], None]
@@ -188,6 +190,7 @@ def _search(
         order=effort.order,
         tolerance=tolerance,
         restarts=effort.restarts,
+        known=problem.known(kernel, effort.rank),
         listener=listener,
     )
     return pairs._replace(vectors=problem.unravel(kernel, pairs.vectors))

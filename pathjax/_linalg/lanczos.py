@@ -10,6 +10,7 @@ Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric E
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -19,11 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from pathjax._base.listeners import tell
-from pathjax._linalg.krylov import ROUNDINGS, Operator, norm, split
+from pathjax._linalg.krylov import ROUNDINGS, Operator, inner_products, norm, split
 from pathjax._linalg.lapack import eigh, one_by_one
 from pathjax.types import Key
 
-__all__ = ["Pairs", "largest"]
+__all__ = ["Known", "Pairs", "largest"]
 
 # The stored vectors are rotated in pieces of so many numbers each, so that no second set of them is needed.
 _PIECE = 2**16
@@ -41,6 +42,24 @@ class Pairs(NamedTuple):
     vectors: Any
     residuals: Any
     confirmed: Any
+
+
+class Known(NamedTuple):
+    """The largest eigenpairs of A on a subspace of which all are said to be known before the search.
+
+    Attributes:
+        values: (k,), descending; −∞ where there is none.
+        positions: (k, o), where the vectors have entries other than zero.
+        entries: (k, o), these entries; the vectors are orthonormal.
+        rest: the part of a vector (p,) at right angles to the subspace.
+        image: what A makes of a vector (p,) of the subspace.
+    """
+
+    values: Any
+    positions: Any
+    entries: Any
+    rest: Callable[[Any], Any]
+    image: Callable[[Any], Any]
 
 
 class Phase(enum.IntEnum):
@@ -77,6 +96,7 @@ class _State(NamedTuple):
         direction: (p,) from which EXTEND goes on.
         phase: () of the next round, a number of `Phase`.
         values_at_restart: (rank,) the Ritz values when the search last restarted at random, −∞ where there was none.
+        known_hold: () whether what was said to be known is not refuted.
         key: for the next random start.
         round: () the number of the next round.
     """
@@ -89,6 +109,7 @@ class _State(NamedTuple):
     direction: Any
     phase: Any
     values_at_restart: Any
+    known_hold: Any
     key: Any
     round: Any
 
@@ -102,7 +123,7 @@ class _Expansion(NamedTuple):
         projection: (m, m), A on the basis.
         remainder: (p,), what the last Lanczos step left over at right angles to the basis.
         scale: () the size of the entries of the projection that Lanczos steps have seen.
-        residuals: (rank,) of the kept vectors, where they were measured.
+        residuals: (rank,) of the kept vectors, where they were measured; in the first round the error of what is known.
         worst_error: (p,) A v − λ v of the largest of these.
     """
 
@@ -124,6 +145,7 @@ def largest(
     order: int,
     tolerance: Any,
     restarts: int,
+    known: Known | None = None,
     listener: Any = None,
 ) -> Pairs:
     """The `rank` largest eigenpairs, with residuals up to `tolerance` times the largest eigenvalue.
@@ -131,6 +153,11 @@ def largest(
     At most `restarts` rounds, and one more that measures what they found. A round of EXTEND keeps rank + 1 + order/2
     Ritz vectors; the residuals of all of them lie along one direction, from which the next round goes on. The pair
     beyond the `rank` asked for must be accurate too, or lie below the others by more than its residual.
+
+    Of what is `known`, one product with a random vector of the subspace says whether it is so, but for rounding. Then
+    the first vectors are the known ones, and random starts are at right angles to the subspace: the search finds the
+    other pairs, and those known pairs remain that are among the largest.
+
     The function with the number `listener` is told the round, `restarts`, and the largest residual over the largest
     value, after each round.
     """
@@ -145,12 +172,15 @@ def largest(
         direction=jnp.zeros(like.shape, like.dtype),
         phase=jnp.array(Phase.RESTART.value, jnp.int32),
         values_at_restart=jnp.full(rank, -jnp.inf, like.dtype),
+        known_hold=jnp.zeros((), bool),
         key=key,
         round=jnp.zeros((), jnp.int32),
     )
+    if known is not None:
+        initial = _begin_with(known, initial)
 
     def advance(state: _State) -> _State:
-        after = _advance(operator, random_start, state, rank, order, tolerance, restarts)
+        after = _advance(operator, random_start, state, rank, order, tolerance, restarts, known)
         largest_value = jnp.max(after.values)
         share = jnp.max(after.residuals) / jnp.where(largest_value > 0, largest_value, 1)
         tell(listener, after.round, restarts, share)
@@ -162,6 +192,21 @@ def largest(
     with jax.default_matmul_precision("highest"):  # accelerators would round factors to half of their digits
         last = lax.while_loop(goes_on, advance, initial)
     return Pairs(last.values[:rank], last.basis[:rank], last.residuals, _is(last.phase, Phase.DONE))
+
+
+def _begin_with(known: Known, state: _State) -> _State:
+    """The state with the known vectors as its first ones."""
+    count = len(known.values)
+    exists = known.values > -jnp.inf
+    rows = jnp.broadcast_to(jnp.arange(count)[:, None], known.positions.shape)
+    entries = jnp.where(exists[:, None], known.entries, 0)
+    return state._replace(
+        basis=state.basis.at[rows, known.positions].add(entries),
+        values=state.values.at[:count].set(jnp.where(exists, known.values, 0)),
+        exists=state.exists.at[:count].set(exists),
+        kept=jnp.sum(exists, dtype=jnp.int32),
+        known_hold=jnp.any(exists),
+    )
 
 
 def _is(phase: Any, *phases: Phase) -> Any:
@@ -177,12 +222,20 @@ def _advance(
     order: int,
     tolerance: Any,
     restarts: int,
+    known: Known | None,
 ) -> _State:
     """One round."""
-    key, draw = jax.random.split(state.key)
+    key, draw, draw_probe = jax.random.split(state.key, 3)
     starts_at_random, only_measured = _is(state.phase, Phase.RESTART), _is(state.phase, Phase.CONFIRM, Phase.MEASURE)
-    direction = lax.cond(starts_at_random, lambda: random_start(draw), lambda: state.direction)
-    expansion = _expand(operator, state, direction, only_measured)
+
+    def start() -> Any:
+        vector = random_start(draw)
+        return vector if known is None else jnp.where(state.known_hold, known.rest(vector), vector)
+
+    direction = lax.cond(starts_at_random, start, lambda: state.direction)
+    probe = None if known is None else _Probe(known, functools.partial(random_start, draw_probe))
+    expansion = _expand(operator, state, direction, only_measured, probe)
+    is_refuted = _is_refuted(state, expansion)
     are_accurate = jnp.max(expansion.residuals) <= tolerance * jnp.max(state.values)
 
     # what is handed over is what was measured: a combination of pairs may have a larger residual than either
@@ -197,6 +250,7 @@ def _advance(
     # the residuals of all that is kept must lie along one direction, unless they vanish
     most_kept = rank + 1 + order // 2
     kept = jnp.where(seem_accurate, jnp.int32(rank), jnp.int32(most_kept))
+    kept = jnp.where(is_refuted, 0, kept)
     stays = (jnp.arange(len(values)) < kept) & exists
     values = jnp.where(stays, values, 0)
 
@@ -212,6 +266,7 @@ def _advance(
         is_last=state.round + 1 >= restarts,
         is_finite=is_finite,
     )
+    phase = jnp.where(is_refuted & is_finite, Phase.RESTART.value, phase).astype(jnp.int32)
     number = jnp.where(is_finite, 1, jnp.nan)
     rotation = number * jnp.where(stays[None, :], coefficients, 0)[:, :most_kept]
     return _State(
@@ -223,6 +278,7 @@ def _advance(
         direction=jnp.where(only_measured, expansion.worst_error, expansion.remainder),
         phase=phase,
         values_at_restart=at_restart,
+        known_hold=state.known_hold & ~is_refuted,
         key=key,
         round=state.round + 1,
     )
@@ -240,10 +296,36 @@ def _next_phase(
     return jnp.where(is_done, Phase.DONE.value, after).astype(jnp.int32)
 
 
-def _expand(operator: Operator, state: _State, direction: Any, only_measures: Any) -> _Expansion:
+class _Probe(NamedTuple):
+    """How the first round checks what is known."""
+
+    known: Known
+    random_start: Callable[[], Any]
+
+    def vector(self) -> Any:
+        """A random vector of the subspace, of length 1; zero where there is none."""
+        start = self.random_start()
+        inside = start - self.known.rest(start)
+        length = norm(inside)
+        return inside / jnp.where(length > 0, length, 1)
+
+
+def _is_refuted(state: _State, expansion: _Expansion) -> Any:
+    """Whether the first round has found that what is known is not so, by more than rounding."""
+    allowed = jnp.finfo(expansion.basis.dtype).eps ** (2 / 3) * jnp.max(state.values)
+    return _is_checked(state) & ~(jnp.max(expansion.residuals) <= allowed)
+
+
+def _is_checked(state: _State) -> Any:
+    """Whether the round checks what is known, before its first Lanczos step."""
+    return state.known_hold & (state.round == 0)
+
+
+def _expand(operator: Operator, state: _State, direction: Any, only_measures: Any, probe: _Probe | None) -> _Expansion:
     """Lanczos steps from a direction, until the set is full or the Krylov space exhausted; or products of kept vectors.
 
-    One loop takes both, so that the operator, which takes long to compile, is called in one place.
+    One loop takes both, and the check of what is known, so that the operator, which takes long to compile, is called in
+    one place.
     """
     epsilon = jnp.finfo(state.basis.dtype).eps
     # where the kept vectors span all but the null space, products at right angles to them are rounding
@@ -257,8 +339,10 @@ def _expand(operator: Operator, state: _State, direction: Any, only_measures: An
         length = norm(remainder)
         goes_on = length > jnp.where(is_first, 0, jnp.maximum(epsilon ** (2 / 3) * expansion.scale, noise))
         lanczos_vector = jnp.where(goes_on, remainder / jnp.where(goes_on, length, 1), 0)
-        vector = jnp.where(is_kept, expansion.basis[j], lanczos_vector)
-        basis = expansion.basis.at[j].set(vector)
+        row = jnp.where(is_kept, expansion.basis[j], lanczos_vector)
+        basis = expansion.basis.at[j].set(row)
+        is_checked = jnp.zeros((), bool) if probe is None else is_kept & ~only_measures
+        vector = row if probe is None else lax.cond(is_checked, probe.vector, lambda: row)
         image = operator(vector)
         off_diagonal = jnp.where(is_kept | is_first, 0, length)
         remainder, along = lax.cond(
@@ -266,14 +350,18 @@ def _expand(operator: Operator, state: _State, direction: Any, only_measures: An
             lambda: split(basis, image),
             lambda: _split_image(basis, image, j, off_diagonal),
         )
-        error = image - along[j] * vector
+        known_image = state.values[j] * vector
+        if probe is not None:
+            known_image = lax.cond(is_checked, lambda: probe.known.image(vector), lambda: known_image)
+        error = image - known_image
         residual = jnp.where(is_kept, norm(error), -jnp.inf)
         is_worst = residual >= jnp.max(expansion.residuals)
         is_this_pair = (jnp.arange(len(expansion.residuals)) == j) & is_kept
+        projection = expansion.projection.at[:, j].set(along).at[j, :].set(along)
         return _Expansion(
             basis=basis,
             exists=expansion.exists.at[j].set(jnp.where(is_kept, expansion.exists[j], goes_on)),
-            projection=expansion.projection.at[:, j].set(along).at[j, :].set(along),
+            projection=jnp.where(is_checked, expansion.projection, projection),
             remainder=remainder,
             scale=jnp.maximum(expansion.scale, jnp.abs(along[j]) + off_diagonal),
             residuals=jnp.where(is_this_pair, residual, expansion.residuals),
@@ -290,7 +378,7 @@ def _expand(operator: Operator, state: _State, direction: Any, only_measures: An
         residuals=jnp.zeros_like(state.residuals),
         worst_error=zeros,
     )
-    begin = jnp.where(only_measures, 0, state.kept)
+    begin = jnp.where(only_measures, 0, state.kept - _is_checked(state))
     end = jnp.where(only_measures, state.kept, len(state.values))
     return cast(_Expansion, lax.fori_loop(begin, end, step, expansion))
 
@@ -311,7 +399,7 @@ def _split_image(basis: Any, image: Any, j: Any, off_diagonal: Any) -> tuple[Any
     remainder = image - off_diagonal * basis[j - 1]
     diagonal = jnp.vdot(basis[j], remainder)
     remainder = remainder - diagonal * basis[j]
-    along = basis @ remainder
+    along = inner_products(basis, remainder)
     return remainder - along @ basis, along.at[j].add(diagonal).at[j - 1].add(off_diagonal)
 
 
@@ -341,7 +429,7 @@ def _rotated(coefficients: Any, basis: Any) -> Any:
         return function(accumulated, whole * piece, rest) if rest else accumulated
 
     def add(gram: Any, start: Any, length: int) -> Any:
-        return gram + _inner_products(lax.dynamic_slice(basis, (0, start), (count, length)))
+        return gram + _gram(lax.dynamic_slice(basis, (0, start), (count, length)))
 
     gram = coefficients.T @ over_pieces(add, jnp.zeros((count, count), basis.dtype)) @ coefficients
     is_empty = jnp.diag(gram) == 0
@@ -355,7 +443,7 @@ def _rotated(coefficients: Any, basis: Any) -> Any:
     return over_pieces(rotate, basis)
 
 
-def _inner_products(rows: Any) -> Any:
+def _gram(rows: Any) -> Any:
     """rows · rowsᵀ (m, m) of rows (m, n), summed in about √n blocks of √n columns each.
 
     An entry's error is at most about 2√n roundings, where a matrix product may add all n terms one after another and

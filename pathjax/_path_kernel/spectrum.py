@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from pathjax._base.trees import dot, key_paths, ravel
 from pathjax._linalg.eigenpairs import DENSE, Eigenpairs, Problem, log_positive, measured, with_logarithms
 from pathjax._linalg.krylov import Krylov, krylov
+from pathjax._linalg.lanczos import Known
 from pathjax._linalg.lapack import eigh, eigvalsh, rounding_error
 from pathjax._path_kernel import twin
 from pathjax._path_kernel.twin import PathKernel
@@ -41,6 +42,9 @@ __all__ = [
     "scaled_eigenvalues",
     "true_pairs",
 ]
+
+_ALIKE = 1000
+"""Entries of diag(G) that differ by up to so many roundings are taken for equal; a product then says if they are."""
 
 
 class Spectrum(NamedTuple):
@@ -246,6 +250,108 @@ def _stacked_trees(kernel: PathKernel, vectors: Any) -> Params:
     return jax.vmap(ravel(kernel.params)[1])(vectors)
 
 
+# Eigenpairs of the last layer, known without a search
+
+
+class _OutputRows(NamedTuple):
+    """Weights of leaves with one axis for the outputs, as rows (f, o), and where they lie among all weights.
+
+    In the last layer, the paths through the weights (i, j) of row i have the same beginnings and end in the outputs j.
+    All entries of diag(G) in a row are then equal, and each vector a on the row with Σ_j a_j θ_ij = 0 is an eigenvector
+    of G, with this entry as the eigenvalue: the paths' derivatives by all weights before them cancel.
+
+    Attributes:
+        weights, diagonal, positions: (f, o), the weights, their entries of diag(G), and their raveled indices.
+        belongs: (f, o), whether G has a row for the weight and the diagonal is equal along its row, in all of the leaf.
+    """
+
+    weights: Any
+    diagonal: Any
+    positions: Any
+    belongs: Any
+
+    @property
+    def units(self) -> Any:
+        """(f, o), the rows of weights, of length 1 or 0."""
+        weights = jnp.where(self.belongs, self.weights, 0)
+        peaks = jnp.max(jnp.abs(weights), axis=1, keepdims=True)
+        scaled = weights / jnp.where(peaks > 0, peaks, 1)
+        return scaled / jnp.maximum(jnp.linalg.norm(scaled, axis=1, keepdims=True), 1)
+
+
+def _known(kernel: PathKernel, rank: int) -> Known | None:
+    """The largest of these eigenpairs, each for one weight: rows i of weights reflect e_j to e_j − 2 u_j u.
+
+    The reflection takes the row's largest weight to the row θ_i itself, up to its length, and the others to an
+    orthonormal basis of what is at right angles to it.
+    """
+    rows = _output_rows(kernel)
+    if rows is None:
+        return None
+    units, outputs = rows.units, rows.weights.shape[1]
+    # at the largest weight of a row; nowhere in a row of zeros, whose unit vectors are all eigenvectors
+    is_peak = (jnp.argmax(jnp.abs(units), axis=1)[:, None] == jnp.arange(outputs)[None, :]) & (units != 0)
+    # the sign that adds up: a difference would cancel
+    mirrors = units + jnp.where(is_peak, jnp.sign(units), 0)
+    mirrors /= jnp.maximum(jnp.linalg.norm(mirrors, axis=1, keepdims=True), 1)
+    has_pair = rows.belongs & ~is_peak
+    values, chosen = lax.top_k(jnp.where(has_pair, rows.diagonal, -jnp.inf).ravel(), min(rank, has_pair.size))
+    row, output = chosen // outputs, chosen % outputs
+    mirror = mirrors[row]
+    along = jnp.take_along_axis(mirror, output[:, None], axis=1)
+    entries = (output[:, None] == jnp.arange(outputs)[None, :]) - 2 * along * mirror
+
+    def rest(vector: Any) -> Any:
+        inside = vector[rows.positions]
+        kept = units * jnp.sum(units * inside, axis=1, keepdims=True)
+        return vector.at[rows.positions].set(jnp.where(rows.belongs, kept, inside))
+
+    def image(vector: Any) -> Any:
+        inside = vector[rows.positions]
+        return jnp.zeros_like(vector).at[rows.positions].set(rows.diagonal * inside)
+
+    return Known(values, rows.positions[row], entries.astype(values.dtype), rest, image)
+
+
+def _output_rows(kernel: PathKernel) -> _OutputRows | None:
+    """All leaves that may be those of a last layer; None if there are none, or one output alone."""
+    count = kernel.network.output(kernel.example).shape[1]
+    chosen = np.arange(count) if kernel.outputs is None else np.array(kernel.outputs)
+    if len(chosen) < 2:
+        return None
+    leaves = jax.tree.leaves(kernel.params)
+    untied = sorted(kernel.rows - kernel.network.tied(kernel.example))
+    candidates = [
+        position for position in untied if count in {*leaves[position].shape[:1], *leaves[position].shape[-1:]}
+    ]
+    if not candidates:
+        return None
+    starts = np.cumsum([0, *(leaf.size for leaf in leaves)])
+    derivatives = jax.tree.leaves(twin.scaled_derivatives(kernel))
+    masks = None if kernel.mask is None else jax.tree.leaves(kernel.mask)
+
+    def of_leaf(position: int) -> _OutputRows:
+        leaf = leaves[position]
+        axis = leaf.ndim - 1 if leaf.shape[-1] == count else 0
+        indices = jnp.arange(leaf.size, dtype=jnp.int32).reshape(leaf.shape) + starts[position].astype(np.int32)
+        is_kept = jnp.ones(leaf.shape, bool) if masks is None else masks[position]
+        weights, diagonal, indices, is_kept = (
+            jnp.moveaxis(array, axis, -1).reshape(-1, count)[:, chosen]
+            for array in (leaf, derivatives[position], indices, is_kept)
+        )
+        return _OutputRows(weights, diagonal, indices, is_kept & (diagonal > 0) & _is_last(diagonal, is_kept))
+
+    return _OutputRows(*(jnp.concatenate(each) for each in zip(*map(of_leaf, candidates), strict=True)))
+
+
+def _is_last(diagonal: Any, is_kept: Any) -> Any:
+    """Whether the kept entries (f, o) of a leaf are equal along its rows, but for rounding."""
+    high = jnp.max(jnp.where(is_kept, diagonal, 0), axis=1)
+    low = jnp.min(jnp.where(is_kept, diagonal, jnp.inf), axis=1)
+    # in a row without a kept entry `low` is infinite
+    return jnp.all(high - low <= _ALIKE * jnp.finfo(diagonal.dtype).eps * high)
+
+
 PROBLEM = Problem(
     name="the Path Kernel",
     rows="kept weights",
@@ -254,5 +360,6 @@ PROBLEM = Problem(
     quotient=_quotient,
     random_signs=twin.random_signs,
     unravel=_stacked_trees,
+    known=_known,
 )
 """What `eigenpairs.find` needs to search the largest eigenpairs of G; eigenvectors are stacked trees like `params`."""

@@ -51,6 +51,7 @@ __all__ = [
     "restricted",
     "run",
     "run_at_mask",
+    "scaled_derivatives",
     "scaled_diagonal",
     "scaled_trace",
     "size",
@@ -254,14 +255,24 @@ def scaled_diagonal(kernel: PathKernel) -> Params:
     return _rescale(diagonal, exponent - kernel.exponent)
 
 
-def _diagonal_with_exponent(kernel: PathKernel) -> tuple[Params, Any]:
-    """diag(G) / 2^exponent, with an exponent that it finds on its way."""
+def scaled_derivatives(kernel: PathKernel) -> Params:
+    """∂R₂/∂u / 2^exponent: diag(G) at weights that are not tied."""
+    gradient, exponent = _derivatives_with_exponent(kernel)
+    return restricted(kernel, _rescale(gradient, exponent - kernel.exponent))
 
+
+def _derivatives_with_exponent(kernel: PathKernel) -> tuple[Params, Any]:
     def scaled_sum(squares: Params) -> tuple[Any, Any]:
         return _selected_sum(kernel, squares)
 
-    gradient, exponent = jax.grad(scaled_sum, has_aux=True)(jax.tree.map(jnp.square, kernel.params))
-    exponent = _finite_exponent(exponent)
+    squares = multiply(kernel.params, kernel.params)
+    gradient, exponent = jax.grad(scaled_sum, has_aux=True)(squares)
+    return gradient, _finite_exponent(exponent)
+
+
+def _diagonal_with_exponent(kernel: PathKernel) -> tuple[Params, Any]:
+    """diag(G) / 2^exponent, with an exponent that it finds on its way."""
+    gradient, exponent = _derivatives_with_exponent(kernel)
     leaves, structure = jax.tree.flatten(gradient)
     for position in kernel.network.tied(kernel.example) & kernel.rows:
         leaves[position] = _entries(dataclasses.replace(kernel, exponent=exponent), position)

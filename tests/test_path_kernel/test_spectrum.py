@@ -176,6 +176,10 @@ def linear(params: Any, x: Any) -> Any:
     return x @ params
 
 
+def sum_of_outputs(params: Any, x: Any) -> Any:
+    return jnp.sum(x @ params, axis=1, keepdims=True)
+
+
 @pytest.mark.parametrize("jit", [False, True])
 def test_kernels_of_fewer_dimensions_than_steps_have_their_largest_eigenvalue(jit: bool) -> None:
     # G of a linear layer on ones is the identity: one step exhausts what a start can reach
@@ -275,6 +279,39 @@ def test_repeated_eigenvalues_come_with_all_their_vectors() -> None:
     assert_eigenpairs(kernel, values, vectors, 10 * HALF_THE_DIGITS)
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("traced", [False, True])
+def test_each_unit_of_the_last_hidden_layer_has_an_eigenvalue_as_often_as_there_are_other_outputs(
+    pruned: bool, traced: bool
+) -> None:
+    params = parameters(9, 24, 24, 8)
+    # eigenvalues of the last layer do not depend on its weights, and all others fall with them
+    params[-1] = (0.2 * params[-1][0], params[-1][1])
+    mask = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    if pruned:
+        mask = jax.tree.map(lambda leaf: jnp.asarray(np.random.default_rng(0).random(leaf.shape) < 0.8), params)
+
+    def find(params: Any, mask: Any) -> Any:
+        kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)), mask=mask)
+        return path_kernel.top_eigenpairs(kernel, 20, key=jax.random.key(0))
+
+    pairs = (jax.jit(find) if traced else find)(params, mask)
+    exact = list_paths(params, mask).eigenvalues
+    assert np.sum(np.abs(np.diff(exact[:20])) < EXACT * exact[0]) >= 8
+    np.testing.assert_allclose(pairs.eigenvalues, exact[:20], rtol=EXACT)
+    kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)), mask=mask)
+    assert_eigenpairs(kernel, pairs.eigenvalues, pairs.eigenvectors, 100 * HALF_THE_DIGITS)
+
+
+def test_constant_weights_do_not_make_hidden_layers_pass_for_the_last() -> None:
+    """All entries of diag(G) in a hidden layer are equal here, and its width is the number of outputs."""
+    params = [(jnp.ones((60, 8)), jnp.zeros(8)), (jnp.ones((8, 8)), jnp.zeros(8)), (jnp.ones((8, 8)), jnp.zeros(8))]
+    kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 60)))
+    pairs = path_kernel.top_eigenpairs(kernel, 12, key=jax.random.key(0))
+    exact = list_paths(params).eigenvalues
+    np.testing.assert_allclose(pairs.eigenvalues, exact[:12], rtol=0, atol=EXACT * exact[0])
+
+
 def test_fewer_nonzero_eigenvalues_than_rank_are_followed_by_null_vectors() -> None:
     # of a linear layer on ones, only the weights to the chosen output move: an identity of 30 among 600
     kernel = path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30)), outputs=[3])
@@ -302,7 +339,8 @@ def test_a_missed_tolerance_is_said_in_numbers(large: path_kernel.PathKernel) ->
     products = jax.vmap(lambda tree: ravel_pytree(large.matvec(tree))[0])(vectors)
     missed = jnp.linalg.norm(products - values[:, None] * columns, axis=1).max() / values[0]
     assert f"is {float(missed):.2g} · λ_max" in str(said[0].message)
-    repeated = path_kernel.path_kernel(linear, jnp.ones((30, 20)), jnp.ones((1, 30)))
+    # G is the identity, and of one output, so that no pair is known beforehand: each start gives one
+    repeated = path_kernel.path_kernel(sum_of_outputs, jnp.ones((30, 20)), jnp.ones((1, 30)))
     with pytest.warns(UserWarning, match="2 of 5 eigenpairs were found"):
         path_kernel.top_eigenpairs(repeated, 5, key=jax.random.key(0), restarts=2)
 
