@@ -21,8 +21,8 @@ _NAMED = 3
 def axis(study: StudyTable) -> str:
     """What the axis of accuracies is, and whether any of them is drawn at its end."""
     words = (
-        "Accuracies are on a logit axis, where 97 and 98% lie as far apart as 67 and 75%; on a linear one where all are "
-        "close together."
+        "Accuracies are on a logit axis, where 97 and 98% lie as far apart as 67 and 75%; on a linear one where all "
+        "are close together."
     )
     accuracies = study.cells["test_accuracy_mean"].dropna()
     lowest, highest = clipped_accuracy(0.0), clipped_accuracy(1.0)

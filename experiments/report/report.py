@@ -104,7 +104,8 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         "accuracy",
         figures.accuracy,
         "Accuracy over density",
-        f"Accuracy on the test set after training ({bands}). Dashed: the dense network. {cautions.axis(study)}{own_limits}"
+        f"Accuracy on the test set after training ({bands}). Dashed: the dense network. {cautions.axis(study)}"
+        + own_limits
         + (" Crosses: cells in which a network did not train." if study.cells["untrained"].any() else ""),
         findings.of_accuracy(study),
     )
