@@ -19,12 +19,13 @@ from experiments.base.seeds import key_of
 from experiments.base.wording import counted
 from experiments.data.loading import Dataset
 from experiments.measure.pruning import METHODS
-from experiments.networks.layers import Network
+from experiments.networks.layers import Network, State
 from experiments.records.trial import Name, Trial
 from experiments.setting import has_curves
 from experiments.study import Cell, Model, Study
 from experiments.sweep import Group
 from experiments.workbench import LOSS_IMAGES, network_of
+from pathjax.types import Params
 
 __all__ = ["Cost", "Guess", "cost", "guess", "multiply_adds", "plan", "seconds_of"]
 
@@ -155,7 +156,8 @@ def guess(study: Study, model: Model, dataset: Dataset) -> Guess:
     dataset = dataset.first(study.train_images, study.test_images)
     shape, measure = dataset.train_images.shape[1:], study.measure
     network = network_of(model, shape, dataset.classes)
-    each = multiply_adds(network, shape)
+    params, state = jax.eval_shape(network.init, key_of(0))
+    each = multiply_adds(network, shape, params, state)
     forward = each / _MULTIPLY_ADDS
     count = len(dataset.train_labels)
     evaluated = (study.train.epochs + 1) * min(LOSS_IMAGES, count) + len(dataset.test_labels)
@@ -170,8 +172,7 @@ def guess(study: Study, model: Model, dataset: Dataset) -> Guess:
         scored = 0.0 if cell[0] == DENSE else _scoring(study, cell[0], forward, count, dataset.classes)
         return training + quantities + scored + (curves if has_curves(study, cell) else 0.0)
 
-    leaves = jax.tree.leaves(jax.eval_shape(network.init, key_of(0))[0])
-    layers = sum(leaf.ndim > 1 for leaf in leaves)
+    layers = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(params))
     compiling = _COMPILING + _COMPILING_A_LAYER * layers + _COMPILING_A_SCORE * len(study.method)
     return Guess(compiling, {cell: of(cell) for cell in study.cells})
 
@@ -184,9 +185,11 @@ def _scoring(study: Study, method: str, forward: float, count: int, classes: int
     return rounds * (_ROUND + _PASSES * forward * read.get(method, 1))
 
 
-def multiply_adds(network: Network, shape: tuple[int, ...]) -> int:
-    """How many multiplications of a weight and an activation one image takes, from the traced network."""
-    params, state = jax.eval_shape(network.init, key_of(0))
+def multiply_adds(network: Network, shape: tuple[int, ...], params: Params, state: State) -> int:
+    """How many multiplications of a weight and an activation one image takes, from the traced network.
+
+    Of the weights and the state only the shapes are read.
+    """
     traced = jax.make_jaxpr(network.apply)(params, state, jax.ShapeDtypeStruct((1, *shape), jnp.float32))
     return _in_equations(traced.jaxpr)
 

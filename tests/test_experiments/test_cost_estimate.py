@@ -97,4 +97,5 @@ def test_a_study_is_listed_without_compiling_anything(small, digits):
 )
 def test_multiply_adds_are_those_counted_by_hand(name, shape, expected):
     network = by_name.NETWORKS[name](shape, 10)
-    assert cost_estimate.multiply_adds(network, shape) == expected
+    like = jax.eval_shape(network.init, jax.random.key(0))
+    assert cost_estimate.multiply_adds(network, shape, *like) == expected
