@@ -151,7 +151,7 @@ class Workbench:
             checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )
         self._trained = self._batched(trained)
-        self._chance = training.chance(dataset.train_labels[:LOSS_IMAGES], dataset.test_labels)
+        self._chance = training.chance(dataset.train_labels, dataset.test_labels, measured=LOSS_IMAGES)
 
     def _batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`in_batches` of the size that the workbench has when the function is called."""

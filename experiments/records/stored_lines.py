@@ -77,5 +77,5 @@ def _trial_or_fault(line: bytes) -> Trial | str:
         return "it is not UTF-8"
     except json.JSONDecodeError:
         return "it is not JSON"
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:  # numbers and brackets beyond what Python holds
         return str(error)

@@ -94,10 +94,11 @@ class Chance(NamedTuple):
     accuracy: float
 
 
-def chance(train_labels: np.ndarray, test_labels: np.ndarray) -> Chance:
+def chance(train_labels: np.ndarray, test_labels: np.ndarray, *, measured: int | None = None) -> Chance:
     """Chance on these labels, each (n,).
 
-    The loss is the entropy of the frequencies of the classes, log(classes) where they are even. The accuracy is that of
+    The loss is that of the frequencies of the classes on the first `measured` labels, by default on all: then it is
+    their entropy, log(classes) where they are even. The accuracy is that of
     always naming the commonest class of the test labels, p, plus two standard errors √(p (1 − p) / n).
 
     >>> even = np.arange(10).repeat(100)
@@ -106,10 +107,10 @@ def chance(train_labels: np.ndarray, test_labels: np.ndarray) -> Chance:
     (2.3026, 0.119)
     """
     shares = np.bincount(train_labels) / len(train_labels)
-    shares = shares[shares > 0]
+    loss = -float(np.mean(np.log(shares[train_labels[:measured]])))
     commonest = float(np.bincount(test_labels).max()) / len(test_labels)
     error = math.sqrt(commonest * (1 - commonest) / len(test_labels))
-    return Chance(float(-np.sum(shares * np.log(shares))), commonest + _ERRORS * error)
+    return Chance(loss, commonest + _ERRORS * error)
 
 
 def why_untrained(train_loss: np.ndarray, test_accuracy: float, chance: Chance) -> str:

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -178,6 +179,16 @@ def test_what_is_not_defined_is_no_failure_and_is_not_tried_again(claim):
     (said,) = sweep.said_of_failures([undefined, trial_of(0)])
     assert said.startswith("1 of 2 trials have no result, since their method is not defined for their network")
     assert said.endswith("for `max`.")
+
+
+TOO_LONG = re.sub(r'"test_accuracy": [^,]*', f'"test_accuracy": 1{"0" * 400}', encode(trial_of(1)))
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, TOO_LONG], ids=["brackets", "digits"])
+def test_lines_beyond_what_python_holds_are_broken_lines(claim, line):
+    path = filled(claim, [0])
+    path.write_text(path.read_text() + line + "\n" + path.read_text())
+    assert f"Line 2 of {path} cannot be read" in refusal(claim)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 1}', '"words"'])

@@ -136,6 +136,11 @@ def test_chance_is_that_of_guesses_that_look_at_no_image():
     assert 0.96 < np.mean(rng.binomial(len(test), commonest, 4000) / len(test) <= found.accuracy) < 0.99
 
 
+def test_chance_on_the_first_labels_knows_of_the_classes_that_come_later():
+    by_class = np.repeat(np.arange(4), 50)
+    assert training.chance(by_class, by_class, measured=50).loss == pytest.approx(np.log(4))
+
+
 @pytest.mark.parametrize(
     ("losses", "accuracy", "words"),
     [
