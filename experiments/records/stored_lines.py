@@ -62,9 +62,14 @@ def read(path: Path) -> StoredLines:
 
 
 def newest(trials: list[Trial]) -> dict[Name, Trial]:
-    """The trials by name, in the order in which they came; of several of one name the last one counts."""
+    """The trials by name, in the order in which they came.
+
+    Of several of one name the last one counts; but one without a result does not take the place of a result.
+    """
     by_name: dict[Name, Trial] = {}
     for trial in trials:
+        if trial.reason and trial.name in by_name and not by_name[trial.name].reason:
+            continue
         by_name.pop(trial.name, None)
         by_name[trial.name] = trial
     return by_name

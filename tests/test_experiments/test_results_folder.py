@@ -155,6 +155,13 @@ def test_of_two_lines_of_one_name_the_later_counts(claim):
     assert opened(claim).trials() == [trial_of(1), trial_of(0, test_accuracy=0.25)]
 
 
+def test_a_failure_takes_no_results_place(claim):
+    path = filled(claim, [0])
+    with path.open("a") as file:
+        file.write(encode(trial_of(0, reason="no memory")) + "\n")
+    assert opened(claim).trials() == [trial_of(0)]
+
+
 def test_failed_trials_count_until_they_are_asked_for_again(claim):
     path = filled(claim, [0])
     failed = trial_of(1, reason="no memory")
