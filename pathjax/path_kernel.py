@@ -162,9 +162,10 @@ def top_eigenpairs(
     by how much the tolerance was missed. Under `jit` and `vmap` there is no warning: compare `residuals`, which are
     ‖G v − λ v‖ / λ_max, with the tolerance.
 
-    The eigenpairs of last layers, those of biases and units named above, are known without a search. Leaves with an
-    axis of o and equal entries of diag(G) along it are taken for last layers, and one product with a random combination
-    of all these pairs says whether they are; if not, everything is searched for.
+    The eigenpairs of last layers named above, o − 1 for each unit and for a bias, are known without a search. Leaves
+    with an axis of o and equal entries of diag(G) along it are taken for last layers, and one product with a random
+    combination of all these pairs, each leaf with an equal part of it, says whether they are; if not, everything is
+    searched for.
 
     Cost: at least 2 · order + rank products with G, and order/2 to rank + order + 1 for each further round.
     Memory: (order + 2 · rank + 15) · p numbers, besides that of one product; reduce it by a smaller `order`.

@@ -62,7 +62,8 @@ class Problem:
         decompose: the pairs of A formed whole, for a kernel and their number.
         product: v ↦ A v of a kernel, for use in loops.
         quotient: v ↦ vᵀ A v of a kernel, which can be differentiated in the kernel; v in the form that users read.
-        random_signs: a random start, for a kernel and a key.
+        random_start: a vector of independent normal numbers, for a kernel and a key. Signs would not do: for half of
+            the keys they are exactly at right angles to an eigenvector such as (1, 1).
         unravel: the eigenvectors of a kernel (r, p) in the form that users read.
         known: up to so many of the largest eigenpairs of a kernel that are known without a search; None if none is.
     """
@@ -72,7 +73,7 @@ class Problem:
     decompose: Callable[[Any, int], Eigenpairs]
     product: Callable[[Any], Callable[[Any], Any]]
     quotient: Callable[[Any], Callable[[Any], Any]]
-    random_signs: Callable[[Any, Key], Any]
+    random_start: Callable[[Any, Key], Any]
     unravel: Callable[[Any, Any], Any]
     known: Callable[[Any, int], Known | None] = lambda kernel, rank: None
 
@@ -184,7 +185,7 @@ def _search(
 ) -> Pairs:
     pairs = largest(
         problem.product(kernel),
-        functools.partial(problem.random_signs, kernel),
+        functools.partial(problem.random_start, kernel),
         effort.rank,
         key=key,
         order=effort.order,

@@ -53,6 +53,8 @@ class Known(NamedTuple):
         entries: (k, o), these entries; the vectors are orthonormal.
         rest: the part of a vector (p,) at right angles to the subspace.
         image: what A makes of a vector (p,) of the subspace.
+        probe: a vector of the subspace from any vector (p,), of equal length in each of the parts that may be wrong: a
+            small part beside a large one would otherwise hide its error.
     """
 
     values: Any
@@ -60,6 +62,7 @@ class Known(NamedTuple):
     entries: Any
     rest: Callable[[Any], Any]
     image: Callable[[Any], Any]
+    probe: Callable[[Any], Any]
 
 
 class Phase(enum.IntEnum):
@@ -304,8 +307,7 @@ class _Probe(NamedTuple):
 
     def vector(self) -> Any:
         """A random vector of the subspace, of length 1; zero where there is none."""
-        start = self.random_start()
-        inside = start - self.known.rest(start)
+        inside = self.known.probe(self.random_start())
         length = norm(inside)
         return inside / jnp.where(length > 0, length, 1)
 
@@ -447,8 +449,8 @@ def _gram(rows: Any) -> Any:
     """rows · rowsᵀ (m, m) of rows (m, n), summed in about √n blocks of √n columns each.
 
     An entry's error is at most about 2√n roundings, where a matrix product may add all n terms one after another and
-    be off by n. Vectors of random signs, with which a search starts, come near such bounds: their squares are equal, so
-    while a sum lies between two powers of two, all its additions round to the same side.
+    be off by n. Vectors whose entries are equal in size come near such bounds: their squares are equal, so while a sum
+    lies between two powers of two, all its additions round to the same side.
     """
     count, size = rows.shape
     width = max(math.isqrt(size), 1)

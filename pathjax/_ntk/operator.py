@@ -426,8 +426,9 @@ def _quotient(kernel: Operator) -> Callable[[Any], Any]:
     return quotient
 
 
-def _flat_signs(kernel: Operator, key: Key) -> Any:
-    return wide(_random_signs(kernel, key).ravel())
+def _random_start(kernel: Operator, key: Key) -> Any:
+    outputs = outputs_like(kernel)
+    return jax.random.normal(key, outputs.shape, jnp.promote_types(outputs.dtype, jnp.float32)).ravel()
 
 
 def _arrays(kernel: Operator, vectors: Any) -> Any:
@@ -440,6 +441,6 @@ _PROBLEM = Problem(
     decompose=_decomposed,
     product=flat_product,
     quotient=_quotient,
-    random_signs=_flat_signs,
+    random_start=_random_start,
     unravel=_arrays,
 )

@@ -122,7 +122,7 @@ def ends(kernel: PathKernel, key: Key, tolerance: Any, *, order: int) -> Ends:
 
     def ends_from_random_start(start_key: Key) -> Ends:
         # G z is orthogonal to the null space, so that no Ritz value of the space is that of a null vector
-        space = krylov(product, product(twin.random_signs(kernel, start_key)), steps, to_the_end=True)
+        space = krylov(product, product(twin.random_normal(kernel, start_key)), steps, to_the_end=True)
         return Ends(_smallest(space, tolerance), eigvalsh(space.matrix)[-1])
 
     runs = lax.map(ends_from_random_start, jax.random.split(key, 2))
@@ -263,12 +263,14 @@ class _OutputRows(NamedTuple):
     Attributes:
         weights, diagonal, positions: (f, o), the weights, their entries of diag(G), and their raveled indices.
         belongs: (f, o), whether G has a row for the weight and the diagonal is equal along its row, in all of the leaf.
+        leaf: (f,), the leaf that a row is of, from 0 on.
     """
 
     weights: Any
     diagonal: Any
     positions: Any
     belongs: Any
+    leaf: Any
 
     @property
     def units(self) -> Any:
@@ -310,7 +312,13 @@ def _known(kernel: PathKernel, rank: int) -> Known | None:
         inside = vector[rows.positions]
         return jnp.zeros_like(vector).at[rows.positions].set(rows.diagonal * inside)
 
-    return Known(values, rows.positions[row], entries.astype(values.dtype), rest, image)
+    def probe(vector: Any) -> Any:
+        inside = (vector - rest(vector))[rows.positions]
+        squares = jnp.zeros(len(rows.leaf), inside.dtype).at[rows.leaf].add(jnp.sum(inside**2, axis=1))
+        lengths = jnp.sqrt(jnp.where(squares > 0, squares, 1))
+        return jnp.zeros_like(vector).at[rows.positions].set(inside / lengths[rows.leaf][:, None])
+
+    return Known(values, rows.positions[row], entries.astype(values.dtype), rest, image, probe)
 
 
 def _output_rows(kernel: PathKernel) -> _OutputRows | None:
@@ -330,7 +338,7 @@ def _output_rows(kernel: PathKernel) -> _OutputRows | None:
     derivatives = jax.tree.leaves(twin.scaled_derivatives(kernel))
     masks = None if kernel.mask is None else jax.tree.leaves(kernel.mask)
 
-    def of_leaf(position: int) -> _OutputRows:
+    def of_leaf(number: int, position: int) -> _OutputRows:
         leaf = leaves[position]
         axis = leaf.ndim - 1 if leaf.shape[-1] == count else 0
         indices = jnp.arange(leaf.size, dtype=jnp.int32).reshape(leaf.shape) + starts[position].astype(np.int32)
@@ -339,9 +347,11 @@ def _output_rows(kernel: PathKernel) -> _OutputRows | None:
             jnp.moveaxis(array, axis, -1).reshape(-1, count)[:, chosen]
             for array in (leaf, derivatives[position], indices, is_kept)
         )
-        return _OutputRows(weights, diagonal, indices, is_kept & (diagonal > 0) & _is_last(diagonal, is_kept))
+        belongs = is_kept & (diagonal > 0) & _is_last(diagonal, is_kept)
+        return _OutputRows(weights, diagonal, indices, belongs, jnp.full(len(weights), number))
 
-    return _OutputRows(*(jnp.concatenate(each) for each in zip(*map(of_leaf, candidates), strict=True)))
+    parts = [of_leaf(number, position) for number, position in enumerate(candidates)]
+    return _OutputRows(*(jnp.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def _is_last(diagonal: Any, is_kept: Any) -> Any:
@@ -358,7 +368,7 @@ PROBLEM = Problem(
     decompose=_decomposed,
     product=_product,
     quotient=_quotient,
-    random_signs=twin.random_signs,
+    random_start=twin.random_normal,
     unravel=_stacked_trees,
     known=_known,
 )

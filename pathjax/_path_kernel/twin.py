@@ -47,6 +47,7 @@ __all__ = [
     "log_in_true_units",
     "matrix",
     "positions",
+    "random_normal",
     "random_signs",
     "restricted",
     "run",
@@ -436,8 +437,21 @@ def flat(kernel: PathKernel, function: Callable[[Params], Params]) -> Callable[[
 
 def random_signs(kernel: PathKernel, key: Key) -> Any:
     """A vector (p,) of random signs at the kept weights that have rows, zeros elsewhere."""
+    return _random(kernel, key, jax.random.rademacher)
+
+
+def random_normal(kernel: PathKernel, key: Key) -> Any:
+    """A vector (p,) of normal numbers at the kept weights that have rows, zeros elsewhere.
+
+    Searches for eigenvectors start from it. Signs are often exactly at right angles to one: two to (1, 1), half of the
+    time.
+    """
+    return _random(kernel, key, jax.random.normal)
+
+
+def _random(kernel: PathKernel, key: Key, draw: Callable[..., Any]) -> Any:
     vector, unravel = ravel(kernel.params)
-    return ravel(restricted(kernel, unravel(jax.random.rademacher(key, vector.shape, vector.dtype))))[0]
+    return ravel(restricted(kernel, unravel(draw(key, vector.shape, vector.dtype))))[0]
 
 
 def cross_factor(left: PathKernel, right: PathKernel, dtype: Any) -> Any:

@@ -47,7 +47,7 @@ def search(matrix: Any, known: Known | None = None, *, restarts: int = 60) -> Fo
     def find(key: Any) -> Pairs:
         return largest(
             product,
-            lambda key: jax.random.rademacher(key, (SIZE,), matrix.dtype),
+            lambda key: jax.random.normal(key, (SIZE,), matrix.dtype),
             RANK,
             key=key,
             order=ORDER,
@@ -102,6 +102,7 @@ def with_known_rows(leak: float) -> tuple[Any, Known]:
         entries=jnp.ones((RANK, 1)),
         rest=lambda vector: vector.at[positions].set(0),
         image=lambda vector: jnp.asarray(values) * vector,
+        probe=lambda vector: vector.at[rest].set(0),
     )
     return jnp.asarray(matrix + coupling), known
 

@@ -12,6 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from pathjax import masks, path_kernel, scores
+from pathjax._path_kernel import spectrum, twin
 
 from .. import networks, oracles
 from ..tolerances import (
@@ -301,6 +302,45 @@ def test_each_unit_of_the_last_hidden_layer_has_an_eigenvalue_as_often_as_there_
     np.testing.assert_allclose(pairs.eigenvalues, exact[:20], rtol=EXACT)
     kernel = path_kernel.path_kernel(mlp, params, jnp.ones((1, 9)), mask=mask)
     assert_eigenpairs(kernel, pairs.eigenvalues, pairs.eigenvectors, 100 * HALF_THE_DIGITS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_a_direction_that_only_a_random_start_reaches_is_found_from_any_key(outputs: int, seed: int) -> None:
+    # equal biases: signs are exactly at right angles to them for half of the keys, and then no product leads there
+    first, second = parameters(20, 30, outputs)
+    params = [(0.05 * first[0], 0 * first[1]), (0.05 * second[0], second[1])]
+
+    def with_last_bias(params: Any, x: Any) -> Any:
+        return mlp(params, x) + params[-1][1][None]
+
+    kernel = path_kernel.path_kernel(with_last_bias, params, jnp.ones((1, 20)))
+    found = path_kernel.top_eigenpairs(kernel, outputs, key=jax.random.key(seed)).eigenvalues
+    np.testing.assert_allclose(found, np.ones(outputs), rtol=EXACT)
+
+
+def test_a_small_layer_that_is_no_last_one_is_told_beside_a_large_one_that_is() -> None:
+    """Weights of one size in each column, scaled by output: diag(G) is equal along rows, yet the rows are coupled."""
+    rng = np.random.default_rng(1)
+    signs = np.sign(rng.standard_normal((16, 2)))
+    params = {
+        "a1": np.full((3, 20_000), np.sqrt(0.001)),
+        "a2": rng.standard_normal((20_000, 2)) * 1e-3 / np.sqrt(20_000),
+        "w": 0.05 * signs / 4,
+        "g": np.full(2, 0.05),
+    }
+
+    def net(p: Any, x: Any) -> Any:
+        return jnp.maximum(x[:, :3] @ p["a1"], 0) @ p["a2"] + (x @ p["w"]) * p["g"][None]
+
+    single = {name: jnp.asarray(leaf, jnp.float32) for name, leaf in params.items()}
+    kernel = twin.with_exponent(path_kernel.path_kernel(net, single, jnp.ones((1, 16), jnp.float32)))
+    known = spectrum._known(kernel, 5)
+    assert known is not None
+    probe = known.probe(jax.random.normal(jax.random.key(0), (twin.size(kernel),), jnp.float32))
+    parts = ravel_pytree(single)[1](probe)
+    # the leaf that is no last layer has as much of the vector that checks as the one that is
+    np.testing.assert_allclose([jnp.linalg.norm(parts[name]) for name in ("a2", "w")], [1, 1], rtol=SINGLE)
 
 
 def test_constant_weights_do_not_make_hidden_layers_pass_for_the_last() -> None:
