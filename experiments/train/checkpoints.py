@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.train import distributed
 
-__all__ = ["Checkpoints", "checkpointed"]
+__all__ = ["Checkpoints", "checkpointed", "digest"]
 
 
 class Checkpoints:
@@ -52,8 +52,11 @@ class Checkpoints:
 
 @contextmanager
 def checkpointed(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
-    """The checkpoints of the training that begins with the arrays in `identity`; removed when the context ends well."""
-    own_folder = folder.absolute() / _digest(identity)
+    """The checkpoints of the training that `identity` decides; removed when the context ends well.
+
+    `identity` holds arrays and words: all that decides the numbers, since a training goes on from what has the same.
+    """
+    own_folder = folder.absolute() / digest(identity)
     with ExitStack() as stack:
         with distributed.failing_together():
             manager = stack.enter_context(_manager(own_folder)) if distributed.is_first() else None
@@ -72,9 +75,13 @@ def _manager(folder: Path) -> Any:
     return ocp.CheckpointManager(folder, options=options)
 
 
-def _digest(tree: Any) -> str:
-    digest = hashlib.sha256()
+def digest(tree: Any) -> str:
+    """A hash of the words and of the numbers of the arrays of a tree."""
+    found = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        plain = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
-        digest.update(np.ascontiguousarray(plain).tobytes())
-    return digest.hexdigest()[:32]
+        if isinstance(leaf, str):
+            found.update(leaf.encode())
+        else:
+            plain = jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+            found.update(np.ascontiguousarray(plain).view(np.uint8).data)
+    return found.hexdigest()[:32]

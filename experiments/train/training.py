@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.base.batching import vmap_networks
 from experiments.base.errors import InputError
+from experiments.base.versions import versions
 from experiments.train import distributed
-from experiments.train.checkpoints import checkpointed
+from experiments.train.checkpoints import checkpointed, digest
 from experiments.train.recipe import Recipe
 from pathjax import masks
 from pathjax.types import Key, Mask, Params
@@ -175,6 +178,7 @@ def trainer(
     With precision "bfloat16", forward and backward passes are in bfloat16; weights, losses and updates are in float32.
 
     With a folder for `checkpoints`, a training that was cut off goes on from its last checkpoint, to the same numbers.
+    It begins anew where anything else is that decides them: network, recipe, images, versions.
 
     Raises InputError where the number of devices does not divide a minibatch.
     """
@@ -227,6 +231,18 @@ def trainer(
         losses, right = zip(*[jax.device_get(sums_all(chunk, params, state)) for chunk in chunks], strict=True)
         return np.sum(losses, axis=0) / count, np.sum(right, axis=0) / count
 
+    @functools.cache
+    def images_decide() -> str:
+        return digest(train)
+
+    def decided_by(params: Params, state: Any) -> list[str]:
+        """What decides a training beside weights, state, mask and key, in words."""
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (params, state))
+        x = jax.ShapeDtypeStruct((size, *train[0].shape[1:]), train[0].dtype)
+        recipe_of_numbers = dataclasses.replace(recipe, checkpoint_every=1)
+        program = jax.jit(network.train).lower(*one, x).as_text()
+        return [images_decide(), program, repr(recipe_of_numbers), repr(measured), repr(versions())]
+
     def run(params: Params, state: Any, mask: Mask, keys: Key) -> Trained:
         # scores are rounded differently where processes choose their kernels by timing them: masks could differ
         params, state, mask = everywhere(distributed.broadcast_from_first((params, state, mask)))
@@ -237,9 +253,11 @@ def trainer(
         losses = np.full((recipe.epochs + 1, len(keys)), np.nan)
         losses[0] = measure(pieces, count, params, state)[0]
         with contextlib.ExitStack() as stack:
-            kept = stack.enter_context(checkpointed(checkpoints, params, mask, keys)) if checkpoints else None
+            kept = None
             networks, start = (params, state, memory), 0
-            if kept is not None:
+            if checkpoints is not None:
+                identity = (params, state, mask, keys, decided_by(params, state))
+                kept = stack.enter_context(checkpointed(checkpoints, *identity))
                 start, (networks, losses) = kept.load((networks, losses))
                 networks, losses = everywhere(networks), np.array(losses)  # loaded arrays are read-only
             for number in range(start, recipe.epochs):

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import socket
 import subprocess
@@ -293,3 +294,40 @@ def test_a_training_that_is_cut_off_goes_on_from_its_checkpoint_to_the_same_numb
     again = run()
     for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("changed", ["learning_rate", "images", "network"])
+def test_a_checkpoint_of_another_training_is_not_gone_on_from(normed, tmp_path, monkeypatch, changed):
+    network, params, state, mask, keys, images, labels = normed
+    recipe = Recipe(epochs=2, batch_size=32, checkpoint_every=1)
+    save = Checkpoints.save
+
+    def killed(self, epoch, state):
+        save(self, epoch, state)
+        raise _Killed
+
+    def run(network, images, recipe, checkpoints):
+        train = training.trainer(network, (images, labels), (images, labels), recipe, checkpoints=checkpoints)
+        return train(params, state, mask, keys)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", killed)
+        with pytest.raises(_Killed):
+            run(network, images, recipe, tmp_path)
+    other = {
+        "learning_rate": (network, images, dataclasses.replace(recipe, learning_rate=0.2)),
+        "images": (network, 2 * images, recipe),
+        "network": (_doubled(network), images, recipe),
+    }[changed]
+    again, anew = run(*other, tmp_path), run(*other, None)
+    np.testing.assert_array_equal(again.train_loss, anew.train_loss)
+
+
+def _doubled(network):
+    """The same network with twice its outputs."""
+
+    def train(params, state, x):
+        outputs, state = network.train(params, state, x)
+        return 2 * outputs, state
+
+    return training._Functions(lambda params, state, x: 2 * network.apply(params, state, x), train)
