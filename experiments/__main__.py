@@ -228,7 +228,7 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
         if distributed.is_first():
             folder = looked_at(claim)
             kept, finished = claim.settings.keys() - folder.missing, folder.trials()
-            _say(folder.notes, console)
+            _say([*folder.notes, *sweep.said_of_failures(folder.trials())], console)
     console.print(cost_estimate.plan(study, datasets, kept, finished))
     return 0
 

@@ -28,6 +28,13 @@ _SCORED_INPUTS = ("synflow_data", "synflow_data_l2")
 _ANY_SETTING = ("memory_gib", "train.checkpoint_every", "measure.kernel_pictures")
 """Keys that decide no number of a trial."""
 
+_USUAL = (
+    ("jax_default_prng_impl", "threefry2x32"),
+    ("jax_threefry_partitionable", True),
+    ("jax_default_matmul_precision", None),
+)
+"""Options of JAX that decide numbers, with the values that they have if nobody sets them."""
+
 _DIGITS = 12
 """Hexadecimal digits of the hash of a study."""
 
@@ -78,6 +85,7 @@ def setting_of(study: Study, data: str, model: Model, cell: Cell) -> dict[str, A
         elif own.is_file(name):
             decides[f"source of {key}"] = file_hash(name)
     decides["jax_enable_x64"] = jax.dtypes.canonicalize_dtype(float).itemsize == 8
+    decides |= {key: str(value) for key, usual in _USUAL if (value := getattr(jax.config, key)) != usual}
     return {key: value for key, value in decides.items() if key not in _ANY_SETTING}
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from experiments.base import origin
 from experiments.base.errors import InputError
+from experiments.base.files import cannot_write, is_of_the_disk
 from experiments.base.wording import all_digits, counted
 from experiments.data.loading import Dataset
 from experiments.measure import kernel_pictures
@@ -124,7 +125,14 @@ def run(
                 if new:
                     reporter.advance(_outcome(measured.trials))
                 if finished is not None and distributed.is_first():
-                    finished(trials)
+                    try:
+                        finished(trials)
+                    except Exception as error:  # another program's failure must not end the study
+                        finished = None
+                        reporter.say(
+                            f"Trials are no longer sent to the tracker ({type(error).__name__}: {error}). All are "
+                            f"kept: `python -m experiments figures {folder.path} --track …` sends them later."
+                        )
 
 
 def workbench_of(
@@ -281,7 +289,9 @@ def _attempt(bench: Workbench, group: Group, seeds: tuple[int, ...], reporter: R
             measured = bench.measured(group.cells, seeds, reporter)
     except InputError:
         raise
-    except Exception as error:  # whatever fails, the rest of the study goes on
+    except Exception as error:  # whatever fails, the rest of the study goes on, unless there is no place to keep it
+        if isinstance(error, OSError) and is_of_the_disk(error):
+            raise cannot_write(error.filename or "to the output folder", error) from error
         lines = str(error).strip().splitlines() or ["no message"]
         reason = f"{type(error).__name__}: {lines[0]}"
         out_of_memory = any(words in reason for words in ("RESOURCE_EXHAUSTED", "MemoryError"))

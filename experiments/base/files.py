@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.base.errors import InputError
 
-__all__ = ["append_lines", "cut_end", "write_atomically"]
+__all__ = ["append_lines", "cannot_write", "cut_end", "is_of_the_disk", "write_atomically"]
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -29,7 +32,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
@@ -49,7 +52,7 @@ def append_lines(path: Path, lines: Sequence[str]) -> None:
         if is_new:
             _sync_folder(path.parent)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def cut_end(path: Path, count: int) -> None:
@@ -59,7 +62,7 @@ def cut_end(path: Path, count: int) -> None:
             file.truncate(os.fstat(file.fileno()).st_size - count)
             os.fsync(file.fileno())
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise cannot_write(path, error) from error
 
 
 def _append(descriptor: int, data: bytes) -> None:
@@ -85,7 +88,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether a disk is full or may not be written to, so that whatever is written next fails too."""
+    return error.errno in _OF_THE_DISK
+
+
+def cannot_write(path: Path | str, error: OSError) -> InputError:
+    """What a user has to know of an error in writing."""
     return InputError(
         f"Cannot write {path}: {error.strerror}. Every result written before is kept; once this is mended, the "
         "same command continues."

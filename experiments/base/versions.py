@@ -8,7 +8,18 @@ from pathlib import Path
 
 __all__ = ["versions"]
 
-_PACKAGES = ("flax", "jax", "jaxlib", "matfree", "neural-tangents", "numpy", "optax", "pathjax", "scikit-learn")
+_PACKAGES = (
+    "flax",
+    "jax",
+    "jaxlib",
+    "matfree",
+    "neural-tangents",
+    "numpy",
+    "optax",
+    "pathjax",
+    "scikit-learn",
+    "scipy",
+)
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.base.errors import InputError
-from experiments.base.files import write_atomically
+from experiments.base.files import cannot_write, write_atomically
 from experiments.base.wording import all_digits
 from experiments.measure.quantities import BeforeTraining, NtkSpectrum, log_above_rounding
 from pathjax import factorization, paths
@@ -144,7 +144,10 @@ def save(path: Path, pictures: KernelPictures) -> None:
     """
     with io.BytesIO() as file:
         np.savez_compressed(file, allow_pickle=False, **pictures._asdict())
-        path.parent.mkdir(exist_ok=True)
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(path.parent, error) from error
         write_atomically(path, file.getvalue())
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ class Claim:
         origin: what computes them, as `origin.here()`.
         study: a hash of the study, as in `Trial.made`.
         repair: move lines that cannot be read to another file.
-        retry_failed: compute trials again that failed, but not those whose method is not defined for their network.
+        retry_failed: compute trials again that failed, whatever decided them then, and where something else decides
+            them now also those whose method was not defined for their network.
     """
 
     out: Path
@@ -166,10 +168,10 @@ def _agreed(claim: Claim, stored: StoredLines) -> Folder:
         )
     all_trials = stored_lines.newest(stored.trials)
     kept = {name: trial for name, trial in all_trials.items() if name in claim.settings}
-    _check_settings(claim, kept.values())
+    again = {name for name, trial in kept.items() if claim.retry_failed and _may_end_otherwise(trial, claim)}
+    _check_settings(claim, [trial for name, trial in kept.items() if name not in again])
     incomplete = {name for name, trial in kept.items() if claim.settings[name].keys() - trial.setting.keys()}
-    failed = {name for name, trial in kept.items() if trial.has_failed and claim.retry_failed}
-    missing = (set(claim.settings) - set(kept)) | incomplete | failed
+    missing = (set(claim.settings) - set(kept)) | incomplete | again
     made_for_this = {name for name, trial in kept.items() if trial.made.get("study") == claim.study}
     notes = [*_of_others(len(all_trials) - len(kept), claim), *_of_incomplete(incomplete, claim, kept)]
     notes += _of_origins(claim.origin, [trial.made for trial in kept.values()])
@@ -201,6 +203,11 @@ def _write_config(claim: Claim) -> None:
     path, ours = claim.out / "config.json", json.dumps(_config(claim), indent=2, allow_nan=False) + "\n"
     if not path.exists() or path.read_bytes() != ours.encode():
         write_atomically(path, ours)
+
+
+def _may_end_otherwise(trial: Trial, claim: Claim) -> bool:
+    """Whether a trial without a result may have one now: it failed, or what decides it is not what it was."""
+    return trial.has_failed or (bool(trial.reason) and any(_differences(trial, claim)))
 
 
 def _check_settings(claim: Claim, kept: Iterable[Trial]) -> None:
@@ -311,7 +318,7 @@ def _mended(claim: Claim, stored: StoredLines) -> list[str]:
         write_atomically(path, b"\n".join(whole))
         notes.append(
             f"Moved {_lines(stored.broken)} of {path}, which cannot be read ({stored.broken[0].fault}), to {aside}; "
-            f"`cat {aside} >> {path}` puts back what was moved."
+            f"`cat {shlex.quote(str(aside))} >> {shlex.quote(str(path))}` puts back what was moved."
         )
     return notes
 

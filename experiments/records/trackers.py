@@ -69,7 +69,7 @@ def _to_wandb(package: Any, out: Path, options: Mapping[str, Any]) -> Finished:
         for trial in trials:
             run = package.init(
                 project=out.resolve().name,
-                id=hashlib.sha256(repr(trial.name).encode()).hexdigest()[:_DIGITS],
+                id=_identity(trial),
                 name=trial.title,
                 config=_config(trial, options),
                 dir=str(out),
@@ -82,6 +82,11 @@ def _to_wandb(package: Any, out: Path, options: Mapping[str, Any]) -> Finished:
             run.finish()
 
     return finished
+
+
+def _identity(trial: Trial) -> str:
+    """What tells a trial from all others of a project, which studies of other settings may share."""
+    return hashlib.sha256(repr((trial.name, sorted(trial.setting.items()))).encode()).hexdigest()[:_DIGITS]
 
 
 def _config(trial: Trial, options: Mapping[str, Any]) -> dict[str, Any]:

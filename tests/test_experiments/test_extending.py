@@ -1,6 +1,7 @@
 """Studies that gain and lose seeds, methods, densities, networks and data sets in one folder."""
 
 import dataclasses
+import errno
 import json
 import sys
 
@@ -18,7 +19,7 @@ from experiments.measure.pruning import METHODS as IMPLEMENTED
 from experiments.measure.pruning import Evidence
 from experiments.networks.architectures import fully_connected
 from experiments.networks.layers import bind
-from experiments.records import study_table
+from experiments.records import results_folder, study_table
 from experiments.records.jsonl import decode, encode
 from experiments.records.progress import SILENT
 from experiments.records.trial import Trial
@@ -323,3 +324,60 @@ def test_sources_are_followed_within_a_package_and_not_into_others(tmp_path, mon
         (installed / file).write_text(text)
     for module in [name for name in sys.modules if name.partition(".")[0] == "pack"]:
         sys.modules.pop(module)
+
+
+@pytest.mark.parametrize("key, value", [("jax_default_prng_impl", "rbg"), ("jax_default_matmul_precision", "float32")])
+def test_options_of_jax_that_decide_numbers_are_a_part_of_the_setting_where_they_are_not_usual(monkeypatch, key, value):
+    usual = setting.setting_of(FIRST, "digits", SMALL, ("random", 0.5))
+    assert key not in usual
+    before = getattr(jax.config, key)
+    jax.config.update(key, value)
+    try:
+        assert setting.setting_of(FIRST, "digits", SMALL, ("random", 0.5)) == usual | {key: value}
+    finally:
+        jax.config.update(key, before)
+
+
+class _Said:
+    """A reporter that keeps what it is told to say."""
+
+    def __init__(self):
+        self.sentences: list[str] = []
+        self.say = self.sentences.append
+
+    def stage(self, words, share=0.0):
+        pass
+
+    def advance(self, figures):
+        pass
+
+
+def run_with(fake, faked, monkeypatch, datasets, out, finished=None):
+    """What a study says of which `fake` takes the place of what is measured."""
+    reporter = _Said()
+    faked(FIRST, out)  # takes the workbench's place
+    larger = dataclasses.replace(FIRST, seeds=3)
+    if fake is not None:
+        monkeypatch.setattr(_Fake, "measured", fake)
+    with sweep.held(sweep.claim(larger, out)) as folder:
+        sweep.run(larger, folder, reporter, datasets, finished)
+    return reporter.sentences, folder
+
+
+def test_a_tracker_that_fails_does_not_end_the_study(faked, monkeypatch, datasets, tmp_path):
+    def lost(trials):
+        raise ConnectionError("no network")
+
+    said, folder = run_with(None, faked, monkeypatch, datasets, tmp_path, lost)
+    assert not folder.missing
+    (sentence,) = said
+    assert sentence.startswith("Trials are no longer sent to the tracker (ConnectionError: no network).")
+
+
+def test_a_full_disk_ends_the_study_and_makes_no_network_fail(faked, monkeypatch, datasets, tmp_path):
+    def full(self, cells, seeds, reporter):
+        raise OSError(errno.ENOSPC, "No space left on device", "checkpoints")
+
+    with pytest.raises(InputError, match="Cannot write checkpoints: No space left on device"):
+        run_with(full, faked, monkeypatch, datasets, tmp_path)
+    assert not any(trial.reason for trial in results_folder.looked_at(sweep.claim(FIRST, tmp_path)).trials())

@@ -176,6 +176,16 @@ def test_failed_trials_count_until_they_are_asked_for_again(claim):
     assert opened(claim).trials() == [trial_of(0), trial_of(1)]
 
 
+@pytest.mark.parametrize("reason", ["no memory", "UnsupportedPrimitive: none"])
+def test_what_has_no_result_is_retried_though_something_else_decides_it_now(claim, reason):
+    with results_folder.claimed(claim) as folder:
+        folder.add([trial_of(seed, reason=reason) for seed in range(3)])
+    mended = claim_of(claim.out, setting={"train.epochs": 31})
+    assert "train.epochs is 30 there and 31 here" in refusal(mended)
+    with results_folder.claimed(dataclasses.replace(mended, retry_failed=True)) as folder:
+        assert seeds_of(folder.missing) == [0, 1, 2]
+
+
 def test_what_is_not_defined_is_no_failure_and_is_not_tried_again(claim):
     undefined = trial_of(1, reason="UnsupportedPrimitive: No expectation in closed form for `max`.")
     assert undefined.is_undefined and not undefined.has_failed

@@ -106,8 +106,10 @@ def test_each_trial_is_a_run_of_weights_and_biases(tmp_path, monkeypatch):
     finished = trackers.tracker("wandb", tmp_path, OPTIONS)
     finished(trials)
     finished(trials[:1])
-    first, second, again = package.runs
+    first, second, again = package.runs[:3]
     assert first.options["id"] == again.options["id"] != second.options["id"]
+    finished([example_trial(seed=0, setting={"train.epochs": 7})])
+    assert package.runs[-1].options["id"] != first.options["id"]  # another study in a folder of the same name
     assert first.options["project"] == tmp_path.name and first.options["name"] == trials[0].title
     assert first.options["config"]["seed"] == 0 and first.options["config"]["train.learning_rate"] == 0.1
     assert first.logged == [(0, {"train_loss": 2.0}), (1, {"train_loss": 0.5})] and first.finished
