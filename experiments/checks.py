@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from experiments.base import own
 from experiments.base.errors import InputError
 from experiments.data import loading
@@ -47,6 +49,11 @@ def check_batches(study: Study, dataset: Dataset) -> None:
     """Raise InputError where a batch of the study is larger than the data set, or than one of its classes."""
     labels = dataset.first(study.train_images, study.test_images).train_labels
     measure, count = study.measure, len(labels)
+    if len(np.unique(labels)) < 2:
+        raise InputError(
+            f"The {count} train images that the study takes of {dataset.name}, the first ones, are all of one class: "
+            "shuffle the data, or make train_images larger."
+        )
     for key, size in (("train.batch_size", study.train.batch_size), ("measure.ntk_images", measure.ntk_images)):
         if size > count:
             raise InputError(

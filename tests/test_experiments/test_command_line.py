@@ -95,6 +95,8 @@ def config(tmp_path):
     rng = np.random.default_rng(0)
     parts: dict[str, Any] = {"images": rng.normal(size=(24, 3)), "labels": np.arange(24) % 2}
     np.savez(tmp_path / "cells.npz", **parts, **{f"test_{name}": part[:6] for name, part in parts.items()})
+    by_class = parts | {"labels": np.arange(24) // 12}
+    np.savez(tmp_path / "sorted.npz", **by_class, **{f"test_{name}": part[6:18] for name, part in by_class.items()})
     (tmp_path / "small.toml").write_text(SMALL)
     return str(tmp_path / "small.toml")
 
@@ -122,6 +124,10 @@ def said(capsys, *arguments):
         (
             ("--set", "measure.score_per_class=13"),
             "measure.score_per_class is too large for cells.npz: class 0 has 12 ex",
+        ),
+        (
+            ("--set", "train_images=12", "--set", "data=['sorted.npz']", "--set", "train.batch_size=12"),
+            "The 12 train images that the study takes of sorted.npz, the first ones, are all of one class",
         ),
         (("--set", "model.factor=1e6"), "model.factor is 1e+06, but must be a positive number, 1000 at most"),
         (("--set", "seed=3"), "There is no key seed; the nearest to it is seeds"),
