@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.base.names import DENSE
 from experiments.base.seeds import key_of
-from experiments.measure.widths import PIXEL, Slope, fitted_slope, images, of_width
+from experiments.measure.widths import PIXEL, Slope, fitted_slope, images, is_pruned, of_width, spelled_means
 from experiments.networks.layers import OUTPUTS, Network, bind
 from pathjax import masks, ntk, pruning, scores
 from pathjax.types import ApplyFn, Key, Mask, Params
@@ -57,10 +57,8 @@ class PrunedSweep(NamedTuple):
         return fitted_slope(self.widths, self.distances)
 
     def __str__(self) -> str:
-        rows = zip(self.widths, self.distances.mean(axis=1), strict=True)
-        means = ", ".join(f"{width}: {mean:.3f}" for width, mean in rows)
         where = f"{self.model}, {self.kind}, density {self.kept:g}, moments of {self.moments}"
-        return f"{where}: {self.slope}; {means}"
+        return f"{where}: {self.slope}; {spelled_means(self.widths, self.distances)}"
 
 
 class _Case(NamedTuple):
@@ -72,8 +70,8 @@ class _Case(NamedTuple):
     density: float
 
     def prunable(self, path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        """All kernels but the first, whose fan-in does not grow with the width."""
-        return masks.is_kernel(path, leaf) and path[0].key != self.network.layers[0].name
+        """As `widths.is_pruned`."""
+        return is_pruned(self.network, path, leaf)
 
 
 def measure(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,20 @@ from experiments.networks.layers import OUTPUTS, Network, bind
 from experiments.networks.twins import TWINS, twin_of
 from pathjax import masks, ntk, scores
 
-__all__ = ["DATA", "PIXEL", "Slope", "WidthSweep", "fitted_slope", "images", "measure", "of_width", "read", "table"]
+__all__ = [
+    "DATA",
+    "PIXEL",
+    "Slope",
+    "WidthSweep",
+    "fitted_slope",
+    "images",
+    "is_pruned",
+    "measure",
+    "of_width",
+    "read",
+    "spelled_means",
+    "table",
+]
 
 _SHAPE = (6, 6, 1)
 _IMAGES = 6
@@ -63,9 +77,7 @@ class WidthSweep(NamedTuple):
         return fitted_slope(self.widths, self.distances)
 
     def __str__(self) -> str:
-        rows = zip(self.widths, self.distances.mean(axis=1), strict=True)
-        means = ", ".join(f"{width}: {mean:.3f}" for width, mean in rows)
-        return f"{self.model}, density {self.density:g}: {self.slope}; {means}"
+        return f"{self.model}, density {self.density:g}: {self.slope}; {spelled_means(self.widths, self.distances)}"
 
 
 def measure(model: str, *, density: float, widths: Sequence[int], seeds: int) -> WidthSweep:
@@ -78,6 +90,16 @@ def measure(model: str, *, density: float, widths: Sequence[int], seeds: int) ->
     keys = jnp.stack([key_of(seed, "widths") for seed in range(seeds)])
     rows = [_distances(of_width(model, width), x, keys, density) for width in widths]
     return WidthSweep(model, density, tuple(widths), np.stack(rows))
+
+
+def spelled_means(widths: Sequence[int], distances: np.ndarray) -> str:
+    """The mean distance (widths, seeds) at each width, in words."""
+    return ", ".join(f"{width}: {mean:.3f}" for width, mean in zip(widths, distances.mean(axis=1), strict=True))
+
+
+def is_pruned(network: Network, path: tuple[Any, ...], leaf: jax.Array) -> bool:
+    """Whether a leaf is a kernel other than the first, whose fan-in does not grow with the width."""
+    return masks.is_kernel(path, leaf) and path[0].key != network.layers[0].name
 
 
 def images() -> jax.Array:
@@ -96,8 +118,7 @@ def _distances(network: Network, x: jax.Array, keys: jax.Array, density: float) 
     limit = ntk.infinite(twin_of(network, density).kernel_fn, x)
     apply = bind(network, {})
 
-    def prunable(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        return masks.is_kernel(path, leaf) and path[0].key != network.layers[0].name
+    prunable = functools.partial(is_pruned, network)
 
     def distance(key: jax.Array) -> jax.Array:
         params, _ = network.init(jax.random.fold_in(key, 0))
