@@ -144,7 +144,8 @@ def read(config: str, *, datasets: Sequence[str], changes: Sequence[str] = ()) -
     for change in changes:
         _change(values, change)
     study = _built(Study, values, "")
-    return path.stem, checked(study, datasets=datasets, beside=path.parent)
+    # a ready config has no files of its own: those that changes name begin at the current folder
+    return path.stem, checked(study, datasets=datasets, beside=Path() if path.parent == _CONFIGS else path.parent)
 
 
 def config_file(config: str) -> Path:

@@ -126,6 +126,13 @@ def test_data_of_ones_own_is_known_by_a_short_name_and_files_lie_beside_the_conf
     assert study.checked(found, datasets=(*DATASETS, "emnist/letters")) == found
 
 
+def test_files_that_a_change_of_a_ready_config_names_lie_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "cells.npz").touch()
+    monkeypatch.chdir(tmp_path)
+    _, found = study.read("digits", datasets=tuple(DATASETS), changes=('data=["cells.npz"]',))
+    assert found.source("cells.npz") == str(tmp_path / "cells.npz")
+
+
 def changed(config, *changes):
     return study.read(config(PLAIN), datasets=tuple(DATASETS), changes=changes)[1]
 
