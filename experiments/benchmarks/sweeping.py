@@ -44,6 +44,8 @@ class Sizes(NamedTuple):
 FULL = Sizes(("fc", "conv"), 32, 1280, 2, 20, 0.1)
 TOY = Sizes(("fc",), 2, 8, 1, 2, 0.5)
 _AIM_ON_ACCELERATORS = 1 / 10
+_ACCELERATORS_ALONE = ("conv",)
+"""Networks that are left out on CPUs, where convolutions side by side take minutes to compile and a study has none."""
 
 
 class Sweep(NamedTuple):
@@ -55,8 +57,11 @@ class Sweep(NamedTuple):
 
 def rows(sizes: Sizes, repeats: int) -> Iterator[Row]:
     """Each network side by side and one by one."""
-    aim = None if processes.fresh(processes.device).platform == "cpu" else _AIM_ON_ACCELERATORS
+    on_cpu = processes.fresh(processes.device).platform == "cpu"
+    aim = None if on_cpu else _AIM_ON_ACCELERATORS
     for name in sizes.networks:
+        if on_cpu and name in _ACCELERATORS_ALONE:
+            continue
         together, alone = processes.in_turn(
             *(functools.partial(measure, name, sizes, at_a_time, repeats) for at_a_time in (None, 1)), repeats=repeats
         )
