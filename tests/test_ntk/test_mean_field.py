@@ -71,6 +71,26 @@ def test_one_moment_for_all_weights_of_a_leaf_and_two_batches(name):
     assert_close(ours, [kernel[: len(x1), len(x1) :] for kernel in whole])
 
 
+def test_gates_of_every_angle_between_two_inputs_pass_what_cho_and_saul_say():
+    def apply(params, x):
+        return relu(x @ params["first"]) @ params["second"]
+
+    directions = np.concatenate([np.linspace(0, np.pi, 60), np.geomspace(1e-8, 1e-2, 4)])
+    angles = np.abs(directions[:, None] - directions[None])
+    lengths = np.geomspace(0.1, 10, len(directions))
+    x = lengths[:, None] * np.stack([np.cos(directions), np.sin(directions)], axis=1)
+    params = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 1))}
+    nngp, kernel = mean_field(apply, params, jnp.asarray(x), second_moments={"first": 1.0, "second": 1.0})
+    products = lengths[:, None] * lengths[None]
+    ramps = products * (np.sin(angles) + (np.pi - angles) * np.cos(angles)) / (2 * np.pi)
+    opened = products * np.cos(angles) * (np.pi - angles) / (2 * np.pi)
+    # relative to the lengths, as ramps of opposite inputs cancel; angles near 0 and π are half lost in their cosine
+    np.testing.assert_allclose(nngp[..., 0] / products, 3 * ramps / products, rtol=0, atol=EXACT)
+    wrong = np.abs(kernel[..., 0] - 3 * (ramps + opened)) / products
+    is_lost = np.abs(np.sin(angles)) < 1e-3
+    assert np.max(wrong[~is_lost]) < EXACT and np.max(wrong[is_lost]) < HALF_THE_DIGITS
+
+
 def grouped(x):
     """Grouped convolutions, channels shuffled between them, an average pool before another layer and a shortcut."""
     h = nn.relu(nn.Conv(4, (2, 2), feature_group_count=2)(x))
