@@ -15,7 +15,7 @@ __all__ = ["Krylov", "Operator", "ROUNDINGS", "inner_products", "krylov", "norm"
 ROUNDINGS = 50
 
 # Inner products are summed in pieces of so many numbers each.
-_PIECE = 2**14
+_PIECE = 2**13
 
 Operator: TypeAlias = Callable[[jax.Array], jax.Array]
 """A linear map of vectors (p,), symmetric and positive semi-definite."""
