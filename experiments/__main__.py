@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction
 
-from experiments.base import ending, own
+from experiments.base import compile_cache, ending, own
 from experiments.base.errors import InputError
 from experiments.base.options import check_options
 from experiments.study import Model, Study, checked, config_file, read, ready_configs
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from experiments.data.loading import Dataset
+    from experiments.workers.driver import Workers
 
 __all__ = ["Figures", "Report", "Sweep", "main", "report_study"]
 
@@ -112,6 +113,13 @@ class Sweep:
     """Compute networks again that failed; otherwise a failure counts as their result."""
     track: Literal["tensorboard", "wandb"] | None = None
     """Send each network, when it is finished, to TensorBoard, in the output folder, or to Weights & Biases."""
+    workers: int = 1
+    """Processes on this machine that compute side by side, a cell each."""
+    ray: str | None = None
+    """Compute on a cluster of Ray, a cell in each task: its address, auto for the one that this machine belongs to, or
+    local for one of this machine alone, which ends with the command. Only this process writes."""
+    gpus_per_trial: float = 0.0
+    """With --ray: GPUs of each task, 1 or a part of one; 0 computes on CPUs."""
     coordinator: str | None = None
     """For several processes that train together, each started with the same command: HOST:PORT of process 0, the port
     free; or auto, where JAX finds the processes itself: Slurm, Open MPI, TPU pods. Process 0 writes and shows the
@@ -190,7 +198,9 @@ def _sweep(options: Sweep) -> int:
     """Compute what is missing of a study, or say what that is."""
     from experiments.checks import datasets_of, names_of_data
     from experiments.train import distributed
+    from experiments.workers import joining
 
+    _check_workers(options)
     with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
         if options.config not in ready_configs():
             own.look_beside(config_file(options.config))
@@ -198,13 +208,32 @@ def _sweep(options: Sweep) -> int:
         out = options.out or Path("runs") / name
         _check_new(out, resume=options.resume)
         datasets = datasets_of(study, options.data_dir, may_write=not options.list)
-    distributed.check_alike(repr(study), datasets)
-    console = _console(quiet=not distributed.is_first())
-    if options.list:
-        return _list(study, datasets, out, options, console=console)
-    status = _run(study, datasets, out, options, console=console)
-    console.print(f"Results: {out / 'results.jsonl'}", soft_wrap=True)
+    with joining.joined(None if options.list else options.ray):
+        distributed.check_alike(repr(study), datasets)
+        console = _console(quiet=not distributed.is_first())
+        if options.list:
+            return _list(study, datasets, out, options, console=console)
+        status = _run(study, datasets, out, options, console=console)
+        console.print(f"Results: {out / 'results.jsonl'}", soft_wrap=True)
     return status
+
+
+def _check_workers(options: Sweep) -> None:
+    """Raise InputError where the options for several processes make no sense together."""
+    if options.workers < 1:
+        raise InputError(f"--workers is {options.workers}, but must be 1 or more.")
+    if not options.gpus_per_trial >= 0.0 or options.gpus_per_trial > 1.0 and options.gpus_per_trial % 1.0:
+        raise InputError(f"--gpus-per-trial is {options.gpus_per_trial:g}, but must be a whole number or a part of 1.")
+    if options.gpus_per_trial and options.ray is None:
+        raise InputError("--gpus-per-trial needs --ray, which gives each task its GPUs; on one machine, --ray local.")
+    several = {
+        "--workers": options.workers > 1,
+        "--ray": options.ray is not None,
+        "--coordinator": options.coordinator is not None,
+    }
+    given = [name for name, is_given in several.items() if is_given]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} are ways to use several processes of which one is possible at a time.")
 
 
 def _check_new(out: Path, *, resume: bool) -> None:
@@ -227,7 +256,13 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
         kept, finished = set(), []
         if distributed.is_first():
             folder = looked_at(claim)
-            kept, finished = claim.settings.keys() - folder.missing, folder.trials()
+            missing = {
+                (*place, *cell, seed)
+                for place, work in sweep.missing_work(study, folder).items()
+                for cell, seeds in work.missing.items()
+                for seed in seeds
+            }
+            kept, finished = claim.settings.keys() - missing, folder.trials()
             _say([*folder.notes, *sweep.said_of_failures(folder.trials())], console)
     console.print(cost_estimate.plan(study, datasets, kept, finished))
     return 0
@@ -238,24 +273,44 @@ def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report 
     from experiments import checks, sweep
     from experiments.records import progress, trackers, trial_table
     from experiments.train import distributed
+    from experiments.workers import driver
 
     with distributed.failing_together():
-        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
         checks.check_networks(study, datasets)
+        workers = _workers(options)
+        computed_by = None if workers is None else workers.origin
+        claim = sweep.claim(
+            study, out, repair=options.repair, retry_failed=options.retry_failed, computed_by=computed_by
+        )
         track = getattr(options, "track", None)
         finished = None if track is None else trackers.tracker(track, out, claim.options)
     with sweep.held(claim) as folder:
         _say(folder.notes, console)
-        total = len(study.data) * len(study.model) * len(study.cells)
+        total = len({name[:4] for name in claim.settings})
         done = total - sum(len(work.missing) for work in sweep.missing_work(study, folder).values())
         with progress.reporting(console, total=total, done=done, below=lambda: sweep.best(folder.trials())) as reporter:
-            sweep.run(study, folder, reporter, datasets, finished)
+            if workers is None:
+                sweep.run(study, folder, reporter, datasets, finished)
+            else:
+                driver.run(study, folder, reporter, datasets, workers, finished)
         if distributed.is_first():
             _say([trial_table.write(out, map(trial_table.as_kept, folder.trials()), claim.options)], console)
         console.print(sweep.best(folder.trials()))
         _say(sweep.said_of_failures(folder.trials()), console)
         failed = any(trial.has_failed for trial in folder.trials())
         return _FAILED if distributed.first_says(failed) else 0
+
+
+def _workers(options: Report | Sweep) -> Workers | None:
+    """Who computes a study; None where this process does."""
+    from experiments.workers import cluster, pool
+
+    if isinstance(options, Report):
+        return None
+    modules = None if options.config in ready_configs() else config_file(options.config)
+    if options.ray is not None:
+        return cluster.at_hand(options.gpus_per_trial, modules)
+    return pool.at_hand(options.workers, modules) if options.workers > 1 else None
 
 
 def _say(sentences: Sequence[str], console: Console) -> None:
@@ -287,4 +342,5 @@ def _console(*, quiet: bool = False) -> Console:
 
 if __name__ == "__main__":
     ending.end_at_signals()
+    compile_cache.use()
     sys.exit(main())

@@ -17,7 +17,7 @@ from experiments.measure.pruning import METHODS
 from experiments.records.trial import Name
 from experiments.study import Cell, Model, Study
 
-__all__ = ["has_curves", "options_of", "setting_of", "settings_of", "study_hash"]
+__all__ = ["has_curves", "numeric_options", "options_of", "setting_of", "settings_of", "study_hash"]
 
 _SCORED_BATCH = ("snip", "grasp", "px", "ntk_sap")
 """Methods whose scores read the labelled batch of `measure.score_per_class` images of each class."""
@@ -28,11 +28,11 @@ _SCORED_INPUTS = ("synflow_data", "synflow_data_l2")
 _ANY_SETTING = ("memory_gib", "train.checkpoint_every", "measure.kernel_pictures")
 """Keys that decide no number of a trial."""
 
-_USUAL = (
-    ("jax_default_prng_impl", "threefry2x32"),
-    ("jax_threefry_partitionable", True),
-    ("jax_default_matmul_precision", None),
-)
+_USUAL = {
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,
+    "jax_default_matmul_precision": None,
+}
 """Options of JAX that decide numbers, with the values that they have if nobody sets them."""
 
 _DIGITS = 12
@@ -85,8 +85,13 @@ def setting_of(study: Study, data: str, model: Model, cell: Cell) -> dict[str, A
         elif own.is_file(name):
             decides[f"source of {key}"] = file_hash(name)
     decides["jax_enable_x64"] = jax.dtypes.canonicalize_dtype(float).itemsize == 8
-    decides |= {key: str(value) for key, usual in _USUAL if (value := getattr(jax.config, key)) != usual}
+    decides |= {key: str(value) for key, usual in _USUAL.items() if (value := getattr(jax.config, key)) != usual}
     return {key: value for key, value in decides.items() if key not in _ANY_SETTING}
+
+
+def numeric_options() -> dict[str, Any]:
+    """The options of JAX that decide numbers, as they are set in this process."""
+    return {name: getattr(jax.config, name) for name in ("jax_enable_x64", *_USUAL)}
 
 
 def has_curves(study: Study, cell: Cell) -> bool:

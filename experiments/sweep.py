@@ -11,9 +11,9 @@ import dataclasses
 import datetime
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.linalg.cython_lapack  # noqa: F401  # XLA's LAPACK; loaded now, so that the thread limit holds for it too
@@ -42,8 +42,10 @@ __all__ = [
     "best",
     "claim",
     "compute_cell",
+    "failed",
     "held",
     "keep",
+    "keep_all",
     "missing_work",
     "run",
     "said_of_failures",
@@ -74,8 +76,15 @@ class Work(NamedTuple):
     fresh: dict[Cell, tuple[int, ...]]
 
 
-def claim(study: Study, out: Path, *, repair: bool = False, retry_failed: bool = False) -> Claim:
-    """What the study wants of its output folder.
+def claim(
+    study: Study,
+    out: Path,
+    *,
+    repair: bool = False,
+    retry_failed: bool = False,
+    computed_by: dict[str, Any] | None = None,
+) -> Claim:
+    """What the study wants of its output folder; `computed_by` is the origin of workers elsewhere.
 
     Raises InputError where a network of one's own cannot be found.
     """
@@ -83,7 +92,7 @@ def claim(study: Study, out: Path, *, repair: bool = False, retry_failed: bool =
         out,
         options_of(study),
         settings_of(study),
-        origin.here(),
+        computed_by or origin.here(),
         study_hash(study),
         repair=repair,
         retry_failed=retry_failed,
@@ -105,10 +114,38 @@ def held(claim: Claim) -> Iterator[Folder]:
 def run(
     study: Study, folder: Folder, reporter: Reporter, datasets: dict[str, Dataset], finished: Finished | None = None
 ) -> None:
-    """Compute the trials that the folder lacks, and keep each as soon as it is finished.
+    """Compute the trials that the folder lacks, and keep each as soon as it is finished, as `keep_all`."""
+    keep_all(folder, _one_after_the_other(study, folder, reporter, datasets), reporter, finished)
+
+
+def keep_all(
+    folder: Folder, computed: Iterable[Measured], reporter: Reporter, finished: Finished | None = None
+) -> None:
+    """Keep what is computed, each part as soon as it is finished.
 
     In the first process `finished` is then called with the new trials.
     """
+    for measured in computed:
+        trials = [trial for trial in measured.trials if trial.name in folder.missing]
+        with distributed.failing_together():
+            new = keep(folder, measured)
+        if new:
+            reporter.advance(_outcome(measured.trials))
+        if finished is not None and distributed.is_first():
+            try:
+                finished(trials)
+            except Exception as error:  # another program's failure must not end the study
+                finished = None
+                reporter.say(
+                    f"Trials are no longer sent to the tracker ({type(error).__name__}: {error}). All are kept: "
+                    f"`python -m experiments figures {folder.path} --track …` sends them later."
+                )
+
+
+def _one_after_the_other(
+    study: Study, folder: Folder, reporter: Reporter, datasets: Mapping[str, Dataset]
+) -> Iterator[Measured]:
+    """What is measured of all that the folder lacks, computed by this process."""
     work = _agreed_work(study, folder)
     for data, model in itertools.product(study.data, study.model):
         here = work[data, model.name]
@@ -118,21 +155,7 @@ def run(
         with distributed.failing_together():
             bench = workbench_of(study, data, model, datasets, folder.path / "checkpoints")
         for group, seeds in _groups(data, model, here, bench.batch_size):
-            for measured in _computed(bench, group, seeds, reporter, may_halve=True):
-                trials = [trial for trial in measured.trials if trial.name in folder.missing]
-                with distributed.failing_together():
-                    new = keep(folder, measured)
-                if new:
-                    reporter.advance(_outcome(measured.trials))
-                if finished is not None and distributed.is_first():
-                    try:
-                        finished(trials)
-                    except Exception as error:  # another program's failure must not end the study
-                        finished = None
-                        reporter.say(
-                            f"Trials are no longer sent to the tracker ({type(error).__name__}: {error}). All are "
-                            f"kept: `python -m experiments figures {folder.path} --track …` sends them later."
-                        )
+            yield from _computed(bench, group, seeds, reporter, may_halve=True)
 
 
 def workbench_of(
@@ -277,8 +300,14 @@ def _computed(
         for seed in seeds:
             yield from _computed(bench, group, (seed,), reporter, may_halve=may_halve)
     else:
-        trials = [Trial.partial(name, reason=outcome.reason) for name in group.names(seeds)]
-        yield Measured(_with_origin(bench, group.cells[0], trials, outcome.seconds), {})
+        yield failed(bench.study, group, seeds, outcome.reason, outcome.seconds)
+
+
+def failed(study: Study, group: Group, seeds: Sequence[int], reason: str, seconds: float = 0.0) -> Measured:
+    """The trials of one cell that failed, for a reason that all have."""
+    (cell,) = group.cells
+    trials = [Trial.partial(name, reason=reason) for name in group.names(seeds)]
+    return Measured(_with_origin(study, group, cell, trials, seconds), {})
 
 
 def _attempt(bench: Workbench, group: Group, seeds: tuple[int, ...], reporter: Reporter) -> list[Measured] | _Failure:
@@ -301,7 +330,7 @@ def _attempt(bench: Workbench, group: Group, seeds: tuple[int, ...], reporter: R
     for number, cell in enumerate(group.cells):
         trials = measured.trials[number * len(seeds) : (number + 1) * len(seeds)]
         pictures = {cell: measured.pictures[cell]} if cell in measured.pictures else {}
-        parts.append(Measured(_with_origin(bench, cell, trials, seconds), pictures))
+        parts.append(Measured(_with_origin(bench.study, group, cell, trials, seconds), pictures))
     return parts
 
 
@@ -310,11 +339,11 @@ def _one_thread() -> contextlib.AbstractContextManager:
     return threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
-def _with_origin(bench: Workbench, cell: Cell, trials: Sequence[Trial], seconds: float) -> list[Trial]:
-    """The trials of a cell with what decided them, and with how they were computed."""
-    setting = setting_of(bench.study, bench.data, bench.model, cell)
+def _with_origin(study: Study, group: Group, cell: Cell, trials: Sequence[Trial], seconds: float) -> list[Trial]:
+    """The trials of a cell of a group with what decided them, and with how they were computed."""
+    setting = setting_of(study, group.data, group.model, cell)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    made = origin.here() | {"study": study_hash(bench.study), "seconds": round(seconds, 3), "finished": now}
+    made = origin.here() | {"study": study_hash(study), "seconds": round(seconds, 3), "finished": now}
     return [dataclasses.replace(trial, setting=setting, made=made) for trial in trials]
 
 

@@ -1,0 +1,70 @@
+"""How this process joins a cluster of Ray, before JAX is imported: Ray forks processes, which JAX's threads forbid."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from experiments.base.errors import InputError
+
+__all__ = ["LOCAL", "first_line", "joined"]
+
+LOCAL = "local"
+"""The address that stands for a cluster of this machine alone, which ends with this process."""
+
+_PATIENCE = 5.0
+"""Seconds that a machine has to answer."""
+
+
+@contextlib.contextmanager
+def joined(address: str | None) -> Iterator[None]:
+    """Join the cluster at an address, or begin one on this machine where it is `LOCAL`; leave it when the context ends.
+
+    Without an address, do nothing. Raises InputError where Ray is not installed, or the cluster is not found.
+    """
+    if address is None:
+        yield
+        return
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("--ray needs Ray, which is not installed: pip install ray.") from error
+    _check_reachable(address)
+    where: dict[str, Any] = {"address": address}
+    if address == LOCAL:
+        where |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        raise _not_found(address, error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise InputError where nothing answers at an address HOST:PORT, to which Ray would wait for a long time."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()) or "/" in host:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise _not_found(address, error) from error
+
+
+def _not_found(address: str, error: Exception) -> InputError:
+    return InputError(
+        f"No cluster of Ray is found at {address} ({first_line(error)}): `ray start --head` begins one, and --ray "
+        f"{LOCAL} one on this machine alone."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message without its full stop."""
+    lines = str(error).strip().splitlines() or ["no message"]
+    return lines[0].rstrip(".")
