@@ -32,6 +32,7 @@ BENCHMARKS = (
     "relaxation",
     "listing",
     "sweeping",
+    "workers",
     "fuzzing",
     "factorize",
     "shrink",
