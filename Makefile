@@ -17,7 +17,7 @@ FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test newest long mutants fuzz lint types bench bench-long clean
+.PHONY: help report test newest long mutants chaos fuzz lint types bench bench-long clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -39,6 +39,9 @@ fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths, in minut
 
 mutants: $(INSTALLED) ## break one line of pathjax at a time and see whether the tests notice; an hour
 	$(BIN)/python tests/mutants.py
+
+chaos: $(INSTALLED) ## kill a small study 100 times, fill its disk, forbid its folder, and see that no result is lost; minutes
+	$(BIN)/python tests/chaos.py
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check
