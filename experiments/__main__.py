@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from experiments.data.loading import Dataset
 
-__all__ = ["Figures", "Report", "Sweep", "main", "report_study"]
+__all__ = ["Figures", "Merge", "Report", "Sweep", "main", "report_study"]
 
 
 _FAILED, _BAD_INPUT = 1, 2
@@ -122,7 +122,21 @@ class Sweep:
     """With HOST:PORT: which of them this is, from 0."""
 
 
-_COMMANDS: dict[str, Any] = {"report": Report, "sweep": Sweep, "figures": Figures}
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """Join folders that hold parts of one study into one.
+
+    The folders are only read, also while sweeps write to them. What the joined folder has already counts too; what
+    does not agree is refused, and nothing is then written.
+    """
+
+    out: Positional[Path]
+    """Folder to join into, new or with results."""
+    folders: Positional[tuple[Path, ...]]
+    """Folders that `sweep` wrote to."""
+
+
+_COMMANDS: dict[str, Any] = {"report": Report, "sweep": Sweep, "merge": Merge, "figures": Figures}
 
 
 def _options(kind: type) -> list[str]:
@@ -144,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(options)
         if isinstance(options, Sweep):
             return _sweep(options)
+        if isinstance(options, Merge):
+            return _merge(options)
         _draw(options.folder, options.out, options.track)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -256,6 +272,15 @@ def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report 
         _say(sweep.said_of_failures(folder.trials()), console)
         failed = any(trial.has_failed for trial in folder.trials())
         return _FAILED if distributed.first_says(failed) else 0
+
+
+def _merge(options: Merge) -> int:
+    """Join folders of one study, and say what there is now."""
+    from experiments.records import merging
+
+    for sentence in merging.merged(options.out, options.folders):
+        print(sentence)
+    return 0
 
 
 def _say(sentences: Sequence[str], console: Console) -> None:
