@@ -16,6 +16,7 @@ from tyro.conf import Positional, UseAppendAction
 from experiments.base import ending, own
 from experiments.base.errors import InputError
 from experiments.base.options import check_options
+from experiments.base.shards import WHOLE, Shard
 from experiments.study import Model, Study, checked, config_file, read, ready_configs
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Sweep:
     config: Positional[str]
     """A TOML file, or the name of a ready one: report, digits, fashion-quick, cifar10-quick, paper."""
     out: Path | None = None
-    """Folder for results.jsonl; left out, runs/ and the config's name."""
+    """Folder for results.jsonl; left out, runs/ and the config's name, for a part with -shard-2-of-8."""
     data_dir: Path | None = None
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
     list: bool = False
@@ -112,6 +113,9 @@ class Sweep:
     """Compute networks again that failed; otherwise a failure counts as their result."""
     track: Literal["tensorboard", "wandb"] | None = None
     """Send each network, when it is finished, to TensorBoard, in the output folder, or to Weights & Biases."""
+    shard: str | None = None
+    """Compute one of several parts of the study, as 2/8, counted from 1: every eighth cell from the second on, a cell
+    being all seeds of one data set, model, method and density. Each part has a folder of its own; merge joins them."""
     coordinator: str | None = None
     """For several processes that train together, each started with the same command: HOST:PORT of process 0, the port
     free; or auto, where JAX finds the processes itself: Slurm, Open MPI, TPU pods. Process 0 writes and shows the
@@ -204,6 +208,7 @@ def _report(options: Report) -> int:
 
 def _sweep(options: Sweep) -> int:
     """Compute what is missing of a study, or say what that is."""
+    shard = _shard(options)
     from experiments.checks import datasets_of, names_of_data
     from experiments.train import distributed
 
@@ -211,7 +216,12 @@ def _sweep(options: Sweep) -> int:
         if options.config not in ready_configs():
             own.look_beside(config_file(options.config))
         name, study = read(options.config, datasets=names_of_data(options.data_dir), changes=options.set)
-        out = options.out or Path("runs") / name
+        cells = len(study.data) * len(study.model) * len(study.cells)
+        if shard.number > cells:
+            print(f"Part {shard} has no cells, since the study has {cells}: there is nothing to compute.")
+            return 0
+        of_part = "" if options.shard is None else f"-shard-{shard.number}-of-{shard.parts}"
+        out = options.out or Path("runs") / f"{name}{of_part}"
         _check_new(out, resume=options.resume)
         datasets = datasets_of(study, options.data_dir, may_write=not options.list)
     distributed.check_alike(repr(study), datasets)
@@ -221,6 +231,19 @@ def _sweep(options: Sweep) -> int:
     status = _run(study, datasets, out, options, console=console)
     console.print(f"Results: {out / 'results.jsonl'}", soft_wrap=True)
     return status
+
+
+def _shard(options: Report | Sweep) -> Shard:
+    """The part of the study that is computed. Raises InputError where --shard means none."""
+    words = getattr(options, "shard", None)
+    if words is None:
+        return WHOLE
+    if getattr(options, "coordinator", None) is not None:
+        raise InputError(
+            "--shard is for jobs that do not know of each other, and --coordinator for processes that train together: "
+            "leave one of them out."
+        )
+    return Shard.read(words)
 
 
 def _check_new(out: Path, *, resume: bool) -> None:
@@ -238,14 +261,14 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
     from experiments.train import distributed
 
     with distributed.failing_together():
-        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
+        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed, shard=_shard(options))
         checks.check_networks(study, datasets)
         kept, finished = set(), []
         if distributed.is_first():
             folder = looked_at(claim)
             kept, finished = claim.settings.keys() - folder.missing, folder.trials()
             _say([*folder.notes, *sweep.said_of_failures(folder.trials())], console)
-    console.print(cost_estimate.plan(study, datasets, kept, finished))
+    console.print(cost_estimate.plan(study, datasets, claim.settings, kept, finished))
     return 0
 
 
@@ -256,13 +279,13 @@ def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report 
     from experiments.train import distributed
 
     with distributed.failing_together():
-        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
+        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed, shard=_shard(options))
         checks.check_networks(study, datasets)
         track = getattr(options, "track", None)
         finished = None if track is None else trackers.tracker(track, out, claim.options)
     with sweep.held(claim) as folder:
         _say(folder.notes, console)
-        total = len(study.data) * len(study.model) * len(study.cells)
+        total = len({name[:4] for name in claim.settings})
         done = total - sum(len(work.missing) for work in sweep.missing_work(study, folder).values())
         with progress.reporting(console, total=total, done=done, below=lambda: sweep.best(folder.trials())) as reporter:
             sweep.run(study, folder, reporter, datasets, finished)

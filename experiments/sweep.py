@@ -23,6 +23,7 @@ from rich.table import Table
 from experiments.base import origin
 from experiments.base.errors import InputError
 from experiments.base.files import cannot_write, is_of_the_disk
+from experiments.base.shards import WHOLE, Shard
 from experiments.base.wording import all_digits, counted
 from experiments.data.loading import Dataset
 from experiments.measure import kernel_pictures
@@ -74,17 +75,19 @@ class Work(NamedTuple):
     fresh: dict[Cell, tuple[int, ...]]
 
 
-def claim(study: Study, out: Path, *, repair: bool = False, retry_failed: bool = False) -> Claim:
-    """What the study wants of its output folder.
+def claim(study: Study, out: Path, *, repair: bool = False, retry_failed: bool = False, shard: Shard = WHOLE) -> Claim:
+    """What a part of the study wants of its output folder.
 
     Raises InputError where a network of one's own cannot be found.
     """
+    groups = (Group(data, model, tuple(study.cells)) for data, model in itertools.product(study.data, study.model))
     return Claim(
         out,
         options_of(study),
-        settings_of(study),
+        settings_of(study, shard),
         origin.here(),
         study_hash(study),
+        names=frozenset(name for group in groups for name in group.names(range(study.seeds))),
         repair=repair,
         retry_failed=retry_failed,
     )

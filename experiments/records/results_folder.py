@@ -38,9 +38,10 @@ class Claim:
     Attributes:
         out: the folder.
         options: the study, as `config.json` keeps it.
-        settings: what decides each trial of the study, as `Trial.setting`.
+        settings: what decides each trial of the study that is wanted, as `Trial.setting`.
         origin: what computes them, as `origin.here()`.
         study: a hash of the study, as in `Trial.made`.
+        names: all trials of the study, where only a part of them is wanted.
         repair: move lines that cannot be read to another file.
         retry_failed: compute trials again that failed, whatever decided them then, and where something else decides
             them now also those whose method was not defined for their network.
@@ -51,6 +52,7 @@ class Claim:
     settings: Mapping[Name, dict[str, Any]]
     origin: dict[str, Any]
     study: str
+    names: frozenset[Name] = frozenset()
     repair: bool = False
     retry_failed: bool = False
 
@@ -184,7 +186,8 @@ def _agreed(claim: Claim, stored: StoredLines) -> Folder:
     incomplete = {name for name, trial in kept.items() if claim.settings[name].keys() - trial.setting.keys()}
     missing = (set(claim.settings) - set(kept)) | incomplete | again
     made_for_this = {name for name, trial in kept.items() if trial.made.get("study") == claim.study}
-    notes = [*_of_others(len(all_trials) - len(kept), claim), *_of_incomplete(incomplete, claim, kept)]
+    others = all_trials.keys() - kept.keys() - claim.names
+    notes = [*_of_others(len(others), claim), *_of_incomplete(incomplete, claim, kept)]
     notes += _of_origins(claim.origin, [trial.made for trial in kept.values()])
     return Folder(claim.out, kept, missing, frozenset(missing | made_for_this), notes)
 
