@@ -24,7 +24,7 @@ __all__ = ["merged"]
 _OF_ALL = ("jax_", "source of ")
 """How keys of `Trial.setting` begin that one sweep gives to all trials of a data set and a model, or to none."""
 
-_REMEDY = "Leave one of the folders out, or join them into different ones."
+_REMEDY = "leave one of the folders out, or join them into different ones."
 
 _SHOWN = 4
 """How many differences a refusal names."""
@@ -145,10 +145,13 @@ def _united(parts: Sequence[_Part]) -> _Joined:
 
 
 def _check_configs(there: Path, one: Mapping[str, Any], here: Path, other: Mapping[str, Any]) -> None:
-    for kind, what in (("options", "studies of different configs"), ("versions", "results of different versions")):
+    for kind, what, remedy in (
+        ("options", "studies of different configs", f"Sweep the same config in both, {_REMEDY}"),
+        ("versions", "results of different versions", _REMEDY.capitalize()),
+    ):
         differing = _differences(one[kind], there, other[kind], here)
         if differing:
-            raise InputError(f"{there} and {here} hold {what}: {_some(differing)}. {_REMEDY}")
+            raise InputError(f"{there} and {here} hold {what}: {_some(differing)}. {remedy}")
 
 
 def _trials(parts: Sequence[_Part]) -> dict[Name, _Kept]:
@@ -174,7 +177,7 @@ def _check_same(one: _Kept, other: _Kept) -> None:
     differing += [name for name in values[0] if values[0][name] != values[1][name]]
     raise InputError(
         f"{one.trial.title} has different results in {one.folder} and {other.folder}, which differ in "
-        f"{_some(differing)}. {_REMEDY}"
+        f"{_some(differing)}. {_REMEDY.capitalize()}"
     )
 
 
@@ -193,7 +196,8 @@ def _check_settings(trials: Iterable[_Kept]) -> None:
             if first != value:
                 words = _differences({key: first}, there, {key: value}, folder)[0]
                 raise InputError(
-                    f"{there} and {folder} were computed with something else: {words} (in {trial.title}). {_REMEDY}"
+                    f"{there} and {folder} were computed with something else: {words} (in {trial.title}). "
+                    f"{_REMEDY.capitalize()}"
                 )
 
 
@@ -203,7 +207,7 @@ def _pictures(parts: Sequence[_Part]) -> dict[str, Path]:
     for part in parts:
         for name, path in part.pictures.items():
             if name in pictures and _content(pictures[name]) != _content(path):
-                raise InputError(f"{pictures[name]} and {path} do not hold the same numbers. {_REMEDY}")
+                raise InputError(f"{pictures[name]} and {path} do not hold the same numbers. {_REMEDY.capitalize()}")
             pictures.setdefault(name, path)
     return pictures
 
@@ -238,8 +242,8 @@ def _differences(one: Mapping[str, Any], there: Path, other: Mapping[str, Any], 
 
 
 def _some(differing: Sequence[str]) -> str:
-    more = [f"{len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
-    return enumerated([*differing[:_SHOWN], *more])
+    more = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
+    return "; ".join([*differing[:_SHOWN], *more])
 
 
 def _of_half(folder: Path) -> str:
