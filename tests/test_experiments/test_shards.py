@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -199,3 +201,37 @@ def test_what_is_no_part_ends_in_one_sentence_before_anything_heavy_is_imported(
 
 def test_the_whole_study_is_its_one_part():
     assert Shard.read("1/1") == WHOLE and str(Shard.read("08/010")) == "8/10"
+
+
+def as_job(task, tasks, *arguments, path):
+    """What docs/sweep.sbatch prints as one of so many jobs of Slurm, where programs are first looked for in `path`."""
+    slurm = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": str(tasks)}
+    environment = os.environ | slurm | {"PATH": f"{path}:{os.environ['PATH']}", "JAX_ENABLE_X64": "1"}
+    command = ["bash", "docs/sweep.sbatch", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_jobs_of_the_documented_array_are_the_parts_of_the_study(place, tmp_path):
+    file = (ROOT / "docs" / "sweep.sbatch").read_text()
+    header, commands = file.split("\n\n")
+    directives = re.findall(r"^#SBATCH --([\w-]+)=(.+)$", header, re.MULTILINE)  # Slurm reads none after a command
+    assert dict(directives)["array"] == "1-8" and {"time", "cpus-per-task", "mem"} <= dict(directives).keys()
+    assert "#SBATCH" not in commands
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/bash\nprintf '%q ' \"$@\"\n")
+    stub.chmod(0o755)
+    for task in range(1, 9):
+        words = shlex.split(as_job(task, 8, "my study.toml", "--set", "seeds=5", path=tmp_path))
+        assert words == ["-m", "experiments", "sweep", "my study.toml", "--set", "seeds=5", "--shard", f"{task}/8"]
+    arguments = [str(place / "small.toml"), "--data-dir", str(place / "data"), "--list"]
+    printed = as_job(2, 2, *arguments, path=Path(sys.executable).parent)
+    assert rows(printed) == [("digits", "small", "1", "2", "0")]
+
+
+def test_the_documented_files_are_there():
+    page = (ROOT / "docs" / "many-jobs.md").read_text()
+    assert "docs/many-jobs.md" in (ROOT / "README.md").read_text()
+    for file in re.findall(r"\]\(([^)]+)\)", page):
+        assert (ROOT / "docs" / file).exists()
