@@ -16,6 +16,7 @@ from tyro.conf import Positional, UseAppendAction
 from experiments.base import compile_cache, ending, own
 from experiments.base.errors import InputError
 from experiments.base.options import check_options
+from experiments.base.shards import WHOLE, Shard
 from experiments.study import Model, Study, checked, config_file, read, ready_configs
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from experiments.data.loading import Dataset
     from experiments.workers.driver import Workers
 
-__all__ = ["Figures", "Report", "Sweep", "main", "report_study"]
+__all__ = ["Figures", "Merge", "Report", "Sweep", "main", "report_study"]
 
 
 _FAILED, _BAD_INPUT = 1, 2
@@ -96,7 +97,7 @@ class Sweep:
     config: Positional[str]
     """A TOML file, or the name of a ready one: report, digits, fashion-quick, cifar10-quick, paper."""
     out: Path | None = None
-    """Folder for results.jsonl; left out, runs/ and the config's name."""
+    """Folder for results.jsonl; left out, runs/ and the config's name, for a part with -shard-2-of-8."""
     data_dir: Path | None = None
     """Folder of prepared data sets; left out, the place where TFDS keeps them."""
     list: bool = False
@@ -113,6 +114,9 @@ class Sweep:
     """Compute networks again that failed; otherwise a failure counts as their result."""
     track: Literal["tensorboard", "wandb"] | None = None
     """Send each network, when it is finished, to TensorBoard, in the output folder, or to Weights & Biases."""
+    shard: str | None = None
+    """Compute one of several parts of the study, as 2/8, counted from 1: every eighth cell from the second on, a cell
+    being all seeds of one data set, model, method and density. Each part has a folder of its own; merge joins them."""
     workers: int = 1
     """Processes on this machine that compute side by side, a cell each."""
     ray: str | None = None
@@ -130,7 +134,21 @@ class Sweep:
     """With HOST:PORT: which of them this is, from 0."""
 
 
-_COMMANDS: dict[str, Any] = {"report": Report, "sweep": Sweep, "figures": Figures}
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """Join folders that hold parts of one study into one.
+
+    The folders are only read, also while sweeps write to them. What the joined folder has already counts too; what
+    does not agree is refused, and nothing is then written.
+    """
+
+    out: Positional[Path]
+    """Folder to join into, new or with results."""
+    folders: Positional[tuple[Path, ...]]
+    """Folders that `sweep` wrote to."""
+
+
+_COMMANDS: dict[str, Any] = {"report": Report, "sweep": Sweep, "merge": Merge, "figures": Figures}
 
 
 def _options(kind: type) -> list[str]:
@@ -152,6 +170,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _report(options)
         if isinstance(options, Sweep):
             return _sweep(options)
+        if isinstance(options, Merge):
+            return _merge(options)
         _draw(options.folder, options.out, options.track)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -196,16 +216,22 @@ def _report(options: Report) -> int:
 
 def _sweep(options: Sweep) -> int:
     """Compute what is missing of a study, or say what that is."""
+    shard = _shard(options)
+    _check_workers(options)
     from experiments.checks import datasets_of, names_of_data
     from experiments.train import distributed
     from experiments.workers import joining
 
-    _check_workers(options)
     with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
         if options.config not in ready_configs():
             own.look_beside(config_file(options.config))
         name, study = read(options.config, datasets=names_of_data(options.data_dir), changes=options.set)
-        out = options.out or Path("runs") / name
+        cells = len(study.data) * len(study.model) * len(study.cells)
+        if shard.number > cells:
+            print(f"Part {shard} has no cells, since the study has {cells}: there is nothing to compute.")
+            return 0
+        of_part = "" if options.shard is None else f"-shard-{shard.number}-of-{shard.parts}"
+        out = options.out or Path("runs") / f"{name}{of_part}"
         _check_new(out, resume=options.resume)
         datasets = datasets_of(study, options.data_dir, may_write=not options.list)
     with joining.joined(None if options.list else options.ray):
@@ -236,6 +262,19 @@ def _check_workers(options: Sweep) -> None:
         raise InputError(f"{' and '.join(given)} are ways to use several processes of which one is possible at a time.")
 
 
+def _shard(options: Report | Sweep) -> Shard:
+    """The part of the study that is computed. Raises InputError where --shard means none."""
+    words = getattr(options, "shard", None)
+    if words is None:
+        return WHOLE
+    if getattr(options, "coordinator", None) is not None:
+        raise InputError(
+            "--shard is for jobs that do not know of each other, and --coordinator for processes that train together: "
+            "leave one of them out."
+        )
+    return Shard.read(words)
+
+
 def _check_new(out: Path, *, resume: bool) -> None:
     """Raise InputError where a folder has results that the user does not want to go on with."""
     if not resume and (out / "results.jsonl").exists():
@@ -251,7 +290,7 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
     from experiments.train import distributed
 
     with distributed.failing_together():
-        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed)
+        claim = sweep.claim(study, out, repair=options.repair, retry_failed=options.retry_failed, shard=_shard(options))
         checks.check_networks(study, datasets)
         kept, finished = set(), []
         if distributed.is_first():
@@ -264,7 +303,7 @@ def _list(study: Study, datasets: dict[str, Dataset], out: Path, options: Sweep,
             }
             kept, finished = claim.settings.keys() - missing, folder.trials()
             _say([*folder.notes, *sweep.said_of_failures(folder.trials())], console)
-    console.print(cost_estimate.plan(study, datasets, kept, finished))
+    console.print(cost_estimate.plan(study, datasets, claim.settings, kept, finished))
     return 0
 
 
@@ -280,7 +319,12 @@ def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report 
         workers = _workers(options)
         computed_by = None if workers is None else workers.origin
         claim = sweep.claim(
-            study, out, repair=options.repair, retry_failed=options.retry_failed, computed_by=computed_by
+            study,
+            out,
+            repair=options.repair,
+            retry_failed=options.retry_failed,
+            shard=_shard(options),
+            computed_by=computed_by,
         )
         track = getattr(options, "track", None)
         finished = None if track is None else trackers.tracker(track, out, claim.options)
@@ -311,6 +355,15 @@ def _workers(options: Report | Sweep) -> Workers | None:
     if options.ray is not None:
         return cluster.at_hand(options.gpus_per_trial, modules)
     return pool.at_hand(options.workers, modules) if options.workers > 1 else None
+
+
+def _merge(options: Merge) -> int:
+    """Join folders of one study, and say what there is now."""
+    from experiments.records import merging
+
+    for sentence in merging.merged(options.out, options.folders):
+        print(sentence)
+    return 0
 
 
 def _say(sentences: Sequence[str], console: Console) -> None:

@@ -23,7 +23,6 @@ from experiments.networks.layers import Network, State
 from experiments.records.trial import Name, Trial
 from experiments.setting import has_curves
 from experiments.study import Cell, Model, Study
-from experiments.sweep import Group
 from experiments.workbench import LOSS_IMAGES, network_of
 from pathjax.types import Params
 
@@ -77,15 +76,24 @@ class Cost(NamedTuple):
 
 
 def plan(
-    study: Study, datasets: Mapping[str, Dataset], kept: Collection[Name], finished: Iterable[Trial] = ()
+    study: Study,
+    datasets: Mapping[str, Dataset],
+    wanted: Collection[Name],
+    kept: Collection[Name],
+    finished: Iterable[Trial] = (),
 ) -> Table:
-    """A table of what would run, and about how many minutes it takes; `finished` trials say it best."""
+    """A table of what would run of the `wanted` trials, and about how many minutes it takes.
+
+    `finished` trials say it best.
+    """
     columns = ("data", "model", "cells", "networks", "kept", "compiling", "computing", "all", "estimated from")
     table = Table(*columns, title="What would run, and about how many minutes it takes")
     finished = list(finished)
     in_all = [0.0, 0.0]
     for name, model in itertools.product(study.data, study.model):
-        names = Group(name, model, tuple(study.cells)).names(range(study.seeds))
+        names = [trial for trial in wanted if trial[:2] == (name, model.name)]
+        if not names:
+            continue
         left = [trial for trial in names if trial not in kept]
         each = Cost(0.0, 0.0, 0)
         if left:
@@ -93,7 +101,7 @@ def plan(
             each = cost(study, guess(study, model, datasets[name]), left, own)
         in_all = [total + more for total, more in zip(in_all, each[:2], strict=True)]
         source = counted(each.finished, "network") if each.finished else "sizes, a rough guess"
-        counts = (str(len(study.cells)), str(len(names)), str(len(names) - len(left)))
+        counts = (str(len({trial[2:4] for trial in names})), str(len(names)), str(len(names) - len(left)))
         table.add_row(name, model.name, *counts, *_minutes(each[:2]), source if left else "")
     table.add_section()
     table.add_row("all", "", "", "", "", *_minutes(in_all), "")

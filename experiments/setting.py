@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 
 from experiments.base import own
 from experiments.base.names import DENSE
+from experiments.base.shards import WHOLE, Shard
 from experiments.base.sources import source_hash
 from experiments.data.arrays import file_hash
 from experiments.measure.pruning import METHODS
@@ -53,13 +55,11 @@ def study_hash(study: Study) -> str:
     return hashlib.sha256(json.dumps(options_of(study), sort_keys=True).encode()).hexdigest()[:_DIGITS]
 
 
-def settings_of(study: Study) -> dict[Name, dict[str, Any]]:
-    """What decides each trial of the study, in the order in which they run."""
+def settings_of(study: Study, shard: Shard = WHOLE) -> dict[Name, dict[str, Any]]:
+    """What decides each trial of a part of the study, in the order in which they run."""
     return {
         (data, model.name, *cell, seed): setting
-        for data in study.data
-        for model in study.model
-        for cell in study.cells
+        for data, model, cell in shard.of(itertools.product(study.data, study.model, study.cells))
         for setting in [setting_of(study, data, model, cell)]
         for seed in range(study.seeds)
     }

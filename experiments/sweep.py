@@ -23,6 +23,7 @@ from rich.table import Table
 from experiments.base import origin
 from experiments.base.errors import InputError
 from experiments.base.files import cannot_write, is_of_the_disk
+from experiments.base.shards import WHOLE, Shard
 from experiments.base.wording import all_digits, counted
 from experiments.data.loading import Dataset
 from experiments.measure import kernel_pictures
@@ -82,18 +83,21 @@ def claim(
     *,
     repair: bool = False,
     retry_failed: bool = False,
+    shard: Shard = WHOLE,
     computed_by: dict[str, Any] | None = None,
 ) -> Claim:
-    """What the study wants of its output folder; `computed_by` is the origin of workers elsewhere.
+    """What a part of the study wants of its output folder; `computed_by` is the origin of workers elsewhere.
 
     Raises InputError where a network of one's own cannot be found.
     """
+    groups = (Group(data, model, tuple(study.cells)) for data, model in itertools.product(study.data, study.model))
     return Claim(
         out,
         options_of(study),
-        settings_of(study),
+        settings_of(study, shard),
         computed_by or origin.here(),
         study_hash(study),
+        names=frozenset(name for group in groups for name in group.names(range(study.seeds))),
         repair=repair,
         retry_failed=retry_failed,
     )

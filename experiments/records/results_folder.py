@@ -25,7 +25,7 @@ from experiments.records.jsonl import encode
 from experiments.records.stored_lines import BrokenLine, StoredLines
 from experiments.records.trial import Name, Trial, device_of, tree_of
 
-__all__ = ["Claim", "Folder", "Unkept", "claimed", "looked_at"]
+__all__ = ["Claim", "Folder", "Unkept", "claimed", "locked", "looked_at", "mended", "spelled", "write_config"]
 
 _SHOWN = 4
 """How many differences a refusal names."""
@@ -38,9 +38,10 @@ class Claim:
     Attributes:
         out: the folder.
         options: the study, as `config.json` keeps it.
-        settings: what decides each trial of the study, as `Trial.setting`.
+        settings: what decides each trial of the study that is wanted, as `Trial.setting`.
         origin: what computes them, as `origin.here()`.
         study: a hash of the study, as in `Trial.made`.
+        names: all trials of the study, where only a part of them is wanted.
         repair: move lines that cannot be read to another file.
         retry_failed: compute trials again that failed, whatever decided them then, and where something else decides
             them now also those whose method was not defined for their network.
@@ -51,6 +52,7 @@ class Claim:
     settings: Mapping[Name, dict[str, Any]]
     origin: dict[str, Any]
     study: str
+    names: frozenset[Name] = frozenset()
     repair: bool = False
     retry_failed: bool = False
 
@@ -115,7 +117,20 @@ def claimed(claim: Claim) -> Iterator[Folder]:
     by another process, holds trials of this study that were decided by something else, or a line that cannot be read
     (unless `claim.repair`); it is then as it was.
     """
-    out = claim.out
+    with locked(claim.out):
+        stored = stored_lines.read(claim.results)
+        folder = _agreed(claim, stored)
+        folder.notes += mended(claim.results, stored)
+        write_config(claim.out, _config(claim))
+        yield folder
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold an output folder, which is made where it is not there, until the context ends.
+
+    Raises InputError where it cannot be written, or another process holds it.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = (out / ".lock").open("w")
@@ -125,16 +140,14 @@ def claimed(claim: Claim) -> Iterator[Folder]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(f"Another process is writing to {out}; wait for its end or give another --out.") from error
+            raise InputError(
+                f"Another process is writing to {out}; wait for its end or give another folder."
+            ) from error
         except OSError as error:
             raise InputError(
-                f"Cannot lock {out / '.lock'}: {error.strerror}. Give a folder on another file system with --out."
+                f"Cannot lock {out / '.lock'}: {error.strerror}. Give a folder on another file system."
             ) from error
-        stored = stored_lines.read(claim.results)
-        folder = _agreed(claim, stored)
-        folder.notes += _mended(claim, stored)
-        _write_config(claim)
-        yield folder
+        yield
 
 
 def looked_at(claim: Claim) -> Folder:
@@ -154,7 +167,7 @@ def looked_at(claim: Claim) -> Folder:
 
 
 def _cannot_write_to(out: Path, why: str | None) -> InputError:
-    return InputError(f"Cannot write to {out}: {why}. Give another folder with --out.")
+    return InputError(f"Cannot write to {out}: {why}. Give another folder.")
 
 
 def _agreed(claim: Claim, stored: StoredLines) -> Folder:
@@ -173,7 +186,8 @@ def _agreed(claim: Claim, stored: StoredLines) -> Folder:
     incomplete = {name for name, trial in kept.items() if claim.settings[name].keys() - trial.setting.keys()}
     missing = (set(claim.settings) - set(kept)) | incomplete | again
     made_for_this = {name for name, trial in kept.items() if trial.made.get("study") == claim.study}
-    notes = [*_of_others(len(all_trials) - len(kept), claim), *_of_incomplete(incomplete, claim, kept)]
+    others = all_trials.keys() - kept.keys() - claim.names
+    notes = [*_of_others(len(others), claim), *_of_incomplete(incomplete, claim, kept)]
     notes += _of_origins(claim.origin, [trial.made for trial in kept.values()])
     return Folder(claim.out, kept, missing, frozenset(missing | made_for_this), notes)
 
@@ -199,8 +213,9 @@ def _check_config(claim: Claim) -> None:
         raise _another_configuration(claim.out, [f"format is {written} there and {Trial.FORMAT} here"], "")
 
 
-def _write_config(claim: Claim) -> None:
-    path, ours = claim.out / "config.json", json.dumps(_config(claim), indent=2, allow_nan=False) + "\n"
+def write_config(out: Path, config: Mapping[str, Any]) -> None:
+    """Make config.json of a folder say this, in one step; where it does, the file is not touched."""
+    path, ours = out / "config.json", json.dumps(config, indent=2, allow_nan=False) + "\n"
     if not path.exists() or path.read_bytes() != ours.encode():
         write_atomically(path, ours)
 
@@ -238,10 +253,11 @@ def _differences(trial: Trial, claim: Claim) -> Iterator[str]:
         for key in here | there:
             in_one_alone = (key in here) != (key in there)
             if here.get(key) != there.get(key) and not (in_one_alone and key in Trial.MEASURED):
-                yield f"{key} is {_spelled(there, key)} there and {_spelled(here, key)} here"
+                yield f"{key} is {spelled(there, key)} there and {spelled(here, key)} here"
 
 
-def _spelled(table: Mapping[str, Any], key: str) -> str:
+def spelled(table: Mapping[str, Any], key: str) -> str:
+    """The value of a key in words of a sentence."""
     if key not in table:
         return "absent"
     value = table[key]
@@ -299,9 +315,9 @@ def _lines(broken: Sequence[BrokenLine]) -> str:
     return f"line {numbers[0]}" if len(numbers) == 1 else f"lines {enumerated(numbers)}"
 
 
-def _mended(claim: Claim, stored: StoredLines) -> list[str]:
-    """Move what cannot be read to a file of its own, and say so. What can be read keeps its place."""
-    path, notes = claim.results, []
+def mended(path: Path, stored: StoredLines) -> list[str]:
+    """Move what cannot be read of results.jsonl to a file of its own, and say so. What can be read keeps its place."""
+    notes = []
     if stored.half:
         aside = _set_aside(path, stored.half)
         cut_end(path, len(stored.half))

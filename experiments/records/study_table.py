@@ -16,9 +16,13 @@ from experiments.base.names import DENSE, METHODS, QUANTITIES
 from experiments.base.wording import enumerated
 from experiments.records import stored_lines
 from experiments.records.rank_association import Association, associate
+from experiments.records.stored_lines import StoredLines
 from experiments.records.trial import Trial
 
-__all__ = ["CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "TOPS", "StudyTable", "read", "tabulated"]
+__all__ = [
+    *("CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "TOPS", "StudyTable"),
+    *("config_of", "is_of_study", "lines_of", "read", "tabulated", "wanted"),
+]
 
 KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
 """What is measured before training, with words; without density, which is known anyway."""
@@ -146,18 +150,20 @@ class StudyTable(NamedTuple):
 def read(folder: Path) -> StudyTable:
     """The study in a folder; it need not be finished, and a sweep may be writing to it.
 
-    Raises InputError where there is none, where another version wrote it, and where no trial has come to its end.
+    Raises InputError as `config_of` and `lines_of`, and where no trial has come to its end.
     """
-    path = folder / "results.jsonl"
+    config = config_of(folder)
+    trials = stored_lines.newest(lines_of(folder).trials).values()
+    return tabulated([trial for trial in trials if is_of_study(trial, config["options"])], config, folder)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The study in a folder, as config.json keeps it. Raises InputError where there is none that can be read."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
         written, _, _ = config["format"], config["options"].keys(), config["versions"].keys()
-        path.stat()
     except OSError as error:
-        raise InputError(
-            f"{folder} has no results of a study ({Path(error.filename).name}: {error.strerror}); give the folder that "
-            "`python -m experiments sweep` writes to."
-        ) from error
+        raise _without_results(folder, error) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'} is not a configuration of this program.") from error
     if written not in Trial.READABLE:
@@ -166,17 +172,36 @@ def read(folder: Path) -> StudyTable:
             f"{folder} has results of format {written} and this program reads {readable}: draw them with pathjax "
             f"{config['versions'].get('pathjax', 'of then')}, or sweep again into another folder."
         )
-    stored = stored_lines.read(path)  # half a line at the end is being written, or a kill left it
+    return config
+
+
+def lines_of(folder: Path) -> StoredLines:
+    """The lines of results.jsonl in a folder; half a line at the end is being written, or a kill left it.
+
+    Raises InputError where there is no such file, and where another line is no trial.
+    """
+    path = folder / "results.jsonl"
+    try:
+        path.stat()
+    except OSError as error:
+        raise _without_results(folder, error) from error
+    stored = stored_lines.read(path)
     for number, _, fault in stored.broken:
         raise InputError(
             f"Line {number} of {path} is not a trial of a study ({fault}); `sweep` with --repair moves a broken line "
             "to another file."
         )
-    trials = stored_lines.newest(stored.trials).values()
-    return tabulated([trial for trial in trials if _is_of_study(trial, config["options"])], config, folder)
+    return stored
 
 
-def _is_of_study(trial: Trial, options: Mapping[str, Any]) -> bool:
+def _without_results(folder: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{folder} has no results of a study ({Path(error.filename).name}: {error.strerror}); give the folder that "
+        "`python -m experiments sweep` writes to."
+    )
+
+
+def is_of_study(trial: Trial, options: Mapping[str, Any]) -> bool:
     """Whether the study as last run has the trial; others stay in the folder and out of what is shown."""
     in_study = {
         "data": lambda names: trial.data in names,
@@ -186,6 +211,12 @@ def _is_of_study(trial: Trial, options: Mapping[str, Any]) -> bool:
         "seeds": lambda seeds: trial.seed < seeds,
     }
     return all(is_in(options[key]) for key, is_in in in_study.items() if key in options)
+
+
+def wanted(options: Mapping[str, Any]) -> int:
+    """How many trials the study has when it is finished; 0 where its options do not say."""
+    data, models, methods, densities = (len(options.get(name, ())) for name in ("data", "model", "method", "density"))
+    return data * models * (1 + methods * densities) * int(options.get("seeds", 0)) if methods and densities else 0
 
 
 def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> StudyTable:

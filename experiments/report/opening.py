@@ -7,6 +7,7 @@ import pandas as pd
 
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import correlation, counted, enumerated, factor
+from experiments.records import study_table
 from experiments.records.study_table import StudyTable
 from experiments.report.spread import half_width
 
@@ -127,12 +128,7 @@ def accuracy_words(row: pd.Series) -> str:
 
 def how_far(study: StudyTable) -> str:
     """How many of the trials that its config asks for an unfinished study has; nothing where it has all of them."""
-    options = study.config["options"]
-    lists = [options.get(name) for name in ("data", "model", "method", "density")]
-    if not all(lists) or not isinstance(options.get("seeds"), int):
-        return ""
-    data, models, methods, densities = map(len, lists)
-    wanted = data * models * (1 + methods * densities) * options["seeds"]
+    wanted = study_table.wanted(study.config["options"])
     there = len(study.trials) + len(study.failed)
     return "" if there >= wanted else f"{there} of {wanted} trials"
 

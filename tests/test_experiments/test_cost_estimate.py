@@ -9,6 +9,7 @@ from experiments import cost_estimate, study
 from experiments.data.loading import DATASETS, load
 from experiments.networks import by_name
 from experiments.records.trial import Trial
+from experiments.setting import settings_of
 from experiments.sweep import Group
 
 SECONDS = {"random": 1.0, "snip": 2.0, "synflow": 3.0}
@@ -82,7 +83,7 @@ def test_a_study_is_listed_without_compiling_anything(small, digits):
     )
     other = dataclasses.replace(small, model=(study.Model("fc", "lenet_300_100", factor=0.37),))
     before = len(compiled)
-    table = cost_estimate.plan(other, {"digits": digits}, kept=set())
+    table = cost_estimate.plan(other, {"digits": digits}, list(settings_of(other)), kept=set())
     assert len(compiled) == before and list(table.columns[-1].cells)[0] == "sizes, a rough guess"
     jax.jit(lambda x: x * 1.2345)(1.0)
     assert len(compiled) > before  # the listener does hear of compilations
