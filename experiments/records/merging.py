@@ -73,9 +73,10 @@ def merged(out: Path, folders: Sequence[Path]) -> list[str]:
     config first, so that a sweep and figures accept it at any moment, then kernel pictures, then trials, so that a
     trial that is there has its pictures. After a kill the same call goes on.
 
-    Raises InputError where a folder has no results or a broken line; where configs, versions of packages or what
-    decides trials differ; where one trial has other results or one file of pictures other bytes in two folders; and
-    where another process holds the joined folder. Nothing is then written. A result takes the place of a failure.
+    Raises InputError where a folder is none of a study, or has a broken line; where none has a finished trial; where
+    configs, versions of packages or what decides trials differ; where one trial has other results or one file of
+    pictures other bytes in two folders; and where another process holds the joined folder. Nothing is then written. A
+    result takes the place of a failure.
     """
     distinct = {out.resolve(): out}
     for folder in folders:
@@ -83,7 +84,10 @@ def merged(out: Path, folders: Sequence[Path]) -> list[str]:
     _, *others = distinct.values()
     if not others:
         raise InputError(f"There is nothing to join: name the folders of the parts after {out}, which they go into.")
-    parts = [_read(folder) for folder in others]
+    parts = [_Part(folder, _config_of(folder), _lines_of(folder), _pictures_of(folder)) for folder in others]
+    if not any(part.stored.trials for part in parts):
+        names = enumerated([str(folder) for folder in others])
+        raise InputError(f"There is nothing to join: no network of {names} is finished yet.")
     _united([_read_joined(out), *parts])  # before the folder is made
     with results_folder.locked(out):
         before = _read_joined(out)
@@ -96,16 +100,9 @@ def merged(out: Path, folders: Sequence[Path]) -> list[str]:
         if new:
             append_lines(path, [encode(trial) for trial in new])
         notes += [_of_half(part.folder) for part in parts if part.stored.half]
+        notes += [f"{part.folder} has no finished network yet." for part in parts if not part.stored.trials]
         table = trial_table.write(out, map(vars, joined.of_study()), joined.config["options"])
     return [*notes, *_of_origins(joined.of_study()), *_counts(out, parts, joined), table, *_next_steps(out, joined)]
-
-
-def _read(folder: Path) -> _Part:
-    """A folder to join. Raises InputError where it has no results, or they cannot be joined."""
-    part = _Part(folder, _config_of(folder), _lines_of(folder), _pictures_of(folder))
-    if not part.stored.trials:
-        raise InputError(f"{folder} has no finished network yet: leave it out, or join it when it has one.")
-    return part
 
 
 def _read_joined(out: Path) -> _Part:

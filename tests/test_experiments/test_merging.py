@@ -233,10 +233,10 @@ def test_folders_that_hold_no_results_or_cannot_be_read_are_refused(out, parts, 
     for folder in (begun, empty):
         filled(folder, [])
     (empty / "results.jsonl").write_text("")
-    for folder in (begun, empty):
-        assert refusal(out, *parts, folder) == (
-            f"{folder} has no finished network yet: leave it out, or join it when it has one."
-        )
+    assert refusal(out, begun, empty) == (
+        f"There is nothing to join: no network of {begun} and {empty} is finished yet."
+    )
+    assert f"{begun} has no finished network yet." in merging.merged(tmp_path / "some", [*parts, begun])
     (begun / "config.json").write_text("{")
     assert f"{begun / 'config.json'} is not a configuration of this program." == refusal(out, begun)
     config = json.loads((parts[1] / "config.json").read_text())
