@@ -9,11 +9,13 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import statistics
 import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from time import monotonic as clock
 from typing import Any, NamedTuple
 
 import jax
@@ -65,19 +67,27 @@ class Pool:
         """As `driver.Workers.computed`; the workers end with the generator, or with this process."""
         queue = _Queue(tasks)
         idle = [self._started(given) for _ in range(min(self.workers, len(tasks)))]
-        running: dict[Future[Measured], tuple[_Worker, Task]] = {}
+        running: dict[Future[Measured], _Running] = {}
         attempts: collections.Counter[Task] = collections.Counter()
         try:
             while queue or running:
-                while queue and idle:
-                    worker = idle.pop()
-                    task = queue.next(worker.place, [other.place for _, other in running.values()])
+                for worker in reversed(idle.copy()):
+                    task = queue.next(worker.place, [other.task.place for other in running.values()])
+                    if task is None:
+                        continue
+                    idle.remove(worker)
                     attempts[task] += 1
-                    worker = worker._replace(place=task.place)
-                    running[worker.executor.submit(_compute, task)] = worker, task
+                    try:
+                        future = worker.executor.submit(_compute, task)
+                    except BrokenProcessPool:  # it was lost while it had nothing to do
+                        worker.executor.shutdown(wait=False)
+                        worker = self._started(given)
+                        future = worker.executor.submit(_compute, task)
+                    is_first = worker.place != task.place
+                    running[future] = _Running(worker._replace(place=task.place), task, is_first, clock())
                 reporter.stage(f"{len(running)} cells under way")
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    worker, task = running.pop(future)
+                    worker, task, is_first, begin = running.pop(future)
                     try:
                         measured = future.result()
                     except BrokenProcessPool:
@@ -92,9 +102,10 @@ class Pool:
                         measured = lost(given.study, task, "where memory is short, fewer --workers help")
                     else:
                         idle.append(worker)
+                        queue.took(task.place, clock() - begin, is_first=is_first)
                     yield measured
         finally:
-            for worker in (*idle, *(worker for worker, _ in running.values())):
+            for worker in (*idle, *(each.worker for each in running.values())):
                 worker.end()
 
     def _started(self, given: Given) -> _Worker:
@@ -124,27 +135,52 @@ class _Worker(NamedTuple):
                 os.kill(self.process.result(), signal.SIGKILL)
 
 
+class _Running(NamedTuple):
+    """A task under way: who computes it, whether it is that one's first at its place, and when it began."""
+
+    worker: _Worker
+    task: Task
+    is_first: bool
+    begin: float
+
+
 class _Queue:
-    """Tasks that wait."""
+    """Tasks that wait, and how long others took: by their places, the data sets and models that share programs."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = list(tasks)
+        self._seconds: dict[tuple[tuple[str, str], bool], list[float]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._tasks)
 
-    def next(self, place: tuple[str, str] | None, others: Sequence[tuple[str, str]]) -> Task:
+    def took(self, place: tuple[str, str], seconds: float, *, is_first: bool) -> None:
+        """Learn how long a task took, with the tracing and compiling of a worker's first one at a place, or without."""
+        self._seconds.setdefault((place, is_first), []).append(seconds)
+
+    def next(self, place: tuple[str, str] | None, others: Sequence[tuple[str, str]]) -> Task | None:
         """The next task for a worker whose programs are those of `place`, while others compute at the places `others`.
 
         Where nothing waits at its place, it goes to where the most tasks wait for each worker: what it compiles there
-        serves the longest, and no two workers begin by compiling the same.
+        serves the longest, and no two workers begin by compiling the same. It does not go where others finish all
+        that waits before it would have begun; None where there is nothing else.
         """
         waiting = collections.Counter(task.place for task in self._tasks)
         if place not in waiting:
-            place = max(waiting, key=lambda each: waiting[each] / (1 + others.count(each)))
+            open_places = [each for each in waiting if each not in others or self._is_worth(each, waiting[each])]
+            if not open_places:
+                return None
+            place = max(open_places, key=lambda each: waiting[each] / (1 + others.count(each)))
         task = next(task for task in self._tasks if task.place == place)
         self._tasks.remove(task)
         return task
+
+    def _is_worth(self, place: tuple[str, str], waiting: int) -> bool:
+        """Whether what waits at a place takes longer than to begin there; taken for so where times are not known."""
+        begun, steady = self._seconds.get((place, True)), self._seconds.get((place, False))
+        if not begun or not steady:
+            return True
+        return waiting * statistics.mean(steady) > min(begun) - statistics.mean(steady)
 
     def put_back(self, task: Task) -> None:
         """Let a task come first again."""

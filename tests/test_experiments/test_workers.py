@@ -190,15 +190,28 @@ def test_workers_begin_with_different_models_and_stay_with_theirs():
 
     tasks = [task("a", 0.5), task("a", 0.2), task("b", 0.5), task("b", 0.2), task("b", 0.1)]
     queue = pool._Queue(tasks)
-    first = queue.next(None, [])
-    assert first == task("b", 0.5)  # the most tasks
-    assert queue.next(None, [first.place]) == task("a", 0.5)  # two of a, and two of b for two workers
+    assert queue.next(None, []) == task("b", 0.5)  # the most tasks
+    assert queue.next(None, [("digits", "b")]) == task("a", 0.5)  # two of a, and two of b for two workers
     assert queue.next(("digits", "b"), [("digits", "a")]) == task("b", 0.2)
     queue.put_back(task("b", 0.5))
     assert queue.next(("digits", "b"), [("digits", "a")]) == task("b", 0.5)
     assert queue.next(("digits", "a"), [("digits", "b")]) == task("a", 0.2)
     assert queue.next(("digits", "a"), [("digits", "b")]) == task("b", 0.1)  # nothing of its own is left
     assert not queue
+
+
+def test_a_worker_does_not_begin_where_others_end_before_it_has_begun():
+    a, b = ("digits", "a"), ("digits", "b")
+    tasks = [Task("digits", Model("b", "fc"), ("snip", 1 / number), (0,)) for number in (1, 2, 3, 4)]
+    queue = pool._Queue(tasks)
+    queue.took(b, 60.0, is_first=True)
+    assert queue.next(a, [b]) == tasks[0]  # how long later tasks take is not known
+    queue.took(b, 21.0, is_first=False)
+    queue.took(b, 19.0, is_first=False)
+    assert queue.next(a, [b]) == tasks[1]  # 3 tasks of 20 s are more than the 40 s of the beginning
+    assert queue.next(a, [b]) is None  # 2 are not
+    assert queue.next(b, [b]) == tasks[2]
+    assert queue.next(a, []) == tasks[3]  # where nobody else is
 
 
 @pytest.mark.parametrize(
