@@ -117,6 +117,7 @@ def pictures_of(out: Path) -> dict[str, bytes]:
 def undisturbed(root: Path) -> Place:
     """The place, with what one process finds that nothing disturbs; its programs are compiled then."""
     (root / "chaos.toml").write_text(CONFIG)
+    (root / "data").mkdir()
     place = Place(root, [], {}, 0.0)
     for out in (root / "compiling", root / "undisturbed"):
         begin = time.monotonic()
