@@ -216,12 +216,14 @@ def _report(options: Report) -> int:
 
 def _sweep(options: Sweep) -> int:
     """Compute what is missing of a study, or say what that is."""
-    shard = _shard(options)
-    _check_workers(options)
     from experiments.checks import datasets_of, names_of_data
     from experiments.train import distributed
     from experiments.workers import joining
 
+    shard = _shard(options)
+    joining.check_options(
+        options.workers, ray=options.ray, gpus_per_trial=options.gpus_per_trial, coordinator=options.coordinator
+    )
     with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
         if options.config not in ready_configs():
             own.look_beside(config_file(options.config))
@@ -235,6 +237,10 @@ def _sweep(options: Sweep) -> int:
         _check_new(out, resume=options.resume)
         datasets = datasets_of(study, options.data_dir, may_write=not options.list)
     with joining.joined(None if options.list else options.ray):
+        if options.gpus_per_trial:
+            import jax
+
+            jax.config.update("jax_platforms", "cpu")  # before any backend begins: the GPUs are the workers'
         distributed.check_alike(repr(study), datasets)
         console = _console(quiet=not distributed.is_first())
         if options.list:
@@ -242,24 +248,6 @@ def _sweep(options: Sweep) -> int:
         status = _run(study, datasets, out, options, console=console)
         console.print(f"Results: {out / 'results.jsonl'}", soft_wrap=True)
     return status
-
-
-def _check_workers(options: Sweep) -> None:
-    """Raise InputError where the options for several processes make no sense together."""
-    if options.workers < 1:
-        raise InputError(f"--workers is {options.workers}, but must be 1 or more.")
-    if not options.gpus_per_trial >= 0.0 or options.gpus_per_trial > 1.0 and options.gpus_per_trial % 1.0:
-        raise InputError(f"--gpus-per-trial is {options.gpus_per_trial:g}, but must be a whole number or a part of 1.")
-    if options.gpus_per_trial and options.ray is None:
-        raise InputError("--gpus-per-trial needs --ray, which gives each task its GPUs; on one machine, --ray local.")
-    several = {
-        "--workers": options.workers > 1,
-        "--ray": options.ray is not None,
-        "--coordinator": options.coordinator is not None,
-    }
-    given = [name for name, is_given in several.items() if is_given]
-    if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} are ways to use several processes of which one is possible at a time.")
 
 
 def _shard(options: Report | Sweep) -> Shard:

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ _LEAST_SECONDS = 0.1
 
 _MOST_BYTES = 2 * 2**30
 """Size at which the programs that were not used for the longest are removed."""
+
+_WHAT_IS_LOST = "Error writing persistent compilation cache"
+"""How JAX warns, for each program, where a disk is full: what is not kept is compiled again, and nothing is lost."""
 
 _WRITTEN, _USED = "-cache", "-atime"
 """How the names of JAX's files end: a program, and, written after it, when it was last used."""
@@ -33,14 +38,15 @@ def use() -> None:
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = _folder()
         try:
+            folder = _folder()
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
+        except (OSError, RuntimeError):  # of Path.home: nobody knows where that is
             return
         if not os.access(folder, os.W_OK | os.X_OK):
             return
         _remove_unfinished(folder)
+        _hide(_WHAT_IS_LOST)
         settings |= {"jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": _MOST_BYTES}
     for name, value in settings.items():
         if name.upper() in os.environ:
@@ -48,6 +54,13 @@ def use() -> None:
         os.environ[name.upper()] = str(value)
         if "jax" in sys.modules:  # which has read the environment already
             sys.modules["jax"].config.update(name, value)
+
+
+def _hide(message: str) -> None:
+    """Let no warning be printed that begins like this, in this process and in those begun from here."""
+    warnings.filterwarnings("ignore", re.escape(message))
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, f"ignore:{message}"]))
 
 
 def _folder() -> Path:
@@ -69,7 +82,7 @@ def _remove_unfinished(folder: Path) -> None:
     """Remove what a process that was killed had written a part of, which JAX would read and never write again."""
     import filelock
 
-    with contextlib.suppress(OSError), filelock.FileLock(folder / ".lockfile", timeout=10):
+    with contextlib.suppress(OSError, NotImplementedError), filelock.FileLock(folder / ".lockfile", timeout=10):
         for program in folder.glob(f"*{_WRITTEN}"):
             if not program.with_name(program.name.removesuffix(_WRITTEN) + _USED).exists():
                 program.unlink(missing_ok=True)

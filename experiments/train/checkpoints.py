@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ import numpy as np
 from experiments.train import distributed
 
 __all__ = ["Checkpoints", "checkpointed", "digest"]
+
+_REMOVED = ".removed-"
+"""How the names of folders begin that are being removed."""
 
 
 class Checkpoints:
@@ -55,14 +60,42 @@ def checkpointed(folder: Path, *identity: Any) -> Iterator[Checkpoints]:
     """The checkpoints of the training that `identity` decides; removed when the context ends well.
 
     `identity` holds arrays and words: all that decides the numbers, since a training goes on from what has the same.
+    Where another process of this machine is at the very same training, as of two methods that keep all weights, this
+    one keeps no checkpoints.
     """
     own_folder = folder.absolute() / digest(identity)
-    with ExitStack() as stack:
-        with distributed.failing_together():
-            manager = stack.enter_context(_manager(own_folder)) if distributed.is_first() else None
-        yield Checkpoints(manager)
-    if distributed.is_first():
-        shutil.rmtree(own_folder, ignore_errors=True)  # what cannot be removed of a finished training harms nothing
+    with ExitStack() as claim:
+        with ExitStack() as stack:
+            with distributed.failing_together():
+                keeps = distributed.is_first() and claim.enter_context(_claimed(own_folder))
+                manager = stack.enter_context(_manager(own_folder)) if keeps else None
+            yield Checkpoints(manager)
+        if keeps:
+            _remove(own_folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a finished training, out of sight first: after a kill no half of it is taken for a whole.
+
+    What cannot be removed of it harms nothing.
+    """
+    with suppress(OSError):
+        folder = folder.rename(folder.with_name(f"{_REMOVED}{folder.name}"))
+    for path in (folder, *folder.parent.glob(f"{_REMOVED}*")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[bool]:
+    """Whether no other process has this folder until the context ends: a byte of a file beside it is locked for it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / ".lock").open("wb") as file:
+        is_free = True
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(folder.name[:15], 16))
+        except OSError as error:
+            is_free = error.errno not in (errno.EACCES, errno.EAGAIN)  # others say that files cannot be locked here
+        yield is_free
 
 
 def _manager(folder: Path) -> Any:

@@ -10,8 +10,6 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-
 from experiments.base import compile_cache, origin, own
 from experiments.base.errors import InputError
 from experiments.base.versions import versions
@@ -22,6 +20,9 @@ from experiments.workers.joining import first_line
 from experiments.workers.tasks import ATTEMPTS, Given, Task, compute, lost
 
 __all__ = ["Cluster", "at_hand"]
+
+_PATIENCE = 120.0
+"""Seconds in which the first worker has to begin."""
 
 _MOST_MEMORY = 0.9
 """Share of an accelerator's memory that its workers set aside together."""
@@ -66,16 +67,20 @@ class Cluster(NamedTuple):
 def at_hand(gpus: float, modules: Path | None) -> Cluster:
     """The cluster that this process has joined, with so many GPUs for each task.
 
-    Raises InputError where no machine of it has so many, or its workers have other versions of packages.
+    Raises InputError where no machine of it has so many or is free, or its workers have other versions of packages.
     """
     import ray
 
     most = max((node["Resources"].get("GPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if gpus > most:
         raise InputError(f"--gpus-per-trial is {gpus:g}, but no machine of the cluster has more than {most:g} GPUs.")
-    if gpus:
-        jax.config.update("jax_platforms", "cpu")  # this process must not take the memory of its own GPUs
-    theirs = ray.get(ray.remote(_origin).options(**_resources(gpus)).remote())
+    try:
+        theirs = ray.get(ray.remote(_origin).options(**_resources(gpus)).remote(), timeout=_PATIENCE)
+    except ray.exceptions.GetTimeoutError as error:
+        raise InputError(
+            f"In {_PATIENCE:.0f} s no worker of the cluster has begun: all are busy, or no machine has a free core"
+            f"{' and GPU' if gpus else ''}. See `ray status`, or wait until others have ended."
+        ) from error
     _check_versions(theirs["versions"])
     return Cluster(theirs, gpus, modules)
 

@@ -9,14 +9,31 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.base.errors import InputError
+from experiments.base.wording import enumerated
 
-__all__ = ["LOCAL", "first_line", "joined"]
+__all__ = ["LOCAL", "check_options", "first_line", "joined"]
 
 LOCAL = "local"
 """The address that stands for a cluster of this machine alone, which ends with this process."""
 
 _PATIENCE = 5.0
 """Seconds that a machine has to answer."""
+
+
+def check_options(workers: int, *, ray: str | None, gpus_per_trial: float, coordinator: str | None) -> None:
+    """Raise InputError where the options for several processes make no sense together."""
+    if workers < 1:
+        raise InputError(f"--workers is {workers}, but must be 1 or more.")
+    if not gpus_per_trial >= 0.0 or (gpus_per_trial > 1.0 and gpus_per_trial % 1.0):
+        raise InputError(f"--gpus-per-trial is {gpus_per_trial:g}, but must be a whole number or a part of 1.")
+    if ray == "":
+        raise InputError(f"--ray is empty, but must be the address of a cluster, auto or {LOCAL}.")
+    if gpus_per_trial and ray is None:
+        raise InputError("--gpus-per-trial needs --ray, which gives each task its GPUs; on one machine, --ray local.")
+    several = {"--workers": workers > 1, "--ray": ray is not None, "--coordinator": coordinator is not None}
+    given = [name for name, is_given in several.items() if is_given]
+    if len(given) > 1:
+        raise InputError(f"{enumerated(given)} are ways to use several processes of which one is possible at a time.")
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ import os
 import signal
 import statistics
 import threading
+import traceback
 from collections.abc import Generator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic as clock
 from typing import Any, NamedTuple
@@ -37,13 +38,7 @@ def at_hand(workers: int, modules: Path | None) -> Pool:
             f"--workers would share one {platform}, and its memory: give --ray local --gpus-per-trial 1 instead, or "
             "set JAX_PLATFORMS=cpu."
         )
-    ignored = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = f"{ignored},{_AT_THE_END}" if ignored else _AT_THE_END
     return Pool(workers, modules)
-
-
-_AT_THE_END = "ignore::UserWarning:multiprocessing.resource_tracker"
-"""What a process of Python's says of what it tidies up after this one was interrupted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,83 +60,114 @@ class Pool:
 
     def computed(self, given: Given, tasks: Sequence[Task], reporter: Reporter) -> Generator[Measured, None, None]:
         """As `driver.Workers.computed`; the workers end with the generator, or with this process."""
-        queue = _Queue(tasks)
-        idle = [self._started(given) for _ in range(min(self.workers, len(tasks)))]
-        running: dict[Future[Measured], _Running] = {}
-        attempts: collections.Counter[Task] = collections.Counter()
+        queue, attempts = _Queue(tasks), collections.Counter[Task]()
+        idle: list[_Worker] = []
+        busy: dict[Any, _Worker] = {}
         try:
-            while queue or running:
-                for worker in reversed(idle.copy()):
-                    task = queue.next(worker.place, [other.task.place for other in running.values()])
+            while queue or busy:
+                while queue and len(busy) < self.workers:
+                    idle = [worker for worker in idle if worker.is_alive]
+                    place = idle[-1].place if idle else None
+                    task = queue.next(place, [other.place for other in busy.values() if other.place])
                     if task is None:
-                        continue
-                    idle.remove(worker)
+                        break
+                    worker = idle.pop() if idle else _Worker(given, self.modules)
                     attempts[task] += 1
+                    busy[worker.connection] = worker
+                    worker.begin(task)
+                reporter.stage(f"{len(busy)} cells under way")
+                for connection in multiprocessing.connection.wait(list(busy)):
+                    worker = busy[connection]
                     try:
-                        future = worker.executor.submit(_compute, task)
-                    except BrokenProcessPool:  # it was lost while it had nothing to do
-                        worker.executor.shutdown(wait=False)
-                        worker = self._started(given)
-                        future = worker.executor.submit(_compute, task)
-                    is_first = worker.place != task.place
-                    running[future] = _Running(worker._replace(place=task.place), task, is_first, clock())
-                reporter.stage(f"{len(running)} cells under way")
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    worker, task, is_first, begin = running.pop(future)
-                    try:
-                        measured = future.result()
-                    except BrokenProcessPool:
-                        worker.executor.shutdown(wait=False)
-                        idle.append(self._started(given))
+                        measured = worker.answer()
+                    except (EOFError, OSError):  # it has ended, whatever it was about
+                        del busy[connection]
+                        worker.end()
+                        task = worker.task
                         if attempts[task] < ATTEMPTS:
-                            reporter.say(
-                                f"A worker was lost that computed {task.title}; another one computes it again."
-                            )
+                            reporter.say(f"The worker that computed {task.title} was lost; another one does.")
                             queue.put_back(task)
                             continue
                         measured = lost(given.study, task, "where memory is short, fewer --workers help")
                     else:
-                        idle.append(worker)
-                        queue.took(task.place, clock() - begin, is_first=is_first)
+                        if measured is None:
+                            continue
+                        idle.append(busy.pop(connection))
+                        if isinstance(measured, _Raised):
+                            raise measured.error
+                        queue.took(worker.task.place, clock() - worker.begun, is_first=worker.is_first)
                     yield measured
         finally:
-            for worker in (*idle, *(each.worker for each in running.values())):
+            for worker in (*idle, *busy.values()):
                 worker.end()
 
-    def _started(self, given: Given) -> _Worker:
-        context = multiprocessing.get_context("spawn")  # a fork of a process whose threads compute may hang
-        executor = ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=(given, self.modules))
-        return _Worker(executor, executor.submit(os.getpid))
 
+class _Worker:
+    """A process that computes, and this process's end of what connects the two.
 
-class _Worker(NamedTuple):
-    """A process that computes, alone in its executor, so that to lose one is not to lose all.
+    Nothing here waits for a process that may have ended: it is sent the large `Given` once it is there to read, and
+    no other process holds its end of the connection, so that its death ends what is read or sent.
 
     Attributes:
-        executor: gives it tasks.
-        process: its number, once it has started.
-        place: the data set and the model of its last task.
+        connection: has an answer to read when it is ready.
+        task: its last task; `is_first` where the one before had other programs, and when it was `begun`.
+        place: that of its last task, None before the first.
     """
 
-    executor: ProcessPoolExecutor
-    process: Future[int]
-    place: tuple[str, str] | None = None
+    task: Task
+    is_first: bool
+    begun: float
+
+    def __init__(self, given: Given, modules: Path | None) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork of a process whose threads compute may hang
+        self.connection, theirs = context.Pipe()
+        self.place: tuple[str, str] | None = None
+        self._given, self._is_there = given, False
+        self._process = context.Process(target=_work, args=(theirs, modules))
+        resource_tracker.ensure_running()  # which would let interruptions through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in its terminal: this process ends it
+        try:
+            self._process.start()
+        except OSError as error:
+            raise InputError(f"A worker cannot be begun: {error.strerror}; give fewer --workers.") from error
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            theirs.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.is_alive()
+
+    def begin(self, task: Task) -> None:
+        """Let it compute a task, as soon as it is there."""
+        self.is_first, self.begun = task.place != self.place, clock()
+        self.task, self.place = task, task.place
+        if self._is_there:
+            with contextlib.suppress(OSError):  # where it has ended, `answer` says so
+                self.connection.send(task)
+
+    def answer(self) -> Measured | _Raised | None:
+        """What was measured or raised; None where it was only there. Raises EOFError or OSError where it has ended."""
+        answer = self.connection.recv()
+        if not self._is_there:
+            self._is_there = True
+            self.connection.send(self._given)
+            self.connection.send(self.task)
+            return None
+        return answer
 
     def end(self) -> None:
         """End the process at once, whatever it computes."""
-        self.executor.shutdown(wait=False, cancel_futures=True)
-        if self.process.done() and not self.process.cancelled() and self.process.exception() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.result(), signal.SIGKILL)
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
 
 
-class _Running(NamedTuple):
-    """A task under way: who computes it, whether it is that one's first at its place, and when it began."""
+class _Raised(NamedTuple):
+    """What a worker answers whose task raised an error. Not the error itself, which no result can be taken for."""
 
-    worker: _Worker
-    task: Task
-    is_first: bool
-    begin: float
+    error: Exception
 
 
 class _Queue:
@@ -187,18 +213,21 @@ class _Queue:
         self._tasks.insert(0, task)
 
 
-_given: list[Given] = []
-"""What this worker was begun with."""
-
-
-def _begin(given: Given, modules: Path | None) -> None:
-    """Begin to be a worker. The end of its parent ends it; an interruption in its terminal, which the parent gets too,
-    does not."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _work(connection: Connection, modules: Path | None) -> None:
+    """Be a worker, until the parent ends this process or has ended itself."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if modules is not None:
         own.look_beside(modules)
-    _given.append(given)
+    with contextlib.suppress(EOFError, OSError):  # of the connection: the parent has ended
+        connection.send(None)  # there
+        given = connection.recv()
+        while True:
+            task = connection.recv()
+            try:
+                connection.send(compute(given, task))
+            except Exception as error:  # whatever was raised, also by what cannot be sent
+                error.add_note(traceback.format_exc())
+                connection.send(_Raised(error))
 
 
 def _end_with_parent() -> None:
@@ -206,8 +235,3 @@ def _end_with_parent() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
-
-
-def _compute(task: Task) -> Measured:
-    (given,) = _given
-    return compute(given, task)

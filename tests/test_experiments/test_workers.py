@@ -2,12 +2,14 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import psutil
 import pytest
 
@@ -17,6 +19,7 @@ from experiments.data.loading import load
 from experiments.records.jsonl import decode, encode
 from experiments.records.trial import Trial
 from experiments.study import Model
+from experiments.train.checkpoints import checkpointed
 from experiments.workers import pool
 from experiments.workers.tasks import ATTEMPTS, Task
 from tests.test_experiments.examples import compiled_once
@@ -118,6 +121,17 @@ def test_a_worker_that_is_killed_changes_no_result(engine, place, tmp_path):
     worker = workers_of(job)[0]
     worker.send_signal(signal.SIGKILL)
     assert job.wait(PATIENCE) == 0, out.with_suffix(".log").read_text()
+    assert_as_of_one_process(out, place)
+
+
+def test_a_worker_that_is_killed_while_it_begins_changes_no_result(place, tmp_path):
+    out = tmp_path / "out"
+    job = started(place, out, "--workers", "2")
+    while not (workers := workers_of(job)):
+        time.sleep(0.01)
+    workers[0].kill()
+    assert job.wait(PATIENCE) == 0
+    assert "was lost; another one does." in out.with_suffix(".log").read_text()
     assert_as_of_one_process(out, place)
 
 
@@ -224,6 +238,7 @@ def test_a_worker_does_not_begin_where_others_end_before_it_has_begun():
         (("--ray", "local", "--gpus-per-trial", "-1"), "--gpus-per-trial is -1, but must be"),
         (("--ray", "local", "--gpus-per-trial", "1.5"), "--gpus-per-trial is 1.5, but must be"),
         (("--ray", "local", "--gpus-per-trial", "nan"), "--gpus-per-trial is nan, but must be"),
+        (("--ray", ""), "--ray is empty"),
         (("--ray", "127.0.0.1:1"), "No cluster of Ray is found at 127.0.0.1:1 ([Errno 111] Connection refused)"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -259,7 +274,52 @@ def test_programs_are_kept_in_the_users_cache_and_half_a_program_is_removed(tmp_
 
 
 def test_a_cache_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    before = jax.config.values["jax_compilation_cache_dir"]
     (tmp_path / "file").write_text("")
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     compile_cache.use()
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    compile_cache.use()
+    assert jax.config.values["jax_compilation_cache_dir"] == before and "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+def test_half_of_a_removed_checkpoint_is_never_taken_for_a_whole(tmp_path, monkeypatch):
+    def killed(path, **options):
+        (step,) = (step for step in path.iterdir() if step.name.isdecimal())
+        next(file for file in step.rglob("*") if file.is_file()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt), checkpointed(tmp_path, "a training") as kept:
+        kept.save(1, {"w": 1.0})
+    monkeypatch.undo()
+    with checkpointed(tmp_path, "a training") as kept:
+        assert kept.load({"w": 0.0}) == (0, {"w": 0.0})
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_of_two_processes_at_the_very_same_training_one_keeps_checkpoints(tmp_path):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from experiments.train.checkpoints import checkpointed\n"
+        "with checkpointed(Path(sys.argv[1]), 'a training') as kept:\n"
+        "    kept.save(1, {'w': 1.0})\n"
+        "    print('saved', flush=True)\n"
+        "    sys.stdin.readline()\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "saved\n"
+        with checkpointed(tmp_path, "a training") as ours:
+            assert ours.load({"w": 0.0}) == (0, {"w": 0.0})
+            ours.save(2, {"w": 2.0})
+        assert len(list(tmp_path.glob("[!.]*"))) == 1  # that of the other one, which goes on
+        other.communicate("\n")
+    assert other.returncode == 0 and not list(tmp_path.glob("[!.]*"))
