@@ -216,14 +216,15 @@ def _report(options: Report) -> int:
 
 def _sweep(options: Sweep) -> int:
     """Compute what is missing of a study, or say what that is."""
-    from experiments.checks import datasets_of, names_of_data
-    from experiments.train import distributed
     from experiments.workers import joining
 
     shard = _shard(options)
     joining.check_options(
         options.workers, ray=options.ray, gpus_per_trial=options.gpus_per_trial, coordinator=options.coordinator
     )
+    from experiments.checks import datasets_of, names_of_data
+    from experiments.train import distributed
+
     with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
         if options.config not in ready_configs():
             own.look_beside(config_file(options.config))
