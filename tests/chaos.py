@@ -55,6 +55,8 @@ changes = false
 ENGINES = {"one process": (), "two workers": ("--workers", "2"), "Ray": ("--ray", "local")}
 SHARES = {"one process": 0.4, "two workers": 0.4, "Ray": 0.2}
 """Of the kills, those of each engine."""
+_LATEST = 0.8
+"""The latest moment of a kill, in times of the undisturbed study: some studies must come to their end in between."""
 PATIENCE = 600
 """Seconds after which a process counts as hanging."""
 
@@ -143,7 +145,7 @@ def killed(place: Place, engine: str, kills: int, chance: random.Random) -> coll
         while True:
             before = lines_of(out)
             job = place.begun(out, engine)
-            moment = chance.uniform(0.0, 1.2 * place.seconds)
+            moment = chance.uniform(0.0, _LATEST * place.seconds)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 job.wait(moment)
             left = told["driver"] + told["worker"] < kills
