@@ -280,7 +280,7 @@ def test_a_training_that_is_cut_off_goes_on_from_its_checkpoint_to_the_same_numb
         return train(params, state, mask, keys)
 
     whole = run()
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("[!.]*"))
     save = Checkpoints.save
 
     def killed(self, epoch, state):
