@@ -87,7 +87,7 @@ def plan(
     `finished` trials say it best.
     """
     columns = ("data", "model", "cells", "networks", "kept", "compiling", "computing", "all", "estimated from")
-    table = Table(*columns, title="What would run, and about how many minutes it takes")
+    table = Table(*columns, title="What would run, and about how many minutes it takes one process")
     finished = list(finished)
     in_all = [0.0, 0.0]
     for name, model in itertools.product(study.data, study.model):
@@ -144,6 +144,8 @@ def _steady(
         cell = trial.method, trial.density
         if (seconds := seconds_of(trial)) is not None and cell in guessed.networks:
             by_cell.setdefault(cell, []).append(seconds)
+    ended = [(trial.made["finished"], (trial.method, trial.density)) for trial in finished if "finished" in trial.made]
+    first = min(ended)[1] if ended else (DENSE, 1.0)
     kinds: dict[tuple[str, bool], list[Cell]] = {}
     for cell in by_cell:
         kinds.setdefault((cell[0], has_curves(study, cell)), []).append(cell)
@@ -154,7 +156,7 @@ def _steady(
         if len(means) > 1:
             steady[kind] = float(np.median(means[:-1])), expected
             continue
-        compiling = guessed.compiling if kind[0] == DENSE else _COMPILING_A_SCORE
+        compiling = guessed.compiling if cells[0] == first else _COMPILING_A_SCORE
         steady[kind] = means[0] * expected / (expected + compiling / len(by_cell[cells[0]])), expected
     return steady, sum(map(len, by_cell.values()))
 

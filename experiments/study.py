@@ -228,6 +228,8 @@ def _built(kind: type, values: Mapping[str, Any], where: str) -> Any:
         if key not in fields:
             nearest = difflib.get_close_matches(key, fields, n=1)
             hint = f"; the nearest to it is {where}{nearest[0]}" if nearest else ""
+            if where and key in Study.__dataclass_fields__:
+                hint = f"; {key} belongs above the first table of the config"
             raise InputError(f"There is no key {where}{key}{hint}: there are {', '.join(fields)}.")
     for name, field in fields.items():
         absent = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

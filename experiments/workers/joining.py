@@ -33,7 +33,7 @@ def check_options(workers: int, *, ray: str | None, gpus_per_trial: float, coord
     several = {"--workers": workers > 1, "--ray": ray is not None, "--coordinator": coordinator is not None}
     given = [name for name, is_given in several.items() if is_given]
     if len(given) > 1:
-        raise InputError(f"{enumerated(given)} are ways to use several processes of which one is possible at a time.")
+        raise InputError(f"{enumerated(given)} divide a study in different ways: give one of them alone.")
 
 
 @contextlib.contextmanager

@@ -232,8 +232,11 @@ def test_a_worker_does_not_begin_where_others_end_before_it_has_begun():
     ("options", "words"),
     [
         (("--workers", "0"), "--workers is 0, but must be 1 or more."),
-        (("--workers", "2", "--ray", "local"), "--workers and --ray are ways to use several processes"),
-        (("--ray", "local", "--coordinator", "auto"), "--ray and --coordinator are ways"),
+        (
+            ("--workers", "2", "--ray", "local"),
+            "--workers and --ray divide a study in different ways",
+        ),
+        (("--ray", "local", "--coordinator", "auto"), "--ray and --coordinator divide a study in different ways"),
         (("--gpus-per-trial", "1"), "--gpus-per-trial needs --ray"),
         (("--ray", "local", "--gpus-per-trial", "-1"), "--gpus-per-trial is -1, but must be"),
         (("--ray", "local", "--gpus-per-trial", "1.5"), "--gpus-per-trial is 1.5, but must be"),
