@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from experiments import cost_estimate, study
+from experiments.base.shards import Shard
 from experiments.data.loading import DATASETS, load
 from experiments.networks import by_name
 from experiments.records.trial import Trial
@@ -55,6 +56,21 @@ def test_what_is_left_is_estimated_within_a_half_from_finished_networks(small, d
     real = sum(true_seconds(small, name)[1] for name in left)
     assert real / 1.5 < estimate.networks < 1.5 * real
     assert estimate.finished == 3 * cells
+
+
+def test_in_a_part_of_a_study_the_cell_that_ended_first_has_compiled_everything(small, digits):
+    guessed = cost_estimate.guess(small, small.model[0], digits)
+    part = list(settings_of(small, Shard(2, 2)))
+    done, left = part[:6], part[6:]  # random at 0.5, then synflow at 0.5
+    assert [name[2] for name in done[::3]] == ["random", "synflow"]
+    seconds = [SECONDS["random"] + COMPILING / small.seeds] * 3 + [SECONDS["synflow"] + SCORE / small.seeds] * 3
+    trials = [
+        Trial.partial(name, made={"seconds": each, "finished": f"2026-01-01T00:00:{number:02}"})
+        for number, (name, each) in enumerate(zip(done, seconds, strict=True))
+    ]
+    estimate = cost_estimate.cost(small, guessed, left, trials)
+    real = sum(SECONDS[name[2]] + CURVES * (name[3] == 0.2) for name in left)
+    assert real / 2 < estimate.networks < 2 * real
 
 
 def test_failed_networks_and_records_without_seconds_say_nothing(small, digits):

@@ -106,6 +106,7 @@ def test_the_order_of_methods_and_densities_does_not_matter(config):
         ('name = "small"', 'name = ""', "The model name '' is empty"),
         ('name = "small"', 'name = "a\\nb"', "The model name 'a\\nb' has a character that cannot be printed"),
         ('name = "small"', f'name = "{"é" * 51}"', "is longer than 100 bytes"),
+        ("epochs = 2", "epochs = 2\ntrain_images = 5", "train_images belongs above the first table of the config"),
         ("[measure]", "[measure]\nloss_level = inf", "measure.loss_level is inf, but must be a positive number"),
         ("[measure]", "[measure]\nscore_inputs = -1", "measure.score_inputs is -1, but must be at least 0"),
     ],
