@@ -55,6 +55,8 @@ changes = false
 ENGINES = {"one process": (), "two workers": ("--workers", "2"), "Ray": ("--ray", "local")}
 SHARES = {"one process": 0.4, "two workers": 0.4, "Ray": 0.2}
 """Of the kills, those of each engine."""
+_WORKERS = ("spawn_main", "ray::_compute", "ray::IDLE")
+"""What stands in the command lines of workers. (Ray ends with its other processes.)"""
 _LATEST = 0.8
 """The latest moment of a kill, in times of the undisturbed study: some studies must come to their end in between."""
 PATIENCE = 600
@@ -173,7 +175,7 @@ def kill_one(job: subprocess.Popen, engine: str, chance: random.Random) -> str:
     with contextlib.suppress(psutil.Error):
         children = psutil.Process(job.pid).children(recursive=True)
         commands = {child: " ".join(child.cmdline()) for child in children}
-        workers = [child for child, line in commands.items() if "spawn_main" in line or "ray::" in line]
+        workers = [child for child, line in commands.items() if any(name in line for name in _WORKERS)]
         if workers and chance.random() < 0.5:
             chance.choice(workers).kill()
             return "worker"
@@ -240,6 +242,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--kills", type=int, default=100, help="how many in all")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    parser.add_argument("--engine", choices=ENGINES, help="this one alone, with its part of the kills")
     options = parser.parse_args()
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as root:
@@ -247,6 +250,8 @@ def main() -> int:
             place = undisturbed(Path(root))
             say(f"{len(place.trials)} trials, {place.seconds:.1f} s undisturbed")
             for engine, share in SHARES.items():
+                if options.engine not in (None, engine):
+                    continue
                 begin = time.monotonic()
                 told = killed(place, engine, round(share * options.kills), chance)
                 say(
