@@ -57,6 +57,8 @@ SHARES = {"one process": 0.4, "two workers": 0.4, "Ray": 0.2}
 """Of the kills, those of each engine."""
 _WORKERS = ("spawn_main", "ray::_compute", "ray::IDLE")
 """What stands in the command lines of workers. (Ray ends with its other processes.)"""
+_BLOCK = 4096
+"""Bytes that a disk gives to a file at a time."""
 _LATEST = 0.8
 """The latest moment of a kill, in times of the undisturbed study: some studies must come to their end in between."""
 PATIENCE = 600
@@ -197,8 +199,9 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 def full_disk(place: Place, engine: str) -> str:
     """A disk that fills in the middle and is then made larger; gives what happened."""
     disk = place.root / f"disk of {engine}"
-    whole = sum(path.stat().st_size for path in (place.root / "undisturbed").rglob("*") if path.is_file())
-    with small_disk(disk, whole // 2):
+    files = [path for path in (place.root / "undisturbed").rglob("*") if path.is_file()]
+    whole = sum(-(-path.stat().st_size // _BLOCK) * _BLOCK for path in files)
+    with small_disk(disk, 2 * whole // 3):
         out = disk / "out"
         status = place.begun(out, engine).wait(PATIENCE)
         said, before = place.log().strip().splitlines()[-1], lines_of(out)
