@@ -40,7 +40,7 @@ fuzz: $(INSTALLED) ## hold 1,200 random networks to their listed paths, in minut
 mutants: $(INSTALLED) ## break one line of pathjax at a time and see whether the tests notice; an hour
 	$(BIN)/python tests/mutants.py
 
-chaos: $(INSTALLED) ## kill a small study 100 times, fill its disk, forbid its folder, and see that no result is lost; minutes
+chaos: $(INSTALLED) ## kill a small study 100 times, fill its disk, forbid its folder, and see that no result is lost; half an hour to an hour
 	$(BIN)/python tests/chaos.py
 
 lint: $(INSTALLED) ## ruff: rules and formatting

@@ -226,8 +226,8 @@ def _sweep(options: Sweep) -> int:
     from experiments.train import distributed
 
     with distributed.joined(options.coordinator, processes=options.processes, process=options.process):
-        if options.config not in ready_configs():
-            own.look_beside(config_file(options.config))
+        if (beside := _modules(options)) is not None:
+            own.look_beside(beside)
         name, study = read(options.config, datasets=names_of_data(options.data_dir), changes=options.set)
         cells = len(study.data) * len(study.model) * len(study.cells)
         if shard.number > cells:
@@ -325,7 +325,7 @@ def _run(study: Study, datasets: dict[str, Dataset], out: Path, options: Report 
             if workers is None:
                 sweep.run(study, folder, reporter, datasets, finished)
             else:
-                driver.run(study, folder, reporter, datasets, workers, finished)
+                driver.run(study, folder, reporter, datasets, _modules(options), workers, finished)
         if distributed.is_first():
             _say([trial_table.write(out, map(trial_table.as_kept, folder.trials()), claim.options)], console)
         console.print(sweep.best(folder.trials()))
@@ -340,10 +340,15 @@ def _workers(options: Report | Sweep) -> Workers | None:
 
     if isinstance(options, Report):
         return None
-    modules = None if options.config in ready_configs() else config_file(options.config)
     if options.ray is not None:
-        return cluster.at_hand(options.gpus_per_trial, modules)
-    return pool.at_hand(options.workers, modules) if options.workers > 1 else None
+        return cluster.at_hand(options.gpus_per_trial)
+    return pool.at_hand(options.workers) if options.workers > 1 else None
+
+
+def _modules(options: Report | Sweep) -> Path | None:
+    """The file beside which modules of one's own are found; None for a ready config."""
+    config = getattr(options, "config", None)
+    return None if config is None or config in ready_configs() else config_file(config)
 
 
 def _merge(options: Merge) -> int:

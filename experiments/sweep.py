@@ -24,7 +24,7 @@ from experiments.base import origin
 from experiments.base.errors import InputError
 from experiments.base.files import cannot_write, is_of_the_disk
 from experiments.base.shards import WHOLE, Shard
-from experiments.base.wording import all_digits, counted
+from experiments.base.wording import all_digits, counted, first_line
 from experiments.data.loading import Dataset
 from experiments.measure import kernel_pictures
 from experiments.records import results_folder
@@ -325,8 +325,7 @@ def _attempt(bench: Workbench, group: Group, seeds: tuple[int, ...], reporter: R
     except Exception as error:  # whatever fails, the rest of the study goes on, unless there is no place to keep it
         if isinstance(error, OSError) and is_of_the_disk(error):
             raise cannot_write(error.filename or "to the output folder", error) from error
-        lines = str(error).strip().splitlines() or ["no message"]
-        reason = f"{type(error).__name__}: {lines[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         out_of_memory = any(words in reason for words in ("RESOURCE_EXHAUSTED", "MemoryError"))
         return _Failure(reason, out_of_memory, time.perf_counter() - begin)
     seconds = (time.perf_counter() - begin) / len(measured.trials)

@@ -6,7 +6,7 @@ random moment; the same command is then given again, until the study is whole. A
 finished must still be there; at the end the trials and the pictures must be the same, to the byte but for when and by
 what they were computed. Run it as `make chaos`, or
 
-    python tests/chaos.py [--kills N] [--seed SEED]
+    python tests/chaos.py [--kills N] [--seed SEED] [--engine NAME]
 
 It prints what it did and ends with status 1 where a trial was lost or differs.
 """

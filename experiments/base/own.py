@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.base.errors import InputError
+from experiments.base.wording import first_line
 
 __all__ = ["OTHER_DATA", "called", "function_of", "is_file", "is_function", "look_beside", "short_name"]
 
@@ -85,8 +86,7 @@ def _described(error: Exception) -> str:
     """The first line of an error in one's own code, and where it was raised."""
     if isinstance(error, SyntaxError):  # whose words name the file without its folder
         return f"{type(error).__name__}: {error.msg} ({error.filename}:{error.lineno})"
-    lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0].rstrip('.')} ({_place(error)})"
+    return f"{type(error).__name__}: {first_line(error)} ({_place(error)})"
 
 
 def _place(error: Exception) -> str:

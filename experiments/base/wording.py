@@ -11,10 +11,12 @@ __all__ = [
     "counted",
     "enumerated",
     "factor",
+    "first_line",
     "number",
     "percent",
     "points",
     "share_or_times",
+    "some_of",
 ]
 
 
@@ -25,6 +27,26 @@ def enumerated(parts: Sequence[str]) -> str:
     'a, b and c'
     """
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def some_of(parts: Sequence[str], most: int = 4) -> str:
+    """The first parts, and how many more there are.
+
+    >>> some_of(["a is 1", "b is 2", "c is 3"], most=2)
+    'a is 1; b is 2; and 1 more'
+    """
+    more = [f"and {len(parts) - most} more"] if len(parts) > most else []
+    return "; ".join([*parts[:most], *more])
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message without its full stop; the error's type where it has no message.
+
+    >>> first_line(ValueError("It is odd.\\nMuch more.")), first_line(ValueError())
+    ('It is odd', 'ValueError')
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
 
 
 def all_digits(value: float) -> str:

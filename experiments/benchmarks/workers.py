@@ -2,7 +2,7 @@
 
 `python -m experiments.benchmarks.workers` runs the command `sweep digits` at one density, with one seed and a few
 methods, on three networks as it stands there: once with no compiled program at hand, then again into another folder
-with those that the first one left. The whole study has twelve times as many networks to train for the same programs.
+with those that the first one left. The whole study has thirty times as many networks to train with the same programs.
 """
 
 from __future__ import annotations

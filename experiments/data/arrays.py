@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.base import own
 from experiments.base.errors import InputError
-from experiments.base.wording import enumerated
+from experiments.base.wording import enumerated, first_line
 
 __all__ = ["Arrays", "file_hash", "from_file", "from_function"]
 
@@ -68,8 +68,7 @@ def from_file(file: str) -> Arrays:
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        reason = (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
-        raise InputError(f"{path} is not a .npz file of arrays of numbers ({reason}).") from error
+        raise InputError(f"{path} is not a .npz file of arrays of numbers ({first_line(error)}).") from error
     return _checked(str(path), given)
 
 

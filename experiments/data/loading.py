@@ -21,6 +21,7 @@ import numpy as np
 
 from experiments.base import own
 from experiments.base.errors import InputError, check_known
+from experiments.base.wording import first_line
 from experiments.data import arrays
 from experiments.data.arrays import Arrays
 
@@ -240,9 +241,8 @@ def _read(folder: Path) -> tuple[int, Split, Split]:
     except InputError:
         raise
     except Exception as error:  # TFDS lets through whatever its parsers raise on files that are no data set
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(
-            f"The folder {folder} is not a complete data set ({reason[0].rstrip('.')}); remove it and try again."
+            f"The folder {folder} is not a complete data set ({first_line(error)}); remove it and try again."
         ) from error
     for _, labels in (train, test):
         if labels.min() < 0 or labels.max() >= classes:

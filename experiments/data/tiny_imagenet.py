@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments.base.errors import InputError
+from experiments.base.wording import first_line
 
 __all__ = ["TinyImagenet", "main", "prepare"]
 
@@ -91,8 +92,7 @@ def prepare(source: Path, *, data_dir: Path | None = None) -> None:
         tfds.disable_progress_bar()
         TinyImagenet(source=source, data_dir=data_dir, file_format="array_record").download_and_prepare()
     except (OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"Tiny ImageNet cannot be read from {source}: {lines[0].rstrip('.')}.") from error
+        raise InputError(f"Tiny ImageNet cannot be read from {source}: {first_line(error)}.") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments.base.errors import InputError
 from experiments.base.files import append_lines, cannot_write, write_atomically
-from experiments.base.wording import counted, enumerated
+from experiments.base.wording import counted, enumerated, some_of
 from experiments.records import results_folder, stored_lines, study_table, trial_table
 from experiments.records.jsonl import encode
 from experiments.records.stored_lines import StoredLines
@@ -25,9 +25,6 @@ _OF_ALL = ("jax_", "source of ")
 """How keys of `Trial.setting` begin that one sweep gives to all trials of a data set and a model, or to none."""
 
 _REMEDY = "leave one of the folders out, or join them into different ones."
-
-_SHOWN = 4
-"""How many differences a refusal names."""
 
 
 class _Part(NamedTuple):
@@ -148,7 +145,7 @@ def _check_configs(there: Path, one: Mapping[str, Any], here: Path, other: Mappi
     ):
         differing = _differences(one[kind], there, other[kind], here)
         if differing:
-            raise InputError(f"{there} and {here} hold {what}: {_some(differing)}. {remedy}")
+            raise InputError(f"{there} and {here} hold {what}: {some_of(differing)}. {remedy}")
 
 
 def _trials(parts: Sequence[_Part]) -> dict[Name, _Kept]:
@@ -174,7 +171,7 @@ def _check_same(one: _Kept, other: _Kept) -> None:
     differing += [name for name in values[0] if values[0][name] != values[1][name]]
     raise InputError(
         f"{one.trial.title} has different results in {one.folder} and {other.folder}, which differ in "
-        f"{_some(differing)}. {_REMEDY.capitalize()}"
+        f"{some_of(differing)}. {_REMEDY.capitalize()}"
     )
 
 
@@ -238,11 +235,6 @@ def _differences(one: Mapping[str, Any], there: Path, other: Mapping[str, Any], 
     ]
 
 
-def _some(differing: Sequence[str]) -> str:
-    more = [f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else []
-    return "; ".join([*differing[:_SHOWN], *more])
-
-
 def _of_half(folder: Path) -> str:
     return (
         f"The last line of {folder / 'results.jsonl'} is written only in part, by a process that is still writing or "
@@ -275,10 +267,7 @@ def _counts(out: Path, parts: Sequence[_Part], joined: _Joined) -> list[str]:
         count = len(stored_lines.newest(part.stored.trials))
         counts.append(f"{part.folder}: {counted(count, 'trial')}, of which {taken[part.folder]} are new in {out}")
     others = len(joined.trials) - len(joined.of_study())
-    if others:
-        are = "is not part of the study: it stays" if others == 1 else "are not part of the study: they stay"
-        counts.append(f"{counted(others, 'trial')} in {out} {are} there and in no figure.")
-    return counts
+    return counts + results_folder.told_of_others(others, out / "results.jsonl")
 
 
 def _next_steps(out: Path, joined: _Joined) -> list[str]:

@@ -19,16 +19,24 @@ from typing import Any
 
 from experiments.base.errors import InputError
 from experiments.base.files import append_lines, cut_end, write_atomically
-from experiments.base.wording import counted, enumerated
+from experiments.base.wording import counted, enumerated, some_of
 from experiments.records import stored_lines
 from experiments.records.jsonl import encode
 from experiments.records.stored_lines import BrokenLine, StoredLines
 from experiments.records.trial import Name, Trial, device_of, tree_of
 
-__all__ = ["Claim", "Folder", "Unkept", "claimed", "locked", "looked_at", "mended", "spelled", "write_config"]
-
-_SHOWN = 4
-"""How many differences a refusal names."""
+__all__ = [
+    "Claim",
+    "Folder",
+    "Unkept",
+    "claimed",
+    "locked",
+    "looked_at",
+    "mended",
+    "spelled",
+    "told_of_others",
+    "write_config",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +195,7 @@ def _agreed(claim: Claim, stored: StoredLines) -> Folder:
     missing = (set(claim.settings) - set(kept)) | incomplete | again
     made_for_this = {name for name, trial in kept.items() if trial.made.get("study") == claim.study}
     others = all_trials.keys() - kept.keys() - claim.names
-    notes = [*_of_others(len(others), claim), *_of_incomplete(incomplete, claim, kept)]
+    notes = [*told_of_others(len(others), claim.results), *_of_incomplete(incomplete, claim, kept)]
     notes += _of_origins(claim.origin, [trial.made for trial in kept.values()])
     return Folder(claim.out, kept, missing, frozenset(missing | made_for_this), notes)
 
@@ -239,9 +247,8 @@ def _check_settings(claim: Claim, kept: Iterable[Trial]) -> None:
 
 
 def _another_configuration(out: Path, differing: Sequence[str], where: str) -> InputError:
-    shown = [*differing[:_SHOWN], *([f"and {len(differing) - _SHOWN} more"] if len(differing) > _SHOWN else [])]
     return InputError(
-        f"{out} holds the results of another configuration: {'; '.join(shown)}{where}. "
+        f"{out} holds the results of another configuration: {some_of(differing)}{where}. "
         "Give another folder with --out, or the options of before."
     )
 
@@ -264,11 +271,12 @@ def spelled(table: Mapping[str, Any], key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _of_others(count: int, claim: Claim) -> list[str]:
+def told_of_others(count: int, results: Path) -> list[str]:
+    """That so many trials of a file are of no study as it is now; nothing where there are none."""
     if not count:
         return []
     are = "is not part of this study: it stays" if count == 1 else "are not part of this study: they stay"
-    return [f"{counted(count, 'trial')} in {claim.results} {are} there and in no figure."]
+    return [f"{counted(count, 'trial')} in {results} {are} there and in no figure."]
 
 
 def _of_incomplete(incomplete: set[Name], claim: Claim, kept: Mapping[Name, Trial]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from experiments.base.errors import InputError
+from experiments.base.wording import first_line
 
 if TYPE_CHECKING:
     from experiments.data.loading import Dataset
@@ -173,6 +174,5 @@ def _exchanged(message: str) -> list[str]:
 
 def _one_line(error: Exception) -> str:
     """The first line of an error's message without its full stop, after the error's type if it is no InputError."""
-    lines = str(error).strip().splitlines() or [""]
-    first = lines[0].rstrip(".")
+    first = first_line(error)
     return first if isinstance(error, InputError) else f"{type(error).__name__}: {first}"

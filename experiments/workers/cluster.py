@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.base import compile_cache, origin, own
+from experiments.base import compile_cache, origin
 from experiments.base.errors import InputError
 from experiments.base.versions import versions
-from experiments.base.wording import enumerated
+from experiments.base.wording import enumerated, first_line
 from experiments.records.progress import Reporter
 from experiments.workbench import Measured
-from experiments.workers.joining import first_line
 from experiments.workers.tasks import ATTEMPTS, Given, Task, compute, lost
 
 __all__ = ["Cluster", "at_hand"]
@@ -34,12 +32,10 @@ class Cluster(NamedTuple):
     Attributes:
         origin: what its workers compute with, as `origin.here()`.
         gpus: GPUs of each task; a part of one where several share it.
-        modules: the file beside which workers find modules of one's own, if any.
     """
 
     origin: dict[str, Any]
     gpus: float
-    modules: Path | None
 
     @property
     def side_by_side(self) -> bool:
@@ -52,7 +48,7 @@ class Cluster(NamedTuple):
 
         held = ray.put(given)
         remote: Any = ray.remote(_compute).options(**_resources(self.gpus))
-        running = {remote.remote(held, self.modules, task): task for task in tasks}
+        running = {remote.remote(held, task): task for task in tasks}
         try:
             while running:
                 reporter.stage(f"{len(running)} cells left")
@@ -64,7 +60,7 @@ class Cluster(NamedTuple):
                     ray.cancel(reference, force=True)
 
 
-def at_hand(gpus: float, modules: Path | None) -> Cluster:
+def at_hand(gpus: float) -> Cluster:
     """The cluster that this process has joined, with so many GPUs for each task.
 
     Raises InputError where no machine of it has so many or is free, or its workers have other versions of packages.
@@ -82,7 +78,7 @@ def at_hand(gpus: float, modules: Path | None) -> Cluster:
             f"{' and GPU' if gpus else ''}. See `ray status`, or wait until others have ended."
         ) from error
     _check_versions(theirs["versions"])
-    return Cluster(theirs, gpus, modules)
+    return Cluster(theirs, gpus)
 
 
 def _origin() -> dict[str, Any]:
@@ -105,10 +101,8 @@ def _resources(gpus: float) -> dict[str, Any]:
     return options
 
 
-def _compute(given: Given, modules: Path | None, task: Task) -> Measured:
+def _compute(given: Given, task: Task) -> Measured:
     compile_cache.use()
-    if modules is not None:
-        own.look_beside(modules)
     return compute(given, task)
 
 

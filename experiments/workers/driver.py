@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from experiments import sweep
@@ -43,11 +44,15 @@ def run(
     folder: Folder,
     reporter: Reporter,
     datasets: Mapping[str, Dataset],
+    modules: Path | None,
     workers: Workers,
     finished: Finished | None = None,
 ) -> None:
-    """Let workers compute what the folder lacks, and keep each part as soon as it is finished, as `sweep.keep_all`."""
-    given = Given(study, datasets, (folder.path / "checkpoints").absolute(), numeric_options())
+    """Let workers compute what the folder lacks, and keep each part as soon as it is finished, as `sweep.keep_all`.
+
+    `modules` is the file beside which workers find modules of one's own, if any.
+    """
+    given = Given(study, datasets, modules, (folder.path / "checkpoints").absolute(), numeric_options())
     tasks = tasks_of(study, folder, whole_cells=workers.side_by_side)
     with contextlib.closing(workers.computed(given, tasks, reporter)) as computed:
         sweep.keep_all(folder, computed, reporter, finished)

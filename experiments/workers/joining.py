@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from experiments.base.errors import InputError
-from experiments.base.wording import enumerated
+from experiments.base.wording import enumerated, first_line
 
-__all__ = ["LOCAL", "check_options", "first_line", "joined"]
+__all__ = ["LOCAL", "check_options", "joined"]
 
 LOCAL = "local"
 """The address that stands for a cluster of this machine alone, which ends with this process."""
@@ -79,9 +79,3 @@ def _not_found(address: str, error: Exception) -> InputError:
         f"No cluster of Ray is found at {address} ({first_line(error)}): `ray start --head` begins one, and --ray "
         f"{LOCAL} one on this machine alone."
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message without its full stop."""
-    lines = str(error).strip().splitlines() or ["no message"]
-    return lines[0].rstrip(".")

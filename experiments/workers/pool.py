@@ -15,13 +15,12 @@ import traceback
 from collections.abc import Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from pathlib import Path
 from time import monotonic as clock
 from typing import Any, NamedTuple
 
 import jax
 
-from experiments.base import origin, own
+from experiments.base import origin
 from experiments.base.errors import InputError
 from experiments.records.progress import Reporter
 from experiments.workbench import Measured
@@ -30,7 +29,7 @@ from experiments.workers.tasks import ATTEMPTS, Given, Task, compute, lost
 __all__ = ["Pool", "at_hand"]
 
 
-def at_hand(workers: int, modules: Path | None) -> Pool:
+def at_hand(workers: int) -> Pool:
     """So many workers on this machine. Raises InputError where they would have to share an accelerator."""
     platform = jax.default_backend()
     if platform != "cpu":
@@ -38,15 +37,14 @@ def at_hand(workers: int, modules: Path | None) -> Pool:
             f"--workers would share one {platform}, and its memory: give --ray local --gpus-per-trial 1 instead, or "
             "set JAX_PLATFORMS=cpu."
         )
-    return Pool(workers, modules)
+    return Pool(workers)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """So many workers on this machine. `modules` is the file beside which modules of one's own are found, if any."""
+    """So many workers on this machine."""
 
     workers: int
-    modules: Path | None = None
 
     @property
     def side_by_side(self) -> bool:
@@ -71,7 +69,7 @@ class Pool:
                     task = queue.next(place, [other.place for other in busy.values() if other.place])
                     if task is None:
                         break
-                    worker = idle.pop() if idle else _Worker(given, self.modules)
+                    worker = idle.pop() if idle else _Worker(given)
                     attempts[task] += 1
                     busy[worker.connection] = worker
                     worker.begin(task)
@@ -118,12 +116,12 @@ class _Worker:
     is_first: bool
     begun: float
 
-    def __init__(self, given: Given, modules: Path | None) -> None:
+    def __init__(self, given: Given) -> None:
         context = multiprocessing.get_context("spawn")  # a fork of a process whose threads compute may hang
         self.connection, theirs = context.Pipe()
         self.place: tuple[str, str] | None = None
         self._given, self._is_there = given, False
-        self._process = context.Process(target=_work, args=(theirs, modules))
+        self._process = context.Process(target=_work, args=(theirs,))
         resource_tracker.ensure_running()  # which would let interruptions through again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # in its terminal: this process ends it
         try:
@@ -213,11 +211,9 @@ class _Queue:
         self._tasks.insert(0, task)
 
 
-def _work(connection: Connection, modules: Path | None) -> None:
+def _work(connection: Connection) -> None:
     """Be a worker, until the parent ends this process or has ended itself."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    if modules is not None:
-        own.look_beside(modules)
     with contextlib.suppress(EOFError, OSError):  # of the connection: the parent has ended
         connection.send(None)  # there
         given = connection.recv()

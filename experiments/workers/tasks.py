@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments import sweep
+from experiments.base import own
 from experiments.base.wording import all_digits
 from experiments.data.loading import Dataset
 from experiments.records.results_folder import Folder
@@ -29,12 +30,14 @@ class Given:
     Attributes:
         study: the study.
         datasets: its data sets, whole, by their names in results.
+        modules: the file beside which modules of one's own are found, if any.
         checkpoints: the folder for checkpoints of long trainings, used where a worker sees the output folder.
         numeric_options: the options of JAX that decide numbers, as they are in the process that read the study.
     """
 
     study: Study
     datasets: Mapping[str, Dataset]
+    modules: Path | None
     checkpoints: Path
     numeric_options: Mapping[str, Any]
 
@@ -100,6 +103,8 @@ def _workbench(given: Given, task: Task) -> Workbench:
             return bench
         _LAST.clear()  # before the next one needs the memory
         del bench
+    if given.modules is not None:
+        own.look_beside(given.modules)
     for name, value in given.numeric_options.items():
         jax.config.update(name, value)
     checkpoints = given.checkpoints if given.checkpoints.parent.is_dir() else None

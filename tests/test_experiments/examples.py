@@ -1,7 +1,10 @@
-"""Trials and kernels made up for tests."""
+"""Trials and kernels made up for tests, and studies that they run as commands."""
 
 import contextlib
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,10 @@ import jax
 import numpy as np
 
 from experiments.measure.kernel_pictures import KernelPictures
+from experiments.records.jsonl import decode, encode
 from experiments.records.trial import Trial
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -29,6 +35,41 @@ def compiled_once(folder: Path) -> Iterator[None]:
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def sweeping(place: Path, out: Path, *more: str, config: str | Path = "small.toml") -> list[str]:
+    """The arguments of a sweep into `out`, of a folder that has its config, and its data sets in `data`."""
+    return ["sweep", str(place / config), "--out", str(out), "--data-dir", str(place / "data"), *more]
+
+
+def started(
+    place: Path, out: Path, *more: str, config: str | Path = "small.toml", log: Path | None = None
+) -> subprocess.Popen:
+    """A sweep in a process of its own, which writes all it says to `log`; its programs are in `place / "compiled"`."""
+    environment = {
+        "JAX_ENABLE_X64": "1",  # as in the tests
+        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    with open(log or os.devnull, "w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments", *sweeping(place, out, *more, config=config)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=file,
+            stderr=subprocess.STDOUT if log else None,
+        )
+
+
+def trials_of(out: Path) -> list[Trial]:
+    """The trials in the lines of results.jsonl, in their order."""
+    return [decode(line, Trial) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def plain(out: Path) -> list[str]:
+    """The lines of results.jsonl in one order, without what tells when, where and by what they were computed."""
+    return sorted(encode(dataclasses.replace(trial, made={})) for trial in trials_of(out))
 
 
 def example_trial(**changed: Any) -> Trial:

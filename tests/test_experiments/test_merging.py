@@ -185,7 +185,7 @@ def test_devices_states_of_the_program_and_trials_of_other_studies_are_told(out,
         "The study was computed by different states of the program, 4 trials by commit aaaaaaaaaa and 2 trials by "
         "commit bbbbbbbbbb: they are taken as they are, whatever changed in between.",
     ]
-    assert f"1 trial in {out} is not part of the study: it stays there and in no figure." in told
+    assert f"1 trial in {out / 'results.jsonl'} is not part of this study: it stays there and in no figure." in told
     assert f"{out}: 6 of 6 trials of the study" in told and len(results_of(out)) == 7
 
 

@@ -17,12 +17,11 @@ from experiments.base.shards import WHOLE, Shard
 from experiments.data.loading import load
 from experiments.measure.kernel_pictures import file_of
 from experiments.records import results_folder, study_table
-from experiments.records.jsonl import decode, encode
 from experiments.records.trial import Trial
 from experiments.report import opening
 from experiments.setting import settings_of
 from experiments.study import Model, Study
-from tests.test_experiments.examples import compiled_once
+from tests.test_experiments.examples import compiled_once, plain, trials_of
 
 ROOT = Path(__file__).parents[2]
 STUDY = Study(
@@ -109,16 +108,6 @@ def place(tmp_path_factory):
 
 def run(place, *more):
     return command.main(["sweep", str(place / "small.toml"), "--data-dir", str(place / "data"), *more])
-
-
-def trials_of(out):
-    return [decode(line, Trial) for line in (out / "results.jsonl").read_text().splitlines()]
-
-
-def plain(out):
-    """The lines of results.jsonl by the names of trials, without what tells when and where they were computed."""
-    trials = sorted(trials_of(out), key=lambda trial: trial.name)
-    return [encode(dataclasses.replace(trial, made={})) for trial in trials]
 
 
 def rows(printed):

@@ -3,13 +3,10 @@
 import contextlib
 import dataclasses
 import math
-import os
 import pickle
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -30,7 +27,7 @@ from experiments.records.jsonl import decode, encode
 from experiments.records.progress import SILENT, _Lines
 from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS
 from experiments.records.trial import Trial
-from tests.test_experiments.examples import compiled_once
+from tests.test_experiments.examples import compiled_once, plain, started, sweeping, trials_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -72,26 +69,7 @@ def place(tmp_path_factory):
 
 
 def run(place, out, *more, config="small.toml"):
-    return command.main(["sweep", str(place / config), "--out", str(out), "--data-dir", str(place / "data"), *more])
-
-
-def started(place, out, *more, config="small.toml", log=None):
-    """The same command in a process of its own, which writes all it says to `log`."""
-    arguments = ["sweep", str(place / config), "--out", str(out), "--data-dir", str(place / "data"), *more]
-    environment = {
-        "JAX_ENABLE_X64": "1",  # as in the tests
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-    with open(log or os.devnull, "w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments", *arguments],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=file,
-            stderr=subprocess.STDOUT if log else None,
-        )
+    return command.main(sweeping(place, out, *more, config=config))
 
 
 @contextlib.contextmanager
@@ -138,15 +116,6 @@ def same_but_for_rounding(one, other):
 AFTER = {"train_loss", "test_loss", "test_accuracy"} | {
     f"{kernel}_{how}" for kernel in ("ntk", "path_kernel") for how in ("change", "distance")
 }
-
-
-def trials_of(out):
-    return [decode(line, Trial) for line in (out / "results.jsonl").read_text().splitlines()]
-
-
-def plain(out):
-    """The lines of results.jsonl in order, without what tells when and where they were computed."""
-    return sorted(encode(dataclasses.replace(trial, made={})) for trial in trials_of(out))
 
 
 def test_every_trial_is_there_once_and_whole(place):
@@ -337,17 +306,17 @@ def test_bad_configs_end_in_one_sentence(place, tmp_path, capsys):
 
 
 def test_a_network_of_ones_own_is_named_by_its_module(place, tmp_path, capsys, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "own_of_sweep.py").write_text(
         "from experiments.networks.layers import IMAGE, OUTPUTS, Layer, Options, build\n"
         "def tiny(shape, outputs, *, widths=None, **options):\n"
         '    steps = (Layer("conv", IMAGE, "conv", window=3), "mean", Layer("dense", "conv", OUTPUTS, normed=False))\n'
         '    return build(shape, steps, {"conv": 8, OUTPUTS: outputs}, widths or {}, Options(**options))\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
-    network = workbench.network_of(study.Model("own", "mine:tiny", factor=0.5), (8, 8, 1), 3)
+    network = workbench.network_of(study.Model("own", "own_of_sweep:tiny", factor=0.5), (8, 8, 1), 3)
     assert network.widths == {"conv": 4, "outputs": 3}
     for name, words in (
-        ("mine:huge", f"{tmp_path / 'mine.py'} has no function huge."),
+        ("own_of_sweep:huge", f"{tmp_path / 'own_of_sweep.py'} has no function huge."),
         ("yours:tiny", "No module named 'yours'"),
         ("math:dist", "cannot be made"),
         ("builtins:dict", "cannot be made"),

@@ -1,6 +1,6 @@
 """Studies whose cells are computed by other processes, which are killed in the middle."""
 
-import dataclasses
+import contextlib
 import os
 import shutil
 import signal
@@ -16,13 +16,11 @@ import pytest
 from experiments import __main__ as command
 from experiments.base import compile_cache
 from experiments.data.loading import load
-from experiments.records.jsonl import decode, encode
-from experiments.records.trial import Trial
 from experiments.study import Model
 from experiments.train.checkpoints import checkpointed
 from experiments.workers import pool
 from experiments.workers.tasks import ATTEMPTS, Task
-from tests.test_experiments.examples import compiled_once
+from tests.test_experiments.examples import compiled_once, plain, started, sweeping, trials_of
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -56,29 +54,13 @@ def place(tmp_path_factory):
     load("digits", data_dir=root / "data")
     (root / "small.toml").write_text(CONFIG)
     with compiled_once(root / "compiled"):
-        assert command.main(["sweep", *arguments(root, root / "out")]) == 0
+        assert command.main(sweeping(root, root / "out")) == 0
     return root
 
 
-def arguments(place, out, *more, config="small.toml"):
-    return [str(place / config), "--out", str(out), "--data-dir", str(place / "data"), *more]
-
-
-def started(place, out, *more, config="small.toml"):
+def begun(place, out, *more, config="small.toml"):
     """The command in a process of its own, which writes all that it says beside `out`."""
-    environment = {
-        "JAX_ENABLE_X64": "1",  # as in the tests
-        "JAX_COMPILATION_CACHE_DIR": str(place / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    with out.with_suffix(".log").open("a") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments", "sweep", *arguments(place, out, *more, config=config)],
-            cwd=ROOT,
-            env=os.environ | environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
+    return started(place, out, *more, config=config, log=out.with_suffix(".log"))
 
 
 def wait_for_results(job, out, count):
@@ -89,25 +71,21 @@ def wait_for_results(job, out, count):
         time.sleep(0.01)
 
 
-def found(out):
-    """The lines of results.jsonl in order, without what tells when and where they were computed."""
-    lines = (out / "results.jsonl").read_text().splitlines()
-    return sorted(encode(dataclasses.replace(decode(line, Trial), made={})) for line in lines)
-
-
 def assert_as_of_one_process(out, place):
     """What is kept is what one process finds, to the byte, once each; so are the pictures."""
-    assert found(out) == found(place / "out")
+    assert plain(out) == plain(place / "out")
     for pictures in (place / "out" / "kernels").iterdir():
         assert (out / "kernels" / pictures.name).read_bytes() == pictures.read_bytes()
 
 
 def workers_of(job):
     """The processes that compute for a job."""
-    children = psutil.Process(job.pid).children(recursive=True)
-    return [
-        child for child in children if "spawn_main" in (line := " ".join(child.cmdline())) or "ray::_compute" in line
-    ]
+    workers = []
+    for child in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if any(name in " ".join(child.cmdline()) for name in ("spawn_main", "ray::_compute")):
+                workers.append(child)
+    return workers
 
 
 ENGINES = [pytest.param(("--workers", "2"), id="workers"), pytest.param(("--ray", "local"), id="ray")]
@@ -116,7 +94,7 @@ ENGINES = [pytest.param(("--workers", "2"), id="workers"), pytest.param(("--ray"
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_worker_that_is_killed_changes_no_result(engine, place, tmp_path):
     out = tmp_path / "out"
-    job = started(place, out, *engine)
+    job = begun(place, out, *engine)
     wait_for_results(job, out, 2)
     worker = workers_of(job)[0]
     worker.send_signal(signal.SIGKILL)
@@ -126,7 +104,7 @@ def test_a_worker_that_is_killed_changes_no_result(engine, place, tmp_path):
 
 def test_a_worker_that_is_killed_while_it_begins_changes_no_result(place, tmp_path):
     out = tmp_path / "out"
-    job = started(place, out, "--workers", "2")
+    job = begun(place, out, "--workers", "2")
     while not (workers := workers_of(job)):
         time.sleep(0.01)
     workers[0].kill()
@@ -138,7 +116,7 @@ def test_a_worker_that_is_killed_while_it_begins_changes_no_result(place, tmp_pa
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_driver_that_is_killed_takes_its_workers_along_and_goes_on_when_started_again(engine, place, tmp_path):
     out = tmp_path / "out"
-    job = started(place, out, *engine)
+    job = begun(place, out, *engine)
     wait_for_results(job, out, 2)
     workers = workers_of(job)
     assert workers
@@ -147,7 +125,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_goes_on_when_starte
     _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
     before = (out / "results.jsonl").read_bytes()
-    job = started(place, out, *engine)
+    job = begun(place, out, *engine)
     assert job.wait(PATIENCE) == 0, out.with_suffix(".log").read_text()
     assert (out / "results.jsonl").read_bytes().startswith(before)
     assert_as_of_one_process(out, place)
@@ -155,7 +133,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_goes_on_when_starte
 
 def test_an_interruption_ends_driver_and_workers_in_one_sentence(place, tmp_path):
     out = tmp_path / "out"
-    job = started(place, out, "--workers", "2")
+    job = begun(place, out, "--workers", "2")
     wait_for_results(job, out, 2)
     workers = workers_of(job)
     job.send_signal(signal.SIGTERM)
@@ -185,9 +163,9 @@ def test_a_cell_whose_workers_are_always_lost_fails_and_the_others_do_not(place,
     config = CONFIG.replace('[[model]]\nname = "small"', deadly).replace('"random", "magnitude", "snip"', '"random"')
     (tmp_path / "deadly.toml").write_text(config.replace("[0.5, 0.2]", "[0.5]").replace("seeds = 2", "seeds = 1"))
     out = tmp_path / "out"
-    job = started(place, out, "--workers", "2", config=tmp_path / "deadly.toml")
+    job = begun(place, out, "--workers", "2", config=tmp_path / "deadly.toml")
     assert job.wait(PATIENCE) == 1
-    trials = [decode(line, Trial) for line in (out / "results.jsonl").read_text().splitlines()]
+    trials = trials_of(out)
     assert sorted((trial.model, trial.method) for trial in trials if not trial.reason) == [
         ("small", "dense"),
         ("small", "random"),
@@ -247,7 +225,7 @@ def test_a_worker_does_not_begin_where_others_end_before_it_has_begun():
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_options_that_make_no_sense_end_in_one_sentence(options, words, place, tmp_path, capsys):
-    assert command.main(["sweep", *arguments(place, tmp_path / "out", *options)]) == 2
+    assert command.main(sweeping(place, tmp_path / "out", *options)) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {words}") and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
