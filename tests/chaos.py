@@ -59,6 +59,8 @@ _WORKERS = ("spawn_main", "ray::_compute", "ray::IDLE")
 """What stands in the command lines of workers. (Ray ends with its other processes.)"""
 _BLOCK = 4096
 """Bytes that a disk gives to a file at a time."""
+_ROOM = 0.9
+"""Of what the study takes, what the small disk has."""
 _LATEST = 0.8
 """The latest moment of a kill, in times of the undisturbed study: some studies must come to their end in between."""
 PATIENCE = 600
@@ -201,7 +203,7 @@ def full_disk(place: Place, engine: str) -> str:
     disk = place.root / f"disk of {engine}"
     files = [path for path in (place.root / "undisturbed").rglob("*") if path.is_file()]
     whole = sum(-(-path.stat().st_size // _BLOCK) * _BLOCK for path in files)
-    with small_disk(disk, 2 * whole // 3):
+    with small_disk(disk, int(_ROOM * whole)):
         out = disk / "out"
         status = place.begun(out, engine).wait(PATIENCE)
         said, before = place.log().strip().splitlines()[-1], lines_of(out)
