@@ -189,8 +189,10 @@ def test_outputs_that_meet_their_targets_stay_there_without_a_product():
 def test_steps_that_diverge_are_predicted_as_such():
     this = case(SPECTRA["decaying"])
     found, dense = predictions(this, jnp.asarray([0.0, 5.0, 20.0]), test=False, flow=False, rate=2.5, tolerance=1e-12)
-    np.testing.assert_allclose(found.outputs, dense, rtol=0, atol=EXACT * float(jnp.max(jnp.abs(dense))))
-    assert (distances(found, dense) <= found.errors + SUMS).all()
+    largest = np.max(np.abs(dense), axis=(1, 2))
+    np.testing.assert_allclose(found.outputs, dense, rtol=0, atol=EXACT * largest.max())
+    # the dense prediction is rounded too, in proportion to outputs that grow 1.5-fold with each step
+    assert (distances(found, dense) <= found.errors + SUMS * np.maximum(largest, 1)).all()
 
 
 # Networks
