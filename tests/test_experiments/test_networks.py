@@ -15,10 +15,10 @@ from experiments.measure.pruning import layer_name
 from experiments.networks import architectures, layers, modules, nnx_example
 from experiments.networks.architectures import ARCHITECTURES as NETWORKS
 from experiments.networks.by_name import scaled
-from experiments.networks.layers import bind
+from experiments.networks.layers import RESHAPES, bind
 from experiments.networks.twins import has_twin
 from pathjax import paths
-from tests.tolerances import EXACT
+from tests.tolerances import EXACT, ROUNDING
 
 # for ten classes; the counts of VGG are those of PyTorch's common code without its biases before batch norm
 PUBLISHED = {
@@ -413,3 +413,15 @@ def test_what_there_is_not_is_refused_by_name():
         architectures.lenet_5((8, 20, 1), 3)
     with pytest.raises(ValueError, match="cannot go from 5 channels to 4. Make later stages as wide"):
         architectures.resnet(SHAPE, 3, widths={"stage_0": 5, "stage_1": 4}).init(jax.random.key(0))
+
+
+@pytest.mark.parametrize("shape", [(3, 6, 4, 2), (2, 5, 7, 3), (4, 1, 1, 5), (2, 1, 3, 2)])
+def test_max_pooling_and_its_gradient_are_those_of_flax(shape):
+    x = jax.random.normal(jax.random.key(0), shape)
+    pooled = RESHAPES["max_pool"](x)
+    expected = flax.linen.max_pool(x, (2, 2), (2, 2)) if min(shape[1:3]) > 1 else x
+    assert jnp.array_equal(pooled, expected)
+    if min(shape[1:3]) > 1:
+        ours = jax.grad(lambda x: jnp.sum(RESHAPES["max_pool"](x) ** 3))(x)
+        theirs = jax.grad(lambda x: jnp.sum(flax.linen.max_pool(x, (2, 2), (2, 2)) ** 3))(x)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=ROUNDING * float(jnp.max(jnp.abs(theirs))))
