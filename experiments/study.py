@@ -355,7 +355,9 @@ def _check_numbers(study: Study) -> None:
     for name, value in not_negative.items():
         if not (math.isfinite(value) and value >= 0.0):
             raise InputError(f"{name} is {value:g}, but must be 0 or more.")
-    if not 0.0 <= study.train.label_smoothing < 1.0:
-        raise InputError(f"train.label_smoothing is {study.train.label_smoothing:g}, but must be in [0, 1).")
+    shares = {"train.momentum": study.train.momentum, "train.label_smoothing": study.train.label_smoothing}
+    for name, value in shares.items():
+        if not 0.0 <= value < 1.0:
+            raise InputError(f"{name} is {value:g}, but must be in [0, 1).")
     if study.train.warmup >= study.train.epochs:
         raise InputError(f"train.warmup is {study.train.warmup:g} epochs, but there are {study.train.epochs} in all.")

@@ -12,7 +12,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How networks are trained, by SGD with momentum 0.9 on cross-entropy."""
+    """How networks are trained, by SGD with momentum on cross-entropy."""
 
     epochs: int = 30
     """Passes over the train set."""
@@ -22,6 +22,8 @@ class Recipe:
     """Largest step size."""
     schedule: str = "constant"
     """The step size over time: constant; cosine, down to 0; or step, divided by 10 after 1/2 and again after 3/4."""
+    momentum: float = 0.9
+    """Share of the last update that is added to the next; 0 is plain SGD."""
     warmup: float = 0.0
     """Epochs in which the step size rises to its largest value."""
     weight_decay: float = 0.0

@@ -131,7 +131,7 @@ def why_untrained(train_loss: np.ndarray, test_accuracy: float, chance: Chance) 
 
 
 def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """SGD with momentum 0.9 and the recipe's schedule; weights decay in kernels alone, not in biases and norms."""
+    """SGD with the recipe's momentum and schedule; weights decay in kernels alone, not in biases and norms."""
     steps = max(1, recipe.epochs * steps_per_epoch)
     warmup = round(recipe.warmup * steps_per_epoch)
     rest = max(1, steps - warmup)
@@ -149,7 +149,7 @@ def optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformat
     kernels = lambda params: jax.tree_util.tree_map_with_path(masks.is_kernel, params)  # noqa: E731
     return optax.chain(
         optax.add_decayed_weights(recipe.weight_decay, mask=kernels) if recipe.weight_decay else optax.identity(),
-        optax.sgd(rate, momentum=0.9),
+        optax.sgd(rate, momentum=recipe.momentum or None),
     )
 
 

@@ -181,16 +181,16 @@ def test_the_test_set_is_counted_whole_in_chunks(normed, monkeypatch):
 
 
 def test_schedules_are_as_published():
-    def rates(**recipe):
-        rule = training.optimizer(Recipe(epochs=4, learning_rate=1.0, **recipe), 10)
+    def rates(momentum=0.9, **recipe):
+        rule = training.optimizer(Recipe(epochs=4, learning_rate=1.0, momentum=momentum, **recipe), 10)
         params = {"kernel": jnp.zeros((1, 1))}
         state, found = rule.init(params), []
         for _ in range(40):
             updates, state = rule.update({"kernel": jnp.ones((1, 1))}, state, params)
             found.append(-float(updates["kernel"][0, 0]))
-        momentum = np.cumsum(0.9 ** np.arange(40))
-        return np.array(found) / momentum
+        return np.array(found) / np.cumsum(momentum ** np.arange(40))
 
+    np.testing.assert_allclose(rates(momentum=0.0), 1.0, rtol=1e-6)
     np.testing.assert_allclose(rates(), 1.0, rtol=1e-6)
     cosine = rates(schedule="cosine")
     np.testing.assert_allclose(cosine, 0.5 * (1 + np.cos(np.pi * np.arange(40) / 40)), rtol=1e-5, atol=1e-7)
