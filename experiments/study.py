@@ -43,7 +43,7 @@ class Model:
     activation: str = "relu"
     """relu, leaky_relu or linear."""
     init: str = "kaiming"
-    """kaiming, orthogonal, delta_orthogonal or ntk."""
+    """kaiming, lecun, orthogonal, delta_orthogonal or ntk."""
     depth: int = 0
     """Its depth, where the network exists in several; 0 is the published one."""
 
@@ -291,7 +291,7 @@ def _check_names(study: Study) -> None:
         if ":" not in model.network:
             check_known("network", model.network, NETWORKS)
         check_known("activation", model.activation, ("relu", "leaky_relu", "linear"))
-        check_known("init", model.init, ("kaiming", "orthogonal", "delta_orthogonal", "ntk"))
+        check_known("init", model.init, ("kaiming", "lecun", "orthogonal", "delta_orthogonal", "ntk"))
         if not 0.0 < model.factor <= MOST_FACTOR:
             raise InputError(
                 f"model.factor is {model.factor:g}, but must be a positive number, {MOST_FACTOR:g} at most: all widths "

@@ -30,6 +30,7 @@ NETWORKS = (
     *TWINS,
     "lenet_300_100",
     "lenet_5",
+    "lenet_5_caffe",
     "vgg_11",
     "vgg_16",
     "resnet_20",

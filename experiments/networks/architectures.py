@@ -53,19 +53,22 @@ def lenet_5(
     *,
     widths: Mapping[str, int] | None = None,
     batch_norm: bool = False,
+    active_convolutions: bool = True,
     **options: Any,
 ) -> Network:
-    """LeNet-5 as Caffe and the pruning literature have it: windows of 5 × 5 without border, 20, 50 and 500 units.
+    """LeNet-5 as the pruning literature has it: windows of 5 × 5 without border, 20, 50 and 500 units.
 
-    431,080 parameters for ten classes on images of 28 × 28 × 1; the network of LeCun et al. (1998) has 61,706. Raises
-    ValueError for images smaller than 16 × 16.
+    431,080 parameters for ten classes on images of 28 × 28 × 1; the network of LeCun et al. (1998) has 61,706. With
+    `active_convolutions` each convolution is followed by the activation; in Caffe's own, which SNIP's authors train,
+    none is, and max pooling is all that is not linear before the dense layers. Raises ValueError for images smaller
+    than 16 × 16.
     """
     if min(shape[:2]) < 16:
         raise ValueError(f"LeNet-5 needs images of 16 × 16 or more; these are {shape[0]} × {shape[1]}.")
     steps = (
-        Layer("conv_0", IMAGE, "conv_0", window=5, valid=True),
+        Layer("conv_0", IMAGE, "conv_0", window=5, valid=True, active=active_convolutions),
         "max_pool",
-        Layer("conv_1", "conv_0", "conv_1", window=5, valid=True),
+        Layer("conv_1", "conv_0", "conv_1", window=5, valid=True, active=active_convolutions),
         "max_pool",
         "flatten",
         Layer("hidden", "conv_1", "hidden"),
@@ -203,6 +206,7 @@ def wide_resnet(
 ARCHITECTURES: dict[str, Callable[..., Network]] = {
     "lenet_300_100": fully_connected,
     "lenet_5": lenet_5,
+    "lenet_5_caffe": functools.partial(lenet_5, active_convolutions=False),
     "vgg_11": functools.partial(vgg, depth=11),
     "vgg_16": vgg,
     "resnet_20": resnet,

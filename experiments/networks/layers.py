@@ -40,7 +40,7 @@ IMAGE, OUTPUTS = "image", "outputs"
 SLOPES = {"relu": 0.0, "leaky_relu": 0.01, "linear": 1.0}
 """The slope of each activation below zero."""
 
-_INITS = ("kaiming", "orthogonal", "delta_orthogonal", "ntk")
+_INITS = ("kaiming", "lecun", "orthogonal", "delta_orthogonal", "ntk")
 
 
 class Layer(NamedTuple):
@@ -96,9 +96,11 @@ class Options:
     """What all networks can choose: batch norm, the activation of `SLOPES`, how weights are drawn.
 
     `init`: "kaiming", normal with variance 2 / (1 + a²) / fan_in for the activation's slope a below zero (He et al.,
-    2015); "orthogonal" with the same mean square (Saxe et al., 2014); "delta_orthogonal", which for convolutions is
-    orthogonal in the middle of the window and zero elsewhere (Xiao et al., 2018), and needs no more channels in than
-    out; "ntk", standard normal weights that the network multiplies by √(2 / (1 + a²) / fan_in) (Jacot et al., 2018).
+    2015); "lecun", normal with variance 1 / fan_in, without tails beyond two standard deviations (LeCun et al., 1998;
+    the default of Flax, and of TensorFlow's variance scaling); "orthogonal" with the mean square of "kaiming" (Saxe et
+    al., 2014); "delta_orthogonal", which for convolutions is orthogonal in the middle of the window and zero elsewhere
+    (Xiao et al., 2018), and needs no more channels in than out; "ntk", standard normal weights that the network
+    multiplies by √(2 / (1 + a²) / fan_in) (Jacot et al., 2018).
     Biases start at 0.
     """
 
@@ -255,6 +257,8 @@ def _pad(x: jax.Array, places: tuple[int, ...] | None, width: int) -> jax.Array:
 def _initializer(options: Options, window: int) -> Callable[..., jax.Array]:
     if options.init == "ntk":
         return nn.initializers.normal(1.0)
+    if options.init == "lecun":
+        return nn.initializers.lecun_normal()
     if options.init == "kaiming":
         return nn.initializers.variance_scaling(options.gain, "fan_in", "normal")
     if options.init == "delta_orthogonal" and window:

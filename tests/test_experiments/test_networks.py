@@ -24,6 +24,7 @@ from tests.tolerances import EXACT, ROUNDING
 PUBLISHED = {
     "lenet_300_100": 266_610,
     "lenet_5": 431_080,
+    "lenet_5_caffe": 431_080,
     "vgg_11": 9_231_114 - 2_752,
     "vgg_16": 14_728_266 - 4_224,
     "resnet_20": 269_722,
@@ -87,6 +88,7 @@ SMALL: dict[str, tuple[Any, dict[str, Any]]] = {
     "lenet_300_100": (NETWORKS["lenet_300_100"], {}),
     "lenet_300_100 normed": (NETWORKS["lenet_300_100"], {"batch_norm": True}),
     "lenet_5": (NETWORKS["lenet_5"], {"init": "orthogonal"}),
+    "lenet_5_caffe": (NETWORKS["lenet_5_caffe"], {"init": "lecun"}),
     "vgg_11": (NETWORKS["vgg_11"], {"activation": "leaky_relu"}),
     "vgg_11 plain": (NETWORKS["vgg_11"], {"batch_norm": False, "init": "delta_orthogonal"}),
     "resnet_8": (architectures.resnet, {"depth": 8}),
@@ -195,6 +197,26 @@ def test_kaiming_kernels_keep_the_size_of_activations(activation):
     params, _ = network.init(jax.random.key(0))
     slope = layers.SLOPES[activation]
     np.testing.assert_allclose(jnp.var(params["dense"]["kernel"]), 2 / (1 + slope**2) / 500, rtol=0.02)
+
+
+def test_lecun_kernels_keep_the_size_of_what_is_linear_and_have_no_tails():
+    network = architectures.fully_connected((8, 8, 1), 400, depth=1, widths={"hidden_0": 500}, init="lecun")
+    kernel = network.init(jax.random.key(0))[0]["dense"]["kernel"]
+    np.testing.assert_allclose(jnp.var(kernel), 1 / 500, rtol=0.02)
+    assert float(jnp.max(jnp.abs(kernel))) < 2.3 / 500**0.5
+
+
+def test_convolutions_of_caffes_lenet_are_linear_up_to_pooling():
+    network = NETWORKS["lenet_5_caffe"]((28, 28, 1), 3)
+    plain = NETWORKS["lenet_5"]((28, 28, 1), 3)
+    params, state = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 28, 28, 1), jnp.float32)
+    negative = params | {"conv_1": {"kernel": -jnp.abs(params["conv_1"]["kernel"]), "bias": params["conv_1"]["bias"]}}
+    positive = negative | {"conv_0": {"kernel": jnp.abs(params["conv_0"]["kernel"]), "bias": jnp.zeros(20)}}
+    ours, theirs = (each.apply(positive, state, jnp.abs(x)) for each in (network, plain))
+    # all outputs of the second convolution are negative, so a ReLU there lets nothing through
+    np.testing.assert_array_equal(theirs[0], theirs[1])
+    assert not np.allclose(ours[0], ours[1])
 
 
 def test_orthogonal_kernels_are_orthogonal_and_delta_orthogonal_ones_in_the_middle_alone():
@@ -397,7 +419,7 @@ def test_the_widths_of_a_plain_module_cannot_be_scaled():
 def test_what_there_is_not_is_refused_by_name():
     for wrong, words in (
         ({"activation": "tanh"}, 'Unknown activation "tanh". There are relu, leaky_relu, linear.'),
-        ({"init": "zeros"}, 'Unknown init "zeros". There are kaiming, orthogonal, delta_orthogonal, ntk.'),
+        ({"init": "zeros"}, 'Unknown init "zeros". There are kaiming, lecun, orthogonal, delta_orthogonal, ntk.'),
         ({"widths": {"conv_0": 3}}, "No units are named conv_0. `widths` may have stage_0, "),
         ({"widths": {"stage_0": 0}}, "Widths must be at least 1; that of stage_0 is 0."),
         ({"shortcut": "none"}, 'Unknown shortcut "none". There are pad, project.'),

@@ -41,7 +41,7 @@ def refusal(config):
     return message
 
 
-@pytest.mark.parametrize("name", ("digits", "fashion-quick", "cifar10-quick", "paper", "report"))
+@pytest.mark.parametrize("name", study.ready_configs())
 def test_ready_configs_are_good_and_found_with_and_without_suffix(name):
     found = study.read(name, datasets=tuple(DATASETS))
     assert found == study.read(f"{name}.toml", datasets=tuple(DATASETS))
