@@ -37,6 +37,7 @@ __all__ = [
     "mark_absent_unless_drawn",
     "panels",
     "png",
+    "points_before_training",
     "style_of",
     "styled",
     "svg",
@@ -136,6 +137,28 @@ def lines_over_density(axis: Axes, table: pd.DataFrame, name: str, *, clip: Call
         axis.plot(group["density"], clip(mean), color=color, marker=marker, label=method)
         axis.fill_between(group["density"], low, high, color=color, alpha=0.18, linewidth=0)
     density_axis(axis, _densities(table))
+
+
+def points_before_training(axis: Axes, table: pd.DataFrame, name: str) -> None:
+    """Test accuracy over a quantity known before training, a point for each cell; its size grows with density.
+
+    Cells whose quantity is not finite are left out.
+    """
+    for method, group in groups(table):
+        color, marker = style_of(method)
+        values = group[f"{name}_mean"].to_numpy()
+        sizes = np.clip(70 + 18 * np.log(group["density"].to_numpy()), 12, None)
+        there = np.isfinite(values)
+        axis.scatter(
+            values[there],
+            clipped_accuracy(group["test_accuracy_mean"].to_numpy())[there],
+            s=sizes[there],
+            color=color,
+            marker=marker,
+            alpha=0.85,
+            label=method,
+            linewidth=0,
+        )
 
 
 def top_legend(figure: Figure, axes: Any) -> Figure:

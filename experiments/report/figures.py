@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.base.names import DENSE
+from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import number
 from experiments.records.study_table import PREDICTIONS, StudyTable
 from experiments.report.drawing import (
@@ -21,13 +21,23 @@ from experiments.report.drawing import (
     mark_absent,
     mark_absent_unless_drawn,
     panels,
+    points_before_training,
     style_of,
     styled,
     top_legend,
 )
-from experiments.report.ticks import clipped_accuracy, count_axis, log_axis
+from experiments.report.ticks import accuracy_axis, clipped_accuracy, count_axis, log_axis
 
-__all__ = ["accuracy", "curves", "gaps", "mean_rows", "shown_curves", "training"]
+__all__ = ["KNOWN_WORDS", "accuracy", "curves", "gaps", "mean_rows", "shown_curves", "training"]
+
+_KNOWN = "effective_rank_path_kernel"
+"""Of what is known before training and without data, what is drawn beside accuracy."""
+
+KNOWN_WORDS = (
+    " On the right, the same accuracies over the effective rank of the Path Kernel, which was known before training "
+    "and without data; larger points are denser."
+)
+"""What the caption of `accuracy` adds for a single data set and model."""
 
 _LINES = {
     "real": ("gradient descent", INK, "solid", 2.0),
@@ -53,14 +63,33 @@ _RUNGS = {
 
 @styled
 def accuracy(study: StudyTable, footer: str) -> Figure:
-    """Test accuracy over density, a line for each method, a band for the seeds. Each panel has limits of its own."""
+    """Test accuracy over density, a line for each method, a band for the seeds. Each panel has limits of its own.
+
+    Of a single data set and model also beside what was known before training, as `beside_the_path_kernel`.
+    """
     parts = list(study.parts())
+    if len(parts) == 1:
+        return beside_the_path_kernel(study, footer)
     figure, axes, flat = panels(len(parts), footer, width=3.6, height=2.9)
     for axis, (setting, part) in zip(flat, parts, strict=True):
         accuracy_panel(axis, part.cells)
         _cross_untrained(axis, part.cells)
         axis.set(title=setting, xlabel="density", ylabel="test accuracy")
     return top_legend(figure, axes)
+
+
+def beside_the_path_kernel(study: StudyTable, footer: str) -> Figure:
+    """Left, accuracy over density; right, the same accuracies over the effective rank of Π, the larger the denser."""
+    figure, axes = blank(7.8, 3.4, footer, columns=2, share="y")
+    over_density, over_rank = axes[0]
+    accuracy_panel(over_density, study.cells)
+    _cross_untrained(over_density, study.cells)
+    points_before_training(over_rank, study.cells, _KNOWN)
+    accuracy_axis([over_density, over_rank])
+    log_axis(over_rank, "x")
+    over_density.set(title="after training", xlabel="density", ylabel="test accuracy")
+    over_rank.set(title="beside what was known before it", xlabel=QUANTITIES[_KNOWN])
+    return top_legend(figure, over_density)
 
 
 def _cross_untrained(axis: Axes, cells: pd.DataFrame) -> None:

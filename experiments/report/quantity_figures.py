@@ -23,13 +23,14 @@ from experiments.report.drawing import (
     lines_over_density,
     mark_absent_unless_drawn,
     panels,
+    points_before_training,
     style_of,
     styled,
     top_legend,
 )
 from experiments.report.figures import mean_rows
 from experiments.report.layer_order import layer_order
-from experiments.report.ticks import accuracy_axis, clipped_accuracy, count_axis, index_axis, linear_axis, log_axis
+from experiments.report.ticks import accuracy_axis, count_axis, index_axis, linear_axis, log_axis
 
 __all__ = [
     "associations",
@@ -102,21 +103,7 @@ def quantities(table: pd.DataFrame, footer: str, *, titles: Mapping[str, str] | 
     figure, axes = blank(10.5, 2.5 * rows + 0.3, footer, rows=rows, columns=columns, share="y")
     flat = [axis for row in axes for axis in row]
     for axis, name in zip(flat, names, strict=False):
-        for method, group in groups(table):
-            color, marker = style_of(method)
-            values = group[f"{name}_mean"].to_numpy()
-            sizes = 70 + 18 * np.log(group["density"].to_numpy())
-            there = np.isfinite(values)
-            axis.scatter(
-                values[there],
-                clipped_accuracy(group["test_accuracy_mean"].to_numpy())[there],
-                s=np.clip(sizes, 12, None)[there],
-                color=color,
-                marker=marker,
-                alpha=0.85,
-                label=method,
-                linewidth=0,
-            )
+        points_before_training(axis, table, name)
         axis.set_xlabel(QUANTITIES[name])
         axis.set_title((titles or {}).get(name, ""), fontsize=8)
     accuracy_axis(flat[: len(names)])

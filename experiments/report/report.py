@@ -105,7 +105,7 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
         figures.accuracy,
         "Accuracy over density",
         f"Accuracy on the test set after training ({bands}). Dashed: the dense network. {cautions.axis(study)}"
-        + own_limits
+        + (own_limits or figures.KNOWN_WORDS)
         + (" Crosses: cells in which a network did not train." if study.cells["untrained"].any() else ""),
         findings.of_accuracy(study),
     )

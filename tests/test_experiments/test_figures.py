@@ -224,7 +224,7 @@ def test_numbers_that_do_not_exist_are_drawn_around():
     found = made(changed(trials, ("dense",), ntk_change=math.nan, data_free_loss=[]))
     for module in (figures, quantity_figures):
         for name in module.__all__:
-            if name not in ("mean_rows", "shown_curves", "quantities"):
+            if name not in ("KNOWN_WORDS", "mean_rows", "shown_curves", "quantities"):
                 drawing.png(getattr(module, name)(found, "footer"))
     drawing.png(quantity_figures.quantities(found.cells, "footer"))
     assert "No path is left, and no point drawn, for digits, fc, random at 0.02." in findings.of_path_kernel(found)
@@ -277,6 +277,18 @@ def test_captions_change_with_the_numbers_that_they_tell_and_with_no_others(fiel
     # the most accurate method falls to the worst, the least of all becomes the most
     after = captions(changed(trials, ("synflow_l2", 0.02), **{field: value}))
     assert {name for name in before if before[name] != after[name]} == moved
+
+
+def test_accuracy_of_one_network_is_drawn_beside_what_was_known_before_training():
+    ranks = {0.1: 300.0, 0.02: 20.0}
+    trials = example_study(**ONE, methods=("snip",), densities=tuple(ranks))
+    for density, rank in ranks.items():
+        trials = changed(trials, ("snip", density), effective_rank_path_kernel=rank, test_accuracy=0.5 + density)
+    trials = changed(trials, ("dense",), effective_rank_path_kernel=math.nan)
+    _, beside = figures.accuracy(made(trials), "footer").axes
+    drawn = np.concatenate([points.get_offsets() for points in beside.collections])
+    np.testing.assert_allclose(sorted(map(tuple, drawn)), [(20.0, 0.52), (300.0, 0.6)])
+    assert len(figures.accuracy(made(example_study()), "footer").axes) == 4  # of several, a panel each
 
 
 def test_accuracy_is_told_as_it_is():
