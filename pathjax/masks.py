@@ -3,17 +3,18 @@
 A mask is a pytree with the structure of `params` and boolean leaves: True where a weight is kept. Leaves that must not
 be pruned are True throughout, never None.
 
-Make a mask with `from_scores`, set pruned weights to 0 with `apply_mask`, and keep them at 0 in training with `freeze`.
-`count`, `density`, `statistics` and `overlap` describe masks; `save` and `load` store them in files. `shuffle`,
-`invert` and `reinitialize` are sanity checks: a method that finds weights worth keeping should train worse after each.
+Make a mask with `from_scores`, or with `n_of_m` where hardware wants 2 of every 4 weights. Set pruned weights to 0 with
+`apply_mask`, and keep them at 0 in training with `freeze`. `count`, `density`, `statistics` and `overlap` describe
+masks; `save` and `load` store them in files. `shuffle`, `invert` and `reinitialize` are sanity checks: a method that
+finds weights worth keeping should train worse after each.
 
 By default kernels alone are prunable, as `is_kernel` tells them. Masks, weights and gradients are matched by the names
 of their leaves, so that the mask of a dict fits a `FrozenDict` and that of a Flax NNX state fits its bare arrays.
 
 **Several seeds at once.** Where networks of several seeds are stacked, so that every leaf has a leading axis, either
-map these functions with `jax.vmap` or pass `stacked=True` to `from_scores`, `count`, `density`, `statistics` and
-`overlap`: every seed is then treated alone, and results get that leading axis. Without either, all seeds count as one
-network.
+map these functions with `jax.vmap` or pass `stacked=True` to `from_scores`, `n_of_m`, `count`, `density`, `statistics`
+and `overlap`: every seed is then treated alone, and results get that leading axis. Without either, all seeds count as
+one network.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ __all__ = [
     "keep_largest",
     "kept_counts",
     "load",
+    "n_of_m",
     "overlap",
     "reinitialize",
     "save",
@@ -113,9 +115,16 @@ def from_scores(
     >>> mask["kernel"].astype(int).tolist(), mask["bias"].tolist()
     ([[1, 1], [0, 0], [1, 1]], [True, True])
     """
-    from_one = functools.partial(_select, density=density, scope=scope, prunable=prunable)
+    select = functools.partial(_select, density=density, scope=scope, prunable=prunable)
+    return _selected(select, scores, within, stacked=stacked)
+
+
+def _selected(
+    select: Callable[[Scores, Mask | None], selection.Selection], scores: Scores, within: Mask | None, *, stacked: bool
+) -> Mask:
+    """The mask of `select(scores, within)`, checked; with `stacked`, of each seed."""
     if not stacked:
-        chosen = from_one(scores, within)
+        chosen = select(scores, within)
         for contest in chosen.contests:
             selection.check(contest)
         return chosen.mask
@@ -123,7 +132,7 @@ def from_scores(
     within = None if within is None else check_like(within, scores, name="within", like_name="scores")
 
     def mask_and_soundness(scores: Scores, within: Mask | None) -> tuple[Mask, Array]:
-        chosen = from_one(scores, within)
+        chosen = select(scores, within)
         is_sound = selection.sound([contest.ranking for contest in chosen.contests])
         return chosen.mask, jnp.asarray(is_sound)
 
@@ -132,7 +141,7 @@ def from_scores(
         seed = int(np.argmin(is_sound))
         one_scores, one_within = jax.tree.map(lambda leaf: leaf[seed], (scores, within))
         try:
-            for contest in from_one(one_scores, one_within).contests:
+            for contest in select(one_scores, one_within).contests:
                 selection.check(contest)
         except ValueError as error:
             raise ValueError(f"Of seed {seed}: {error}") from error
@@ -173,6 +182,64 @@ def keep_largest(
     for contest in contests:
         selection.check(contest)
     return mask
+
+
+def n_of_m(
+    scores: Scores,
+    *,
+    n: int,
+    m: int,
+    axis: int = -2,
+    prunable: Prunable = is_kernel,
+    within: Mask | None = None,
+    stacked: bool = False,
+) -> Mask:
+    """The mask that keeps the n weights of largest score of every m in a row along an axis, such as 2 of 4.
+
+    Recent GPUs multiply faster by matrices of which at most 2 of every 4 weights in a row along the inputs are nonzero.
+    The default axis is that of the inputs of dense kernels (in, out), and of the input channels of convolutions (h, w,
+    in, out). Each prunable leaf keeps exactly n/m of its weights. Of equal scores (−0 equals 0) those of lowest index
+    along the axis are kept. Scores of prunable leaves must be floating-point.
+
+    Groups of m must fill the axis of every prunable leaf. Others, such as the first convolution of an image's three
+    channels, are refused with the `prunable` that leaves them dense.
+
+    With `within`, an earlier mask, a weight that it pruned stays pruned whatever its score, and a group of which it
+    keeps fewer than n weights keeps these. So the mask of `pruning.prune` becomes one of at most n of m, and the
+    pattern can be reached in rounds, with scores of the weights that are left:
+
+        mask = None
+        for n in (3, 2):
+            score = scores.synflow(apply, masks.apply_mask(mask, params), x_like)
+            mask = masks.n_of_m(score, n=n, m=4, within=mask)
+
+    With `stacked`, the leading axis of every leaf counts seeds, and `axis` is that of the leaf of one seed.
+
+    Cost: m comparisons for each weight. `n`, `m` and `axis` must be Python integers; scores and `within` may be traced.
+
+    Sources: Mishra et al., "Accelerating sparse deep neural networks", 2021; Zhou et al., "Learning N:M fine-grained
+    structured sparse neural networks from scratch", 2021. Such masks are refused by JaxPruner too where groups do not
+    fill the axis; NVIDIA's ASP leaves these layers dense.
+
+    Raises ValueError unless 1 ≤ n ≤ m, where a prunable leaf lacks the axis or its length is no multiple of m, no leaf
+    is prunable, trees differ, a score is NaN or infinite (except where `within` is False), or leaves do not have the
+    same leading axis with `stacked`; TypeError for scores of a prunable leaf that are not floating point and for a
+    `within` that is not boolean. Under `jit` and `vmap`, where values cannot be read, a leaf with a NaN or infinite
+    score keeps nothing.
+
+    >>> import jax.numpy as jnp
+    >>> scores = {"kernel": jnp.array([[3.0, 1.0, 0.0], [1.0, 1.0, 5.0], [2.0, 1.0, 6.0], [0.0, 1.0, 7.0]])}
+    >>> n_of_m(scores, n=2, m=4)["kernel"].astype(int).tolist()
+    [[1, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]]
+    """
+    if not 1 <= n <= m:
+        raise ValueError(f"`n` must lie in 1 … m, the number kept of every m weights; they are n={n} and m={m}.")
+    options: dict[str, Any] = {"n": n, "m": m, "axis": axis, "prunable": prunable}
+
+    def select(scores: Scores, within: Mask | None) -> selection.Selection:
+        return selection.select_in_groups(scores, within=within, **options)
+
+    return _selected(select, scores, within, stacked=stacked)
 
 
 def apply_mask(mask: Mask | None, params: Params) -> Params:

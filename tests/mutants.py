@@ -49,6 +49,7 @@ LAYERS = "tests/test_ntk/test_layers.py"
 DYNAMICS = "tests/test_dynamics/test_dynamics.py"
 SELECTION = "tests/test_masks/test_selection.py"
 WAYS = "tests/test_masks/test_ways_to_select.py"
+N_OF_M = "tests/test_masks/test_n_of_m.py"
 OPTIONS = "tests/test_scores/test_options.py"
 ROUNDS = "tests/test_pruning/test_rounds.py"
 LIVE = "tests/test_connectivity/test_connectivity.py"
@@ -364,6 +365,13 @@ MUTANTS = [
            "ordinal if within is None else jnp.where(within[index], ordinal, lowest)",
            "ordinal",
            f"{SELECTION} -k within_is_never_left"),
+    Mutant("the last of a tie in a group is kept", PRUNING + "selection.py",
+           "(rival == groups) & (place < places)", "(rival == groups) & (place > places)",
+           f"{N_OF_M} -k first_of_equal"),
+    Mutant("groups fill up with pruned weights", PRUNING + "selection.py",
+           "(ahead < n) & (groups > np.iinfo(integer).min)", "(ahead < n)", f"{N_OF_M} -k within_is_never_left"),
+    Mutant("groups that do not fill the axis are cut anew", PRUNING + "selection.py",
+           "    if shape[axis] % m:\n", "    if False:\n", f"{N_OF_M} -k no_multiple"),
     Mutant("NaN scores are ranked", PRUNING + "selection.py",
            "if not isinstance(ranking.finite, jax.core.Tracer) and not ranking.finite:",
            "if False:",

@@ -89,6 +89,7 @@ SIGNATURES = {
     "scores.ntk_sap": "apply, params, x_like, *, init, key, epsilon, repeats",
     "scores.force": "apply, params, batches, *, mask, loss",
     "masks.from_scores": "scores, *, density, scope, prunable",
+    "masks.n_of_m": "scores, *, n, m, axis, prunable, within, stacked",
     "masks.is_kernel": "key_path, leaf",
     "masks.apply_mask": "mask, params",
     "masks.density": "mask",

@@ -12,7 +12,7 @@ import numpy as np
 from jax.tree_util import keystr
 
 from pathjax._base.kernels import is_kernel, prunable_leaves
-from pathjax._pruning.selection import check_density
+from pathjax._pruning.selection import check_density, check_some_prunable
 from pathjax.types import Params, Prunable
 
 __all__ = ["apportion", "check_scope", "kept_counts"]
@@ -43,11 +43,7 @@ def kept_counts(params: Params, *, density: float, scope: str = "global", prunab
     leaves = [(keystr(path), jnp.shape(leaf)) for path, leaf in prunable_leaves(params, prunable)]
     sizes = [math.prod(shape) for _, shape in leaves]
     size = sum(sizes)
-    if size == 0:
-        raise ValueError(
-            "`prunable` leaves no weight to prune. By default kernels are prunable, as `masks.is_kernel` tells them by "
-            "name and shape; pass prunable=lambda key_path, leaf: ... to choose other leaves."
-        )
+    check_some_prunable(size)
     if size > np.iinfo(np.int32).max:
         raise ValueError(f"At most 2**31 - 1 prunable weights can be ranked; these are {size}.")
     total = _rounded(density, size, "the prunable weights")

@@ -3,6 +3,7 @@
 The scores become ordinals: integers in the same order. On one CPU, with values at hand, NumPy selects the largest of
 these (`host_selection`). Everywhere else one program does: a bracket around the k-th largest is narrowed by counting
 how many of them lie above a few thresholds, all in one pass; the first thresholds come from a small sorted sample.
+The largest of every m in a row are found by comparing each with the others of its group.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ __all__ = [
     "as_mask",
     "check",
     "check_density",
+    "check_some_prunable",
     "contests",
     "entrants",
     "keep_largest",
@@ -40,6 +42,7 @@ __all__ = [
     "ordinals",
     "rank",
     "select",
+    "select_in_groups",
     "sound",
 ]
 
@@ -117,15 +120,7 @@ def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable,
     `counts`, the numbers of weights to keep, is one integer for scope "global". For other scopes it has one integer for
     each prunable leaf, and each leaf is ranked alone.
     """
-    leaves = tree_flatten_with_path(scores)[0]
-    places = [place for place, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
-    earlier = None
-    if within is not None:
-        within = check_like(within, scores, name="within", like_name="scores")
-        check_boolean(within, name="within")
-        all_earlier = jax.tree.leaves(within)
-        earlier = [all_earlier[place] for place in places]
-    groups = entrants([leaves[place] for place in places], earlier, scope=scope)
+    places, groups = _places_and_groups(scores, scope=scope, prunable=prunable, within=within)
     wanted_shape = () if scope == "global" else (len(groups),)
     if jnp.shape(counts) != wanted_shape:
         raise ValueError(
@@ -136,9 +131,63 @@ def select(scores: Scores, counts: ArrayLike, *, scope: str, prunable: Prunable,
         raise TypeError(
             f"`counts` must be integers, the numbers of weights to keep; they are {jnp.result_type(counts)}."
         )
-    chosen = contests(groups, counts)
+    return _selection(places, contests(groups, counts), scores)
+
+
+def select_in_groups(
+    scores: Scores, *, n: int, m: int, axis: int, prunable: Prunable, within: Mask | None
+) -> Selection:
+    """The mask that keeps the n largest of every m scores in a row along an axis; `check` must still check it."""
+    places, leaves = _places_and_groups(scores, scope="local", prunable=prunable, within=within)
+    check_some_prunable(sum(leaf.scores[0].size for leaf in leaves))
+    for leaf in leaves:
+        _check_axis(leaf.paths[0], leaf.scores[0].shape, m=m, axis=axis)
+    rankings = [_largest_in_groups(*ordinals(leaf.scores, leaf.within), n=n, m=m, axis=axis) for leaf in leaves]
+    return _selection(places, list(map(Contest, leaves, rankings)), scores)
+
+
+def _places_and_groups(
+    scores: Scores, *, scope: str, prunable: Prunable, within: Mask | None
+) -> tuple[list[int], list[Entrants]]:
+    """The places of the prunable leaves in the tree, and these leaves in the groups that are ranked together."""
+    leaves = tree_flatten_with_path(scores)[0]
+    places = [place for place, (path, leaf) in enumerate(leaves) if prunable(path, leaf)]
+    earlier = None
+    if within is not None:
+        within = check_like(within, scores, name="within", like_name="scores")
+        check_boolean(within, name="within")
+        all_earlier = jax.tree.leaves(within)
+        earlier = [all_earlier[place] for place in places]
+    return places, entrants([leaves[place] for place in places], earlier, scope=scope)
+
+
+def _selection(places: list[int], chosen: list[Contest], scores: Scores) -> Selection:
     masks = masks_of([contest.ranking for contest in chosen])
     return Selection(as_mask(dict(zip(places, masks, strict=True)), scores), chosen)
+
+
+def _check_axis(path: Any, shape: tuple[int, ...], *, m: int, axis: int) -> None:
+    """Raise ValueError unless a leaf has the axis, and groups of m fill it."""
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"{keystr(path)} has shape {shape}, which has no axis {axis}. Pass the `axis` along which its inputs lie, "
+            "or a `prunable` that leaves it out."
+        )
+    if shape[axis] % m:
+        raise ValueError(
+            f"Axis {axis} of {keystr(path)}, {shape}, has length {shape[axis]}, no multiple of m = {m}, so "
+            f"that groups of {m} do not fill it. To leave such leaves dense, pass prunable=lambda key_path, leaf: "
+            f"masks.is_kernel(key_path, leaf) and leaf.shape[{axis}] % {m} == 0."
+        )
+
+
+def check_some_prunable(size: int) -> None:
+    """Raise ValueError if there are no prunable weights."""
+    if size == 0:
+        raise ValueError(
+            "`prunable` leaves no weight to prune. By default kernels are prunable, as `masks.is_kernel` tells them by "
+            "name and shape; pass prunable=lambda key_path, leaf: ... to choose other leaves."
+        )
 
 
 def entrants(leaves: Sequence[tuple[Any, Any]], earlier: Sequence[Any] | None, *, scope: str) -> list[Entrants]:
@@ -277,6 +326,27 @@ def _on_host(arrays: Sequence[Any]) -> bool:
 
 def _is_cpu(devices: set[jax.Device]) -> bool:
     return len(devices) == 1 and all(device.platform == "cpu" for device in devices)
+
+
+@functools.partial(jax.jit, static_argnames=("n", "m", "axis"))
+def _largest_in_groups(ordinal: Array, *, n: int, m: int, axis: int) -> Ranking:
+    """The n largest of every m ordinals in a row along an axis, the first of equal ones, or as many as compete."""
+    integer = ordinal.dtype
+    finite = jnp.all(ordinal < _not_finite(integer))
+    rows = jnp.moveaxis(ordinal, axis, -1)
+    groups = rows.reshape(*rows.shape[:-1], rows.shape[-1] // m, m)
+    places = jnp.arange(m).reshape(*(1,) * (groups.ndim - 1), m)
+
+    def count(place: Any, ahead: Array) -> Array:
+        rival = lax.dynamic_index_in_dim(groups, place, axis=-1)
+        return ahead + ((rival > groups) | ((rival == groups) & (place < places)))
+
+    # one rival of the group after the other: all pairs at once would take m times the memory
+    ahead = lax.fori_loop(0, m, count, jnp.zeros(groups.shape, jnp.int32))
+    keep = (ahead < n) & (groups > np.iinfo(integer).min) & finite
+    # each group keeps what it can: no number of weights is asked for
+    none = jnp.zeros((), jnp.int32)
+    return Ranking([jnp.moveaxis(keep.reshape(rows.shape), -1, axis)], none, finite, none)
 
 
 @jax.jit
