@@ -1,13 +1,13 @@
 """Scores: how much each weight is worth keeping.
 
 A score is a pytree like `params`; `masks.from_scores` keeps the weights of largest score. One batch is in memory at a
-time. What scores read:
+time, but for `prospr`. What scores read:
 
 batches
-    Of `snip`, `force` and `grasp`: an iterable of pairs (x, y) of inputs and targets, [(x, y)] for a single batch. x is
-    an array (n, ...) of any type, or a tree of such arrays, as the network takes it; y is likewise what the loss takes.
-    A batch may also be a dictionary with one key of the targets ("y", "label", "labels", "target" or "targets"); x is
-    then the array at the other key, or the dictionary of the others where there are several.
+    Of `snip`, `force`, `grasp` and `prospr`: an iterable of pairs (x, y) of inputs and targets, [(x, y)] for a single
+    batch. x is an array (n, ...) of any type, or a tree of such arrays, as the network takes it; y is likewise what the
+    loss takes. A batch may also be a dictionary with one key of the targets ("y", "label", "labels", "target" or
+    "targets"); x is then the array at the other key, or the dictionary of the others where there are several.
 loss
     `loss(outputs, targets)`, the mean loss of the examples of a batch, with whatever `apply` returns. By default
     `cross_entropy`, of outputs (n, o) and integer labels (n,).
@@ -24,7 +24,7 @@ state
 prunable
     `prunable(key_path, leaf)` chooses the leaves to score, as `masks.is_kernel` does; by default all. The other leaves
     score 0 and are held constant: GraSP, the traces and NTK-SAP take no derivatives by them. (In the mean over random
-    weights of `mean_field_trace` they are random as the others are.) Raises
+    weights of `mean_field_trace` they are random as the others are, and the steps of `prospr` train them.) Raises
     ValueError where it chooses no leaf.
 mask
     Which weights are kept, for the scores that must tell a pruned weight from a weight that is 0. By default, weights
@@ -32,7 +32,7 @@ mask
     `pruning.prune` sets pruned weights to 0. For a network with kernels of 0 that are not pruned, pass a mask of True.
 has_aux
     Where True, `apply` returns a pair, of which the first is the outputs and the second is ignored. With it, `snip`,
-    `force`, `grasp` and `ntk_sap` score a network in training mode, as their authors do: batch norm takes the
+    `force`, `grasp`, `prospr` and `ntk_sap` score a network in training mode, as their authors do: batch norm takes the
     statistics of the scoring batch and returns new running ones. In Flax linen:
 
         def apply(params, state, x):
@@ -69,9 +69,12 @@ from pathjax._pruning.losses import (
     LossFn,
     check_labels,
     curvature_product,
+    first_batches,
     mean_gradient,
     outputs_of,
     replayable,
+    slopes_before_steps,
+    train,
 )
 from pathjax.path_kernel import path_kernel
 from pathjax.types import AnyArray, Inputs, Key, Mask, Params, Prunable, Real, Scores, XLike
@@ -84,6 +87,7 @@ __all__ = [
     "mean_field_trace",
     "ntk_sap",
     "path_kernel_trace",
+    "prospr",
     "px",
     "random",
     "snip",
@@ -304,6 +308,103 @@ def grasp(
     gradient = _zero_unscored(gradient, prunable)
     product = curvature_product(network, params, batches, gradient, loss=at, temperature=temperature)
     return _zero_unscored(multiply(params, product), prunable)
+
+
+def prospr(
+    apply: Callable[..., Any],
+    params: Params,
+    batches: Batches,
+    *,
+    steps: int = 3,
+    learning_rate: ArrayLike = 0.5,
+    loss: LossFn = cross_entropy,
+    state: Any = None,
+    has_aux: bool = False,
+    prunable: Prunable | None = None,
+    mask: Mask | None = None,
+) -> Scores:
+    """ProsPr: |θ ⊙ ∂L(w_M)/∂w₀|, where w_M are the weights after M = `steps` steps of training from w₀ = θ.
+
+    To first order, the change of the loss after M steps if the weight were removed before them. With the mean loss L_k
+    of batch k and η = `learning_rate`, step k = 0 … M − 1 is w_{k+1} = w_k − η ∇L_k(w_k), and L is the loss of the next
+    batch, L_M. By the chain rule, with the Hessians H_k of L_k,
+
+        ∂L(w_M)/∂w₀ = (I − η H₀(w₀)) … (I − η H_{M−1}(w_{M−1})) ∇L_M(w_M)
+
+    Without steps it is SNIP of the first batch. It has no path form: how a step changes the value of a path depends on
+    the weights, not on path values alone. So it is not invariant under rescaling of neurons.
+
+    `batches` must hold M + 1 batches, one for each step and one for the loss; further ones are not read, so that it may
+    be an endless iterator. Give one batch several times to use it several times: [(x, y)] * 4. A `learning_rate` that
+    is too large can leave a ReLU network without active units; then all scores are 0, and masks keep the first weights.
+
+    Pruned weights (see `mask` above) score 0 and stay at 0 in the steps, as in the training that follows. All other
+    weights are trained, also in leaves that `prunable` does not choose, such as biases. With `has_aux`, batch norm
+    takes the statistics of each step's own batch; `state` is the same in all steps.
+
+    Cost: M + 1 gradients and M Hessian-vector products of a batch each. M + 1 batches and M + 1 copies of the weights
+    are in memory. Both are compiled once per shape of batch. Turn dropout off, as for `snip`.
+
+    Raises ValueError where fewer than M + 1 batches hold examples, `steps` is negative, `learning_rate` is negative or
+    not finite, or the loss or a weight is not finite after some step (under `jit` and `vmap`, where values cannot be
+    read, scores are then NaN), and what `snip` raises.
+
+    Source: Alizadeh et al., "Prospect pruning: finding trainable weights at initialization using meta-gradients", 2022,
+    section 3. As there, the derivative is by a mask of w₀ alone, not of the updates; each step and the last loss have a
+    batch of their own; and the steps train biases and norms. The authors score networks in training mode (`has_aux`).
+    They prune once, where the mask is 1: that pruned weights stay at 0 in the steps is added here, for further rounds.
+    Their code, whose example takes 3 steps at the rate 0.5, can also use one batch throughout, add momentum, and leave
+    out the Hessians.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = {"kernel": jnp.array([[1.0, 0.0, -1.0], [2.0, 0.5, 1.0]])}
+    >>> x, y = jnp.array([[1.0, 0.0], [0.5, 1.0]]), jnp.array([0, 2])
+    >>> batches = [(x, y), (x[:1], y[:1]), (x[1:], y[1:])]
+    >>> prospr(lambda params, x: x @ params["kernel"], params, batches, steps=2)["kernel"].round(3).tolist()
+    [[0.264, 0.0, 0.362], [1.374, 0.062, 0.811]]
+    """
+    if steps < 0:
+        raise ValueError(f"`steps` must be 0 or more; it is {steps}.")
+    rate = concrete(learning_rate)
+    if rate is not None and not 0 <= rate < float("inf"):
+        raise ValueError(f"`learning_rate` must be finite and not negative; it is {learning_rate}.")
+    params = jax.tree.map(wide, params)
+    network, at = traced(apply, params, state), _loss(loss, has_aux)
+    given = first_batches(network, params, batches, steps + 1, loss=at)
+    if len(given) <= steps:
+        raise ValueError(
+            f"With steps={steps}, `batches` must hold {steps + 1} batches with examples, one for each step and one for "
+            f"the loss after them; it holds {len(given)}. Pass more batches or fewer `steps`, or give a batch several "
+            f"times: [(x, y)] * {steps + 1}. An iterator that was read before is empty, a list is not."
+        )
+    keep = _kept_mask(network, params, given[0][0], mask, prunable)
+    params = kept_weights(keep, params)
+    options: dict[str, Any] = {"kept": keep, "learning_rate": learning_rate, "loss": at}
+    weights = train(network, params, given[:-1], **options)
+    slopes = slopes_before_steps(network, weights, given, **options)
+    _check_trained(weights, slopes, learning_rate)
+    return _zero_unscored(_magnitude_of_product(params, slopes), prunable)
+
+
+def _check_trained(weights: list[Params], slopes: Params, learning_rate: ArrayLike) -> None:
+    """Raise ValueError if the derivative by the first weights is not finite, unless traced or without steps."""
+    steps, is_sound = len(weights) - 1, concrete(_is_finite(slopes))
+    if steps == 0 or is_sound is None or is_sound:
+        return
+    are_finite = [bool(_is_finite(each)) for each in weights[1:]]
+    what, step = "The derivative of the loss is", steps
+    if not all(are_finite):
+        what, step = "Weights are", are_finite.index(False) + 1
+    raise ValueError(
+        f"{what} not finite after step {step} of {steps} with learning_rate={learning_rate}. Pass finite weights and "
+        "batches, and a smaller `learning_rate` if training diverges."
+    )
+
+
+@jax.jit
+def _is_finite(tree: Params) -> Array:
+    leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(leaves)) if leaves else jnp.ones((), bool)
 
 
 def synflow(

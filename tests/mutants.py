@@ -51,6 +51,7 @@ SELECTION = "tests/test_masks/test_selection.py"
 WAYS = "tests/test_masks/test_ways_to_select.py"
 N_OF_M = "tests/test_masks/test_n_of_m.py"
 OPTIONS = "tests/test_scores/test_options.py"
+PROSPR = "tests/test_scores/test_prospr.py"
 ROUNDS = "tests/test_pruning/test_rounds.py"
 LIVE = "tests/test_connectivity/test_connectivity.py"
 EXPECTED = "tests/test_ntk/test_mean_field.py"
@@ -309,6 +310,18 @@ MUTANTS = [
            "gradient, loss=at, temperature=temperature)",
            "gradient, loss=at)",
            f"{OPTIONS} -k grasp_is_weight"),
+    Mutant("ProsPr trains pruned weights", PRUNING + "losses.py",
+           "_stepped(weights[-1], _kept_part(kept, total),", "_stepped(weights[-1], total,",
+           f"{PROSPR} -k pruned_weights_stay"),
+    Mutant("ProsPr goes back through pruned weights", PRUNING + "losses.py",
+           "product(before, _kept_part(kept, slopes),", "product(before, slopes,",
+           f"{PROSPR} -k pruned_weights_stay"),
+    Mutant("ProsPr goes through its steps in the wrong order", PRUNING + "losses.py",
+           "in reversed(list(zip(weights[:-1], steps, strict=True))):",
+           "in list(zip(weights[:-1], steps, strict=True)):",
+           f"{PROSPR} -k derivative_by_the_mask"),
+    Mutant("weights that diverge pass", "pathjax/scores.py",
+           "if steps == 0 or is_sound is None or is_sound:", "if True:", f"{PROSPR} -k diverges"),
     Mutant("temperatures of zero pass", "pathjax/scores.py",
            "if value is not None and not value > 0:",
            "if False:",

@@ -88,6 +88,7 @@ SIGNATURES = {
     "scores.px": "apply, params, inputs",
     "scores.ntk_sap": "apply, params, x_like, *, init, key, epsilon, repeats",
     "scores.force": "apply, params, batches, *, mask, loss",
+    "scores.prospr": "apply, params, batches, *, steps, learning_rate, loss, state, has_aux, prunable, mask",
     "masks.from_scores": "scores, *, density, scope, prunable",
     "masks.n_of_m": "scores, *, n, m, axis, prunable, within, stacked",
     "masks.is_kernel": "key_path, leaf",

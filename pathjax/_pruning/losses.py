@@ -1,23 +1,28 @@
-"""Gradients and Hessian-vector products of a mean loss over many batches, with one batch in memory at a time."""
+"""Gradients and Hessian-vector products of a mean loss over many batches, with one batch in memory at a time.
+
+The gradient of the loss after steps of training holds the batches of these steps.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from pathjax._base.arguments import check_no_shape, check_not_function
 from pathjax._base.leaves import ChosenLeaves
-from pathjax._base.network import as_batch
+from pathjax._base.network import as_batch, kept_weights
 from pathjax._base.programs import Static
 from pathjax._base.trees import concrete
 from pathjax._interpreter.jaxpr import batch_length
 from pathjax._interpreter.traced import TracedNetwork, traced
-from pathjax.types import ApplyFn, Params, State
+from pathjax.types import ApplyFn, Mask, Params, State
 
 __all__ = [
     "Batches",
@@ -25,10 +30,13 @@ __all__ = [
     "LossFn",
     "check_labels",
     "curvature_product",
+    "first_batches",
     "kernels_of",
     "mean_gradient",
     "outputs_of",
     "replayable",
+    "slopes_before_steps",
+    "train",
 ]
 
 LossFn: TypeAlias = Callable[[Any, Any], jax.Array]
@@ -97,6 +105,66 @@ def curvature_product(
     """H w for a pytree w = `vector`, with H the Hessian of the mean loss over all examples of all batches."""
     product = network.compiled(_product, loss=loss)
     return _mean_over(lambda x, y: product(params, vector, x, y, temperature), network, params, batches, loss)
+
+
+def first_batches(
+    network: TracedNetwork, params: Params, batches: Batches, number: int, *, loss: Loss
+) -> list[tuple[Any, Any]]:
+    """The first `number` batches that hold examples, or all where there are fewer; further ones are not read."""
+    return list(itertools.islice(_labelled(network, params, batches, loss), number))
+
+
+def train(
+    network: TracedNetwork,
+    params: Params,
+    batches: Sequence[tuple[Any, Any]],
+    *,
+    kept: Mask,
+    learning_rate: ArrayLike,
+    loss: Loss,
+) -> list[Params]:
+    """The weights w₀ = `params`, w₁, w₂, … before and after each step of gradient descent, a batch for each step.
+
+    A step is w_{k+1} = w_k − η · kept ⊙ ∇L_k(w_k), with the mean loss L_k of its batch.
+    """
+    gradient = network.compiled(_gradient, loss=loss)
+    weights = [params]
+    for x, y in batches:
+        total = gradient(weights[-1], x, y, None)
+        weights.append(_stepped(weights[-1], _kept_part(kept, total), learning_rate / batch_length(x)))
+    return weights
+
+
+def slopes_before_steps(
+    network: TracedNetwork,
+    weights: Sequence[Params],
+    batches: Sequence[tuple[Any, Any]],
+    *,
+    kept: Mask,
+    learning_rate: ArrayLike,
+    loss: Loss,
+) -> Params:
+    """The gradient by w₀ of the loss of the last batch at w_M, after the steps of `train` on the batches before it.
+
+    By the chain rule: v_M = ∇L_M(w_M), and back through step k it is v_k = v_{k+1} − η H_k(w_k) (kept ⊙ v_{k+1}), with
+    the Hessian H_k of the step's batch.
+    """
+    product = network.compiled(_product, loss=loss)
+    *steps, last = batches
+    slopes = mean_gradient(network, weights[-1], [last], loss=loss)
+    for before, (x, y) in reversed(list(zip(weights[:-1], steps, strict=True))):
+        change = product(before, _kept_part(kept, slopes), x, y, None)
+        slopes = _stepped(slopes, change, learning_rate / batch_length(x))
+    return slopes
+
+
+_kept_part = jax.jit(kept_weights)
+
+
+@jax.jit
+def _stepped(tree: Params, direction: Params, size: ArrayLike) -> Params:
+    """The tree minus `size` times the direction, in the types of the tree."""
+    return jax.tree.map(lambda leaf, slope: leaf - jnp.asarray(size, leaf.dtype) * slope, tree, direction)
 
 
 def replayable(batches: Batches) -> Batches:

@@ -149,6 +149,23 @@ def test_grasp_is_weights_times_hessian_times_gradient_of_the_mean_loss(name: st
     assert_close(scores.grasp(case.apply, case.params, iter(batches(case)), **options), expected)
 
 
+@every_case
+def test_prospr_is_weights_times_the_gradient_through_the_steps(name: str) -> None:
+    """By differentiating the unrolled steps, of networks and losses of all kinds and batches of several lengths."""
+    case, rate = CASES[name], 0.05
+    *steps, last = [case._replace(x=x, y=y) for x, y in batches(case)]
+
+    def loss_after_steps(vector: Any) -> Any:
+        for step in steps:
+            vector = vector - rate * jax.grad(mean_loss(step))(vector)
+        return mean_loss(last)(vector)
+
+    vector, _ = ravel_pytree(case.params)
+    expected = jnp.abs(vector * jax.grad(loss_after_steps)(vector))
+    options: Any = {"loss": case.loss, "has_aux": case.has_aux, "steps": 2, "learning_rate": rate}
+    assert_close(scores.prospr(case.apply, case.params, iter(batches(case)), **options), expected)
+
+
 def test_the_temperature_divides_every_array_of_outputs() -> None:
     case = CASES["trees"]
 

@@ -42,6 +42,9 @@ def with_state(params: Any, state: Any, x: Any) -> Any:
 SCORES = {
     "snip": lambda apply, params, **options: scores.snip(apply, params, [(X, Y)], **options),
     "grasp": lambda apply, params, **options: scores.grasp(apply, params, [(X, Y)], **options),
+    "prospr": lambda apply, params, **options: scores.prospr(
+        apply, params, [(X, Y), (X[:2], Y[:2]), (X[2:], Y[2:])], steps=2, learning_rate=0.05, **options
+    ),
     "synflow": lambda apply, params, **options: scores.synflow(apply, params, X, **options),
     "synflow_l2": lambda apply, params, **options: scores.synflow_l2(apply, params, X, **options),
     "synflow_data": lambda apply, params, **options: scores.synflow_data(apply, params, X, q=2, **options),
@@ -76,8 +79,9 @@ def test_leaves_that_are_not_prunable_are_constants(name: str) -> None:
     kernels = {name: leaf for name, leaf in PARAMS.items() if name != "bias"}
     found = score(apply, PARAMS, prunable=masks.is_kernel)
     assert not found["bias"].any()
-    # draws of another tree are other draws, and expected biases are random: both are held to formulas elsewhere
-    if name in ("ntk_sap", "mean_field_trace"):
+    # draws of another tree are other draws, expected biases are random, and ProsPr trains biases: all three are held to
+    # formulas elsewhere
+    if name in ("ntk_sap", "mean_field_trace", "prospr"):
         return
     constant = score(lambda params, x: apply({**params, "bias": PARAMS["bias"]}, x), kernels)
     assert_close({name: found[name] for name in kernels}, constant)

@@ -138,6 +138,21 @@ def test_grasp_in_training_mode_is_that_of_the_training_loss(name: str) -> None:
 
 
 @every_case
+def test_prospr_in_training_mode_takes_the_statistics_of_each_steps_batch(name: str) -> None:
+    case, batches, rate = CASES[name], [(X[:5], Y[:5]), (X[5:], Y[5:]), (X, Y)], 0.1
+
+    def loss_after_steps(vector: Any) -> Any:
+        for batch in batches[:-1]:
+            vector = vector - rate * jax.grad(loss_of(case, [batch]))(vector)
+        return loss_of(case, batches[-1:])(vector)
+
+    vector = flat(case.params)
+    options: Any = {"state": case.state, "has_aux": True, "steps": 2, "learning_rate": rate}
+    expected = jnp.abs(vector * jax.jit(jax.grad(loss_after_steps))(vector))
+    assert_close(scores.prospr(case.apply, case.params, batches, **options), expected)
+
+
+@every_case
 def test_ntk_sap_in_training_mode_is_the_derivative_by_the_mask(name: str) -> None:
     case, key, epsilon = CASES[name], jax.random.key(1), 0.1
     vector, unravel = ravel_pytree(case.params)

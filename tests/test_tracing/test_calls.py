@@ -48,6 +48,7 @@ CALLS = {
     "snip": lambda apply: scores.snip(apply, PARAMS, [(X, LABELS), (X, LABELS)]),
     "force": lambda apply: scores.force(apply, PARAMS, [(X, LABELS), (X, LABELS)], mask=MASK),
     "grasp": lambda apply: scores.grasp(apply, PARAMS, [(X, LABELS), (X[:2], LABELS[:2])]),
+    "prospr": lambda apply: scores.prospr(apply, PARAMS, [(X, LABELS), (X[:2], LABELS[:2]), (X, LABELS)], steps=2),
     "synflow": lambda apply: scores.synflow(apply, PARAMS, X),
     "synflow_l2": lambda apply: scores.synflow_l2(apply, PARAMS, X, factor="absolute"),
     "synflow_data": lambda apply: scores.synflow_data(apply, PARAMS, X),

@@ -462,6 +462,7 @@ def test_second_calls_neither_trace_nor_compile():
         lambda: scores.synflow(counted, PARAMS, X),
         lambda: scores.snip(counted, PARAMS, [(X, labels)]),
         lambda: scores.grasp(counted, PARAMS, [(X, labels)]),
+        lambda: scores.prospr(counted, PARAMS, [(X, labels)] * 3, steps=2),
         lambda: scores.px(counted, PARAMS, X),
         lambda: ntk.empirical(counted, PARAMS, X, mask=mask),
         lambda: paths.log_data_gram(counted, PARAMS, X),

@@ -134,6 +134,7 @@ CALLS: dict[str, Callable[..., Any]] = {
     "scores.mean_field_trace": with_x(scores.mean_field_trace),
     "scores.ntk_sap": with_x(scores.ntk_sap, init=init, key=KEY, epsilon=0.1),
     "scores.path_kernel_trace": with_x(scores.path_kernel_trace),
+    "scores.prospr": lambda apply, **options: scores.prospr(apply, PARAMS, [(X, Y)] * 3, steps=2, **options),
     "scores.px": with_x(scores.px),
     "scores.snip": with_batches(scores.snip),
     "scores.synflow": with_x(scores.synflow),
