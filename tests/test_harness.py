@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from . import mutants
+
 TESTS = Path(__file__).parent
 
 
@@ -25,6 +27,11 @@ def test_every_public_module_and_no_private_one_has_its_calls_checked(pytestconf
     checked = plugin_with(pytestconfig, "PUBLIC_MODULES").PUBLIC_MODULES
     assert "pathjax.paths" in checked and "pathjax.ntk" in checked
     assert not any(part.startswith("_") for name in checked for part in name.split("."))
+
+
+def test_every_mutant_finds_its_line() -> None:
+    """A mutant whose line has changed mutates nothing, which `make mutants` would be the first to see."""
+    assert mutants.misplaced(TESTS.parent, mutants.MUTANTS) == []
 
 
 # Tolerances
