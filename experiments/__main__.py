@@ -95,7 +95,7 @@ class Sweep:
     """
 
     config: Positional[str]
-    """A TOML file, or the name of a ready one: report, digits, fashion-quick, cifar10-quick, paper."""
+    """A TOML file, or the name of a ready one of experiments/configs, as report, digits or paper."""
     out: Path | None = None
     """Folder for results.jsonl; left out, runs/ and the config's name, for a part with -shard-2-of-8."""
     data_dir: Path | None = None

@@ -187,4 +187,4 @@ def test_a_change_that_means_nothing_is_refused_by_name(config, change, words):
 
 def test_a_config_that_is_not_there_is_refused(tmp_path):
     assert "the nearest to it is digits" in refusal("digit")
-    assert "ready configs are cifar10-quick, digits" in refusal(str(tmp_path / "none.toml"))
+    assert "ready configs are cifar10, digits" in refusal(str(tmp_path / "none.toml"))
