@@ -18,9 +18,10 @@ from experiments.records import stored_lines
 from experiments.records.rank_association import Association, associate
 from experiments.records.stored_lines import StoredLines
 from experiments.records.trial import Trial
+from experiments.records.trial_summaries import PREDICTIONS, SUMMARIES, summarized
 
 __all__ = [
-    *("CHANGES", "CURVES", "KNOWN", "OUTCOMES", "PREDICTIONS", "TOPS", "StudyTable"),
+    *("CHANGES", "KNOWN", "OUTCOMES", "StudyTable"),
     *("config_of", "is_of_study", "lines_of", "read", "tabulated", "wanted"),
 ]
 
@@ -29,26 +30,6 @@ KNOWN = {name: words for name, words in QUANTITIES.items() if name != "density"}
 
 OUTCOMES = {"test_accuracy": "test accuracy", "steps_to_level": "steps to the loss level"}
 """What training decides, with words."""
-
-PREDICTIONS = {
-    "data_free": "Π alone",
-    "no_data": "Θ̄ without data",
-    "moments": "Θ̄ of the data’s second moments",
-    "inputs": "Θ̄ of the inputs",
-    "low_rank": "the part of Θ in the leading modes of Π",
-    "linearized": "Θ",
-}
-"""What predicts a loss curve, with words: from reading the least to reading the most."""
-
-CURVES = ("real_loss", *(f"{name}_loss" for name in PREDICTIONS))
-
-TOPS = {
-    "data_free": "log_top_path_kernel",
-    "no_data": "log_top_no_data",
-    "moments": "log_top_moments",
-    "inputs": "log_top_inputs",
-}
-"""The natural logarithm of λ_max of the kernel behind a prediction."""
 
 CHANGES = {
     "ntk_change": "change of Θ",
@@ -60,23 +41,10 @@ CHANGES = {
 
 _SETTING = ["data", "model"]
 _CELL = [*_SETTING, "method", "density"]
-_DROPS = [name.replace("_loss", "_drop") for name in CURVES]
-_HALVINGS = [name.replace("_loss", "_halving") for name in CURVES]
-_TOP_GAPS = [f"top_gap_{name}" for name in TOPS]
 _GAPS = [f"gap_{name}" for name in PREDICTIONS]
 _AVERAGED = [
-    *(
-        "test_accuracy",
-        "final_train_loss",
-        "steps_to_level",
-        *KNOWN,
-        "infinite_distance",
-        *_GAPS,
-        *_DROPS,
-        *_HALVINGS,
-        *_TOP_GAPS,
-    ),
-    *("linearization_error", "kernel_distance", *CHANGES, "dead_units_mean"),
+    *("test_accuracy", "steps_to_level", *KNOWN, "infinite_distance", *_GAPS, *SUMMARIES),
+    *("linearization_error", "kernel_distance", *CHANGES),
 ]
 
 
@@ -89,9 +57,7 @@ class StudyTable(NamedTuple):
         trials: a row for each trial that did not; dense first, then methods as listed, densities from high to low.
         cells: a row for each (data, model, method, density) of these: `NAME_mean` and `NAME_std` over the seeds that
             have the number, and `untrained`, how many of the `seeds` did not train. Beside the numbers of the trials
-            there are, for each loss curve, `NAME_drop`, the decades by which it falls, and `NAME_halving`, the first
-            step at which half of the loss is left, infinite where there is none; and for each of `TOPS`,
-            `top_gap_NAME`, the decades between its λ_max and that of Θ.
+            there are those of `trial_summaries.summarized`.
     """
 
     config: dict[str, Any]
@@ -230,15 +196,7 @@ def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> 
     if not whole:
         why = f"all {len(failed)} failed, the first with: {failed[0].reason}" if failed else "there are none"
         raise InputError(f"No trial in {folder} has come to its end: {why}.")
-    table = pd.DataFrame([vars(trial) for trial in whole])
-    for curve, drop, halving in zip(CURVES, _DROPS, _HALVINGS, strict=True):
-        table[drop] = [_drop(losses) for losses in table[curve]]
-        table[halving] = [_halving(losses) for losses in table[curve]]
-    with np.errstate(invalid="ignore"):  # a network without paths has the logarithm −∞
-        for gap, top in zip(_TOP_GAPS, TOPS.values(), strict=True):
-            table[gap] = np.abs(table[top] - table["log_top_ntk"]) / np.log(10)
-    table["final_train_loss"] = [losses[-1] if losses else np.nan for losses in table["train_loss"]]
-    table["dead_units_mean"] = [float(np.mean([*units.values()])) if units else np.nan for units in table["dead_units"]]
+    table = pd.DataFrame([vars(trial) | summarized(vars(trial)) for trial in whole])
     with np.errstate(invalid="ignore"):  # the deviation of infinities is not a number
         averaged = table.groupby(_CELL, sort=False)[_AVERAGED].agg(["mean", "std"])
     averaged.columns = [f"{name}_{statistic}" for name, statistic in averaged.columns]
@@ -247,18 +205,3 @@ def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> 
     kept = table.groupby(_CELL, sort=False)[["kept", "prunable"]].first()
     columns = [seeds, untrained.rename("untrained"), kept, averaged]
     return StudyTable(config, failed, table, pd.concat(columns, axis=1).reset_index())
-
-
-def _halving(losses: list[float]) -> float:
-    """The first step at which half of the loss at the first one is left, or less."""
-    if not losses:
-        return np.nan
-    below = np.flatnonzero(np.array(losses) <= 0.5)
-    return float(below[0]) if len(below) else np.inf
-
-
-def _drop(losses: list[float]) -> float:
-    """Decades by which a loss falls from the first step to the last."""
-    if not losses:
-        return np.nan
-    return float(-np.log10(np.maximum(losses[-1], np.finfo(np.float32).tiny)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from experiments.base.files import write_atomically
 from experiments.base.names import DENSE, METHODS
 from experiments.records.jsonl import decode, encode
 from experiments.records.trial import Trial
+from experiments.records.trial_summaries import summarized
 
 __all__ = ["as_kept", "configured", "flat", "flat_row", "write"]
 
@@ -27,9 +27,9 @@ def flat(trials: Iterable[Mapping[str, Any]], options: Mapping[str, Any]) -> pd.
     """The table of trials that are given as `vars(trial)`; `options` are those of the folder's config.json.
 
     Each number and each word of a trial is a column, and so is each key of the config that decided it, as
-    "train.learning_rate". Of the training loss there is the last value, of dead units the mean. Other lists and tables
-    of a trial (curves, spectra, densities of layers) stay in results.jsonl. Rows are in the order of data, model,
-    method, density and seed, in whatever order networks were computed.
+    "train.learning_rate". Lists and tables of a trial (curves, spectra, densities of layers) stay in results.jsonl; of
+    them there are the numbers of `trial_summaries.summarized`. Rows are in the order of data, model, method, density
+    and seed, in whatever order networks were computed.
     """
     places = {name: place for place, name in enumerate((DENSE, *METHODS))}
     ordered = sorted(
@@ -46,10 +46,7 @@ def as_kept(trial: Trial) -> dict[str, Any]:
 def flat_row(trial: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """The row of one trial."""
     plain = {name: value for name, value in trial.items() if isinstance(value, bool | int | float | str | np.generic)}
-    losses, units = trial["train_loss"], trial["dead_units"]
-    plain["final_train_loss"] = losses[-1] if losses else math.nan
-    plain["dead_units_mean"] = float(np.mean([*units.values()])) if units else math.nan
-    return plain | configured(trial, options) | _flattened(trial.get("made") or {}, "made.")
+    return plain | summarized(trial) | configured(trial, options) | _flattened(trial.get("made") or {}, "made.")
 
 
 def configured(trial: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

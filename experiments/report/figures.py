@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import number
-from experiments.records.study_table import PREDICTIONS, StudyTable
+from experiments.records.study_table import StudyTable
+from experiments.records.trial_summaries import PREDICTIONS
 from experiments.report.drawing import (
     INK,
     MUTED,

@@ -10,25 +10,15 @@ import pandas as pd
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import counted, enumerated, number, percent, points, share_or_times
 from experiments.measure.widths import WidthSweep
-from experiments.records.study_table import CHANGES, PREDICTIONS, StudyTable
+from experiments.records.study_table import CHANGES, StudyTable
+from experiments.records.trial_summaries import PREDICTIONS
 from experiments.report.figures import shown_curves
 from experiments.report.opening import accuracy_words
 from experiments.report.spread import FEWEST, half_width
 
 __all__ = [
-    "failures",
-    "of_accuracy",
-    "of_associations",
-    "of_change",
-    "of_curves",
-    "of_gaps",
-    "of_laziness",
-    "of_layers",
-    "of_path_kernel",
-    "of_quantities",
-    "of_spectra",
-    "of_training",
-    "of_widths",
+    *("failures", "of_accuracy", "of_associations", "of_change", "of_curves", "of_gaps", "of_laziness", "of_layers"),
+    *("of_path_kernel", "of_quantities", "of_spectra", "of_training", "of_widths"),
 ]
 
 _ABSENT = "It is not in these results."

@@ -15,7 +15,8 @@ from experiments.base.wording import percent
 from experiments.measure import kernel_pictures, widths
 from experiments.measure.factorization_check import factorization_error
 from experiments.records import trial_table
-from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS, StudyTable
+from experiments.records.study_table import CHANGES, StudyTable
+from experiments.records.trial_summaries import CURVES, PREDICTIONS
 from experiments.report import (
     cautions,
     figures,

@@ -8,7 +8,8 @@ import pandas as pd
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import number
 from experiments.records.rank_association import Association
-from experiments.records.study_table import OUTCOMES, PREDICTIONS, TOPS, StudyTable
+from experiments.records.study_table import OUTCOMES, StudyTable
+from experiments.records.trial_summaries import PREDICTIONS, TOPS
 from experiments.report.drawing import groups
 from experiments.report.page import scrolled, text
 from experiments.report.spread import half_width

@@ -17,7 +17,7 @@ from experiments.base.errors import InputError
 from experiments.base.names import METHODS
 from experiments.measure import kernel_pictures, widths
 from experiments.networks import by_name
-from experiments.records import study_table
+from experiments.records import study_table, trial_summaries
 from experiments.records.jsonl import encode
 from experiments.records.rank_association import associate, spearman
 from experiments.records.trial import Trial
@@ -148,9 +148,9 @@ def test_every_figure_says_seeds_configuration_and_versions():
 
 
 SCARCE: dict[str, Any] = dict.fromkeys(
-    ("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *study_table.CURVES), []
+    ("log_ntk_eigenvalues", "log_path_kernel_nodes", "path_kernel_weights", *trial_summaries.CURVES), []
 )
-SCARCE |= dict.fromkeys((*(f"gap_{name}" for name in study_table.PREDICTIONS), *study_table.CHANGES), math.nan)
+SCARCE |= dict.fromkeys((*(f"gap_{name}" for name in trial_summaries.PREDICTIONS), *study_table.CHANGES), math.nan)
 SCARCE |= {"layer_density": {}, "dead_units": {}}
 
 

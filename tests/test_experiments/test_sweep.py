@@ -25,8 +25,9 @@ from experiments.networks import architectures
 from experiments.records import results_folder
 from experiments.records.jsonl import decode, encode
 from experiments.records.progress import SILENT, _Lines
-from experiments.records.study_table import CHANGES, CURVES, PREDICTIONS
+from experiments.records.study_table import CHANGES
 from experiments.records.trial import Trial
+from experiments.records.trial_summaries import CURVES, PREDICTIONS
 from tests.test_experiments.examples import compiled_once, plain, started, sweeping, trials_of
 
 ROOT = Path(__file__).parents[2]
