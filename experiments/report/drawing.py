@@ -53,8 +53,11 @@ _STYLES = {
     "random": ("#cc79a7", "s"),
     "magnitude": ("#e69f00", "^"),
     "snip": ("#009e73", "D"),
+    "snip_iterative": ("#00694d", "d"),
+    "prospr": ("#9acd32", "*"),
     "synflow": ("#2f7fc1", "o"),
     "synflow_l2": ("#56b4e9", "v"),
+    "synflow_l2_absolute": ("#1f5f8b", "1"),
     "synflow_data": ("#d55e00", "P"),
     "synflow_data_l2": ("#8f6bb3", "X"),
     "grasp": ("#7f8c1f", "h"),
@@ -62,8 +65,7 @@ _STYLES = {
     "mean_field_trace": ("#1b4f72", r"$\Theta$"),
     "px": ("#1aa39a", ">"),
     "ntk_sap": ("#d1495b", "p"),
-    "lottery": ("#6b7fd7", "d"),
-    "transfer": ("#b8860b", "H"),
+    "lottery_ticket": ("#1b1f24", "H"),
 }
 _OTHERS = ("#8c8c8c", "8")
 ALL_CELLS, WITHIN_DENSITY = "#2f7fc1", "#d55e00"
@@ -231,8 +233,8 @@ def _densities(table: pd.DataFrame) -> list[float]:
 
 
 def style_of(method: str) -> tuple[str, str]:
-    """The color and the marker of a method, the same in every figure; one for all methods without their own."""
-    return _STYLES.get(method, _OTHERS)
+    """The color and the marker of a method and its variants, the same in every figure; one for all that have none."""
+    return _STYLES.get(method.partition("+")[0], _OTHERS)
 
 
 def dashes(method: str) -> dict[str, Any]:
