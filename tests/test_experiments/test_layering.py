@@ -17,7 +17,7 @@ FLOORS = (
     ("report", "setting"),
     ("workbench",),
     ("sweep", "checks"),
-    ("cost_estimate", "widths", "benchmarks", "workers"),
+    ("cost_estimate", "widths", "benchmarks", "workers", "evidence"),
     ("__main__",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
