@@ -1,0 +1,237 @@
+"""Section: whether what is known before training orders prunings by the accuracy that training then gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.base.names import DENSE, QUANTITIES
+from experiments.base.wording import counted, enumerated
+from experiments.evidence import plots
+from experiments.evidence.cells import Cells, in_order, inconclusive, tables
+from experiments.evidence.claims import HOLDS, NOT, Claim, Unit
+from experiments.evidence.every_method import TICKET
+from experiments.evidence.kept import Kept
+from experiments.evidence.sections import (
+    Missing,
+    Section,
+    described,
+    footer,
+    link,
+    not_kept,
+    picture,
+    shown_names,
+    table_of,
+)
+from experiments.evidence.statistics import (
+    Interval,
+    Resampled,
+    corrected,
+    mean_of_groups,
+    percentile_interval,
+    rank_associations,
+)
+
+__all__ = ["KNOWN", "STUDIES", "section"]
+
+STUDIES = ("digits", "fashion", "cifar10")
+
+_TITLE = "The Path Kernel orders prunings by trained accuracy, without data"
+_QUESTION = (
+    "Take one data set, one network and one density, so that density itself explains nothing. Does the trace of the "
+    "Path Kernel Π, which needs no data, put the pruning methods in the order of the accuracy that training then "
+    "gives? And does it do so better than simpler numbers?"
+)
+
+_PI = "log_trace_path_kernel"
+
+KNOWN: dict[str, tuple[str, str, int]] = {
+    _PI: (QUANTITIES[_PI], "no data", 1),
+    "log_top_path_kernel": (QUANTITIES["log_top_path_kernel"], "no data", 1),
+    "effective_rank_path_kernel": (QUANTITIES["effective_rank_path_kernel"], "no data", 1),
+    "log_path_norm_1": (QUANTITIES["log_path_norm_1"], "no data", 1),
+    "log_path_norm_2": (QUANTITIES["log_path_norm_2"], "no data", 1),
+    "log_path_count": (QUANTITIES["log_path_count"], "no data", 1),
+    "log_layer_density_mean": ("mean log layer density", "no data, no weights", 1),
+    "log_layer_density_min": ("least log layer density", "no data, no weights", 1),
+    "log_trace_ntk": (QUANTITIES["log_trace_ntk"], "images", 1),
+    "log_top_ntk": (QUANTITIES["log_top_ntk"], "images", 1),
+    "effective_rank_ntk": (QUANTITIES["effective_rank_ntk"], "images", 1),
+    "log_condition_ntk": ("− " + QUANTITIES["log_condition_ntk"], "images", -1),
+}
+"""The quantities that are tried, with their words, what they read, and their sign: a small condition number is expected
+to be good."""
+
+_AGAINST = ("log_path_norm_1", "log_path_norm_2", "log_path_count", "log_layer_density_mean", "log_trace_ntk")
+"""What the trace of Π is claimed to order better than."""
+
+_RHO = Unit(form="+.2f")
+
+
+def section(studies: Mapping[str, Kept]) -> Section | Missing:
+    """The section, of those of `STUDIES` that are kept; `digits` must be."""
+    if "digits" not in studies:
+        return not_kept(_TITLE, _QUESTION, ["digits"])
+    used = [studies[name] for name in STUDIES if name in studies]
+    whole = tables(used)
+    left_out, told_of_them = inconclusive(whole)
+    methods = in_order([method for method in whole["method"].unique() if _is_before_training(method)])
+    cells = Cells(whole, tuple(methods)).restricted(lambda group: group[:2] not in left_out)
+    trained = Cells(cells.table[cells.table["did_not_train"] == ""], cells.methods)
+    by_group = _associations(cells, cells.resampled())
+    of_all = {name: mean_of_groups(rho) for name, rho in by_group.items()}
+    of_trained = {name: mean_of_groups(rho) for name, rho in _associations(trained, trained.resampled()).items()}
+    names = [name for name in KNOWN if name == _PI or np.isfinite(of_all[name][0])]
+    level = corrected(len(names))
+    orders = {name: percentile_interval(of_all[name], level) for name in names}
+    among_trained = {name: percentile_interval(of_trained[name], level) for name in names}
+    better = {
+        name: percentile_interval(of_all[_PI] - of_all[name], corrected(len(names) - 1))
+        for name in names
+        if name != _PI
+    }
+    claims = [
+        Claim.of("Tr Π orders the methods by trained accuracy", orders[_PI], _RHO, low=0.0),
+        Claim.of(
+            "Tr Π orders the methods by trained accuracy among the runs that trained", among_trained[_PI], _RHO, low=0.0
+        ),
+        *(
+            Claim.of(f"Tr Π orders the methods better than {KNOWN[name][0]}", better[name], _RHO, low=0.0)
+            for name in _AGAINST
+            if name in better
+        ),
+    ]
+    by_setting = _by_setting(cells, by_group, names, level)
+    return Section(
+        _TITLE,
+        _QUESTION,
+        _answer(orders, claims, cells, len(names)),
+        claims,
+        [
+            _table(names, orders, among_trained, better),
+            picture(
+                "ordering",
+                "How quantities known before training order the methods",
+                "Spearman’s ρ with trained accuracy among the methods of one group, in the mean over groups. Intervals "
+                f"are right together for the {len(names)} quantities of a panel.",
+            ),
+            _table_by_setting(by_setting),
+        ],
+        _sureness(used, cells, trained, len(names), told_of_them),
+        [link(study.name) for study in used],
+        {"ordering": _figure(orders, among_trained, by_setting, used)},
+    )
+
+
+def _is_before_training(method: str) -> bool:
+    return method not in (DENSE, TICKET) and "+" not in method
+
+
+def _associations(cells: Cells, draws: Resampled) -> dict[str, np.ndarray]:
+    """For each quantity ρ of each group in each draw."""
+    accuracy = draws.cell_means(cells.values("test_accuracy"))
+    return {
+        name: sign * rank_associations(draws.cell_means(cells.values(name)), accuracy, draws.methods)
+        for name, (_, _, sign) in KNOWN.items()
+    }
+
+
+def _by_setting(
+    cells: Cells, correlations: Mapping[str, np.ndarray], names: Sequence[str], level: float
+) -> dict[tuple[str, str], dict[str, Interval]]:
+    """The intervals of the quantities for each data set and network, from the same draws."""
+    strata = np.array(cells.strata)
+    return {
+        cells.groups[int(groups[0])][:2]: {
+            name: percentile_interval(mean_of_groups(correlations[name], groups), level) for name in names
+        }
+        for groups in (np.flatnonzero(strata == stratum) for stratum in dict.fromkeys(cells.strata))
+    }
+
+
+def _answer(orders: Mapping[str, Interval], claims: Sequence[Claim], cells: Cells, tried: int) -> str:
+    does = {HOLDS: "does order", NOT: "does not order"}.get(claims[0].verdict, "may or may not order")
+    first = max(orders, key=lambda name: orders[name].value)
+    best = (
+        "it has the largest of all" if first == _PI else f"the largest has {KNOWN[first][0]}, {_RHO.of(orders[first])}"
+    )
+    beaten = [claim.words.rpartition(" than ")[2] for claim in claims[2:] if claim.verdict == HOLDS]
+    told = enumerated(beaten) if beaten else "none of them"
+    return (
+        f"Without data, Tr Π {does} the methods: Spearman’s ρ with trained accuracy is {_RHO.of(orders[_PI])} in the "
+        f"mean over {counted(len(cells.groups), 'group')} of up to {len(cells.methods)} methods. Of {tried} "
+        f"quantities, {best}. Of the {len(claims) - 2} simpler numbers that it is held against, it is shown to order "
+        f"better than {told}."
+    )
+
+
+def _table(
+    names: Sequence[str],
+    orders: Mapping[str, Interval],
+    among_trained: Mapping[str, Interval],
+    better: Mapping[str, Interval],
+) -> str:
+    head = ("quantity", "reads", "ρ, all runs", "ρ, runs that trained", "ρ of Tr Π less this ρ")
+    rows = [
+        (
+            *(KNOWN[name][0], KNOWN[name][1], _RHO.of(orders[name]), _RHO.of(among_trained[name])),
+            _RHO.of(better[name]) if name in better else "",
+        )
+        for name in sorted(names, key=lambda name: -orders[name].value)
+    ]
+    return table_of(head, rows)
+
+
+def _table_by_setting(by_setting: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
+    shown = [name for name in (_PI, "effective_rank_path_kernel", *_AGAINST) if name in next(iter(by_setting.values()))]
+    rows = [
+        (f"{data}, `{model}`", *(_RHO.of(orders[name]) for name in shown))
+        for (data, model), orders in by_setting.items()
+    ]
+    return "The same for each data set and network, all runs:\n\n" + table_of(
+        ("data, network", *(KNOWN[name][0] for name in shown)), rows
+    )
+
+
+def _sureness(used: Sequence[Kept], cells: Cells, trained: Cells, tried: int, left_out: Sequence[str]) -> list[str]:
+    lost = len(cells.table) - len(trained.table)
+    return [
+        *(described(study) for study in used),
+        *left_out,
+        "A group is one data set, one network and one density. In it, the methods are ranked by the mean of a quantity "
+        "over seeds and by the mean accuracy; groups count alike.",
+        f"The intervals are those of the bootstrap of methods and seeds. Each has the level 1 − 0.05/{tried}, so that "
+        f"all {tried} quantities together are right with probability 95%; differences from Tr Π have 1 − "
+        f"0.05/{tried - 1}.",
+        f"The methods compared are {shown_names(cells.methods)}. They are not a sample of all methods, and several "
+        "score by sums over paths, as Π does; another choice of methods gives another ρ.",
+        "“Layer density” stands for what layer densities alone know: the kept shares of the layers, without which "
+        "weights are kept. “Mean” is, in a chain of dense layers, the logarithm of the number of paths that a random "
+        "mask of these densities leaves, but for a constant.",
+        f"“Runs that trained” leaves out {counted(lost, 'run')} that did not train: the loss never fell by 1% "
+        "below that of guessing, or the test accuracy is that of always naming one class.",
+    ]
+
+
+def _figure(
+    orders: Mapping[str, Interval],
+    among_trained: Mapping[str, Interval],
+    by_setting: Mapping[tuple[str, str], Mapping[str, Interval]],
+    used: Sequence[Kept],
+) -> Figure:
+    together = [
+        plots.Row(KNOWN[name][0], {"all runs": orders[name], "runs that trained": among_trained[name]})
+        for name in orders
+    ]
+    panels = [plots.Rows("all groups", together)]
+    for (data, model), of_setting in by_setting.items():
+        rows = [plots.Row(KNOWN[name][0], {"all runs": of_setting[name]}) for name in orders]
+        panels.append(plots.Rows(f"{data}, {model}", rows))
+    return plots.in_rows(panels, "Spearman ρ", footer(used), axis_of=_from_minus_one, width=2.6)
+
+
+def _from_minus_one(axis: Axes) -> None:
+    axis.set(xlim=(-1.05, 1.05), xticks=[-1.0, -0.5, 0.0, 0.5, 1.0])

@@ -1,0 +1,181 @@
+"""Section: the two scores that the paper proposes, SynFlow-L2 and SynFlow weighted by the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.base.wording import counted, enumerated
+from experiments.evidence import plots
+from experiments.evidence.cells import Cells, Group, inconclusive, tables
+from experiments.evidence.claims import Claim, Unit
+from experiments.evidence.kept import Kept
+from experiments.evidence.sections import Missing, Section, described, footer, link, not_kept, picture, table_of
+from experiments.evidence.statistics import Interval, corrected, mean_interval, stratified_interval
+
+__all__ = ["COMPARISONS", "section"]
+
+COMPARISONS = {
+    ("synflow_l2", "synflow"): "SynFlow-L2 − SynFlow",
+    ("synflow_data", "synflow"): "SynFlow with inputs − SynFlow",
+    ("synflow_data_l2", "synflow_l2"): "SynFlow-L2 with inputs − SynFlow-L2",
+    ("synflow_l2", "synflow_l2_absolute"): "SynFlow-L2, factor θ² − factor |θ|",
+}
+"""The pairs of methods that are compared, with words."""
+
+_STUDIES = ("digits", "fashion", "cifar10")
+_TITLE = "SynFlow-L2 and the input-weighted variants"
+_QUESTION = (
+    "The paper proposes two changes of SynFlow: to score by squared path values (SynFlow-L2), and to weight paths by "
+    "the inputs that they start from. Where do they win? And does it matter whether SynFlow-L2 multiplies the "
+    "derivative by θ², as here, or by |θ|, as public implementations do?"
+)
+_CLOSE = 0.01
+"""A difference of accuracy below this counts as none."""
+_POINTS = Unit(100.0, "+.1f", "points")
+
+
+def section(studies: Mapping[str, Kept]) -> Section | Missing:
+    """The section, of those of its studies that are kept; `digits` must be."""
+    if "digits" not in studies:
+        return not_kept(_TITLE, _QUESTION, ["digits"])
+    used = [studies[name] for name in _STUDIES if name in studies]
+    whole = tables(used)
+    left_out, told_of_them = inconclusive(whole)
+    names = dict.fromkeys(name for pair in COMPARISONS for name in pair)
+    cells = Cells(whole, tuple(names)).restricted(lambda group: group[:2] not in left_out)
+    accuracy = cells.values("test_accuracy")
+    differences = {
+        pair: accuracy[:, cells.methods.index(pair[0])] - accuracy[:, cells.methods.index(pair[1])]
+        for pair in COMPARISONS
+    }
+    differences = {pair: each for pair, each in differences.items() if not np.isnan(each).all()}
+    if not differences:
+        return not_kept(_TITLE, _QUESTION, ["digits"])
+    overall = {pair: _overall(cells, each, corrected(len(differences))) for pair, each in differences.items()}
+    level = corrected(len(cells.groups))
+    by_group = {pair: [mean_interval(group, level) for group in each] for pair, each in differences.items()}
+    return Section(
+        _TITLE,
+        _QUESTION,
+        _answer(overall, cells),
+        _claims(overall),
+        [
+            picture(
+                "path-scores",
+                "Differences of accuracy within the SynFlow family",
+                "Accuracy of the first method less that of the second, in points, over density. Intervals of one "
+                "comparison are right together.",
+            ),
+            _where(by_group, cells),
+            _table(by_group, cells),
+        ],
+        [
+            *(described(study) for study in used),
+            *told_of_them,
+            "Every difference is that of runs of the same seed. Those of the claims are means over densities for "
+            "each seed, then over the seeds of a data set and network, then over data sets and networks, with "
+            f"Student’s intervals of the level 1 − 0.05/{len(differences)} for these data sets, networks and "
+            "densities.",
+            f"In the table each interval has the level 1 − 0.05/{len(cells.groups)}, so that a column is right "
+            "together with probability 95%.",
+        ],
+        [link(study.name) for study in used],
+        {"path-scores": _figure(by_group, cells, used)},
+    )
+
+
+def _overall(cells: Cells, differences: np.ndarray, level: float) -> Interval:
+    """The mean over data sets and networks of the mean over densities; seeds of one of them are its draws."""
+    strata = np.array(cells.strata)
+    return stratified_interval(
+        [differences[strata == stratum].mean(axis=0) for stratum in dict.fromkeys(cells.strata)], level
+    )
+
+
+def _claims(overall: Mapping[tuple[str, str], Interval]) -> list[Claim]:
+    words = (
+        "SynFlow-L2 is more accurate than SynFlow",
+        "Weighting SynFlow by the inputs makes it more accurate",
+        "Weighting SynFlow-L2 by the inputs makes it more accurate",
+    )
+    claims = [
+        Claim.of(f"{claim}, in the mean over networks and densities", overall[pair], _POINTS, low=0.0)
+        for pair, claim in zip(COMPARISONS, words, strict=False)
+        if pair in overall
+    ]
+    factor = ("synflow_l2", "synflow_l2_absolute")
+    if factor in overall:
+        claims.append(
+            Claim.of(
+                "The factor of SynFlow-L2 does not matter: in the mean, θ² and |θ| are less than a point apart",
+                overall[factor],
+                _POINTS,
+                low=-_CLOSE,
+                high=_CLOSE,
+            )
+        )
+    return claims
+
+
+def _answer(overall: Mapping[tuple[str, str], Interval], cells: Cells) -> str:
+    parts = [f"{COMPARISONS[pair]}, {_POINTS.of(difference)}" for pair, difference in overall.items()]
+    return (
+        "Differences of accuracy, in the mean over densities, data sets and networks "
+        f"({counted(len(cells.groups), 'group')}): {'; '.join(parts)}."
+    )
+
+
+def _where(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells) -> str:
+    """In which groups a difference is sure."""
+    lines = []
+    for pair, groups in by_group.items():
+        above = [_named(cells.groups[place]) for place, each in enumerate(groups) if each.low > 0]
+        below = [_named(cells.groups[place]) for place, each in enumerate(groups) if each.high < 0]
+        lines.append(
+            f"- {COMPARISONS[pair]}: surely above 0 in {len(above)} of {len(groups)} groups{_list(above)}, surely "
+            f"below 0 in {len(below)}{_list(below)}."
+        )
+    return "Where a difference is sure:\n\n" + "\n".join(lines)
+
+
+def _list(names: Sequence[str]) -> str:
+    return f" ({enumerated(names)})" if names else ""
+
+
+def _named(group: Group) -> str:
+    data, model, density = group
+    return f"{data} {model} at {density:g}"
+
+
+def _table(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells) -> str:
+    rows = [
+        (
+            *(data, f"`{model}`", f"{density:g}"),
+            *(_POINTS.bare(groups[place]) for groups in by_group.values()),
+        )
+        for place, (data, model, density) in enumerate(cells.groups)
+    ]
+    head = ("data", "network", "density", *(f"{COMPARISONS[pair]}, points" for pair in by_group))
+    return table_of(head, rows)
+
+
+def _figure(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells, used: Sequence[Kept]) -> Figure:
+    panels = []
+    for data, model in dict.fromkeys(group[:2] for group in cells.groups):
+        places = [place for place, group in enumerate(cells.groups) if group[:2] == (data, model)]
+        densities = [cells.groups[place][2] for place in places]
+        lines = [
+            plots.Line(
+                COMPARISONS[pair],
+                densities,
+                [Interval(*(100 * end for end in groups[place])) for place in places],
+                plots.COLORS[at],
+                "osD^"[at],
+            )
+            for at, (pair, groups) in enumerate(by_group.items())
+        ]
+        panels.append(plots.Panel(f"{data}, {model}", lines))
+    return plots.over_density(panels, "difference, points", footer(used), level=0.0)

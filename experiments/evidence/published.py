@@ -1,0 +1,369 @@
+"""Section: the numbers that others have published, beside ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.base.names import DENSE
+from experiments.base.wording import enumerated
+from experiments.evidence import plots
+from experiments.evidence.claims import HOLDS, NOT, Claim, Unit, of_all, verdict
+from experiments.evidence.kept import Kept
+from experiments.evidence.sections import Missing, Section, described, footer, link, not_kept, picture, recipe, table_of
+from experiments.evidence.statistics import Interval, corrected, mean_interval, stratified_interval
+
+__all__ = ["ACCOUNTS", "SYNFLOW", "Account", "section"]
+
+
+class Account(NamedTuple):
+    """What somebody has published of SNIP on MNIST.
+
+    Attributes:
+        studies: the configs that train as they did, one network each or both together.
+        who: who they are, for a sentence.
+        column: who they are, for a table.
+        source: where the numbers stand.
+        setting: how they train, in words that begin with "SGD".
+        learning_rate: the learning rate that they begin with.
+        rounding: half a unit of the last digit that they print, in points.
+        errors: test error in per cent by network and density, 1 being the unpruned network.
+    """
+
+    studies: tuple[str, ...]
+    who: str
+    column: str
+    source: str
+    setting: str
+    learning_rate: float
+    rounding: float
+    errors: Mapping[tuple[str, float], float]
+
+
+ACCOUNTS = (
+    Account(
+        ("mnist-snip", "mnist-snip-lenet-5"),
+        "SNIP’s authors",
+        "SNIP, Table 1",
+        "Lee, Ajanthan and Torr, “SNIP: Single-shot network pruning based on connection sensitivity”, ICLR 2019, Table "
+        "1",
+        "SGD with momentum 0.9, learning rate 0.1, cut tenfold every 25,000 steps, batches of 100, weight decay "
+        "0.0005, 90% of the training images",
+        0.1,
+        0.05,
+        {
+            ("lenet_300_100", 1.0): 1.7,
+            ("lenet_300_100", 0.05): 1.6,
+            ("lenet_300_100", 0.02): 2.4,
+            ("lenet_5", 1.0): 0.9,
+            ("lenet_5", 0.02): 0.8,
+            ("lenet_5", 0.01): 1.1,
+        },
+    ),
+    Account(
+        ("mnist-sgd",),
+        "the other group",
+        "other group",
+        "a reproduction of SNIP by another group, over 10 seeds",
+        "SGD without momentum, learning rate 0.1, constant, batches of 100, 10,000 steps",
+        0.1,
+        0.005,
+        {
+            ("lenet_300_100", 1.0): 1.33,
+            ("lenet_300_100", 0.5): 1.45,
+            ("lenet_300_100", 0.3): 1.64,
+            ("lenet_300_100", 0.2): 1.92,
+            ("lenet_300_100", 0.1): 2.37,
+            ("lenet_5", 1.0): 0.94,
+            ("lenet_5", 0.5): 1.01,
+            ("lenet_5", 0.3): 1.09,
+            ("lenet_5", 0.2): 1.09,
+            ("lenet_5", 0.1): 1.25,
+        },
+    ),
+)
+"""The two published accounts of SNIP on MNIST."""
+
+SYNFLOW = {
+    "VGG-16, CIFAR-10": (93.5, 93.3, 90.1, 80.4),
+    "ResNet-18, CIFAR-10": (94.8, 94.1, 90.4, 79.9),
+    "VGG-16, CIFAR-100": (72.9, 72.1, 63.5, 41.4),
+    "ResNet-18, Tiny ImageNet": (63.5, 58.9, 44.5, 14.4),
+}
+"""Test accuracy in per cent of SynFlow at the densities of `_SYNFLOW_DENSITIES` (Tanaka et al., NeurIPS 2020)."""
+
+_SYNFLOW_DENSITIES = (1.0, 0.1, 0.01, 0.001)
+
+_SETTLED = "mnist-settled"
+_TITLE = "The published numbers"
+_QUESTION = (
+    "Two groups have published SNIP’s test error on MNIST, and the two do not seem to fit together. Does this code "
+    "give the numbers of either?"
+)
+_CLOSE = 0.3
+"""An error is reproduced where it is this many points from the published one, or less."""
+_SETTLING = 0.1
+"""Training has settled where twice its steps change the error by this many points, or less."""
+_POINTS, _PERCENT = Unit(form="+.2f", word="points"), Unit(form=".2f")
+_PUZZLE = ("lenet_300_100", 0.1, 0.05)
+"""The network and the two densities at which the two accounts seem to contradict each other."""
+
+
+class _Row(NamedTuple):
+    model: str
+    density: float
+    ours: Interval
+    seeds: int
+    theirs: float
+    difference: Interval
+
+
+def section(studies: Mapping[str, Kept]) -> Section | Missing:
+    """The section, of the studies of both accounts. `mnist-settled` adds a check, and the others further networks."""
+    first = [account.studies[0] for account in ACCOUNTS]
+    if lacking := [name for name in first if name not in studies]:
+        return not_kept(_TITLE, _QUESTION, lacking)
+    used = [studies[name] for account in ACCOUNTS for name in account.studies if name in studies]
+    rows = [_rows(account, studies) for account in ACCOUNTS]
+    claims = [_reproduced(account, each) for account, each in zip(ACCOUNTS, rows, strict=True)]
+    apart = _apart(studies)
+    claims.append(apart)
+    body = [_told_of_settings(studies)]
+    for account, each in zip(ACCOUNTS, rows, strict=True):
+        body.append(f"Ours in the setting of {account.who}, beside {account.source}:\n\n{_table(account, each)}")
+    body.append(
+        picture(
+            "published",
+            "Test error over density, ours and published",
+            "Test error over density. Lines: ours, with 95% intervals of the mean over seeds. Crosses: published.",
+        )
+    )
+    if _SETTLED in studies:
+        claim, of_settled = _settled(studies)
+        claims.append(claim)
+        body.append(of_settled)
+        used.append(studies[_SETTLED])
+    body.append(_of_synflow())
+    return Section(
+        _TITLE,
+        _QUESTION,
+        _answer(claims, rows, apart, studies),
+        claims,
+        body,
+        _sureness(used, studies),
+        [link(study.name) for study in used],
+        {"published": _figure(rows, used)},
+    )
+
+
+def _errors(study: Kept, model: str, density: float) -> pd.Series:
+    """Test errors in per cent, by seed; NaN where a network has no result."""
+    table = study.table
+    method = DENSE if density == 1 else "snip"
+    rows = table[(table["model"] == model) & (table["density"] == density) & (table["method"] == method)]
+    return 100 * (1 - rows.set_index("seed")["test_accuracy"])
+
+
+def _study_of(account: Account, model: str, studies: Mapping[str, Kept]) -> Kept | None:
+    """The kept study that has a network in the setting of an account."""
+    kept = [studies[name] for name in account.studies if name in studies]
+    return next((study for study in kept if model in set(study.table["model"])), None)
+
+
+def _rows(account: Account, studies: Mapping[str, Kept]) -> list[_Row]:
+    """Ours beside theirs; the differences have intervals that are right together, and are wider by their rounding."""
+    rows = []
+    for (model, density), theirs in account.errors.items():
+        study = _study_of(account, model, studies)
+        if study is None:
+            continue
+        errors = _errors(study, model, density)
+        off = mean_interval(errors.to_numpy() - theirs, corrected(len(account.errors)))
+        difference = Interval(off.value, off.low - account.rounding, off.high + account.rounding)
+        ours = mean_interval(errors.to_numpy())
+        rows.append(_Row(model, density, ours, int(errors.notna().sum()), theirs, difference))
+    return rows
+
+
+def _reproduced(account: Account, rows: list[_Row]) -> Claim:
+    return Claim(
+        f"In the setting of {account.who}, our {len(rows)} errors are theirs to within {_CLOSE:g} points",
+        f"{_largest(rows)}, the largest",
+        f"all between −{_CLOSE:g} and {_CLOSE:g} points",
+        of_all([verdict(row.difference, -_CLOSE, _CLOSE) for row in rows]),
+    )
+
+
+def _mean_difference(account: Account, studies: Mapping[str, Kept]) -> Interval:
+    """The mean of ours less theirs, over the densities of each network and then over networks; seeds are draws."""
+    strata = []
+    for model in dict.fromkeys(model for model, _ in account.errors):
+        if (study := _study_of(account, model, studies)) is not None:
+            densities = [density for each, density in account.errors if each == model]
+            off = {density: _errors(study, model, density) - account.errors[model, density] for density in densities}
+            strata.append(pd.DataFrame(off).dropna().mean(axis=1).to_numpy())
+    return stratified_interval(strata)
+
+
+def _largest(rows: list[_Row]) -> str:
+    """The difference of largest size, with where it is."""
+    worst = max(rows, key=lambda row: abs(np.nan_to_num(row.difference.value)))
+    return f"{_POINTS.of(worst.difference)} (`{worst.model}` at density {worst.density:g})"
+
+
+def _apart(studies: Mapping[str, Kept]) -> Claim:
+    """Whether the network with more weights errs more in the one setting than that with fewer in the other."""
+    model, more, fewer = _PUZZLE
+    difference = _errors(studies["mnist-sgd"], model, more) - _errors(studies["mnist-snip"], model, fewer)
+    return Claim.of(
+        f"`{model}` errs more at density {more:g} in the setting of the other group than at {fewer:g} in SNIP’s, so "
+        "that the accounts differ by their settings",
+        mean_interval(difference.to_numpy()),
+        _POINTS,
+        low=0.0,
+    )
+
+
+def _answer(claims: list[Claim], rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -> str:
+    first, second = claims[0].verdict, claims[1].verdict
+    model, more, fewer = _PUZZLE
+    theirs, others = (account.errors for account in ACCOUNTS)
+    puzzle = (
+        f"SNIP’s authors report {theirs[model, fewer]:g}% error for `{model}` at density {fewer:g}, the other group "
+        f"{others[model, more]:g}% with twice the weights."
+    )
+    apart_there = others[model, more] - theirs[model, fewer]
+    if (first, second) == (HOLDS, HOLDS):
+        agree = "Ours agrees with both, each in its own setting"
+    elif HOLDS in (first, second):
+        who, other = (ACCOUNTS[place].who for place in ((0, 1) if first == HOLDS else (1, 0)))
+        left = second if first == HOLDS else first
+        agree = f"Ours agrees with {who}; that it agrees with {other} "
+        f"{'does not hold' if left == NOT else 'is not settled'}"
+    else:
+        agree = "Ours is not shown to agree with either account in every number"
+    means = [_POINTS.of(_mean_difference(account, studies)) for account in ACCOUNTS]
+    return (
+        f"{puzzle} {agree}. Ours less theirs is {means[0]} in the mean and {_largest(rows[0])} at the most in the "
+        f"setting of {ACCOUNTS[0].who}; it is {means[1]} and {_largest(rows[1])} in that of {ACCOUNTS[1].who}. From "
+        f"the first network of this puzzle to the second the published error rises by {apart_there:.2f} points, and "
+        f"ours by {apart.number}."
+    )
+
+
+def _told_of_settings(studies: Mapping[str, Kept]) -> str:
+    """How each account trains and how our studies do, and where a learning rate is not the published one."""
+    lines = []
+    for account in ACCOUNTS:
+        lines.append(f"- Published by {account.who}: {account.setting}.")
+        for name in account.studies:
+            if name not in studies:
+                continue
+            options, models = studies[name].about["options"], studies[name].table["model"].unique()
+            rate = options["train.learning_rate"]
+            other = (
+                "" if rate == account.learning_rate else f" The published learning rate is {account.learning_rate:g}."
+            )
+            named = enumerated([f"`{model}`" for model in models])
+            lines.append(f"- Ours, `{name}`, for {named}: {recipe(options)}.{other}")
+    return "The two settings:\n\n" + "\n".join(lines)
+
+
+def _table(account: Account, rows: list[_Row]) -> str:
+    return table_of(
+        ("network", "density", "our error, %", "seeds", f"{account.column}, %", "ours less theirs, points"),
+        [
+            (
+                *(f"`{row.model}`", f"{row.density:g}", _PERCENT.of(row.ours), str(row.seeds), f"{row.theirs:g}"),
+                _POINTS.bare(row.difference),
+            )
+            for row in rows
+        ],
+    )
+
+
+def _settled(studies: Mapping[str, Kept]) -> tuple[Claim, str]:
+    """Whether twice the steps change the error, and the table of it."""
+    once, twice = studies["mnist-snip"], studies[_SETTLED]
+    cells = [key for key in ACCOUNTS[0].errors if len(_errors(once, *key)) and len(_errors(twice, *key))]
+    pairs = {cell: (_errors(twice, *cell) - _errors(once, *cell)).dropna() for cell in cells}
+    of_seeds = pd.DataFrame(pairs).dropna().mean(axis=1)  # one number for each seed, over all networks and densities
+    epochs = [study.about["options"]["train.epochs"] for study in (once, twice)]
+    times = "twice the steps" if epochs[1] == 2 * epochs[0] else f"{epochs[1] / epochs[0]:g} times the steps"
+    claim = Claim.of(
+        f"{times[0].upper()}{times[1:]} change the error in SNIP’s setting by less than {_SETTLING:g} points, in the "
+        "mean over its networks and densities",
+        mean_interval(of_seeds.to_numpy()),
+        _POINTS,
+        low=-_SETTLING,
+        high=_SETTLING,
+    )
+    table = table_of(
+        ("network", "density", f"error after {epochs[0]} epochs, %", f"after {epochs[1]}, %", "difference, points"),
+        [
+            (
+                *(f"`{model}`", f"{density:g}"),
+                *(_PERCENT.of(mean_interval(_errors(study, model, density).to_numpy())) for study in (once, twice)),
+                _POINTS.bare(mean_interval(difference.to_numpy())),
+            )
+            for (model, density), difference in pairs.items()
+        ],
+    )
+    seeds = max(len(difference) for difference in pairs.values())
+    return claim, (
+        f"Has the error settled? The study `{_SETTLED}` is `{once.name}` with {times}, {seeds} seeds; differences are "
+        f"those of the same seeds.\n\n{table}"
+    )
+
+
+def _of_synflow() -> str:
+    head = ("network, data", *(f"density {density:g}" for density in _SYNFLOW_DENSITIES), "ours")
+    rows = [(name, *(f"{share:g}%" for share in shares), "needs a GPU") for name, shares in SYNFLOW.items()]
+    return (
+        "SynFlow’s published accuracies (Tanaka et al., NeurIPS 2020) are of networks that two cores do not train. "
+        "`python -m experiments sweep paper` trains networks of that size on a GPU; no number of ours stands here.\n\n"
+        + table_of(head, rows)
+    )
+
+
+def _sureness(used: list[Kept], studies: Mapping[str, Kept]) -> list[str]:
+    failed = sum(study.failed for study in used)
+    absent = [
+        f"`{model}` in the setting of {account.who}"
+        for account in ACCOUNTS
+        for model in dict.fromkeys(model for model, _ in account.errors)
+        if _study_of(account, model, studies) is None
+    ]
+    return [
+        *(described(study) for study in used),
+        *([f"Not measured here: {enumerated(absent)}."] if absent else []),
+        "Errors are means over seeds with Student’s 95% intervals. The intervals of differences from one account are "
+        "right together with probability 95%, and are wider by the rounding of the published number. The accounts give "
+        "no intervals of their own.",
+        f"{failed or 'None'} of these runs failed; means are over the seeds that did not.",
+    ]
+
+
+def _figure(rows: list[list[_Row]], used: list[Kept]) -> Figure:
+    panels = []
+    for model in dict.fromkeys(row.model for each in rows for row in each):
+        for account, each in zip(ACCOUNTS, rows, strict=True):
+            chosen = [row for row in each if row.model == model]
+            if not chosen:
+                continue
+            densities = [row.density for row in chosen]
+            published = [Interval(row.theirs, np.nan, np.nan) for row in chosen]
+            panels.append(
+                plots.Panel(
+                    f"{model}, setting of {account.who}",
+                    [
+                        plots.Line("ours", densities, [row.ours for row in chosen], "#2f7fc1", "o"),
+                        plots.Line("published", densities, published, "#d55e00", "x", style="none"),
+                    ],
+                )
+            )
+    return plots.over_density(panels, "test error, %", footer(used))

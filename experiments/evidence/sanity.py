@@ -1,0 +1,250 @@
+"""Section: how much of a method is the density of each layer, and how much which weights it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.base.wording import counted, percent
+from experiments.evidence import plots
+from experiments.evidence.cells import Cells, in_order
+from experiments.evidence.claims import Claim, Unit
+from experiments.evidence.every_method import TICKET
+from experiments.evidence.kept import Kept
+from experiments.evidence.sections import (
+    Missing,
+    Section,
+    described,
+    footer,
+    link,
+    not_kept,
+    picture,
+    shown_names,
+    table_of,
+)
+from experiments.evidence.statistics import (
+    Interval,
+    corrected,
+    mean_interval,
+    mean_of_groups,
+    percentile_interval,
+    rank_associations,
+    weighted_means,
+)
+
+__all__ = ["VARIANTS", "section"]
+
+VARIANTS = {
+    "shuffled": "the kept weights are shuffled within each layer",
+    "reinitialized": "the mask stays, and all weights are drawn anew",
+    "inverted": "the weights that score least are kept",
+}
+"""The sanity checks of Frankle et al. (2021), by how their methods end, and what they do."""
+
+_STUDY, _RANDOM = "digits-sanity", "random"
+_TITLE = "How much is the density of each layer, and how much which weights are kept"
+_QUESTION = (
+    "Frankle et al. (“Pruning neural networks at initialization: why are we missing the mark?”, ICLR 2021) found that "
+    "prunings before training lose nothing when the kept weights are shuffled within each layer, or drawn anew. Is it "
+    "so here?"
+)
+_CLOSE = 0.01
+"""A change of accuracy by less than this counts as none."""
+_POINTS, _SHARE, _RHO = Unit(100.0, "+.1f", "points"), Unit(100.0, ".0f", "%"), Unit(form="+.2f")
+_PI = "log_trace_path_kernel"
+
+
+class _Arrays(NamedTuple):
+    """Numbers (groups, methods, seeds) of the methods and their variants, NaN where there is none.
+
+    `base`, `variants` and `random`, which is (groups, 1, seeds), are accuracies; `pi` and `shuffled_pi` the logarithms
+    of Tr Π under the mask of the method and under the shuffled one.
+    """
+
+    base: np.ndarray
+    variants: dict[str, np.ndarray]
+    random: np.ndarray
+    pi: np.ndarray
+    shuffled_pi: np.ndarray
+
+
+def section(studies: Mapping[str, Kept]) -> Section | Missing:
+    """The section."""
+    if _STUDY not in studies:
+        return not_kept(_TITLE, _QUESTION, [_STUDY])
+    study = studies[_STUDY]
+    rows = study.finished
+    is_varied = rows["method"].str.contains("+", regex=False)
+    varied = {method.partition("+")[0] for method in rows.loc[is_varied, "method"]} - {_RANDOM}
+    cells = Cells(rows, tuple(in_order([name for name in varied if name in set(rows["method"])])))
+    arrays = _Arrays(
+        cells.values("test_accuracy"),
+        {name: cells.values("test_accuracy", [f"{method}+{name}" for method in cells.methods]) for name in VARIANTS},
+        cells.values("test_accuracy", [_RANDOM]),
+        cells.values(_PI),
+        cells.values(_PI, [f"{method}+shuffled" for method in cells.methods]),
+    )
+    numbers = _numbers(arrays, cells)
+    before = sum(method != TICKET for method in cells.methods)
+    return Section(
+        _TITLE,
+        _QUESTION,
+        _answer(numbers, before, len(cells.groups)),
+        _claims(numbers),
+        [
+            "Each method is trained again in three ways: "
+            + "; ".join(f"*{name}*, {words}" for name, words in VARIANTS.items())
+            + ". Every difference below is one of runs of the same seeds.",
+            picture(
+                "sanity",
+                "Change of accuracy by the sanity checks",
+                "Accuracy of the varied method less that of the method itself, in points, with 95% intervals over "
+                "seeds, each by itself.",
+            ),
+            *(_table(cells, arrays, place) for place in range(len(cells.groups))),
+            _of_path_kernel(numbers),
+        ],
+        _sureness(study, cells, len(numbers)),
+        [link(_STUDY)],
+        {"sanity": _figure(cells, arrays, study)},
+    )
+
+
+def _numbers(arrays: _Arrays, cells: Cells) -> dict[str, Interval]:
+    """The numbers of the claims by name, of prunings before training, with intervals that are right together."""
+    draws = cells.resampled()
+    methods = draws.methods * np.array([method != TICKET for method in cells.methods])
+    accuracy, pi = draws.cell_means(arrays.base), draws.cell_means(arrays.pi)
+    shuffled, shuffled_pi = draws.cell_means(arrays.variants["shuffled"]), draws.cell_means(arrays.shuffled_pi)
+    found = {name: _mean(draws.cell_means(variant - arrays.base), methods) for name, variant in arrays.variants.items()}
+    leads = [each - arrays.random for each in (arrays.variants["shuffled"], arrays.base)]
+    missing = np.isnan(leads[0]) | np.isnan(leads[1])
+    lead_of_shuffled, lead = (_mean(draws.cell_means(np.where(missing, np.nan, each)), methods) for each in leads)
+    with np.errstate(invalid="ignore", divide="ignore"):  # −∞ of two masks without a path
+        found["share"] = lead_of_shuffled / lead
+        found["ρ of own"] = mean_of_groups(rank_associations(pi, accuracy, methods))
+        found["ρ of shuffled"] = mean_of_groups(rank_associations(shuffled_pi, accuracy, methods))
+        found["ρ beyond"] = found["ρ of own"] - found["ρ of shuffled"]
+        changed = pi - shuffled_pi, accuracy - shuffled
+        found["ρ of changes"] = mean_of_groups(rank_associations(*changed, methods))
+    return {name: percentile_interval(numbers, corrected(len(found))) for name, numbers in found.items()}
+
+
+def _mean(means: np.ndarray, methods: np.ndarray) -> np.ndarray:
+    """The mean over groups and methods of cell means (b, groups, m), in each draw."""
+    return weighted_means(means.reshape(len(means), -1), np.tile(methods, means.shape[1]))
+
+
+def _claims(numbers: Mapping[str, Interval]) -> list[Claim]:
+    return [
+        Claim.of(
+            "Shuffling the kept weights within layers costs less than a point of accuracy, in the mean over methods "
+            "and networks",
+            numbers["shuffled"],
+            _POINTS,
+            low=-_CLOSE,
+        ),
+        Claim.of(
+            "Drawing all weights anew under the mask costs less than a point",
+            numbers["reinitialized"],
+            _POINTS,
+            low=-_CLOSE,
+        ),
+        Claim.of(
+            "Keeping the weights that score least costs more than a point", numbers["inverted"], _POINTS, high=-_CLOSE
+        ),
+        Claim.of(
+            "Layer densities alone explain more than half of the lead over random pruning",
+            numbers["share"],
+            _SHARE,
+            low=0.5,
+        ),
+        Claim.of(
+            "Tr Π orders the methods better than layer densities alone do, that is, than Tr Π of their shuffled masks",
+            numbers["ρ beyond"],
+            _RHO,
+            low=0.0,
+        ),
+        Claim.of("The more shuffling lowers Tr Π, the more it lowers accuracy", numbers["ρ of changes"], _RHO, low=0.0),
+    ]
+
+
+def _answer(numbers: Mapping[str, Interval], methods: int, networks: int) -> str:
+    return (
+        f"Layer densities alone explain {_SHARE.of(numbers['share'])} of the lead over random pruning: shuffling the "
+        f"kept weights within layers changes accuracy by {_POINTS.of(numbers['shuffled'])}, in the mean over "
+        f"{counted(methods, 'pruning', 'prunings')} before training and {counted(networks, 'network')}."
+    )
+
+
+def _of_path_kernel(numbers: Mapping[str, Interval]) -> str:
+    rows = [
+        ("Tr Π of the method’s mask with its accuracy", numbers["ρ of own"]),
+        ("Tr Π of the shuffled mask with the method’s accuracy", numbers["ρ of shuffled"]),
+        ("the first less the second", numbers["ρ beyond"]),
+        ("change of log Tr Π by shuffling with change of accuracy", numbers["ρ of changes"]),
+    ]
+    return (
+        "Does Π know more than layer densities? The shuffled mask has the layer densities of the method and nothing "
+        "else of it, so that its Tr Π says what layer densities alone say. Spearman’s ρ among the methods on one "
+        "network, in the mean over networks:\n\n"
+        + table_of(("what is ranked", "ρ"), [(words, _RHO.of(rho)) for words, rho in rows])
+    )
+
+
+def _table(cells: Cells, arrays: _Arrays, place: int) -> str:
+    data, model, density = cells.groups[place]
+    rows = []
+    for at, method in enumerate(cells.methods):
+        base, random = arrays.base[place, at], arrays.random[place, 0]
+        changed = [_POINTS.bare(mean_interval(variant[place, at] - base)) for variant in arrays.variants.values()]
+        lead = mean_interval(base - random)
+        share = "–"
+        if lead.low > 0:
+            both = ~np.isnan(arrays.variants["shuffled"][place, at] - base - random)
+            left = arrays.variants["shuffled"][place, at] - random
+            share = percent(float(left[both].mean() / (base - random)[both].mean())) if both.any() else "–"
+        rows.append(
+            (
+                f"`{method}`",
+                Unit(100.0, ".1f").of(mean_interval(base)),
+                _POINTS.bare(lead),
+                *changed,
+                share,
+            )
+        )
+    head = ("method", "accuracy, %", "lead over random", *arrays.variants, "share of the lead that stays when shuffled")
+    return f"`{model}` on {data} at density {density:g}; changes in points:\n\n" + table_of(head, rows)
+
+
+def _sureness(study: Kept, cells: Cells, tried: int) -> list[str]:
+    sentences = [
+        described(study),
+        f"The methods are {shown_names(cells.methods)}. Random pruning is the baseline and no method here.",
+        "Intervals of the answer, of the claims and of ρ are those of the bootstrap of methods and seeds, each of the "
+        f"level 1 − 0.05/{tried}. Those of the tables of accuracy are Student’s 95% intervals over seeds, each by "
+        "itself.",
+        "The share that layer densities explain is the lead of shuffled masks over random pruning, divided by the lead "
+        "of the methods over it, both in the mean over methods and networks. In the tables it stands where the lead is "
+        "surely above 0.",
+    ]
+    if TICKET in cells.methods:
+        sentences.append(f"`{TICKET}` trains before it prunes. It is in the tables, and left out of answer and claims.")
+    return sentences
+
+
+def _figure(cells: Cells, arrays: _Arrays, study: Kept) -> Figure:
+    panels = []
+    for place, (data, model, density) in enumerate(cells.groups):
+        rows = []
+        for at, method in enumerate(cells.methods):
+            numbers = {
+                name: Interval(*(100 * end for end in mean_interval(variant[place, at] - arrays.base[place, at])))
+                for name, variant in arrays.variants.items()
+            }
+            rows.append(plots.Row(method, numbers))
+        panels.append(plots.Rows(f"{data}, {model}, density {density:g}", rows))
+    return plots.in_rows(panels, "change of accuracy, points", footer([study]), width=2.8)

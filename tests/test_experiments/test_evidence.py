@@ -1,0 +1,426 @@
+"""The page of the evidence: what is kept of studies, verdicts, and the page that follows from the tables alone."""
+
+import gzip
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments.base.errors import InputError
+from experiments.evidence import cells, kept, page, published, widths
+from experiments.evidence.__main__ import main
+from experiments.evidence.cells import Cells, in_order
+from experiments.evidence.claims import HOLDS, NOT, OPEN, Claim, Unit, verdict
+from experiments.evidence.kept import Kept
+from experiments.evidence.sections import Missing, Section
+from experiments.evidence.statistics import Interval
+from experiments.measure.pruned_widths import PrunedSweep
+from experiments.records import study_table
+from experiments.records.jsonl import encode
+from experiments.records.trial import Trial
+from tests.test_experiments.made_studies import SEEDS, all_folders, folder_of, trial
+from tests.tolerances import EXACT, SINGLE_ROUNDING
+
+ROOT = Path(__file__).parents[2]
+MASKS = ROOT / "docs" / "widths" / "masks.csv"
+
+
+def small(place: Path, **changed: Any) -> Path:
+    """The folder of a small study."""
+    options: dict[str, Any] = {
+        "data": ["digits"],
+        "models": ["fc"],
+        "methods": ["random", "snip"],
+        "densities": [0.1],
+        "seeds": 2,
+    }
+    return folder_of(place, "small", **options | changed)
+
+
+def test_a_kept_table_has_six_digits_of_every_network(tmp_path):
+    folder = small(tmp_path)
+    table = kept.keep(folder, tmp_path / "results").table
+    study = study_table.read(folder)
+    assert len(table) == 2 * 3
+    for trial_there, (_, row) in zip(study.finished(), table.iterrows(), strict=True):
+        assert trial_there.name == tuple(row[name] for name in ("data", "model", "method", "density", "seed"))
+        for name in ("test_accuracy", "log_trace_path_kernel", "gap_no_data", "log_top_moments", "kept"):
+            assert row[name] == pytest.approx(getattr(trial_there, name), rel=5 * SINGLE_ROUNDING, nan_ok=True)
+        assert row["real_drop"] == pytest.approx(-math.log10(trial_there.real_loss[-1]), rel=5 * SINGLE_ROUNDING)
+        assert row["log_layer_density_min"] == pytest.approx(
+            math.log(min(trial_there.layer_density.values())), rel=5 * SINGLE_ROUNDING
+        )
+        assert row["pruned_stay_zero"] is True or row["pruned_stay_zero"] == np.True_
+
+
+def test_a_study_is_kept_as_the_same_bytes_whenever_it_is_kept(tmp_path):
+    folder = small(tmp_path)
+    kept.keep(folder, tmp_path / "first")
+    # a folder in which networks were finished in another order
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    (folder / "results.jsonl").write_text("\n".join(lines[::-1]) + "\n")
+    kept.keep(folder, tmp_path / "second")
+    for file in ("small.csv.gz", "small.json"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+    header = (tmp_path / "first" / "small.csv.gz").read_bytes()[:10]
+    assert header[:4] == b"\x1f\x8b\x08\x00" and header[4:8] == b"\0\0\0\0"  # no name, no time
+
+
+def test_what_is_the_same_in_all_rows_is_said_once(tmp_path):
+    one = kept.keep(small(tmp_path, methods=["snip"]), tmp_path / "results")
+    columns = gzip.decompress((tmp_path / "results" / "small.csv.gz").read_bytes()).decode().splitlines()[0].split(",")
+    about = json.loads((tmp_path / "results" / "small.json").read_text())
+    assert set(columns) | set(about["same"]) == set(one.table.columns) and not set(columns) & set(about["same"])
+    assert {"data", "model", "method", "density", "seed"} <= set(columns)
+    assert about["same"]["pruned_stay_zero"] == "True" and about["same"]["prunable"] == "1000"
+    assert (one.table["prunable"] == 1000).all() and one.table["infinite_distance"].isna().all()
+    assert about["options"]["train.epochs"] == 10 and about["versions"]["jax"] == "0.10.2"
+    assert about["made"] == {"devices": {"cpu": 4}, "commits": {"0" * 40: 4}, "days": ["2021-01-02"] * 2, "hours": 0.04}
+    assert not any("." in name for name in one.table.columns)  # no column of the config
+
+
+def test_failed_and_untrained_networks_stay_and_are_marked(tmp_path):
+    folder = small(tmp_path)
+    trials = study_table.read(folder).finished()
+    failed = Trial.partial(trials[-1].name, reason="the training loss is not finite\nand more")
+    untrained = trial(*trials[-2].name)
+    lines = [encode(each) for each in trials[:-2]]
+    lines += [encode(failed), encode(untrained).replace('"did_not_train": ""', '"did_not_train": "accuracy of chance"')]
+    (folder / "results.jsonl").write_text("\n".join(lines) + "\n")
+    study = kept.keep(folder, tmp_path / "results")
+    assert (study.failed, study.untrained, len(study.table), len(study.finished)) == (1, 1, 6, 5)
+    (row,) = study.table[study.table["reason"] != ""].to_dict("records")
+    assert row["reason"] == "the training loss is not finite" and math.isnan(row["test_accuracy"])
+
+
+def test_infinities_and_every_digit_of_a_density_come_back(tmp_path):
+    density = 0.1234567890123
+    folder = small(tmp_path, densities=[density])
+    text = (folder / "results.jsonl").read_text()
+    text = re.sub(r'"log_path_norm_1": [^,]*, (.*"seed": 0)', r'"log_path_norm_1": "-inf", \1', text)
+    (folder / "results.jsonl").write_text(re.sub(r'"log_path_norm_1": [-0-9.]*', '"log_path_norm_1": "-inf"', text))
+    table = kept.keep(folder, tmp_path / "results").table
+    assert set(table["density"]) == {1.0, density} and np.isneginf(table["log_path_norm_1"]).all()
+
+
+def test_an_unfinished_study_is_kept_only_if_asked_and_says_so(tmp_path, capsys):
+    folder = small(tmp_path)
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    (folder / "results.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+    study = tmp_path / "study"
+    assert main(["--study", str(study), "keep", str(folder)]) == 2
+    assert "has 5 of the 6 networks of its study" in capsys.readouterr().err and not (study / "results").exists()
+    assert main(["--study", str(study), "keep", str(folder), "--unfinished", "--name", "digits"]) == 0
+    assert "digits.csv.gz, 5 networks (0 failed, 0 did not train)" in capsys.readouterr().out
+    assert main(["--study", str(study), "--widths", str(MASKS)]) == 0
+    assert "| 5 of 6 |" in (study / "README.md").read_text()
+
+
+def test_networks_of_another_study_in_the_folder_are_not_kept(tmp_path):
+    folder = small(tmp_path)
+    with (folder / "results.jsonl").open("a") as file:
+        file.write(encode(trial("digits", "fc", "synflow", 0.1, 0)) + "\n")
+    assert set(kept.keep(folder, tmp_path / "results").table["method"]) == {"dense", "random", "snip"}
+
+
+def without_a_row(table: bytes) -> bytes:
+    return gzip.compress(gzip.decompress(table).rpartition(b"\n")[0].rpartition(b"\n")[0] + b"\n")
+
+
+@pytest.mark.parametrize(
+    "damaged", [lambda _: b"", lambda _: b"not gzip", lambda _: gzip.compress(b"data,model\na,b\n"), without_a_row]
+)
+def test_tables_that_cannot_be_read_are_named(tmp_path, damaged, capsys):
+    results = tmp_path / "results"
+    kept.keep(small(tmp_path), results)
+    file = results / "small.csv.gz"
+    file.write_bytes(damaged(file.read_bytes()))
+    with pytest.raises(
+        InputError, match=r"small.csv.gz cannot be read .*`python -m experiments.evidence keep` makes it"
+    ):
+        kept.read_all(results)
+    assert main(["--study", str(tmp_path)]) == 2 and "cannot be read" in capsys.readouterr().err
+
+
+def test_folders_and_names_that_do_not_fit_are_refused(tmp_path, capsys):
+    folder = small(tmp_path)
+    assert main(["--study", str(tmp_path), "keep", str(folder), str(folder), "--name", "digits"]) == 2
+    assert "--name is for one folder" in capsys.readouterr().err
+    assert main(["--study", str(tmp_path), "keep", str(tmp_path / "nothing")]) == 2
+    assert "has no results of a study" in capsys.readouterr().err
+
+
+def test_tables_that_take_too_much_room_are_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(kept, "MOST_BYTES", 100)
+    assert main(["--study", str(tmp_path), "keep", str(small(tmp_path))]) == 2
+    assert "take more than 100 bytes" in capsys.readouterr().err
+
+
+def test_cells_are_where_their_names_say(tmp_path):
+    table = kept.keep(
+        folder_of(tmp_path, "two", data=["b", "a"], models=["fc"], methods=["snip", "random"], densities=[0.1, 0.5]),
+        tmp_path / "results",
+    ).table
+    table = table[~((table["method"] == "snip") & (table["density"] == 0.5) & (table["seed"] == 1))]
+    arrays = Cells(table, ("snip", "random"))
+    assert arrays.groups == (("a", "fc", 0.5), ("a", "fc", 0.1), ("b", "fc", 0.5), ("b", "fc", 0.1))
+    assert arrays.strata == [0, 0, 1, 1] and arrays.seeds == tuple(range(SEEDS))
+    values = arrays.values("test_accuracy")
+    assert values.shape == (4, 2, SEEDS) and np.isnan(values[0, 0, 1]) and not np.isnan(values[0, 1, 1])
+    row = table[(table["data"] == "b") & (table["method"] == "random") & (table["density"] == 0.1)].iloc[3]
+    assert values[3, 1, 3] == row["test_accuracy"] and row["seed"] == 3
+    assert np.isnan(arrays.values("test_accuracy", ["none"])).all()
+    assert arrays.values("test_accuracy", ["dense"]).shape == (4, 1, SEEDS)  # which has no group of its own
+    assert np.isnan(arrays.values("test_accuracy", ["dense"])).all()
+    assert arrays.restricted(lambda group: group[2] == 0.1).groups == (("a", "fc", 0.1), ("b", "fc", 0.1))
+    assert in_order(["snip+shuffled", "synflow", "random"])[0] == "random"
+
+
+@pytest.mark.parametrize(
+    ("ends", "bounds", "expected"),
+    [
+        ((0.1, 0.3), (0.0, math.inf), HOLDS),
+        ((-0.1, 0.3), (0.0, math.inf), OPEN),
+        ((-0.3, -0.1), (0.0, math.inf), NOT),
+        ((0.0, 0.3), (0.0, math.inf), OPEN),
+        ((-0.1, 0.1), (-0.2, 0.2), HOLDS),
+        ((0.1, 0.3), (-0.2, 0.2), OPEN),
+        ((0.2, 0.3), (-0.2, 0.2), NOT),
+        ((-0.5, -0.2), (-0.2, 0.2), NOT),
+        ((-0.5, 0.5), (-0.2, 0.2), OPEN),
+        ((math.nan, math.nan), (0.0, math.inf), OPEN),
+    ],
+)
+def test_a_verdict_follows_from_the_whole_interval(ends, bounds, expected):
+    interval = Interval(float(np.mean(ends)), *ends)
+    assert verdict(interval, *bounds) == expected
+    assert Claim.of("", interval, Unit(), low=bounds[0], high=bounds[1]).verdict == expected
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewer_draws() -> Iterator[None]:
+    """The page of the tests draws less often than the published one, which takes a minute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cells, "DRAWS", 1000)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, dict[str, Kept]]:
+    """The folder of a page of made-up studies, and the studies."""
+    place = tmp_path_factory.mktemp("evidence")
+    folders = all_folders(place / "runs")
+    assert main(["--study", str(place), "keep", *map(str, folders.values())]) == 0
+    assert main(["--study", str(place), "--widths", str(MASKS)]) == 0
+    return place, kept.read_all(place / "results")
+
+
+def verdicts_of(text: str) -> dict[str, str]:
+    """The verdicts of the table of all claims, by claim."""
+    table = text.partition("## All claims")[2].partition("## 1.")[0]
+    rows = [re.split(r"(?<!\\)\|", line)[2:5:2] for line in table.strip().splitlines()[2:]]
+    return {claim.strip().replace("\\|", "|"): words.strip(" *") for claim, words in rows}
+
+
+def test_claims_that_are_true_of_made_up_studies_hold_and_others_do_not(made):
+    text = (made[0] / "README.md").read_text()
+    verdicts = verdicts_of(text)
+    expected = {
+        "In the setting of SNIP’s authors, our 6 errors are theirs": NOT,
+        "Twice the steps change the error": HOLDS,
+        "Iterative magnitude pruning with rewinding errs less": HOLDS,
+        "Every pruning before training errs less than random": HOLDS,
+        "Tr Π orders the methods by trained accuracy among": HOLDS,
+        "Tr Π orders the methods better than log path count": HOLDS,
+        "Tr Π orders the methods better than log Σ|v|": OPEN,
+        "Π alone predicts": NOT,
+        "Expected gates without data predict": NOT,
+        "Θ, with the images, predicts": HOLDS,
+        "Without data, expected gates predict": HOLDS,
+        "Shuffling the kept weights": NOT,
+        "Drawing all weights anew": HOLDS,
+        "Keeping the weights that score least": HOLDS,
+        "Layer densities alone explain": HOLDS,
+        "Weighting SynFlow-L2": HOLDS,
+        "The factor of SynFlow-L2": HOLDS,
+        "Masks drawn without looking at the weights, with the moments of the initialization: the distance falls": HOLDS,
+        "SNIP’s masks, which look at signs and images too, with the moments θ²: the distance falls": NOT,
+    }
+    for beginning, word in expected.items():
+        (found,) = [verdict for claim, verdict in verdicts.items() if claim.startswith(beginning)]
+        assert found == word, beginning
+    for claim, word in verdicts.items():  # each stands in its section too
+        assert text.count(f"| {claim.replace('|', chr(92) + '|')} |") == 2 and word in (HOLDS, NOT, OPEN)
+
+
+def test_numbers_of_the_page_are_those_of_plain_computations(made):
+    place, _ = made
+    text = (place / "README.md").read_text()
+
+    def table(name):
+        return pd.read_csv(place / "results" / f"{name}.csv.gz")
+
+    # the error of one network with Student's interval
+    rows = table("mnist-snip")
+    errors = 100 * (1 - rows[(rows["method"] == "snip") & (rows["density"] == 0.05)]["test_accuracy"])
+    low, high = stats.t.interval(0.95, len(errors) - 1, errors.mean(), errors.sem())
+    assert f"| `lenet_300_100` | 0.05 | {errors.mean():.2f} [{low:.2f}, {high:.2f}] | {SEEDS} | 1.6 |" in text
+    # the difference from a published number, wider by its rounding, among six
+    off = errors - 1.6
+    low, high = stats.t.interval(1 - 0.05 / 6, len(off) - 1, off.mean(), off.sem())
+    assert f"| 1.6 | {off.mean():+.2f} [{low - 0.05:+.2f}, {high + 0.05:+.2f}] |" in text
+    # the mean of ours less the published errors, over the densities of each network and then over networks
+    means = []
+    for name, model in (("mnist-snip", "lenet_300_100"), ("mnist-snip-lenet-5", "lenet_5")):
+        rows = table(name).groupby("density")["test_accuracy"].mean()
+        theirs = {density: error for (of, density), error in published.ACCOUNTS[0].errors.items() if of == model}
+        means.append(np.mean([100 * (1 - rows[density]) - error for density, error in theirs.items()]))
+    assert f"Ours less theirs is {np.mean(means):+.2f} [" in text
+    # the difference of two methods on the same seeds, in a table of differences in points
+    rows = table("digits-sanity").set_index(["model", "method", "density", "seed"])["test_accuracy"].sort_index()
+    apart = 100 * (rows["fc", "snip+shuffled", 0.05] - rows["fc", "snip", 0.05])
+    low, high = stats.t.interval(0.95, len(apart) - 1, apart.mean(), apart.sem())
+    assert f"{apart.mean():+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−") in text.partition("## 5.")[2]
+    # the share of the lead over random pruning, over all methods and networks
+    left_out = ("dense", "random", "lottery_ticket")
+    methods = [name for name in rows.index.unique("method") if name not in left_out and "+" not in name]
+    leads = [
+        (rows[model, f"{method}+shuffled", 0.05] - rows[model, "random", 0.05]).mean()
+        / np.mean([(rows[m, n, 0.05] - rows[m, "random", 0.05]).mean() for m in ("fc", "vgg_11") for n in methods])
+        for model in ("fc", "vgg_11")
+        for method in methods
+    ]
+    assert f"Layer densities alone explain {100 * np.mean(leads):.0f} [" in text
+    pairs = [(model, method) for model in ("fc", "vgg_11") for method in methods]
+    changes = [(rows[m, f"{n}+shuffled", 0.05] - rows[m, n, 0.05]).mean() for m, n in pairs]
+    assert f"changes accuracy by {100 * np.mean(changes):+.1f} [".replace("-", "−") in text
+    # the rank correlation of Tr Π with accuracy, in the mean over groups
+    rhos = []
+    for name in ("digits", "fashion"):
+        whole = table(name)
+        whole = whole[~whole["method"].isin(["dense", "lottery_ticket"])]
+        for _, group in whole.groupby(["data", "model", "density"]):
+            means = group.groupby("method")[["log_trace_path_kernel", "test_accuracy"]].mean()
+            rhos.append(stats.spearmanr(means["log_trace_path_kernel"], means["test_accuracy"]).statistic)
+    assert f"| Tr Π orders the methods by trained accuracy | {np.mean(rhos):+.2f} [" in text
+    # the same of the runs that trained, and of the condition number, which enters with a minus sign
+    trained = pd.concat([table(name).assign(study=name) for name in ("digits", "fashion")])
+    trained = trained[~trained["method"].isin(["dense", "lottery_ticket"])]
+    lost = trained["did_not_train"].notna()
+    assert 0 < lost.sum() < len(trained) and f"leaves out {lost.sum()} runs that" in text
+    among: dict[str, list[float]] = {"log_trace_path_kernel": [], "log_condition_ntk": []}
+    for _, group in trained[~lost].groupby(["data", "model", "density"]):
+        means = group.groupby("method")[[*among, "test_accuracy"]].mean()
+        for name, found in among.items():
+            found.append(stats.spearmanr(means[name], means["test_accuracy"]).statistic)
+    of_pi, of_condition = (np.mean(found) for found in among.values())
+    assert (
+        f"| Tr Π orders the methods by trained accuracy among the runs that trained | {of_pi:+.2f} [" in text
+        and of_condition < -0.5
+    )
+    (row,) = [line for line in text.splitlines() if line.startswith("| − log condition number of Θ | images |")]
+    assert row.split(" | ")[3].startswith(f"{-of_condition:+.2f} [")
+    # the median gap over cells, the unpruned network among them
+    gaps = table("ladder").groupby(["model", "method", "density"])["gap_no_data"].mean()
+    assert f"| expected gates | no data | {gaps.median():.2f} [" in text
+
+
+def test_networks_that_learned_too_little_are_left_out_by_name(made):
+    text = (made[0] / "README.md").read_text()
+    assert "less than 55% of the test images: `resnet_20` on cifar10 (30.0%) is left out." in text
+    assert "| cifar10, `resnet_20` |" not in text and "| cifar10 | `resnet_20` |" not in text
+
+
+def test_the_page_names_methods_and_tables_and_all_its_files_exist(made):
+    place, studies = made
+    text = (place / "README.md").read_text()
+    for link in re.findall(r"\]\(([^)#:]+)\)", text):
+        base = ROOT / "docs" / "study" if link.startswith("..") else place
+        assert (base / link).exists(), link
+    drawn = {file.stem for file in (place / "figures").iterdir()}
+    assert drawn == set(re.findall(r"figures/([\w-]+)\.png", text)) and len(drawn) == 6
+    for file in (place / "figures").iterdir():
+        assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and 10_000 < file.stat().st_size < 300_000
+    for name in studies:
+        assert f"[{name}](results/{name}.csv.gz)" in text
+
+
+def test_sections_without_their_studies_say_which_command_makes_them(tmp_path):
+    found = page.sections({}, MASKS)
+    assert [isinstance(section, Missing) for section in found] == [True] * 6 + [False]
+    text = page.text(found, {})
+    for name in ("mnist-snip", "mnist-sgd", "mnist-methods", "digits", "ladder", "digits-sanity"):
+        assert f"    python -m experiments sweep {name}\n    python -m experiments.evidence keep runs/{name}" in text
+    assert "No study is kept yet." in text
+
+
+def test_a_section_takes_part_of_its_studies(made, tmp_path):
+    studies = made[1]
+    some = {name: study for name, study in studies.items() if name in ("mnist-snip", "mnist-sgd", "digits")}
+    text = page.text(page.sections(some, MASKS), some)
+    assert "Not measured here: `lenet_5` in the setting of SNIP’s authors." in text
+    assert "our 3 errors are theirs" in text and "Has the error settled?" not in text
+    assert "    python -m experiments sweep digits-sanity\n" in text and "sweep digits\n    python" not in text
+
+
+def test_one_seed_settles_nothing(tmp_path):
+    folders = all_folders(tmp_path / "runs", seeds=1)
+    studies = {name: kept.keep(folder, tmp_path / "results") for name, folder in folders.items()}
+    by_seeds = page.sections(studies, MASKS)[0]
+    assert isinstance(by_seeds, Section)
+    assert {claim.verdict for claim in by_seeds.claims} == {OPEN}
+    assert "(no interval)" in page.text(page.sections(studies, MASKS), studies)
+
+
+def test_a_failed_network_is_left_out_of_means(made, tmp_path):
+    study = made[1]["mnist-snip"]
+    failing = (study.table["method"] == "snip") & (study.table["seed"] == 2)
+    table = study.table.copy()
+    table.loc[failing, "reason"] = "the training loss is not finite"
+    table.loc[failing, "test_accuracy"] = np.nan
+    section = published.section(made[1] | {"mnist-snip": study._replace(table=table)})
+    assert isinstance(section, Section)
+    assert any("2 of these runs failed" in sentence for sentence in section.sureness)
+    assert "| 4 | 1.6 |" in "\n".join(section.body)
+
+
+def test_published_numbers_are_those_of_the_sources():
+    ours, theirs = published.ACCOUNTS
+    assert ours.errors["lenet_300_100", 0.05] == 1.6 and theirs.errors["lenet_300_100", 0.1] == 2.37
+    assert (len(ours.errors), len(theirs.errors), len(published.SYNFLOW)) == (6, 10, 4)
+
+
+def test_slopes_are_those_of_the_measurement():
+    table = pd.read_csv(MASKS)
+    for slope in widths.slopes(table):
+        rows = table[
+            (table["model"] == slope.model) & (table["mask"] == slope.mask) & (table["moments"] == slope.moments)
+        ]
+        grid = rows.pivot(index="width", columns="seed", values="distance")
+        theirs = PrunedSweep(slope.model, slope.mask, 0.25, slope.moments, tuple(grid.index), grid.to_numpy()).slope
+        np.testing.assert_allclose(slope.exponents.mean(), theirs.mean, rtol=EXACT)
+        np.testing.assert_allclose(stats.sem(slope.exponents), theirs.error, rtol=EXACT)
+    section = widths.section(MASKS)
+    assert isinstance(section, Section)
+    blind = [slope for slope in widths.slopes(table) if slope.mask in ("random", "random by layer", "blocks", "band")]
+    means = [slope.exponents.mean() for slope in blind if slope.moments == "initialization"]
+    of_masks = [claim for claim in section.claims if claim.words.startswith("Masks drawn without")]
+    assert of_masks[0].number.startswith(f"{max(means):.2f} [".replace("-", "−"))
+    assert of_masks[1].number.startswith(f"{np.mean(means):.2f} [".replace("-", "−"))
+
+
+def test_a_table_of_widths_that_is_not_there_or_no_table_is_said(tmp_path):
+    file = tmp_path / "masks.csv"
+    found = page.sections({}, file)
+    assert all(isinstance(section, Missing) for section in found)
+    assert "    python -m experiments.widths --mask --out runs/widths\n" in page.text(found, {})
+    file.write_text("model,mask\nfc,random\n")
+    with pytest.raises(InputError, match="masks.csv cannot be read .*`python -m experiments.widths --mask` makes it"):
+        widths.section(file)
