@@ -166,6 +166,10 @@ def trainer(
 ) -> Callable[..., Trained]:
     """A function (params, state, mask, keys) -> Trained, whose arguments carry the networks on a leading axis (s).
 
+    With `start` and `stop` the function trains the epochs `start` … `stop` − 1 of the recipe alone, with their step
+    sizes and orders of images and with momentum that starts at zero; `train_loss` is then (s, stop − start + 1). With
+    `with_losses=False` it computes no losses and no accuracy: they are NaN.
+
     Each epoch takes the train set in an order drawn from the network's key, in whole minibatches; the images left over
     at its end are not used in that epoch. `augment` is applied to each minibatch. Pruned weights start at zero and stay
     zero. One step of all networks is one program, compiled at the first call and used again for every mask. The train
@@ -190,9 +194,10 @@ def trainer(
     rule = optimizer(recipe, steps)
     spread, everywhere = _spreading(mesh), _everywhere(mesh)
 
-    def begin(params: Params, mask: Mask) -> tuple[Params, optax.OptState]:
+    def begin(params: Params, mask: Mask, step: int) -> tuple[Params, optax.OptState]:
         params = masks.apply_mask(mask, params)
-        return params, masks.freeze(rule, mask).init(params)
+        memory = masks.freeze(rule, mask).init(params)
+        return params, optax.tree_utils.tree_set(memory, count=jnp.asarray(step, jnp.int32))  # of the step size
 
     def loss(params: Params, state: Any, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Any]:
         outputs, state = network.train(params, state, x)
@@ -218,7 +223,7 @@ def trainer(
         losses = _cross_entropy(outputs, jnp.maximum(labels, 0), 0.0)
         return jnp.sum(jnp.where(known, losses, 0.0)), jnp.sum(jnp.argmax(outputs, axis=1) == labels)
 
-    begin_all = jax.jit(vmap_networks(begin))
+    begin_all = jax.jit(vmap_networks(begin, (0, 0, None)))
     step_all = jax.jit(vmap_networks(step, (None, 0, 0, 0, 0)), donate_argnums=1)
     sums_all = jax.jit(vmap_networks(sums, (None, 0, 0)))
     keys_of_epoch = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, None)))
@@ -243,33 +248,48 @@ def trainer(
         program = jax.jit(network.train).lower(*one, x).as_text()
         return [images_decide(), program, repr(recipe_of_numbers), repr(measured), repr(versions())]
 
-    def run(params: Params, state: Any, mask: Mask, keys: Key) -> Trained:
+    def run(
+        params: Params,
+        state: Any,
+        mask: Mask,
+        keys: Key,
+        *,
+        start: int = 0,
+        stop: int = recipe.epochs,
+        with_losses: bool = True,
+    ) -> Trained:
         # scores are rounded differently where processes choose their kernels by timing them: masks could differ
         params, state, mask = everywhere(distributed.broadcast_from_first((params, state, mask)))
         keys = everywhere(keys)
-        params, memory = begin_all(params, mask)
+        params, memory = begin_all(params, mask, start * steps)
         state = jax.tree.map(jnp.copy, state)  # a step uses up its arguments
         count = len(train[1][:measured])
-        losses = np.full((recipe.epochs + 1, len(keys)), np.nan)
-        losses[0] = measure(pieces, count, params, state)[0]
+        losses = np.full((stop - start + 1, len(keys)), np.nan)
+        if with_losses:
+            losses[0] = measure(pieces, count, params, state)[0]
         with contextlib.ExitStack() as stack:
             kept = None
-            networks, start = (params, state, memory), 0
+            networks, finished = (params, state, memory), start
             if checkpoints is not None:
-                identity = (params, state, mask, keys, decided_by(params, state))
+                epochs = f"epochs {start} to {stop} {'with' if with_losses else 'without'} losses"
+                identity = (params, state, mask, keys, epochs, decided_by(params, state))
                 kept = stack.enter_context(checkpointed(checkpoints, *identity))
-                start, (networks, losses) = kept.load((networks, losses))
+                epoch, (networks, losses) = kept.load((networks, losses))
                 networks, losses = everywhere(networks), np.array(losses)  # loaded arrays are read-only
-            for number in range(start, recipe.epochs):
+                finished = max(start, epoch)
+            for number in range(finished, stop):
                 keys_now = keys_of_epoch(keys, number)
                 orders = orders_of(keys_now)
                 for at in range(steps):
                     networks = step_all((whole, at), networks, mask, keys_now, orders)
-                losses[number + 1] = measure(pieces, count, *networks[:2])[0]
+                if with_losses:
+                    losses[number + 1 - start] = measure(pieces, count, *networks[:2])[0]
                 if kept is not None and (number + 1) % recipe.checkpoint_every == 0:
                     kept.save(number + 1, (networks, losses))
             params, state, _ = networks
-            return Trained(params, state, losses.T, *measure(unseen, len(test[1]), params, state))
+            nothing = (np.full(len(keys), np.nan),) * 2
+            of_test = measure(unseen, len(test[1]), params, state) if with_losses else nothing
+            return Trained(params, state, losses.T, *of_test)
 
     return run
 
