@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.base import own
+from experiments.base import own, variants
 from experiments.base.errors import InputError
 from experiments.data import loading
 from experiments.data.loading import Dataset, balanced_batch, check_data_dir, known_names
@@ -59,16 +59,17 @@ def check_batches(study: Study, dataset: Dataset) -> None:
             raise InputError(
                 f"{key} is {size}, but the study has {count} train images of {dataset.name}; make it {count} at most."
             )
-    for key, per_class in (
-        ("measure.score_per_class", measure.score_per_class),
-        ("measure.ntk_images", math.ceil(measure.ntk_images / dataset.classes)),
+    batches = max(1, variants.batches_read(study.method))
+    of_batches = f" and a method that reads {batches} such batches" if batches > 1 else ""
+    for key, per_class, words in (
+        ("measure.score_per_class", batches * measure.score_per_class, of_batches),
+        ("measure.ntk_images", math.ceil(measure.ntk_images / dataset.classes), ""),
     ):
         try:
             balanced_batch(labels, per_class)
         except InputError as error:
-            raise InputError(
-                f"{key} is too large for {dataset.name}: {str(error)[0].lower()}{str(error)[1:]}"
-            ) from error
+            why = f"{str(error)[0].lower()}{str(error)[1:]}"
+            raise InputError(f"{key} is too large for {dataset.name}{words}: {why}") from error
 
 
 def check_networks(study: Study, datasets: dict[str, Dataset]) -> None:
@@ -82,7 +83,7 @@ def _check_network(model: Model, dataset: Dataset) -> None:
     import jax
 
     from experiments.base.seeds import key_of
-    from experiments.workbench import network_of
+    from experiments.models import network_of
 
     shape = dataset.train_images.shape[1:]
     network = network_of(model, shape, dataset.classes)

@@ -14,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from experiments.base.names import DENSE
+from experiments.base import variants
+from experiments.base.names import BATCHES, DENSE, LOTTERY_TICKET
 from experiments.base.seeds import key_of
 from experiments.base.wording import counted
 from experiments.data.loading import Dataset
 from experiments.measure.pruning import METHODS
+from experiments.models import network_of
 from experiments.networks.layers import Network, State
 from experiments.records.trial import Name, Trial
 from experiments.setting import has_curves
 from experiments.study import Cell, Model, Study
-from experiments.workbench import LOSS_IMAGES, network_of
+from experiments.train.tickets import levels
+from experiments.workbench import LOSS_IMAGES
 from pathjax.types import Params
 
 __all__ = ["Cost", "Guess", "cost", "guess", "multiply_adds", "plan", "seconds_of"]
@@ -58,10 +61,14 @@ _PASSES = 3
 
 
 class Guess(NamedTuple):
-    """Seconds guessed from sizes: to compile the programs of a network, and of one network by its cell."""
+    """Seconds guessed from sizes: to compile the programs of a network, and of one network by its cell.
+
+    The cell of a lottery ticket has the levels that no denser cell of the study has trained; `level` is one of them.
+    """
 
     compiling: float
     networks: dict[Cell, float]
+    level: float
 
 
 class Cost(NamedTuple):
@@ -84,9 +91,11 @@ def plan(
 ) -> Table:
     """A table of what would run of the `wanted` trials, and about how many minutes it takes.
 
-    `finished` trials say it best.
+    `finished` trials say it best. Trainings are those of the networks that are left, and of the levels of their lottery
+    tickets.
     """
-    columns = ("data", "model", "cells", "networks", "kept", "compiling", "computing", "all", "estimated from")
+    sizes, minutes = ("cells", "networks", "kept", "trainings"), ("compiling", "computing", "all")
+    columns = ("data", "model", *sizes, *minutes, "estimated from")
     table = Table(*columns, title="What would run, and about how many minutes it takes one process")
     finished = list(finished)
     in_all = [0.0, 0.0]
@@ -101,10 +110,11 @@ def plan(
             each = cost(study, guess(study, model, datasets[name]), left, own)
         in_all = [total + more for total, more in zip(in_all, each[:2], strict=True)]
         source = counted(each.finished, "network") if each.finished else "sizes, a rough guess"
-        counts = (str(len({trial[2:4] for trial in names})), str(len(names)), str(len(names) - len(left)))
-        table.add_row(name, model.name, *counts, *_minutes(each[:2]), source if left else "")
+        trainings = len(left) + sum(_levels_of_seeds(left).values())
+        counts = (len({trial[2:4] for trial in names}), len(names), len(names) - len(left), trainings)
+        table.add_row(name, model.name, *map(str, counts), *_minutes(each[:2]), source if left else "")
     table.add_section()
-    table.add_row("all", "", "", "", "", *_minutes(in_all), "")
+    table.add_row("all", "", "", "", "", "", *_minutes(in_all), "")
     return table
 
 
@@ -119,16 +129,22 @@ def cost(study: Study, guessed: Guess, left: Sequence[Name], finished: Sequence[
 
     A network costs what the finished ones of its method cost, with loss curves or without them as it is. Of a method of
     which none is finished it costs what was guessed, times the median factor by which the others were guessed wrong.
+    Lottery tickets cost what was guessed times a factor, since each has levels of its own; all levels of a seed are
+    trained again where another process has trained the first of them.
     """
     steady, count = _steady(study, guessed, finished)
     # of two the lower one: what is left of compilation in them only adds
     factors = sorted(seconds / guessed_seconds for seconds, guessed_seconds in steady.values())
     off = factors[(len(factors) - 1) // 2] if factors else 1.0
-    total = 0.0
-    for _, _, method, density, _ in left:
-        own = steady.get((method, has_curves(study, (method, density))))
-        total += own[0] if own else off * guessed.networks[method, density]
-    return Cost(off * guessed.compiling, total, count)
+
+    def of(cell: Cell) -> float:
+        guessed_seconds = guessed.networks[cell]
+        if (measured := steady.get((cell[0], has_curves(study, cell)))) is None:
+            return off * guessed_seconds
+        return measured[0] / measured[1] * guessed_seconds if _is_ticket(cell[0]) else measured[0]
+
+    again = sum(_levels_of_seeds(left).values()) - sum(_levels_paid(study).get(name[2:4], 0) for name in left)
+    return Cost(off * guessed.compiling, sum(of(name[2:4]) for name in left) + off * guessed.level * again, count)
 
 
 def _steady(
@@ -137,7 +153,8 @@ def _steady(
     """Seconds of a network once all is compiled, measured and guessed, by its method and whether it has curves.
 
     And of how many networks. The cells that ran first include compilation: where a method has several cells, the
-    slowest of them does not count; of one cell, the compilation is taken off in the proportion of the guesses.
+    slowest of them does not count; of one cell, the compilation is taken off in the proportion of the guesses. Of
+    lottery tickets all cells count, since the slowest one has the most levels.
     """
     by_cell: dict[Cell, list[float]] = {}
     for trial in finished:
@@ -153,6 +170,9 @@ def _steady(
     for kind, cells in kinds.items():
         means = sorted(float(np.mean(by_cell[cell])) for cell in cells)
         expected = float(np.mean([guessed.networks[cell] for cell in cells]))
+        if _is_ticket(kind[0]):
+            steady[kind] = float(np.mean(means)), expected
+            continue
         if len(means) > 1:
             steady[kind] = float(np.median(means[:-1])), expected
             continue
@@ -178,21 +198,49 @@ def guess(study: Study, model: Model, dataset: Dataset) -> Guess:
     curves = _CURVES + _CURVES_A_MULTIPLY_ADD_AND_RANK * measure.rank * each + kernel + descent
     curves += _EXPECTED if measure.expected else 0.0
 
+    level = forward * _PASSES * (study.train.epochs - measure.rewind_epochs) * count
+    paid = _levels_paid(study)
+
     def of(cell: Cell) -> float:
-        scored = 0.0 if cell[0] == DENSE else _scoring(study, cell[0], forward, count, dataset.classes)
+        scored = paid.get(cell, 0) * level
+        if cell[0] != DENSE and not _is_ticket(cell[0]):
+            scored = _scoring(study, cell[0], forward, count, dataset.classes)
         return training + quantities + scored + (curves if has_curves(study, cell) else 0.0)
 
     layers = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(params))
     compiling = _COMPILING + _COMPILING_A_LAYER * layers + _COMPILING_A_SCORE * len(study.method)
-    return Guess(compiling, {cell: of(cell) for cell in study.cells})
+    return Guess(compiling, {cell: of(cell) for cell in study.cells}, level)
+
+
+def _is_ticket(method: str) -> bool:
+    return variants.parts(method)[0] == LOTTERY_TICKET
+
+
+def _levels_paid(study: Study) -> dict[Cell, int]:
+    """The levels that each cell of lottery tickets trains which no cell before it has trained."""
+    paid: dict[Cell, int] = {}
+    for cell in study.cells:
+        if _is_ticket(cell[0]):
+            paid[cell] = max(0, levels(cell[1]) - sum(paid.values()))
+    return paid
+
+
+def _levels_of_seeds(left: Iterable[Name]) -> dict[int, int]:
+    """The levels that each seed trains, of one data set and model, for the lottery tickets among the trials."""
+    needed: dict[int, int] = {}
+    for _, _, method, density, seed in left:
+        if _is_ticket(method):
+            needed[seed] = max(levels(density), needed.get(seed, 0))
+    return needed
 
 
 def _scoring(study: Study, method: str, forward: float, count: int, classes: int) -> float:
     """Seconds to prune one network."""
     read = {"synflow_data": study.measure.score_inputs or count, "synflow_data_l2": study.measure.score_inputs or count}
-    read |= dict.fromkeys(("snip", "grasp", "px", "ntk_sap"), study.measure.score_per_class * classes)
-    rounds = study.measure.rounds if METHODS[method].iterative else 1
-    return rounds * (_ROUND + _PASSES * forward * read.get(method, 1))
+    read |= {name: batches * study.measure.score_per_class * classes for name, batches in BATCHES.items()}
+    base, variant = variants.parts(method)
+    rounds = study.measure.rounds if METHODS[base].iterative and variant != variants.TWO_OF_FOUR else 1
+    return rounds * (_ROUND + _PASSES * forward * read.get(base, 1))
 
 
 def multiply_adds(network: Network, shape: tuple[int, ...], params: Params, state: State) -> int:

@@ -10,19 +10,17 @@ from typing import Any
 
 import jax
 
-from experiments.base import own
-from experiments.base.names import DENSE
+from experiments.base import own, variants
+from experiments.base.names import BATCHES, DENSE, LOTTERY_TICKET
 from experiments.base.shards import WHOLE, Shard
 from experiments.base.sources import source_hash
 from experiments.data.arrays import file_hash
 from experiments.measure.pruning import METHODS
+from experiments.models import has_state
 from experiments.records.trial import Name
 from experiments.study import Cell, Model, Study
 
 __all__ = ["has_curves", "numeric_options", "options_of", "setting_of", "settings_of", "study_hash"]
-
-_SCORED_BATCH = ("snip", "grasp", "px", "ntk_sap")
-"""Methods whose scores read the labelled batch of `measure.score_per_class` images of each class."""
 
 _SCORED_INPUTS = ("synflow_data", "synflow_data_l2")
 """Methods whose scores read the `measure.score_inputs` images; of others only the shape of one image counts."""
@@ -70,10 +68,9 @@ def setting_of(study: Study, data: str, model: Model, cell: Cell) -> dict[str, A
 
     Raises InputError where a network of one's own cannot be found.
     """
-    method, _ = cell
     decides = {f"model.{key}": value for key, value in dataclasses.asdict(model).items() if key != "name"}
     decides |= {f"train.{key}": value for key, value in dataclasses.asdict(study.train).items()}
-    decides |= {f"measure.{key}": getattr(study.measure, key) for key in _read(study, cell)}
+    decides |= {f"measure.{key}": getattr(study.measure, key) for key in _read(study, model, cell)}
     if has_curves(study, cell):
         decides |= {"measure.curves": True}
     decides |= {"train_images": study.train_images, "test_images": study.test_images}
@@ -101,17 +98,27 @@ def has_curves(study: Study, cell: Cell) -> bool:
     return density in with_curves or (bool(with_curves) and method == DENSE)
 
 
-def _read(study: Study, cell: Cell) -> list[str]:
+def _read(study: Study, model: Model, cell: Cell) -> list[str]:
     """The keys of `measure` that the trials of a cell read."""
-    method, _ = cell
     measure = study.measure
-    read = ["ntk_images", "loss_level"]
-    read += ["rounds"] if method != DENSE and METHODS[method].iterative else []
-    read += ["score_per_class"] if method in _SCORED_BATCH else []
-    read += ["score_inputs"] if method in _SCORED_INPUTS else []
+    read = ["ntk_images", "loss_level", *_read_to_prune(model, cell[0])]
     read += ["changes"] if measure.changes else []
     if has_curves(study, cell):
         read += ["curve_steps", "rank"]
         read += ["expected"] if measure.expected else []
         read += ["regression_images"] if measure.expected and measure.regression_images else []
     return read
+
+
+def _read_to_prune(model: Model, method: str) -> list[str]:
+    """The keys of `measure` that decide the mask of a method, and what its training starts from."""
+    base, variant = variants.parts(method)
+    if base == LOTTERY_TICKET:
+        return ["rewind_epochs"]
+    if base == DENSE:
+        return []
+    scored = METHODS[base]
+    read = ["rounds"] if scored.iterative and variant != variants.TWO_OF_FOUR else []
+    read += ["score_per_class"] if base in BATCHES else []
+    read += ["score_inputs"] if base in _SCORED_INPUTS else []
+    return read + (["training_mode_scores"] if scored.in_training_mode and has_state(model) else [])

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.base import own
+from experiments.base import own, variants
 from experiments.base.errors import InputError, check_known
-from experiments.base.names import DENSE, METHODS, NETWORKS, why_no_file_name
+from experiments.base.names import DENSE, NETWORKS, why_no_file_name
 from experiments.base.wording import all_digits, enumerated
 from experiments.train.recipe import PRECISIONS, SCHEDULES, Recipe
 
@@ -54,6 +54,11 @@ class Measures:
 
     rounds: int = 100
     """Pruning rounds of the methods that score again in each round."""
+    training_mode_scores: bool = True
+    """Whether SNIP, GraSP, NTK-SAP and ProsPr score a network with batch norm in training mode, with the statistics of
+    the scored batch, as their authors do. False scores it in evaluation mode, with the statistics it begins with."""
+    rewind_epochs: int = 0
+    """Epochs of dense training to whose end a lottery ticket is rewound; 0 is to the weights as they were drawn."""
     ntk_images: int = 10
     """Training images in the batch of Θ, equally many of each class or one of each of the first classes."""
     score_per_class: int = 10
@@ -92,7 +97,8 @@ class Study:
     model: tuple[Model, ...]
     """Networks."""
     method: tuple[str, ...]
-    """Pruning methods; the dense network is always there too."""
+    """Pruning methods, each alone or with one of `base.variants`, as "snip" or "snip+shuffled"; the dense network is
+    always there too."""
     density: tuple[float, ...]
     """Kept shares of the prunable weights, each in (0, 1]."""
     seeds: int = 3
@@ -163,7 +169,7 @@ def config_file(config: str) -> Path:
 
 
 def checked(study: Study, *, datasets: Sequence[str], beside: Path = Path()) -> Study:
-    """The study with methods in the order of `names.METHODS`, densities from high to low, and the sources of its data.
+    """The study with methods in the order of `variants.place`, densities from high to low, and the sources of its data.
 
     `datasets` are the names of data sets that are not one's own; relative paths begin at the folder `beside`. Raises
     InputError, in one sentence, at the first name that does not exist and the first number that makes no sense.
@@ -174,7 +180,7 @@ def checked(study: Study, *, datasets: Sequence[str], beside: Path = Path()) -> 
     _check_numbers(study)
     return dataclasses.replace(
         study,
-        method=tuple(sorted(study.method, key=METHODS.index)),
+        method=tuple(sorted(study.method, key=variants.place)),
         density=tuple(sorted(study.density, reverse=True)),
         measure=dataclasses.replace(
             study.measure, curve_density=tuple(sorted(study.measure.curve_density, reverse=True))
@@ -286,7 +292,7 @@ def _with_sources(study: Study, datasets: Sequence[str], beside: Path) -> Study:
 
 def _check_names(study: Study) -> None:
     for method in study.method:
-        check_known("method", method, METHODS)
+        variants.check_method(method, study.density)
     for model in study.model:
         if ":" not in model.network:
             check_known("network", model.network, NETWORKS)
@@ -333,6 +339,7 @@ def _check_numbers(study: Study) -> None:
         ("train.batch_size", study.train.batch_size): 1,
         ("train.checkpoint_every", study.train.checkpoint_every): 1,
         ("measure.rounds", study.measure.rounds): 1,
+        ("measure.rewind_epochs", study.measure.rewind_epochs): 0,
         ("measure.ntk_images", study.measure.ntk_images): 1,
         ("measure.score_per_class", study.measure.score_per_class): 1,
         ("measure.score_inputs", study.measure.score_inputs): 0,
@@ -361,3 +368,7 @@ def _check_numbers(study: Study) -> None:
             raise InputError(f"{name} is {value:g}, but must be in [0, 1).")
     if study.train.warmup >= study.train.epochs:
         raise InputError(f"train.warmup is {study.train.warmup:g} epochs, but there are {study.train.epochs} in all.")
+    if study.measure.rewind_epochs >= study.train.epochs:
+        raise InputError(
+            f"measure.rewind_epochs is {study.measure.rewind_epochs}, but there are {study.train.epochs} epochs in all."
+        )

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.base.batching import in_batches, vmap_networks
-from experiments.base.errors import InputError
 from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.seeds import key_of
 from experiments.base.wording import all_digits
@@ -24,7 +23,7 @@ from experiments.measure import kernel_pictures
 from experiments.measure.changes import KernelChanges, kernel_changes
 from experiments.measure.curves import Curves, centered_one_hot, gap, loss_curves
 from experiments.measure.expected_gates import ExpectedGates, LabelledImages, expected_gates
-from experiments.measure.pruning import Evidence, check_densities, dense_mask, kernel_layers, layer_name, masker
+from experiments.measure.pruning import check_densities, kernel_layers, layer_name
 from experiments.measure.quantities import (
     BeforeTraining,
     NtkSpectrum,
@@ -33,39 +32,24 @@ from experiments.measure.quantities import (
     log_nodes,
     ntk_spectrum,
 )
-from experiments.networks.by_name import built, scaled
-from experiments.networks.layers import Network, bind
+from experiments.models import network_of
+from experiments.networks.layers import Network
 from experiments.networks.shrink import shrink
 from experiments.networks.twins import has_twin, twin_of
 from experiments.records.progress import Reporter
 from experiments.records.trial import Name, Trial
 from experiments.setting import has_curves
+from experiments.starts import Start, Starts, keys_of
 from experiments.study import Cell, Model, Study
 from experiments.train import distributed, training
 from pathjax import factorization, ntk
 from pathjax.masks import LeafStatistics
-from pathjax.types import ApplyFn, Key, Mask, Params
+from pathjax.types import ApplyFn, Key, Mask, Params, State
 
-__all__ = ["LOSS_IMAGES", "Measured", "Workbench", "network_of"]
+__all__ = ["LOSS_IMAGES", "Measured", "Workbench"]
 
 LOSS_IMAGES = 10_000
 """Train images, at most, over which the train loss and the moments of the data are taken."""
-
-
-def network_of(model: Model, shape: tuple[int, ...], outputs: int) -> Network:
-    """The network that a model of a study names. Raises InputError where it cannot be built."""
-    options: dict[str, Any] = {"activation": model.activation, "init": model.init}
-    if model.batch_norm is not None:
-        options["batch_norm"] = model.batch_norm
-    if model.depth:
-        options["depth"] = model.depth
-    try:
-        network = built(model.network, shape, outputs, **options)
-    except InputError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise InputError(f"The model {model.name} cannot be built: {str(error).rstrip('.')}.") from error
-    return scaled(network, model.factor)
 
 
 class Measured(NamedTuple):
@@ -78,9 +62,7 @@ class Measured(NamedTuple):
 class _Before(NamedTuple):
     """What is measured of one cell before training, the seeds on a leading axis. All of it is on the host."""
 
-    params: Params
-    state: Any
-    mask: Mask
+    start: Start
     quantities: BeforeTraining
     spectra: list[NtkSpectrum]
     curves: Curves | None
@@ -107,19 +89,8 @@ class Workbench:
         self._network = network_of(model, shape, dataset.classes)
         check_densities(study.density, model.name, jax.eval_shape(self._network.init, key_of(0))[0])
         self.batch_size = _networks_at_a_time(study, self._network, shape)
-        begun = in_batches(jax.jit(vmap_networks(self._network.init)), self.batch_size)
-        self._params, self._state = jax.tree.map(jnp.asarray, begun(self._keys(range(study.seeds), "init")))
-        initial_state = jax.tree.map(lambda leaf: leaf[0], self._state)  # running statistics begin alike
-        apply = bind(self._network, initial_state)
+        apply = self._network.apply
         images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-        scored = balanced_batch(dataset.train_labels, measure.score_per_class)
-        init = self._network.init  # scores are found by all that they capture: not by this whole object
-        evidence = Evidence(
-            images[: measure.score_inputs or None],
-            (images[scored], labels[scored]),
-            lambda key: init(key)[0],
-        )
-        self._masked = masker(apply, evidence, rounds=measure.rounds)
         per_class = math.ceil(measure.ntk_images / dataset.classes)
         fixed = balanced_batch(dataset.train_labels, per_class)[: measure.ntk_images]
         self._batch = images[fixed]
@@ -138,7 +109,7 @@ class Workbench:
             key=key_of(0, "normal images"),
         )
         self._low_rank = self._batched(_low_rank(apply, self._batch, measure.rank))
-        self._changes = self._batched(kernel_changes(self._network, initial_state, self._batch))
+        self._changes = self._batched(kernel_changes(self._network, self._batch))
         self._steps_per_epoch = len(labels) // min(study.train.batch_size, len(labels))
         trained = training.trainer(
             self._network,
@@ -151,30 +122,39 @@ class Workbench:
             checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )
         self._trained = self._batched(trained)
+        self._starts = Starts(study, self._network, dataset, self._trained, self._batched)
         self._chance = training.chance(dataset.train_labels, dataset.test_labels, measured=LOSS_IMAGES)
 
     def _batched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """`in_batches` of the size that the workbench has when the function is called."""
-        return lambda *arguments: in_batches(function, self.batch_size)(*arguments)
+        """`in_batches` of the size that the workbench has when the function is called; options go to every batch."""
+
+        def run(*networks: Any, **options: Any) -> Any:
+            return in_batches(functools.partial(function, **options), self.batch_size)(*networks)
+
+        return run
 
     def measured(self, cells: Sequence[Cell], seeds: Sequence[int], reporter: Reporter) -> Measured:
         """These seeds of some cells, which are trained together."""
+        for cell in cells:
+            words = f"{self._title(*cell)}: level"
+            say = functools.partial(lambda words, level, of: reporter.stage(f"{words} {level} of {of}"), words)
+            self._starts.search(cell, seeds, say)
         with distributed.failing_together():  # a process that fails in a score must not be waited for in training
-            before = [self._before(*cell, seeds, reporter) for cell in cells]
-        count = len(cells)
+            before = [self._before(cell, seeds, reporter) for cell in cells]
         reporter.stage(f"{self._title(*cells[0])}: training", 0.4)
-        params, state = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), self._begun(seeds))
-        mask = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[measured.mask for measured in before])
-        keys = jnp.concatenate([self._keys(seeds, "order")] * count)
-        trained = jax.device_get(self._trained(params, state, mask, keys))
+        starts = [each.start for each in before]
+        params, state, mask = _joined([each.network for each in starts])
+        trained = self._trained_from(starts, seeds)
         reporter.stage(f"{self._title(*cells[0])}: changes", 0.9)
         zero = training.pruned_stay_zero(trained.params, mask)
         changes = KernelChanges(*np.full((len(KernelChanges._fields), len(zero)), np.nan))
         if self.study.measure.changes:
-            kernel = jnp.concatenate([measured.quantities.ntk for measured in before])
-            changes = jax.device_get(self._changes(params, trained.params, trained.state, mask, kernel, keys))
+            kernel = np.concatenate([each.quantities.ntk for each in before])
+            keys = jnp.concatenate([keys_of(seeds, "order")] * len(cells))
+            after = trained.params, trained.state
+            changes = jax.device_get(self._changes(params, state, *after, mask, kernel, keys))
         trials = []
-        for at, (number, place) in enumerate(itertools.product(range(count), range(len(seeds)))):
+        for at, (number, place) in enumerate(itertools.product(range(len(cells)), range(len(seeds)))):
             after, changed = jax.tree.map(
                 lambda leaf, at=at: leaf[at], (trained._replace(params=None, state=None), changes)
             )
@@ -183,56 +163,57 @@ class Workbench:
         pictures = {cell: each.pictures for cell, each in zip(cells, before, strict=True) if each.pictures is not None}
         return Measured(trials, pictures)
 
+    def _trained_from(self, starts: Sequence[Start], seeds: Sequence[int]) -> training.Trained:
+        """The networks after training, on the host; those that begin at one epoch are trained together."""
+        parts = []
+        for epoch, group in itertools.groupby(starts, key=lambda start: start.epoch):
+            alike = list(group)
+            keys = jnp.concatenate([keys_of(seeds, "order")] * len(alike))
+            trained = jax.device_get(self._trained(*_joined([each.network for each in alike]), keys, start=epoch))
+            losses = np.concatenate([_joined([each.losses for each in alike]), trained.train_loss], axis=1)
+            parts.append(trained._replace(train_loss=losses))
+        return _joined(parts)
+
     def _title(self, method: str, density: float) -> str:
         return f"{self.data} {self.model.name} {method} {all_digits(density)}"
 
-    def _begun(self, seeds: Sequence[int]) -> tuple[Params, Any]:
-        """The initial parameters and states of these seeds."""
-        places = np.array(seeds)
-        return jax.tree.map(lambda leaf: leaf[places], (self._params, self._state))
-
-    def _keys(self, seeds: Sequence[int], *names: str | float) -> jax.Array:
-        return jnp.stack([key_of(seed, *names) for seed in seeds])
-
-    def _before(self, method: str, density: float, seeds: Sequence[int], reporter: Reporter) -> _Before:
+    def _before(self, cell: Cell, seeds: Sequence[int], reporter: Reporter) -> _Before:
         """All that is measured of these seeds of a cell before their training."""
-        reporter.stage(f"{self._title(method, density)}: scores")
-        params, state = self._begun(seeds)
-        mask = dense_mask(params)
-        if method != DENSE:
-            masked = self._batched(functools.partial(self._masked, method, density))
-            mask = masked(params, self._keys(seeds, method, density))
-        reporter.stage(f"{self._title(method, density)}: kernels", 0.2)
-        quantities = jax.device_get(self._before_training(params, mask, self._keys(seeds, "lanczos")))
+        reporter.stage(f"{self._title(*cell)}: scores")
+        start = self._starts.of(cell, seeds)
+        network = start.network
+        reporter.stage(f"{self._title(*cell)}: kernels", 0.2)
+        quantities = jax.device_get(self._before_training(*network, keys_of(seeds, "lanczos")))
         spectra = [ntk_spectrum(kernel) for kernel in quantities.ntk]
         pictures = None
         if self.study.measure.kernel_pictures and 0 in seeds:
             place = seeds.index(0)
-            of_first, mask_of_first, before = jax.tree.map(lambda leaf: leaf[place:], (params, mask, quantities))
-            pictures = self._pictures(of_first, mask_of_first, key_of(0, "kernels"), before, spectra[place])
+            params, state, mask, before = jax.tree.map(lambda leaf: leaf[place:], (*network, quantities))
+            pictures = self._pictures(params, state, mask, key_of(0, "kernels"), before, spectra[place])
         curves, expected = None, []
-        if has_curves(self.study, (method, density)):
-            reporter.stage(f"{self._title(method, density)}: curves", 0.3)
+        if has_curves(self.study, cell):
+            reporter.stage(f"{self._title(*cell)}: curves", 0.3)
             top = np.array([spectrum.eigenvalues[0] for spectrum in spectra], np.float32)
-            low_rank = self._low_rank(params, mask, self._keys(seeds, "modes"))
+            low_rank = self._low_rank(*network, keys_of(seeds, "modes"))
             spectral = (quantities.ntk, top, quantities.nodes, quantities.weights, quantities.parameters)
-            curves = jax.device_get(self._curves(params, mask, *spectral, low_rank))
+            curves = jax.device_get(self._curves(*network, *spectral, low_rank))
             if self.study.measure.expected:  # one by one: that of one seed may not exist
-                ones = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], (params, mask)) for at in range(len(seeds))]
+                ones = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], network) for at in range(len(seeds))]
                 expected = [self._expected_gates(*one) for one in ones]
         distances = np.full(len(spectra), np.nan)
-        if method == DENSE and has_twin(self._network):
+        if cell[0] == DENSE and has_twin(self._network):
             infinite = ntk.infinite(twin_of(self._network).kernel_fn, self._batch)
             distances = np.array([ntk.relative_distance(jnp.asarray(kernel), infinite) for kernel in quantities.ntk])
-        mask, params, state = jax.device_get((mask, params, state))
-        return _Before(params, state, mask, quantities, spectra, curves, expected, distances, pictures)
+        params, state, mask = jax.device_get(network)
+        start = Start(params, state, mask, start.epoch, start.losses)
+        return _Before(start, quantities, spectra, curves, expected, distances, pictures)
 
     def _trial(
         self, name: Name, place: int, before: _Before, after: training.Trained, zero: bool, changes: KernelChanges
     ) -> Trial:
         """The record of one network, which has this place in `before`; `after` and `changes` are those of it alone."""
-        mask, quantities, curves, params, state = jax.tree.map(
-            lambda leaf: leaf[place], (before.mask, before.quantities, before.curves, before.params, before.state)
+        (params, state, mask), quantities, curves = jax.tree.map(
+            lambda leaf: leaf[place], (before.start.network, before.quantities, before.curves)
         )
         spectrum = before.spectra[place]
         layers = _in_order(self._network, kernel_layers(mask))
@@ -338,10 +319,16 @@ def _networks_at_a_time(study: Study, network: Network, shape: tuple[int, ...]) 
     return max(1, int(study.memory_gib * 2**30 / bytes_of_one))
 
 
-def _low_rank(apply: ApplyFn, batch: jax.Array, rank: int) -> Callable[[Params, Mask, Key], jax.Array]:
-    """A compiled function (params, mask, keys) -> Θ's part of some rank in the eigenbasis of Π."""
+def _low_rank(apply: ApplyFn, batch: jax.Array, rank: int) -> Callable[[Params, State, Mask, Key], jax.Array]:
+    """A compiled function (params, state, mask, keys) -> Θ's part of some rank in the eigenbasis of Π."""
 
-    def low_rank(params: Params, mask: Mask, key: Key) -> jax.Array:
-        return factorization.recompose(factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask))
+    def low_rank(params: Params, state: State, mask: Mask, key: Key) -> jax.Array:
+        given: dict[str, Any] = {"state": state, "mask": mask, "rank": rank, "key": key}
+        return factorization.recompose(factorization.factorize(apply, params, batch, **given))
 
     return jax.jit(vmap_networks(low_rank))
+
+
+def _joined(trees: Sequence[Any]) -> Any:
+    """Networks of several trees on one leading axis, on the host."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *trees)

@@ -12,10 +12,10 @@ class InputError(ValueError):
     """Something a user gave cannot be used. The message is one sentence for the user, with the remedy."""
 
 
-def check_known(kind: str, name: str, existing: Sequence[str], others: str = "") -> None:
+def check_known(kind: str, name: str, existing: Sequence[str], others: str = "", *, of: str = "") -> None:
     """Raise InputError where no `kind` has this name; the message suggests the nearest name that exists.
 
-    `others` says in words what else there is.
+    `others` says in words what else there is, and `of`, as " of a tree", of what it is a kind.
 
     >>> check_known("fruit", "aple", ["apple", "pear"])
     Traceback (most recent call last):
@@ -28,4 +28,4 @@ def check_known(kind: str, name: str, existing: Sequence[str], others: str = "")
     hint = f"; the nearest to it is {nearest[0]}" if nearest else ""
     verb = "there are" if len(existing) > 1 else "there is"
     more = f"; {others}" if others else ""
-    raise InputError(f"There is no {kind} {name!r}{hint}: {verb} {', '.join(existing)}{more}.")
+    raise InputError(f"There is no {kind} {name!r}{of}{hint}: {verb} {', '.join(existing)}{more}.")

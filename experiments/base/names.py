@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-__all__ = ["DENSE", "METHODS", "NETWORKS", "QUANTITIES", "TWINS", "why_no_file_name"]
+__all__ = ["BATCHES", "DENSE", "LOTTERY_TICKET", "METHODS", "NETWORKS", "QUANTITIES", "TWINS", "why_no_file_name"]
 
 DENSE = "dense"
 """The unpruned network's name in tables. Every study measures it, so it is not an option."""
+
+LOTTERY_TICKET = "lottery_ticket"
+"""The method that trains before it prunes: what pruning before training is measured against."""
 
 METHODS = (
     "random",
     "magnitude",
     "snip",
+    "snip_iterative",
     "grasp",
     "synflow",
     "synflow_l2",
+    "synflow_l2_absolute",
     "synflow_data",
     "synflow_data_l2",
     "path_kernel_trace",
     "mean_field_trace",
     "px",
     "ntk_sap",
+    LOTTERY_TICKET,
 )
-"""The pruning methods, in the order in which tables list them; `measure.pruning` has their scores."""
+"""The pruning methods, in the order in which tables list them.
+
+`measure.pruning` has the scores of all but the lottery ticket, which `train.tickets` finds. A study may also ask for
+variants of them, of `base.variants`.
+"""
+
+BATCHES = {"snip": 1, "snip_iterative": 1, "grasp": 1, "px": 1, "ntk_sap": 1}
+"""The methods whose scores read labelled images, and how many batches of them each reads."""
 
 TWINS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")
 """The networks of `networks.twins`, whose infinite-width limit is known."""

@@ -140,24 +140,26 @@ def _data_directory(data_dir: str | Path | None) -> Path:
     return root
 
 
-def balanced_batch(labels: np.ndarray, per_class: int) -> np.ndarray:
+def balanced_batch(labels: np.ndarray, per_class: int, *, after: int = 0) -> np.ndarray:
     """Indices (classes · per_class,) of the first `per_class` examples of every class, in the order of the classes.
 
-    Raises InputError where a class has fewer examples.
+    The first `after` examples of every class are left out, so that batches do not share any. Raises InputError where a
+    class has fewer examples.
 
-    >>> balanced_batch(np.array([1, 0, 0, 1, 1, 0]), 2).tolist()
-    [1, 2, 0, 3]
+    >>> labels = np.array([1, 0, 0, 1, 1, 0])
+    >>> balanced_batch(labels, 2).tolist(), balanced_batch(labels, 1, after=2).tolist()
+    ([1, 2, 0, 3], [5, 4])
     """
     if per_class < 1:
         raise InputError(f"A balanced batch needs at least one example per class, but {per_class} were asked for.")
     indices = []
     for label in np.unique(labels):
-        examples = np.flatnonzero(labels == label)[:per_class]
-        if len(examples) < per_class:
+        examples = np.flatnonzero(labels == label)[: after + per_class]
+        if len(examples) < after + per_class:
             raise InputError(
-                f"Class {label} has {len(examples)} examples, but {per_class} of every class were asked for."
+                f"Class {label} has {len(examples)} examples, but {after + per_class} of every class were asked for."
             )
-        indices.append(examples)
+        indices.append(examples[after:])
     return np.concatenate(indices)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.base.batching import vmap_networks
-from experiments.networks.layers import Network, State, bind
+from experiments.networks.layers import Network, State
 from experiments.networks.shrink import EPSILON
 from pathjax import dynamics, ntk, path_kernel
 from pathjax.types import Key, Mask, Params
@@ -29,26 +29,32 @@ class KernelChanges(NamedTuple):
     path_kernel_distance: jax.Array
 
 
-def kernel_changes(network: Network, initial_state: State, batch: jax.Array) -> Callable[..., KernelChanges]:
-    """A compiled function (initial params, params, state, mask, initial Θ, keys) -> KernelChanges.
+def kernel_changes(network: Network, batch: jax.Array) -> Callable[..., KernelChanges]:
+    """A compiled function (initial params, initial state, params, state, mask, initial Θ, keys) -> KernelChanges.
 
     The networks are on the leading axis of its arguments. Θ is that of `batch`; both kernels are those of the masked
     network in evaluation mode. Of a plain module with batch norm the numbers of Π are NaN: `with_statistics_of` does
     not know which statistics belong to which weights.
     """
-    initial_apply = bind(network, initial_state)
-    has_change_of_paths = bool(network.steps) or not jax.tree.leaves(initial_state)
 
     def changes(
-        initial: Params, params: Params, state: State, mask: Mask, initial_ntk: jax.Array, key: Key
+        initial: Params,
+        initial_state: State,
+        params: Params,
+        state: State,
+        mask: Mask,
+        initial_ntk: jax.Array,
+        key: Key,
     ) -> KernelChanges:
-        final_ntk = ntk.empirical(bind(network, state), params, batch, mask=mask)
+        has_change_of_paths = bool(network.steps) or not jax.tree.leaves(state)
+        final_ntk = ntk.empirical(network.apply, params, batch, state=state, mask=mask)
         nothing = jnp.full((), jnp.nan, initial_ntk.dtype)
         of_ntk = dynamics.kernel_change(initial_ntk, final_ntk), dynamics.kernel_distance(initial_ntk, final_ntk)
         if not has_change_of_paths:
             return KernelChanges(*of_ntk, path_kernel_change=nothing, path_kernel_distance=nothing)
         final = with_statistics_of(initial_state, params, state)
-        kernels = [path_kernel.path_kernel(initial_apply, each, batch[:1], mask=mask) for each in (initial, final)]
+        given: dict[str, Any] = {"state": initial_state, "mask": mask}
+        kernels = [path_kernel.path_kernel(network.apply, each, batch[:1], **given) for each in (initial, final)]
         change, cosine = path_kernel.change_and_cosine(*kernels, key=key, samples=_SAMPLES)
         return KernelChanges(
             *of_ntk,

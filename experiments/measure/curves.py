@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.base.batching import vmap_networks
 from pathjax import dynamics, masks, ntk
-from pathjax.types import ApplyFn, Mask, Params
+from pathjax.types import ApplyFn, Mask, Params, State
 
 __all__ = ["RATE", "Curves", "centered_one_hot", "gap", "loss_curves"]
 
@@ -45,7 +45,9 @@ def centered_one_hot(labels: jax.Array, classes: int) -> jax.Array:
 
 
 def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: int) -> Callable[..., Curves]:
-    """A compiled function (params, mask, kernel, top, nodes, weights, parameters, part=None) -> Curves, seeds leading.
+    """A compiled function (params, state, mask, kernel, top, nodes, weights, parameters, part=None) -> Curves.
+
+    The networks are on the leading axis of its arguments; `apply(params, state, x)` is the network.
 
     The real curve is that of full-batch gradient descent on ½ · mean_n ‖f − y‖² with the step size ½ / λ_max(Θ/n),
     where λ_max(Θ) is `top`. `linearized` is that of the linearized network with the kernel Θ (n, n, o, o), `low_rank`
@@ -58,20 +60,21 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
     def loss(outputs: jax.Array) -> jax.Array:
         return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
 
-    def descend(params: Params, mask: Mask, rate: jax.Array) -> tuple[Params, jax.Array]:
+    def descend(params: Params, state: State, mask: Mask, rate: jax.Array) -> tuple[Params, jax.Array]:
         """The weights after all steps, and the outputs (T + 1, n, o) before, between and after them."""
 
         def step(params: Params, _: None) -> tuple[Params, jax.Array]:
-            outputs, backward = jax.vjp(lambda params: apply(params, batch), params)
+            outputs, backward = jax.vjp(lambda params: apply(params, state, batch), params)
             (gradient,) = backward(jax.grad(loss)(outputs))
             gradient = masks.apply_mask(mask, gradient)
             return jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, gradient), outputs
 
         params, outputs = jax.lax.scan(step, masks.apply_mask(mask, params), None, length=steps)
-        return params, jnp.concatenate([outputs, apply(params, batch)[None]])
+        return params, jnp.concatenate([outputs, apply(params, state, batch)[None]])
 
     def curves(
         params: Params,
+        state: State,
         mask: Mask,
         kernel: jax.Array,
         top: jax.Array,
@@ -81,7 +84,7 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
         part: jax.Array | None = None,
     ) -> Curves:
         rate = RATE * n / top
-        trained, outputs = descend(params, mask, rate)
+        trained, outputs = descend(params, state, mask, rate)
         real = jax.vmap(loss)(outputs)
         predict = functools.partial(dynamics.linearized, learning_rate=rate / n, flow=False)
         predicted = predict(kernel, outputs[0], targets, times)
@@ -94,7 +97,9 @@ def loss_curves(apply: ApplyFn, batch: jax.Array, targets: jax.Array, *, steps: 
             linearized / real[0],
             data_free,
             linearization_error=dynamics.linearization_error(outputs[-1:], predicted[-1:])[0],
-            kernel_distance=dynamics.kernel_distance(kernel, ntk.empirical(apply, trained, batch, mask=mask)),
+            kernel_distance=dynamics.kernel_distance(
+                kernel, ntk.empirical(apply, trained, batch, state=state, mask=mask)
+            ),
             low_rank=left,
         )
 

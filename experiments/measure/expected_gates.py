@@ -7,7 +7,7 @@ normal images, of normal images with the data's mean and covariance, or of the i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.measure.curves import RATE, centered_one_hot
 from pathjax import dynamics, ntk
-from pathjax.types import ApplyFn, Key, Mask, Params
+from pathjax.types import ApplyFn, Key, Mask, Params, State
 
 __all__ = ["ExpectedGates", "LabelledImages", "expected_gates", "normal_images", "regression_accuracy"]
 
@@ -78,13 +78,14 @@ def expected_gates(
     classes: int,
     steps: int,
     key: Key,
-) -> Callable[[Params, Mask], ExpectedGates]:
-    """A function (params, mask) -> ExpectedGates, seeds leading, one network at a time.
+) -> Callable[[Params, State, Mask], ExpectedGates]:
+    """A function (params, state, mask) -> ExpectedGates, seeds leading, one network at a time.
 
-    Predicted is gradient descent on `batch` as `curves.loss_curves` runs it, with steps in units of 1 / λ_max(Θ̄), and
-    kernel regression from `batch` to `test`. Of `train` the mean and the covariance of the images count, and the
-    frequencies of the classes. Without data every mode of Θ̄ has an equal share of the loss. Otherwise the shares follow
-    from the covariance of the outputs and from independent labels of these frequencies.
+    `apply(params, state, x)` is the network. Predicted is gradient descent on `batch` as `curves.loss_curves` runs it,
+    with steps in units of 1 / λ_max(Θ̄), and kernel regression from `batch` to `test`. Of `train` the mean and the
+    covariance of the images count, and the frequencies of the classes. Without data every mode of Θ̄ has an equal share
+    of the loss. Otherwise the shares follow from the covariance of the outputs and from independent labels of these
+    frequencies.
     """
     ours, theirs = jax.random.split(key)
     standard = jax.random.normal(ours, batch.images.shape, batch.images.dtype)
@@ -112,24 +113,26 @@ def expected_gates(
         )
         return loss, jnp.log(top)
 
-    def of_one(params: Params, mask: Mask) -> tuple[np.ndarray, ...]:
+    def of_one(params: Params, state: State, mask: Mask) -> tuple[np.ndarray, ...]:
         def kernels(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            nngp, kernel = ntk.mean_field(apply, params, images, mask=mask)
+            nngp, kernel = ntk.mean_field(apply, params, images, state=state, mask=mask)
             return cast(jax.Array, kernel), nngp
 
         of_inputs = kernels(batch.images)
         accuracy = np.array(np.nan)
         if len(test.images):
             size = len(batch.images)
-            cross = ntk.mean_field(apply, params, test.images, batch.images, mask=mask, batch_size=size).ntk
+            given: dict[str, Any] = {"state": state, "mask": mask, "batch_size": size}
+            cross = ntk.mean_field(apply, params, test.images, batch.images, **given).ntk
             accuracy = np.array(regression_accuracy(*jax.device_get((of_inputs[0], cross, targets, test.labels))))
         predicted = evenly(kernels(standard)[0]), shared(*kernels(normal)), shared(*of_inputs)
         losses, log_tops = zip(*jax.device_get(predicted), strict=True)
         return *losses, np.stack(log_tops), accuracy
 
-    def of_networks(params: Params, mask: Mask) -> ExpectedGates:
+    def of_networks(params: Params, state: State, mask: Mask) -> ExpectedGates:
         seeds = range(len(jax.tree.leaves(params)[0]))
-        networks = [jax.tree.map(lambda leaf, at=seed: jnp.asarray(leaf[at]), (params, mask)) for seed in seeds]
+        every = params, state, mask
+        networks = [jax.tree.map(lambda leaf, at=seed: jnp.asarray(leaf[at]), every) for seed in seeds]
         try:
             found = [of_one(*network) for network in networks]
         except (ValueError, MemoryError) as error:  # a layer without a closed form, or too many pairs of positions

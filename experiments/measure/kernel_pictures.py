@@ -20,7 +20,7 @@ from experiments.base.files import cannot_write, write_atomically
 from experiments.base.wording import all_digits
 from experiments.measure.quantities import BeforeTraining, NtkSpectrum, log_above_rounding
 from pathjax import factorization, paths
-from pathjax.types import ApplyFn, Key, Mask, Params
+from pathjax.types import ApplyFn, Key, Mask, Params, State
 
 __all__ = ["KernelPictures", "file_of", "load", "measurer", "save"]
 
@@ -69,18 +69,18 @@ class _OnData(NamedTuple):
 
 def measurer(
     apply: ApplyFn, batch: jax.Array, labels: jax.Array
-) -> Callable[[Params, Mask, Key, BeforeTraining, NtkSpectrum], KernelPictures]:
-    """A function (params, mask, key, before, spectrum) -> KernelPictures, compiled at its first call.
+) -> Callable[[Params, State, Mask, Key, BeforeTraining, NtkSpectrum], KernelPictures]:
+    """A function (params, state, mask, key, before, spectrum) -> KernelPictures, compiled at its first call.
 
-    `params`, `mask` and `before` carry the seeds on a leading axis, of which the first is measured; `spectrum` is that
-    of its Θ on `batch`.
+    `params`, `state`, `mask` and `before` carry the seeds on a leading axis, of which the first is measured; `spectrum`
+    is that of its Θ on `batch`. `apply(params, state, x)` is the network.
     """
 
     @jax.jit
-    def on_data(params: Params, mask: Mask, key: Key, ntk: jax.Array) -> _OnData:
+    def on_data(params: Params, state: State, mask: Mask, key: Key, ntk: jax.Array) -> _OnData:
         rank = min(_RANK, sum(leaf.size for leaf in jax.tree.leaves(params)))
-        factored = factorization.factorize(apply, params, batch, rank=rank, key=key, mask=mask)
-        sign, log_abs = paths.log_data_gram(apply, params, batch, mask=mask)
+        factored = factorization.factorize(apply, params, batch, rank=rank, key=key, state=state, mask=mask)
+        sign, log_abs = paths.log_data_gram(apply, params, batch, state=state, mask=mask)
         largest = jnp.max(log_abs)
         scale = jnp.where(jnp.isfinite(largest), largest, 0.0)
         gram = sign * jnp.exp(log_abs - scale)
@@ -94,9 +94,11 @@ def measurer(
             alignments=jnp.stack([factorization.kernel_target_alignment(kernel, labels) for kernel in kernels]),
         )
 
-    def measured(params: Params, mask: Mask, key: Key, before: BeforeTraining, spectrum: NtkSpectrum) -> KernelPictures:
-        params, mask = jax.tree.map(lambda leaf: leaf[0], (params, mask))
-        computed = jax.device_get(on_data(params, mask, key, before.ntk[0]))
+    def measured(
+        params: Params, state: State, mask: Mask, key: Key, before: BeforeTraining, spectrum: NtkSpectrum
+    ) -> KernelPictures:
+        params, state, mask = jax.tree.map(lambda leaf: leaf[0], (params, state, mask))
+        computed = jax.device_get(on_data(params, state, mask, key, before.ntk[0]))
         bounds = [
             spectrum.log_top_ntk,
             spectrum.log_trace_ntk,

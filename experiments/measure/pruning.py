@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.base import variants
 from experiments.base.batching import vmap_networks
 from experiments.base.errors import InputError
 from pathjax import masks, pruning, scores
@@ -27,45 +28,75 @@ __all__ = [
 ]
 
 
-class Evidence(NamedTuple):
-    """What a score may read: `inputs` (n, ...) of the train set, a labelled `batch`, and `init(key)`.
+Batch = tuple[jax.Array, jax.Array]
+"""Images (n, ...) and their labels (n,)."""
 
-    The batch has equally many images of each class; `init` draws new weights.
+
+class Evidence(NamedTuple):
+    """What a score may read: `inputs` (n, ...) of the train set, labelled `batches`, and `init(key)`.
+
+    There are as many batches as `names.BATCHES` has for the method, or more. Each has equally many images of each
+    class, and no two share an image. `init` draws new weights.
     """
 
     inputs: jax.Array
-    batch: tuple[jax.Array, jax.Array]
+    batches: tuple[Batch, ...]
     init: Callable[[Key], Params]
 
 
 class Method(NamedTuple):
-    """`score(apply, params, key, evidence)`, and whether it is computed again in every pruning round."""
+    """A score, and how it is used.
 
-    score: Callable[[ApplyFn, Params, Key, Evidence], Scores]
-    iterative: bool
+    Attributes:
+        score: `score(apply, params, key, evidence)`; with `has_aux=True`, `apply` gives a pair (outputs, rest).
+        iterative: whether it is computed again in every pruning round.
+        in_training_mode: whether its authors score networks in training mode; it then takes `has_aux`.
+    """
+
+    score: Callable[..., Scores]
+    iterative: bool = False
+    in_training_mode: bool = False
 
 
 _KERNELS: Any = {"prunable": masks.is_kernel}
 
+
+def _snip(apply: ApplyFn, params: Params, key: Key, evidence: Evidence, **how: Any) -> Scores:
+    return scores.snip(apply, params, [evidence.batches[0]], **how)
+
+
+def _grasp(apply: ApplyFn, params: Params, key: Key, evidence: Evidence, **how: Any) -> Scores:
+    return scores.grasp(apply, params, [evidence.batches[0]], **_KERNELS, **how)
+
+
+def _ntk_sap(apply: ApplyFn, params: Params, key: Key, evidence: Evidence, **how: Any) -> Scores:
+    images, _ = evidence.batches[0]
+    return scores.ntk_sap(apply, params, images, init=evidence.init, key=key, **_KERNELS, **how)
+
+
 METHODS: dict[str, Method] = {
-    "random": Method(lambda apply, params, key, evidence: scores.random(params, key=key), iterative=False),
-    "magnitude": Method(lambda apply, params, key, evidence: scores.magnitude(params), iterative=False),
-    "snip": Method(lambda apply, params, key, evidence: scores.snip(apply, params, [evidence.batch]), iterative=False),
-    "grasp": Method(
-        lambda apply, params, key, evidence: scores.grasp(apply, params, [evidence.batch], prunable=masks.is_kernel),
-        iterative=False,
-    ),
+    "random": Method(lambda apply, params, key, evidence: scores.random(params, key=key)),
+    "magnitude": Method(lambda apply, params, key, evidence: scores.magnitude(params)),
+    "snip": Method(_snip, in_training_mode=True),
+    "snip_iterative": Method(_snip, iterative=True, in_training_mode=True),
+    "grasp": Method(_grasp, in_training_mode=True),
     "synflow": Method(
         lambda apply, params, key, evidence: scores.synflow(apply, params, evidence.inputs[:1]), iterative=True
     ),
     "synflow_l2": Method(
         lambda apply, params, key, evidence: scores.synflow_l2(apply, params, evidence.inputs[:1]), iterative=True
     ),
+    "synflow_l2_absolute": Method(
+        lambda apply, params, key, evidence: scores.synflow_l2(apply, params, evidence.inputs[:1], factor="absolute"),
+        iterative=True,
+    ),
     "synflow_data": Method(
-        lambda apply, params, key, evidence: scores.synflow_data(apply, params, evidence.inputs), iterative=True
+        lambda apply, params, key, evidence: scores.synflow_data(apply, params, evidence.inputs),
+        iterative=True,
     ),
     "synflow_data_l2": Method(
-        lambda apply, params, key, evidence: scores.synflow_data(apply, params, evidence.inputs, q=2), iterative=True
+        lambda apply, params, key, evidence: scores.synflow_data(apply, params, evidence.inputs, q=2),
+        iterative=True,
     ),
     "path_kernel_trace": Method(
         lambda apply, params, key, evidence: scores.path_kernel_trace(apply, params, evidence.inputs[:1], **_KERNELS),
@@ -76,32 +107,42 @@ METHODS: dict[str, Method] = {
         iterative=True,
     ),
     "px": Method(
-        lambda apply, params, key, evidence: scores.px(apply, params, evidence.batch[0], **_KERNELS), iterative=True
-    ),
-    "ntk_sap": Method(
-        lambda apply, params, key, evidence: scores.ntk_sap(
-            apply, params, evidence.batch[0], init=evidence.init, key=key, **_KERNELS
-        ),
+        lambda apply, params, key, evidence: scores.px(apply, params, evidence.batches[0][0], **_KERNELS),
         iterative=True,
     ),
+    "ntk_sap": Method(_ntk_sap, iterative=True, in_training_mode=True),
 }
+"""The methods that score. All read the network in evaluation mode, but for those that are `in_training_mode`."""
 
 
-def masker(apply: ApplyFn, evidence: Evidence, *, rounds: int) -> Callable[[str, float, Params, Key], Mask]:
+def masker(
+    apply: ApplyFn, evidence: Evidence, *, rounds: int, train: ApplyFn | None = None
+) -> Callable[[str, float, Params, Key], Mask]:
     """A function (method, density, params, keys) -> mask, with the networks on the leading axis of all but the names.
 
-    One compiled score of each method serves all rounds and densities. Raises ValueError where a mask does not keep
-    exactly the wanted number of weights, which happens where a score is not finite.
+    `apply(params, x)` is the network in evaluation mode, and `train(params, x)` that in training mode, which gives a
+    pair (outputs, rest); without it, all methods score in evaluation mode. The method may have the variants `inverted`
+    and `2of4`. One compiled score of each method serves all rounds and densities. Raises ValueError where a mask does
+    not keep exactly the wanted number of weights, which happens where a score is not finite.
     """
-    compiled: dict[str, Any] = {}
+    compiled: dict[str, Callable[[Params, Any], Scores]] = {}
+
+    def score_of(method: str) -> Callable[[Params, Any], Scores]:
+        base, variant = variants.parts(method)
+        score, read, how = METHODS[base].score, apply, {}
+        if METHODS[base].in_training_mode and train is not None:
+            read, how = train, {"has_aux": True}
+        if variant == variants.INVERTED:
+            return lambda params, key: masks.invert(score(read, params, key, evidence, **how))
+        return lambda params, key: score(read, params, key, evidence, **how)
 
     def mask_of(method: str, density: float, params: Params, keys: Key) -> Mask:
         if method not in compiled:
-            score = METHODS[method].score
-            compiled[method] = lambda params, key: score(apply, params, key, evidence)
+            compiled[method] = score_of(method)
+        base, _ = variants.parts(method)
+        taken = rounds if METHODS[base].iterative else 1
 
         def prune(params: Params, key: Key) -> Mask:
-            taken = rounds if METHODS[method].iterative else 1
             return pruning.prune(compiled[method], params, density=density, rounds=taken, key=key)
 
         mask = vmap_networks(prune)(params, keys)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.base.batching import vmap_networks
 from pathjax import ntk, path_kernel, paths
-from pathjax.types import ApplyFn, Key, Mask, Params
+from pathjax.types import ApplyFn, Key, Mask, Params, State
 
 __all__ = [
     "BeforeTraining",
@@ -62,16 +62,18 @@ class NtkSpectrum(NamedTuple):
     log_condition_ntk: float
 
 
-def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask, Key], BeforeTraining]:
-    """A compiled function (params, mask, keys) -> BeforeTraining, whose arguments carry the seeds on a leading axis.
+def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, State, Mask, Key], BeforeTraining]:
+    """A compiled function (params, state, mask, keys) -> BeforeTraining, with the networks on its leading axes.
 
-    The NTK is that of `batch` (n, ...). Tr Π is exact, λ_max(Π) by Lanczos iteration, and the spectral density by
-    stochastic Lanczos quadrature; of the effective rank Tr²/Σλ² the denominator comes from the latter.
+    `apply(params, state, x)` is the network, and the NTK that of `batch` (n, ...). Tr Π is exact, λ_max(Π) by Lanczos
+    iteration, and the spectral density by stochastic Lanczos quadrature; of the effective rank Tr²/Σλ² the denominator
+    comes from the latter.
     """
     x_like = batch[:1]
 
-    def measured(params: Params, mask: Mask, key: Key) -> BeforeTraining:
-        kernel = path_kernel.path_kernel(apply, params, x_like, mask=mask)
+    def measured(params: Params, state: State, mask: Mask, key: Key) -> BeforeTraining:
+        given: dict[str, Any] = {"state": state, "mask": mask}
+        kernel = path_kernel.path_kernel(apply, params, x_like, **given)
         log_trace = kernel.log_trace()
         pairs = path_kernel.top_eigenpairs(kernel, 1, key=jax.random.fold_in(key, 0))
         density = path_kernel.spectral_density(
@@ -80,16 +82,16 @@ def before_training(apply: ApplyFn, batch: jax.Array) -> Callable[[Params, Mask,
         log_largest = jnp.max(density.log_nodes)
         squares = density.estimate_from_logs(lambda log_eigenvalues: jnp.exp(2 * (log_eigenvalues - log_trace)))
         return BeforeTraining(
-            log_path_count=paths.log_path_count(apply, params, x_like, mask=mask),
-            log_path_norm_1=paths.log_path_norm(apply, params, x_like, q=1, mask=mask),
-            log_path_norm_2=paths.log_path_norm(apply, params, x_like, q=2, mask=mask),
+            log_path_count=paths.log_path_count(apply, params, x_like, **given),
+            log_path_norm_1=paths.log_path_norm(apply, params, x_like, q=1, **given),
+            log_path_norm_2=paths.log_path_norm(apply, params, x_like, q=2, **given),
             log_trace_path_kernel=log_trace,
             log_top_path_kernel=pairs.log_eigenvalues[0],
             effective_rank_path_kernel=1 / squares.value,
             nodes=jnp.exp(density.log_nodes - jnp.where(jnp.isfinite(log_largest), log_largest, 0)),
             weights=density.weights,
             parameters=density.dimension,
-            ntk=ntk.empirical(apply, params, batch, mask=mask),
+            ntk=ntk.empirical(apply, params, batch, **given),
         )
 
     return jax.jit(vmap_networks(measured))

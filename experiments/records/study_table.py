@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from experiments.base import variants
 from experiments.base.errors import InputError
-from experiments.base.names import DENSE, METHODS, QUANTITIES
+from experiments.base.names import DENSE, QUANTITIES
 from experiments.base.wording import enumerated
 from experiments.records import stored_lines
 from experiments.records.rank_association import Association, associate
@@ -187,10 +188,7 @@ def wanted(options: Mapping[str, Any]) -> int:
 
 def tabulated(trials: Sequence[Trial], config: dict[str, Any], folder: Path) -> StudyTable:
     """The tables of these trials. Raises InputError where none has come to its end."""
-    places = {name: place for place, name in enumerate((DENSE, *METHODS))}
-    trials = sorted(
-        trials, key=lambda t: (t.data, t.model, places.get(t.method, len(places)), t.method, -t.density, t.seed)
-    )
+    trials = sorted(trials, key=lambda t: (t.data, t.model, variants.place(t.method), -t.density, t.seed))
     failed = [trial for trial in trials if trial.reason]
     whole = [trial for trial in trials if not trial.reason]
     if not whole:

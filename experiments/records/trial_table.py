@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from experiments.base import variants
 from experiments.base.files import write_atomically
-from experiments.base.names import DENSE, METHODS
 from experiments.records.jsonl import decode, encode
 from experiments.records.trial import Trial
 from experiments.records.trial_summaries import summarized
@@ -31,9 +31,8 @@ def flat(trials: Iterable[Mapping[str, Any]], options: Mapping[str, Any]) -> pd.
     them there are the numbers of `trial_summaries.summarized`. Rows are in the order of data, model, method, density
     and seed, in whatever order networks were computed.
     """
-    places = {name: place for place, name in enumerate((DENSE, *METHODS))}
     ordered = sorted(
-        trials, key=lambda t: (t["data"], t["model"], places.get(t["method"], len(places)), -t["density"], t["seed"])
+        trials, key=lambda t: (t["data"], t["model"], variants.place(t["method"]), -t["density"], t["seed"])
     )
     return pd.DataFrame([flat_row(trial, options) for trial in ordered])
 

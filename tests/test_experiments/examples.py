@@ -5,7 +5,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ def trials_of(out: Path) -> list[Trial]:
 def plain(out: Path) -> list[str]:
     """The lines of results.jsonl in one order, without what tells when, where and by what they were computed."""
     return sorted(encode(dataclasses.replace(trial, made={})) for trial in trials_of(out))
+
+
+def stateless(apply: Callable[[Any, Any], jax.Array]) -> Callable[[Any, Any, Any], jax.Array]:
+    """A function (params, x) as a network (params, state, x)."""
+    return lambda params, state, x: apply(params, x)
 
 
 def example_trial(**changed: Any) -> Trial:

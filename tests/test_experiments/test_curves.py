@@ -5,6 +5,7 @@ import pytest
 
 from experiments.measure import curves
 from pathjax import dynamics, masks, ntk
+from tests.test_experiments.examples import stateless
 
 
 def linear(params, x):
@@ -20,8 +21,8 @@ def test_on_a_linear_network_descent_follows_the_prediction_from_theta():
     kernel = ntk.empirical(linear, jax.tree.map(lambda leaf: leaf[0], params), x, mask={"kernel": mask["kernel"][0]})
     top = ntk.spectrum(kernel)[:1]
     nodes, weights = jnp.ones((1, 1, 2), jnp.float32), jnp.full((1, 1, 2), 0.5, jnp.float32)
-    run = curves.loss_curves(linear, x, targets, steps=100)
-    found = run(params, mask, kernel[None], top, nodes, weights, jnp.array([8], jnp.int32))
+    run = curves.loss_curves(stateless(linear), x, targets, steps=100)
+    found = run(params, {}, mask, kernel[None], top, nodes, weights, jnp.array([8], jnp.int32))
     assert found.real.shape == found.linearized.shape == found.data_free.shape == (1, 101)
     assert found.real[0, 0] == found.data_free[0, 0] == 1
     np.testing.assert_allclose(found.real, found.linearized, rtol=1e-3, atol=1e-6)
@@ -44,8 +45,8 @@ def test_laziness_is_that_of_the_descent_at_its_end():
     slope = jax.jit(jax.grad(lambda params: 0.5 * jnp.sum((network(params, x) - targets) ** 2)))
     for _ in range(7):
         trained = jax.tree.map(lambda leaf, by: leaf - rate * by, trained, masks.apply_mask(mask, slope(trained)))
-    run = curves.loss_curves(network, x, targets, steps=7)
-    stacked = jax.tree.map(lambda leaf: leaf[None], (params, mask, kernel))
+    run = curves.loss_curves(stateless(network), x, targets, steps=7)
+    stacked = jax.tree.map(lambda leaf: leaf[None], (params, {}, mask, kernel))
     nodes = jnp.ones((1, 1, 2))
     found = run(*stacked, ntk.spectrum(kernel)[:1], nodes, 0.5 * nodes, jnp.array([25]))
     outputs = network(masks.apply_mask(mask, params), x)
@@ -58,13 +59,13 @@ def test_laziness_is_that_of_the_descent_at_its_end():
 
 
 def test_the_prediction_from_pi_takes_the_largest_modes_in_units_of_the_largest():
-    run = curves.loss_curves(linear, jnp.ones((2, 3), jnp.float32), jnp.ones((2, 1), jnp.float32), steps=2)
+    run = curves.loss_curves(stateless(linear), jnp.ones((2, 3), jnp.float32), jnp.ones((2, 1), jnp.float32), steps=2)
     params, mask = {"kernel": jnp.ones((1, 3, 1), jnp.float32)}, {"kernel": jnp.ones((1, 3, 1), bool)}
     kernel = jnp.full((1, 2, 2, 1, 1), 3.0, jnp.float32)
     nodes = jnp.array([[[0.0, 4.0, 8.0]]], jnp.float32)
     weights = jnp.array([[[0.5, 0.375, 0.125]]], jnp.float32)
     # n·o = 2 of 8 parameters: the mode at 8 whole, and of that at 4 as much again
-    found = run(params, mask, kernel, jnp.array([6.0], jnp.float32), nodes, weights, jnp.array([8], jnp.int32))
+    found = run(params, {}, mask, kernel, jnp.array([6.0], jnp.float32), nodes, weights, jnp.array([8], jnp.int32))
     expected = [(np.exp(-t) + np.exp(-t / 2)) / 2 for t in range(3)]
     np.testing.assert_allclose(found.data_free[0], expected, rtol=1e-6)
 

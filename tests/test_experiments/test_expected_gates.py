@@ -8,6 +8,7 @@ import pytest
 from experiments.measure import expected_gates as measured
 from experiments.measure.expected_gates import LabelledImages
 from pathjax import dynamics, ntk
+from tests.test_experiments.examples import stateless
 
 CLASSES, STEPS = 3, 5
 
@@ -28,13 +29,13 @@ def problem(apply=network, test=6):
     train = LabelledImages(2 + jax.random.normal(keys[2], (30, 4)), jnp.arange(30) % 2)
     batch = LabelledImages(train.images[:5], train.labels[:5])
     held_out = LabelledImages(jax.random.normal(keys[3], (test, 4)), jnp.arange(test) % 2)
-    run = measured.expected_gates(apply, batch, train, held_out, classes=CLASSES, steps=STEPS, key=keys[4])
+    run = measured.expected_gates(stateless(apply), batch, train, held_out, classes=CLASSES, steps=STEPS, key=keys[4])
     return run, params, mask, train, batch, held_out
 
 
 def test_curves_are_those_of_each_network_from_its_own_kernels():
     run, params, mask, train, batch, _ = problem()
-    found = run(params, mask)
+    found = run(params, {}, mask)
     assert found.why_not == "" and found.no_data.shape == found.moments.shape == found.inputs.shape == (2, STEPS + 1)
     for seed in range(2):
         alone, kept = jax.tree.map(lambda leaf, at=seed: leaf[at], (params, mask))
@@ -59,8 +60,9 @@ def test_without_data_nothing_of_the_images_is_read():
     run, params, mask, train, batch, held_out = problem()
     doubled = [each._replace(images=each.images * 2 + 1) for each in (batch, train, held_out)]
     keys = jax.random.split(jax.random.key(0), 5)
-    other = measured.expected_gates(network, *doubled, classes=CLASSES, steps=STEPS, key=keys[4])(params, mask)
-    found = run(params, mask)
+    again = measured.expected_gates(stateless(network), *doubled, classes=CLASSES, steps=STEPS, key=keys[4])
+    other = again(params, {}, mask)
+    found = run(params, {}, mask)
     np.testing.assert_array_equal(found.no_data, other.no_data)
     assert not np.allclose(found.moments, other.moments) and not np.allclose(found.inputs, other.inputs)
 
@@ -89,7 +91,7 @@ def test_regression_solves_for_the_targets_of_each_output():
 
 def test_without_test_images_there_is_no_accuracy():
     run, params, mask, *_ = problem(test=0)
-    assert np.isnan(run(params, mask).regression_accuracy).all()
+    assert np.isnan(run(params, {}, mask).regression_accuracy).all()
 
 
 @pytest.mark.parametrize("error", [MemoryError("Too large.\nmore"), None])
@@ -97,7 +99,7 @@ def test_networks_that_are_refused_or_too_large_have_a_reason_and_no_curves(monk
     run, params, mask, *_ = problem(network if error else pooled)
     if error:
         monkeypatch.setattr(ntk, "mean_field", lambda *_, **__: (_ for _ in ()).throw(error))
-    found = run(params, mask)
+    found = run(params, {}, mask)
     assert found.no_data.shape == found.inputs.shape == (2, 0) and np.isnan(found.regression_accuracy).all()
     assert found.log_tops.shape == (2, 3) and np.isnan(found.log_tops).all()
     assert found.why_not == "Too large." if error else "pooling" in found.why_not

@@ -13,7 +13,7 @@ from experiments import __main__ as command
 from experiments import setting, study, sweep, workbench
 from experiments.base import sources
 from experiments.base.errors import InputError
-from experiments.base.names import METHODS
+from experiments.base.names import LOTTERY_TICKET, METHODS
 from experiments.data import loading
 from experiments.measure.pruning import METHODS as IMPLEMENTED
 from experiments.measure.pruning import Evidence
@@ -219,10 +219,10 @@ def test_each_method_reads_the_keys_that_its_setting_names_and_no_others():
     labels = jax.numpy.arange(6) % 3
 
     def scores(name, inputs, batch):
-        evidence = Evidence(inputs, (batch, labels[: len(batch)]), lambda key: network.init(key)[0])
+        evidence = Evidence(inputs, ((batch, labels[: len(batch)]),), lambda key: network.init(key)[0])
         return jax.tree.leaves(IMPLEMENTED[name].score(apply, params, jax.random.key(2), evidence))
 
-    assert tuple(IMPLEMENTED) == METHODS
+    assert (*IMPLEMENTED, LOTTERY_TICKET) == METHODS
     for name, method in IMPLEMENTED.items():
         decides = setting.setting_of(dataclasses.replace(FIRST, method=METHODS), "digits", SMALL, (name, 0.5))
         assert ("measure.rounds" in decides) == method.iterative

@@ -2,7 +2,7 @@ import pytest
 
 from experiments import study
 from experiments.base.errors import InputError
-from experiments.base.names import METHODS, NETWORKS, TWINS
+from experiments.base.names import LOTTERY_TICKET, METHODS, NETWORKS, TWINS
 from experiments.data.loading import DATASETS
 from experiments.measure.pruning import METHODS as IMPLEMENTED
 from experiments.networks.by_name import NETWORKS as BUILT
@@ -55,7 +55,7 @@ def test_the_digits_study_has_three_networks_and_all_methods():
 
 def test_the_listed_names_are_those_that_exist():
     assert tuple(BUILT) == NETWORKS and tuple(WITH_TWIN) == TWINS
-    assert tuple(IMPLEMENTED) == METHODS
+    assert (*IMPLEMENTED, LOTTERY_TICKET) == METHODS
 
 
 def test_the_order_of_methods_and_densities_does_not_matter(config):

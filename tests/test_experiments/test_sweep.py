@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from experiments import __main__ as command
-from experiments import study, sweep, workbench
+from experiments import models, study, sweep, workbench
 from experiments.data.loading import DATASETS, load
 from experiments.measure import kernel_pictures
 from experiments.measure.changes import with_statistics_of
@@ -314,7 +314,7 @@ def test_a_network_of_ones_own_is_named_by_its_module(place, tmp_path, capsys, m
         '    return build(shape, steps, {"conv": 8, OUTPUTS: outputs}, widths or {}, Options(**options))\n'
     )
     monkeypatch.syspath_prepend(tmp_path)
-    network = workbench.network_of(study.Model("own", "own_of_sweep:tiny", factor=0.5), (8, 8, 1), 3)
+    network = models.network_of(study.Model("own", "own_of_sweep:tiny", factor=0.5), (8, 8, 1), 3)
     assert network.widths == {"conv": 4, "outputs": 3}
     for name, words in (
         ("own_of_sweep:huge", f"{tmp_path / 'own_of_sweep.py'} has no function huge."),
@@ -466,7 +466,7 @@ def test_statistics_moved_into_the_norms_give_the_same_function():
 
 def test_a_factor_multiplies_all_widths_but_the_outputs():
     model = study.Model("narrow", "resnet_20", factor=0.3)
-    network = workbench.network_of(model, (8, 8, 1), 10)
+    network = models.network_of(model, (8, 8, 1), 10)
     assert (
         network.widths["stage_0"] == 5 and network.widths["stage_2_block_1"] == 20 and network.widths["outputs"] == 10
     )
