@@ -37,7 +37,8 @@ STUDY = study.Study(
 )
 NETWORK = fully_connected((4, 2, 1), 3, depth=1, widths={"hidden_0": 8}, batch_norm=True)
 _, STATE = NETWORK.init(jax.random.key(0))
-TRAINED = training.trainer(NETWORK, (jnp.asarray(IMAGES), jnp.asarray(LABELS)), (IMAGES[:6], LABELS[:6]), RECIPE)
+ARRAYS = jnp.asarray(IMAGES), jnp.asarray(LABELS)
+TRAINED = training.trainer(NETWORK, ARRAYS, (ARRAYS[0][:6], ARRAYS[1][:6]), RECIPE)
 
 
 def starts_of(one=STUDY, trained=TRAINED, **measure):
