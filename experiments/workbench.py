@@ -23,7 +23,7 @@ from experiments.measure import kernel_pictures
 from experiments.measure.changes import KernelChanges, kernel_changes
 from experiments.measure.curves import Curves, centered_one_hot, gap, loss_curves
 from experiments.measure.expected_gates import ExpectedGates, LabelledImages, expected_gates
-from experiments.measure.pruning import check_densities, kernel_layers, layer_name
+from experiments.measure.pruning import check_densities, check_methods, kernel_layers, layer_name
 from experiments.measure.quantities import (
     BeforeTraining,
     NtkSpectrum,
@@ -87,7 +87,9 @@ class Workbench:
         shape, measure = dataset.train_images.shape[1:], study.measure
         self.study, self.data, self.model = study, dataset.name, model
         self._network = network_of(model, shape, dataset.classes)
-        check_densities(study.density, model.name, jax.eval_shape(self._network.init, key_of(0))[0])
+        params_like, _ = jax.eval_shape(self._network.init, key_of(0))
+        check_densities(study.density, model.name, params_like)
+        check_methods(study.method, model.name, params_like)
         self.batch_size = _networks_at_a_time(study, self._network, shape)
         apply = self._network.apply
         images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)

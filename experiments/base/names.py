@@ -16,6 +16,7 @@ METHODS = (
     "snip",
     "snip_iterative",
     "grasp",
+    "prospr",
     "synflow",
     "synflow_l2",
     "synflow_l2_absolute",
@@ -33,7 +34,7 @@ METHODS = (
 variants of them, of `base.variants`.
 """
 
-BATCHES = {"snip": 1, "snip_iterative": 1, "grasp": 1, "px": 1, "ntk_sap": 1}
+BATCHES = {"snip": 1, "snip_iterative": 1, "grasp": 1, "prospr": 4, "px": 1, "ntk_sap": 1}
 """The methods whose scores read labelled images, and how many batches of them each reads."""
 
 TWINS = ("fc", "fc_residual", "conv", "conv_residual", "conv_pool", "conv_pool_residual")

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.base import variants
 from experiments.base.batching import vmap_networks
 from experiments.base.errors import InputError
+from experiments.base.names import BATCHES
 from pathjax import masks, pruning, scores
 from pathjax.types import ApplyFn, Key, Mask, Params, Scores
 
@@ -21,6 +22,7 @@ __all__ = [
     "Evidence",
     "Method",
     "check_densities",
+    "check_methods",
     "dense_mask",
     "kernel_layers",
     "layer_name",
@@ -69,6 +71,11 @@ def _grasp(apply: ApplyFn, params: Params, key: Key, evidence: Evidence, **how: 
     return scores.grasp(apply, params, [evidence.batches[0]], **_KERNELS, **how)
 
 
+def _prospr(apply: ApplyFn, params: Params, key: Key, evidence: Evidence, **how: Any) -> Scores:
+    batches = evidence.batches[: BATCHES["prospr"]]
+    return scores.prospr(apply, params, batches, steps=len(batches) - 1, **_KERNELS, **how)
+
+
 def _ntk_sap(apply: ApplyFn, params: Params, key: Key, evidence: Evidence, **how: Any) -> Scores:
     images, _ = evidence.batches[0]
     return scores.ntk_sap(apply, params, images, init=evidence.init, key=key, **_KERNELS, **how)
@@ -80,6 +87,7 @@ METHODS: dict[str, Method] = {
     "snip": Method(_snip, in_training_mode=True),
     "snip_iterative": Method(_snip, iterative=True, in_training_mode=True),
     "grasp": Method(_grasp, in_training_mode=True),
+    "prospr": Method(_prospr, in_training_mode=True),
     "synflow": Method(
         lambda apply, params, key, evidence: scores.synflow(apply, params, evidence.inputs[:1]), iterative=True
     ),
@@ -139,10 +147,12 @@ def masker(
     def mask_of(method: str, density: float, params: Params, keys: Key) -> Mask:
         if method not in compiled:
             compiled[method] = score_of(method)
-        base, _ = variants.parts(method)
+        base, variant = variants.parts(method)
         taken = rounds if METHODS[base].iterative else 1
 
         def prune(params: Params, key: Key) -> Mask:
+            if variant == variants.TWO_OF_FOUR:
+                return _two_of_four(compiled[method](params, jax.random.fold_in(key, 1)))  # the key of a first round
             return pruning.prune(compiled[method], params, density=density, rounds=taken, key=key)
 
         mask = vmap_networks(prune)(params, keys)
@@ -158,6 +168,23 @@ def masker(
 def dense_mask(params: Params) -> Mask:
     """The mask that keeps everything."""
     return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+
+
+def _two_of_four(score: Scores) -> Mask:
+    return masks.n_of_m(score, n=2, m=4)
+
+
+def check_methods(methods: Sequence[str], model: str, params_like: Params) -> None:
+    """Raise InputError at a method that cannot be had of the model, before anything is computed."""
+    for method in methods:
+        if variants.parts(method)[1] == variants.TWO_OF_FOUR:
+            try:
+                jax.eval_shape(_two_of_four, params_like)
+            except ValueError as error:
+                raise InputError(
+                    f"{method} cannot be had of {model}, as some layer has inputs that are no multiple of four: leave "
+                    "one of the two out, or take a model of other widths."
+                ) from error
 
 
 def check_densities(densities: Sequence[float], model: str, params_like: Params) -> None:

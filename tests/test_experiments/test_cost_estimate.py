@@ -73,6 +73,36 @@ def test_in_a_part_of_a_study_the_cell_that_ended_first_has_compiled_everything(
     assert real / 2 < estimate.networks < 2 * real
 
 
+def test_each_level_of_lottery_tickets_is_counted_once_for_a_seed(small, digits):
+    methods = ("random", "lottery_ticket", "lottery_ticket+shuffled")
+    tickets = dataclasses.replace(small, method=methods, measure=study.Measures())
+    guessed = cost_estimate.guess(tickets, tickets.model[0], digits)
+    names = Group("digits", tickets.model[0], tuple(tickets.cells)).names(range(3))
+    plain = guessed.networks["random", 0.1]
+    levels = [
+        round((guessed.networks["lottery_ticket", density] - plain) / guessed.level) for density in (0.5, 0.2, 0.1)
+    ]
+    assert levels == [4, 4, 3]  # 0.8⁴ < 0.5, 0.8⁸ < 0.2, 0.8¹¹ < 0.1
+    assert 0.5 * plain < guessed.level < plain
+
+    def trainings(left):
+        table = cost_estimate.plan(tickets, {"digits": digits}, names, kept=set(names) - set(left))
+        return list(table.columns[5].cells)[0]
+
+    def networks(left, finished=()):
+        return cost_estimate.cost(tickets, guessed, left, finished).networks
+
+    assert trainings(names) == str(3 * (1 + 3 * 3 + 11))
+    # two seeds at 0.1 are left: another process begins with the first level
+    left = [name for name in names if name[2:4] == ("lottery_ticket", 0.1) and name[4] > 0]
+    assert trainings(left) == str(2 * (1 + 11))
+    assert networks(left) == pytest.approx(2 * (plain + 11 * guessed.level), rel=0.05)
+    # networks that took twice what was guessed
+    done = [name for name in names if name not in left]
+    finished = [Trial.partial(name, made={"seconds": 2 * guessed.networks[name[2:4]]}) for name in done]
+    assert networks(left, finished) == pytest.approx(2 * networks(left), rel=0.05)
+
+
 def test_failed_networks_and_records_without_seconds_say_nothing(small, digits):
     guessed = cost_estimate.guess(small, small.model[0], digits)
     trials = taken(small, names(small)[:9])

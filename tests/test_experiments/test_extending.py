@@ -215,11 +215,12 @@ def test_each_method_reads_the_keys_that_its_setting_names_and_no_others():
     network = fully_connected((4, 1, 1), 3, depth=1, widths={"hidden_0": 5})
     params, state = network.init(jax.random.key(0))
     apply = bind(network, state)
-    images, others = jax.random.normal(jax.random.key(1), (2, 6, 4, 1, 1))
-    labels = jax.numpy.arange(6) % 3
+    images, others = jax.random.normal(jax.random.key(1), (2, 12, 4, 1, 1))
+    labels = jax.numpy.arange(12) % 3
 
     def scores(name, inputs, batch):
-        evidence = Evidence(inputs, ((batch, labels[: len(batch)]),), lambda key: network.init(key)[0])
+        batches = tuple(zip(jax.numpy.split(batch, 4), jax.numpy.split(labels[: len(batch)], 4), strict=True))
+        evidence = Evidence(inputs, batches, lambda key: network.init(key)[0])
         return jax.tree.leaves(IMPLEMENTED[name].score(apply, params, jax.random.key(2), evidence))
 
     assert (*IMPLEMENTED, LOTTERY_TICKET) == METHODS
@@ -227,7 +228,7 @@ def test_each_method_reads_the_keys_that_its_setting_names_and_no_others():
         decides = setting.setting_of(dataclasses.replace(FIRST, method=METHODS), "digits", SMALL, (name, 0.5))
         assert ("measure.rounds" in decides) == method.iterative
         plain = scores(name, images, images)
-        for key, changed in (("score_inputs", (others, images)), ("score_per_class", (images, others[:3]))):
+        for key, changed in (("score_inputs", (others, images)), ("score_per_class", (images, others[:8]))):
             is_read = any(not np.array_equal(*pair) for pair in zip(plain, scores(name, *changed), strict=True))
             # PX weighs outputs by their data, and those of a dense layer alike
             assert (f"measure.{key}" in decides) == (is_read or (name, key) == ("px", "score_per_class")), name

@@ -86,6 +86,7 @@ DIRECT = {
     "snip": lambda params, key: scores.snip(in_training, params, labelled(0), **AS_AUTHORS),
     "snip_iterative": lambda params, key: scores.snip(in_training, params, labelled(0), **AS_AUTHORS),
     "grasp": lambda params, key: scores.grasp(in_training, params, labelled(0), **KERNELS, **AS_AUTHORS),
+    "prospr": lambda params, key: scores.prospr(in_training, params, labelled(0, 1, 2, 3), **KERNELS, **AS_AUTHORS),
     "synflow": lambda params, key: scores.synflow(evaluated, params, FIRST),
     "synflow_l2": lambda params, key: scores.synflow_l2(evaluated, params, FIRST),
     "synflow_l2_absolute": lambda params, key: scores.synflow_l2(evaluated, params, FIRST, factor="absolute"),
@@ -104,8 +105,8 @@ DIRECT = {
         **AS_AUTHORS,
     ),
 }
-IN_TRAINING_MODE = ("snip", "snip_iterative", "grasp", "ntk_sap")
-ONE_ROUND = ("random", "magnitude", "snip", "grasp")
+IN_TRAINING_MODE = ("snip", "snip_iterative", "grasp", "prospr", "ntk_sap")
+ONE_ROUND = ("random", "magnitude", "snip", "grasp", "prospr")
 
 
 def expected_mask(method, seed, *, density=DENSITY, sign=1.0):
@@ -202,6 +203,21 @@ def test_what_a_seed_starts_from_depends_on_nothing_else_in_the_study(starts):
         among = start_of(method, starts=starts)
         one = start_of(method, seeds=(1,), starts=alone)
         assert not differ(one.network, jax.tree.map(lambda leaf: leaf[1:], among.network))
+
+
+@pytest.mark.parametrize("method", ["random", "snip", "synflow"])
+def test_two_of_four_are_chosen_by_the_scores_of_the_unpruned_network(method, starts):
+    found = start_of(f"{method}+2of4", starts=starts)
+    for seed in SEEDS:
+        score = DIRECT[method](drawn(seed), jax.random.fold_in(key_of(seed, method, 0.5), 1))
+        for name, layer in score.items():
+            if "kernel" in layer:
+                kept = np.asarray(found.mask[name]["kernel"][seed]).reshape(-1, 4, layer["kernel"].shape[1])
+                groups = np.asarray(layer["kernel"]).reshape(kept.shape)
+                order = np.argsort(-groups, axis=1, kind="stable")
+                expected = np.zeros_like(kept)
+                np.put_along_axis(expected, order[:, :2], True, axis=1)
+                np.testing.assert_array_equal(kept, expected)
 
 
 # lottery tickets

@@ -296,6 +296,47 @@ def test_a_training_that_is_cut_off_goes_on_from_its_checkpoint_to_the_same_numb
         np.testing.assert_array_equal(one, other)
 
 
+def test_parts_of_a_training_without_momentum_are_the_whole(normed):
+    network, params, state, mask, keys, images, labels = normed
+    recipe = Recipe(epochs=4, batch_size=32, learning_rate=0.2, momentum=0.0, schedule="step")
+    run = training.trainer(network, (images, labels), (images, labels), recipe)
+    whole, first = run(params, state, mask, keys), run(params, state, mask, keys, stop=1)
+    rest = run(first.params, first.state, mask, keys, start=1)
+    for one, other in zip(jax.tree.leaves(rest[:2]), jax.tree.leaves(whole[:2]), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(np.hstack([first.train_loss[:, :-1], rest.train_loss]), whole.train_loss)
+    silent = run(first.params, first.state, mask, keys, start=1, with_losses=False)
+    np.testing.assert_array_equal(*(each.params["hidden_0"]["kernel"] for each in (silent, rest)))
+    assert np.isnan(silent.train_loss).all() and np.isnan(silent.test_accuracy).all()
+
+
+def test_a_part_of_a_training_that_is_cut_off_goes_on_from_its_own_checkpoint(normed, tmp_path, monkeypatch):
+    network, params, state, mask, keys, images, labels = normed
+    recipe = Recipe(epochs=4, batch_size=32, checkpoint_every=1)
+
+    def run(start, checkpoints=tmp_path):
+        train = training.trainer(network, (images, labels), (images, labels), recipe, checkpoints=checkpoints)
+        return train(params, state, mask, keys, start=start)
+
+    save = Checkpoints.save
+
+    def killed(self, epoch, state):
+        save(self, epoch, state)
+        if epoch == 3:
+            raise _Killed
+
+    expected = {start: run(start, checkpoints=None).train_loss for start in (0, 2)}
+    with monkeypatch.context() as patched:
+        patched.setattr(Checkpoints, "save", killed)
+        with pytest.raises(_Killed):
+            run(2)
+    begun = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, epoch, state: begun.append(epoch))
+    for start in (0, 2):
+        np.testing.assert_array_equal(run(start).train_loss, expected[start])
+    assert begun == [1, 2, 3, 4, 4]
+
+
 @pytest.mark.parametrize("changed", ["learning_rate", "images", "network"])
 def test_a_checkpoint_of_another_training_is_not_gone_on_from(normed, tmp_path, monkeypatch, changed):
     network, params, state, mask, keys, images, labels = normed

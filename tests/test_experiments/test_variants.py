@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import setting, study, sweep
+from experiments import checks, setting, study, sweep
 from experiments.base.errors import InputError
 from experiments.base.variants import check_method
 from experiments.data.loading import DATASETS, load
 from experiments.measure.kernel_pictures import file_of
+from experiments.measure.pruning import check_methods
 from experiments.models import has_state
 from experiments.networks.by_name import NETWORKS
 from experiments.records.jsonl import encode
@@ -31,7 +32,7 @@ test_images = 100
 [[model]]
 name = "small"
 network = "lenet_300_100"
-factor = 0.03
+factor = 0.04
 batch_norm = true
 [train]
 epochs = 2
@@ -43,7 +44,7 @@ score_per_class = 1
 changes = true
 kernel_pictures = true
 """
-METHODS = ["snip", "snip+shuffled", "snip+reinitialized", "lottery_ticket"]
+METHODS = ["magnitude+2of4", "snip", "snip+shuffled", "snip+reinitialized", "lottery_ticket"]
 CHANGES = ("--set", f"method={METHODS[::-1]!r}".replace("'", '"'))
 """The methods in another order than that of tables, as a user writes them."""
 
@@ -81,7 +82,7 @@ def test_names_with_a_variant_are_in_results_files_and_tables_in_their_order(pla
 
 def test_variants_share_what_they_do_not_vary(place):
     by_method = {trial.method: trial for trial in trials_of(place / "out")}
-    snip, shuffled, other = (by_method[name] for name in METHODS[:3])
+    snip, shuffled, other = (by_method[name] for name in METHODS[1:4])
     assert snip.layer_density == shuffled.layer_density == other.layer_density
     assert snip.log_path_count != shuffled.log_path_count and snip.log_path_count == other.log_path_count
     assert snip.log_path_norm_2 != other.log_path_norm_2  # of the weights that are trained
@@ -110,7 +111,7 @@ def test_a_study_with_variants_goes_on_where_it_was_stopped_with_workers_to_the_
     out.mkdir()
     for name in ("config.json", "results.jsonl"):
         lines = (place / "out" / name).read_text().splitlines(keepends=True)
-        (out / name).write_text("".join(lines[:2] if name == "results.jsonl" else lines))
+        (out / name).write_text("".join(lines[:-2] if name == "results.jsonl" else lines))
     job = started(place, out, *CHANGES, "--workers", "2", log=tmp_path / "log")
     assert job.wait(300) == 0, (tmp_path / "log").read_text()
     assert plain(out) == plain(place / "out")
@@ -151,6 +152,23 @@ def test_variants_that_do_not_exist_are_refused_with_the_remedy(method, words):
     assert words in message and message.endswith(".") and "\n" not in message
 
 
+def test_two_of_four_weights_need_inputs_in_fours():
+    params = {"conv": {"kernel": jax.ShapeDtypeStruct((5, 5, 3, 8), "float32")}}
+    with pytest.raises(InputError, match="snip.2of4 cannot be had of lenet, as some layer has inputs that are no mult"):
+        check_methods(["random", "snip+2of4"], "lenet", params)
+    check_methods(["random", "snip+shuffled"], "lenet", params)
+
+
+def test_images_for_all_batches_of_a_method_are_asked_for_beforehand(place):
+    digits = load("digits", data_dir=place / "data")
+    small = dataclasses.replace(small_study(place), train_images=60)
+    checks.check_batches(small, digits)
+    with pytest.raises(
+        InputError, match="measure.score_per_class is too large for digits and a method that reads 4 such"
+    ):
+        checks.check_batches(dataclasses.replace(small, method=("snip", "prospr+shuffled")), digits)
+
+
 def test_a_rewinding_past_the_end_is_refused(place):
     words = "measure.rewind_epochs is 2, but there are 2 epochs in all"
     with pytest.raises(InputError, match=words):
@@ -170,6 +188,7 @@ ADDED = {"rounds", "training_mode_scores", "score_per_class", "score_inputs", "r
         ("grasp+reinitialized", {"training_mode_scores", "score_per_class"}),
         ("snip_iterative+inverted", {"rounds", "training_mode_scores", "score_per_class"}),
         ("ntk_sap", {"rounds", "training_mode_scores", "score_per_class"}),
+        ("prospr", {"training_mode_scores", "score_per_class"}),
         ("px", {"rounds", "score_per_class"}),
         ("synflow_data+shuffled", {"rounds", "score_inputs"}),
         ("synflow_l2_absolute", {"rounds"}),
