@@ -53,8 +53,9 @@ class Report:
     density: tuple[float, ...] = (0.5, 0.1, 0.02)
     """Kept shares of the prunable weights, each in (0, 1]. The dense network is always measured too."""
     method: tuple[str, ...] = ("random", "magnitude", "snip", "synflow", "synflow_l2", "synflow_data")
-    """Pruning methods: random, magnitude, snip, grasp, synflow, synflow_l2, synflow_data, synflow_data_l2,
-    path_kernel_trace, mean_field_trace, px, ntk_sap."""
+    """Pruning methods: random, magnitude, snip, snip_iterative, grasp, prospr, synflow, synflow_l2,
+    synflow_l2_absolute, synflow_data, synflow_data_l2, path_kernel_trace, mean_field_trace, px, ntk_sap,
+    lottery_ticket; each also with a variant, as snip+shuffled: shuffled, reinitialized, inverted, 2of4."""
     seeds: int = 3
     """Number of seeds 0, 1, ...: each draws its own weights, random scores and order of minibatches."""
     out: Path = Path("runs/report")
