@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +16,15 @@ from experiments.base import variants
 from experiments.base.batching import vmap_networks
 from experiments.base.names import DENSE, LOTTERY_TICKET
 from experiments.base.seeds import key_of
+from experiments.base.versions import versions
 from experiments.data.loading import Dataset, balanced_batch
 from experiments.measure.pruning import Evidence, dense_mask, masker
-from experiments.networks.layers import Network, bind
-from experiments.study import Cell, Study
+from experiments.models import network_of
+from experiments.networks.layers import bind
+from experiments.records.trial import Trial
+from experiments.setting import setting_of
+from experiments.study import Cell, Model, Study
+from experiments.train.checkpoints import digest
 from experiments.train.tickets import Drawn, Early, Tickets
 from experiments.train.training import Trained
 from pathjax import masks
@@ -50,12 +58,17 @@ class Starts:
     def __init__(
         self,
         study: Study,
-        network: Network,
+        model: Model,
         dataset: Dataset,
         trained: Callable[..., Trained],
         batched: Callable[[Callable[..., Any]], Callable[..., Any]],
+        checkpoints: Path | None = None,
     ) -> None:
-        """`trained` is what `training.trainer` gives, `batched` runs a function on some networks at a time."""
+        """`trained` is what `training.trainer` gives, `batched` runs a function on some networks at a time.
+
+        `checkpoints` is a folder in which one process keeps the levels of lottery tickets.
+        """
+        network = network_of(model, dataset.train_images.shape[1:], dataset.classes)
         measure = study.measure
         self._study, self._init, self._batched = study, batched(jax.jit(vmap_networks(network.init))), batched
         self._params, self._state = jax.tree.map(jnp.asarray, self._init(keys_of(range(study.seeds), "init")))
@@ -78,7 +91,22 @@ class Starts:
             train=(lambda params, x: network.train(params, state, x)) if trains else None,
         )
         self._last_mask: tuple[Any, Mask] | None = None
-        self._tickets = Tickets(trained, self._drawn, study.density, rewind=measure.rewind_epochs)
+
+        def decided_by() -> str:
+            setting = setting_of(study, dataset.name, model, (LOTTERY_TICKET, study.density[0]))
+            words = json.dumps(
+                {key: setting[key] for key in setting.keys() - Trial.MEASURED} | versions(), sort_keys=True
+            )
+            return digest((words, dataset.train_images, dataset.train_labels))
+
+        self._tickets = Tickets(
+            trained,
+            self._drawn,
+            study.density,
+            rewind=measure.rewind_epochs,
+            folder=checkpoints / "tickets" if checkpoints is not None and jax.process_count() == 1 else None,
+            decided_by=functools.cache(decided_by),
+        )
 
     def search(self, cell: Cell, seeds: Sequence[int], say: Callable[[int, int], None]) -> None:
         """Find the lottery tickets of a cell, if it has any, by training; `say` as in `Tickets.search`.

@@ -83,7 +83,8 @@ class Workbench:
     """
 
     def __init__(self, study: Study, model: Model, dataset: Dataset, checkpoints: Path | None = None) -> None:
-        """`checkpoints` is a folder for those of trainings that are longer than the study's `checkpoint_every`."""
+        """`checkpoints` is a folder for those of trainings that are longer than the study's `checkpoint_every`, and for
+        the levels of lottery tickets."""
         shape, measure = dataset.train_images.shape[1:], study.measure
         self.study, self.data, self.model = study, dataset.name, model
         self._network = network_of(model, shape, dataset.classes)
@@ -124,7 +125,7 @@ class Workbench:
             checkpoints=checkpoints if study.train.epochs > study.train.checkpoint_every else None,
         )
         self._trained = self._batched(trained)
-        self._starts = Starts(study, self._network, dataset, self._trained, self._batched)
+        self._starts = Starts(study, model, dataset, self._trained, self._batched, checkpoints)
         self._chance = training.chance(dataset.train_labels, dataset.test_labels, measured=LOSS_IMAGES)
 
     def _batched(self, function: Callable[..., Any]) -> Callable[..., Any]:

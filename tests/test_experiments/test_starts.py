@@ -14,7 +14,7 @@ from experiments.base.names import LOTTERY_TICKET, METHODS
 from experiments.base.seeds import key_of
 from experiments.data.loading import Dataset
 from experiments.measure.pruning import METHODS as SCORED
-from experiments.networks.architectures import fully_connected
+from experiments.models import network_of
 from experiments.starts import Starts
 from experiments.train import tickets, training
 from experiments.train.recipe import Recipe
@@ -26,29 +26,30 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(42, 4, 2, 1)).astype(np.float32)
 LABELS = np.arange(42, dtype=np.int32) % 3
 DATASET = Dataset("made_up", 3, IMAGES, LABELS, IMAGES[:6], LABELS[:6])
+MODEL = study.Model("small", "lenet_300_100", factor=0.026, batch_norm=True, depth=1)
 STUDY = study.Study(
     data=("made_up",),
-    model=(study.Model("small", "fc", batch_norm=True),),
+    model=(MODEL,),
     method=METHODS,
     density=(0.5, 0.3),
     seeds=2,
     train=RECIPE,
     measure=study.Measures(rounds=ROUNDS, score_per_class=2, score_inputs=20),
 )
-NETWORK = fully_connected((4, 2, 1), 3, depth=1, widths={"hidden_0": 8}, batch_norm=True)
+NETWORK = network_of(MODEL, (4, 2, 1), 3)
 _, STATE = NETWORK.init(jax.random.key(0))
 ARRAYS = jnp.asarray(IMAGES), jnp.asarray(LABELS)
 TRAINED = training.trainer(NETWORK, ARRAYS, (ARRAYS[0][:6], ARRAYS[1][:6]), RECIPE)
 
 
-def starts_of(one=STUDY, trained=TRAINED, **measure):
+def starts_of(one=STUDY, trained=TRAINED, folder=None, **measure):
     """What the networks of a study start from, one network at a time, as on CPUs."""
     one = dataclasses.replace(one, measure=dataclasses.replace(one.measure, **measure))
 
     def batched(function):
         return lambda *networks, **options: in_batches(lambda *each: function(*each, **options), 1)(*networks)
 
-    return Starts(one, NETWORK, DATASET, batched(trained), batched)
+    return Starts(one, MODEL, DATASET, batched(trained), batched, folder)
 
 
 def start_of(method, density=DENSITY, seeds=SEEDS, starts=None, **measure):
@@ -310,8 +311,56 @@ def test_densities_share_their_levels_and_each_is_trained_once():
     assert not differ(start_of(LOTTERY_TICKET, 0.5, seeds=(1,), starts=alone).mask, high.mask)
 
 
+class _Killed(Exception):
+    pass
+
+
+def test_a_search_that_is_cut_off_goes_on_behind_its_last_level(tmp_path):
+    expected = start_of(LOTTERY_TICKET, 0.3)
+    calls: list[tuple[int, int]] = []
+
+    def killed(*networks, **options):
+        if len(calls) == 5:
+            raise _Killed
+        return counting(calls)(*networks, **options)
+
+    with pytest.raises(_Killed):
+        start_of(LOTTERY_TICKET, 0.3, seeds=(1,), starts=starts_of(trained=killed, folder=tmp_path))
+    calls.clear()
+    found = start_of(LOTTERY_TICKET, 0.3, starts=starts_of(trained=counting(calls), folder=tmp_path))
+    assert not differ(found.network, expected.network) and len(calls) == 6 + 1
+    # all is there, and a lower density goes on from it
+    calls.clear()
+    again = starts_of(trained=counting(calls), folder=tmp_path)
+    assert not differ(start_of(LOTTERY_TICKET, 0.3, starts=again).network, expected.network) and calls == []
+    lower = dataclasses.replace(STUDY, density=(0.5, 0.3, 0.25))
+    more = start_of(LOTTERY_TICKET, 0.25, seeds=(1,), starts=starts_of(lower, counting(calls), tmp_path))
+    assert len(calls) == 2  # level 6 again, which had only been pruned to 0.3, and level 7
+    assert not differ(more.mask, start_of(LOTTERY_TICKET, 0.25, seeds=(1,), starts=starts_of(lower)).mask)
+
+
+@pytest.mark.parametrize("changed", ["recipe", "rewinding", "broken"])
+def test_levels_of_another_search_are_not_gone_on_from(tmp_path, changed):
+    calls: list[tuple[int, int]] = []
+    start_of(LOTTERY_TICKET, 0.5, seeds=(1,), starts=starts_of(folder=tmp_path))
+    files = sorted(tmp_path.rglob("*.npz"))
+    assert [file.name for file in files] == ["density-0.5.npz", *(f"level-{level}.npz" for level in range(1, 5))]
+    other = dataclasses.replace(STUDY, train=dataclasses.replace(RECIPE, learning_rate=0.2))
+    if changed == "broken":
+        for file in files:
+            file.write_bytes(file.read_bytes()[:-20])
+    starts = starts_of(
+        other if changed == "recipe" else STUDY,
+        counting(calls),
+        tmp_path,
+        rewind_epochs=1 if changed == "rewinding" else 0,
+    )
+    start_of(LOTTERY_TICKET, 0.5, seeds=(1,), starts=starts)
+    assert len(calls) == 4 + (changed == "rewinding")
+
+
 def test_tickets_of_several_seeds_side_by_side_are_those_one_by_one():
-    together = Starts(STUDY, NETWORK, DATASET, TRAINED, lambda function: function)
+    together = Starts(STUDY, MODEL, DATASET, TRAINED, lambda function: function)
     assert not differ(start_of(LOTTERY_TICKET, 0.3, starts=together).mask, start_of(LOTTERY_TICKET, 0.3).mask)
 
 
