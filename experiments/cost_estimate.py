@@ -63,7 +63,7 @@ _PASSES = 3
 class Guess(NamedTuple):
     """Seconds guessed from sizes: to compile the programs of a network, and of one network by its cell.
 
-    The cell of a lottery ticket has the levels that no denser cell of the study has trained; `level` is one of them.
+    `level` is one level of a lottery ticket, which the networks are without.
     """
 
     compiling: float
@@ -110,7 +110,7 @@ def plan(
             each = cost(study, guess(study, model, datasets[name]), left, own)
         in_all = [total + more for total, more in zip(in_all, each[:2], strict=True)]
         source = counted(each.finished, "network") if each.finished else "sizes, a rough guess"
-        trainings = len(left) + sum(_levels_of_seeds(left).values())
+        trainings = len(left) + _levels_left(left, kept)
         counts = (len({trial[2:4] for trial in names}), len(names), len(names) - len(left), trainings)
         table.add_row(name, model.name, *map(str, counts), *_minutes(each[:2]), source if left else "")
     table.add_section()
@@ -129,22 +129,18 @@ def cost(study: Study, guessed: Guess, left: Sequence[Name], finished: Sequence[
 
     A network costs what the finished ones of its method cost, with loss curves or without them as it is. Of a method of
     which none is finished it costs what was guessed, times the median factor by which the others were guessed wrong.
-    Lottery tickets cost what was guessed times a factor, since each has levels of its own; all levels of a seed are
-    trained again where another process has trained the first of them.
+    The levels of lottery tickets are counted apart.
     """
     steady, count = _steady(study, guessed, finished)
     # of two the lower one: what is left of compilation in them only adds
     factors = sorted(seconds / guessed_seconds for seconds, guessed_seconds in steady.values())
     off = factors[(len(factors) - 1) // 2] if factors else 1.0
 
-    def of(cell: Cell) -> float:
-        guessed_seconds = guessed.networks[cell]
-        if (measured := steady.get((cell[0], has_curves(study, cell)))) is None:
-            return off * guessed_seconds
-        return measured[0] / measured[1] * guessed_seconds if _is_ticket(cell[0]) else measured[0]
-
-    again = sum(_levels_of_seeds(left).values()) - sum(_levels_paid(study).get(name[2:4], 0) for name in left)
-    return Cost(off * guessed.compiling, sum(of(name[2:4]) for name in left) + off * guessed.level * again, count)
+    total = off * guessed.level * _levels_left(left, [trial.name for trial in finished])
+    for _, _, method, density, _ in left:
+        own = None if _is_ticket(method) else steady.get((method, has_curves(study, (method, density))))
+        total += own[0] if own else off * guessed.networks[method, density]
+    return Cost(off * guessed.compiling, total, count)
 
 
 def _steady(
@@ -153,8 +149,8 @@ def _steady(
     """Seconds of a network once all is compiled, measured and guessed, by its method and whether it has curves.
 
     And of how many networks. The cells that ran first include compilation: where a method has several cells, the
-    slowest of them does not count; of one cell, the compilation is taken off in the proportion of the guesses. Of
-    lottery tickets all cells count, since the slowest one has the most levels.
+    slowest of them does not count; of one cell, the compilation is taken off in the proportion of the guesses. Lottery
+    tickets are left out, since how many levels a finished one has trained is not known.
     """
     by_cell: dict[Cell, list[float]] = {}
     for trial in finished:
@@ -165,14 +161,13 @@ def _steady(
     first = min(ended)[1] if ended else (DENSE, 1.0)
     kinds: dict[tuple[str, bool], list[Cell]] = {}
     for cell in by_cell:
+        if _is_ticket(cell[0]):
+            continue
         kinds.setdefault((cell[0], has_curves(study, cell)), []).append(cell)
     steady = {}
     for kind, cells in kinds.items():
         means = sorted(float(np.mean(by_cell[cell])) for cell in cells)
         expected = float(np.mean([guessed.networks[cell] for cell in cells]))
-        if _is_ticket(kind[0]):
-            steady[kind] = float(np.mean(means)), expected
-            continue
         if len(means) > 1:
             steady[kind] = float(np.median(means[:-1])), expected
             continue
@@ -199,12 +194,10 @@ def guess(study: Study, model: Model, dataset: Dataset) -> Guess:
     curves += _EXPECTED if measure.expected else 0.0
 
     level = forward * _PASSES * (study.train.epochs - measure.rewind_epochs) * count
-    paid = _levels_paid(study)
 
     def of(cell: Cell) -> float:
-        scored = paid.get(cell, 0) * level
-        if cell[0] != DENSE and not _is_ticket(cell[0]):
-            scored = _scoring(study, cell[0], forward, count, dataset.classes)
+        has_score = cell[0] != DENSE and not _is_ticket(cell[0])
+        scored = _scoring(study, cell[0], forward, count, dataset.classes) if has_score else 0.0
         return training + quantities + scored + (curves if has_curves(study, cell) else 0.0)
 
     layers = sum(leaf.ndim > 1 for leaf in jax.tree.leaves(params))
@@ -216,22 +209,23 @@ def _is_ticket(method: str) -> bool:
     return variants.parts(method)[0] == LOTTERY_TICKET
 
 
-def _levels_paid(study: Study) -> dict[Cell, int]:
-    """The levels that each cell of lottery tickets trains which no cell before it has trained."""
-    paid: dict[Cell, int] = {}
-    for cell in study.cells:
-        if _is_ticket(cell[0]):
-            paid[cell] = max(0, levels(cell[1]) - sum(paid.values()))
-    return paid
+def _levels_left(left: Iterable[Name], kept: Iterable[Name]) -> int:
+    """The levels that are trained for the lottery tickets among the trials that are left of one data set and model.
 
-
-def _levels_of_seeds(left: Iterable[Name]) -> dict[int, int]:
-    """The levels that each seed trains, of one data set and model, for the lottery tickets among the trials."""
-    needed: dict[int, int] = {}
+    Those that a seed has trained for the trials that are kept count no more. A ticket in between takes one level.
+    """
+    needed: dict[int, set[int]] = {}
     for _, _, method, density, seed in left:
         if _is_ticket(method):
-            needed[seed] = max(levels(density), needed.get(seed, 0))
-    return needed
+            needed.setdefault(seed, set()).add(levels(density))
+    trained = dict.fromkeys(needed, 0)
+    for _, _, method, density, seed in kept:
+        if _is_ticket(method) and seed in trained:
+            trained[seed] = max(levels(density), trained[seed])
+    return sum(
+        max(of_seed) - trained[seed] if max(of_seed) > trained[seed] else len(of_seed)
+        for seed, of_seed in needed.items()
+    )
 
 
 def _scoring(study: Study, method: str, forward: float, count: int, classes: int) -> float:

@@ -123,8 +123,9 @@ class Tickets:
         """
         self._begin([seed for seed in seeds if seed not in self._searches])
         of_seeds = [self._searches[seed] for seed in seeds]
-        while searches := [search for search in of_seeds if density not in search.found]:
-            say(1 + min(search.level for search in searches), levels(density))
+        last = levels(density)
+        while searches := [search for search in of_seeds if density not in search.found and search.level < last]:
+            say(1 + min(search.level for search in searches), last)
             params, state, mask = _stacked([(*search.early[:2], search.mask) for search in searches])
             keys = jnp.stack([jax.random.fold_in(search.key, search.level + 1) for search in searches])
             trained = self._trained(params, state, mask, keys, start=self._rewind, with_losses=False)

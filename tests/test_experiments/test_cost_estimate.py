@@ -74,33 +74,35 @@ def test_in_a_part_of_a_study_the_cell_that_ended_first_has_compiled_everything(
 
 
 def test_each_level_of_lottery_tickets_is_counted_once_for_a_seed(small, digits):
-    methods = ("random", "lottery_ticket", "lottery_ticket+shuffled")
+    methods = ("random", "magnitude", "lottery_ticket", "lottery_ticket+shuffled")
     tickets = dataclasses.replace(small, method=methods, measure=study.Measures())
     guessed = cost_estimate.guess(tickets, tickets.model[0], digits)
     names = Group("digits", tickets.model[0], tuple(tickets.cells)).names(range(3))
     plain = guessed.networks["random", 0.1]
-    levels = [
-        round((guessed.networks["lottery_ticket", density] - plain) / guessed.level) for density in (0.5, 0.2, 0.1)
-    ]
-    assert levels == [4, 4, 3]  # 0.8⁴ < 0.5, 0.8⁸ < 0.2, 0.8¹¹ < 0.1
-    assert 0.5 * plain < guessed.level < plain
+    assert 0.5 * plain < guessed.level < plain == pytest.approx(guessed.networks["lottery_ticket", 0.1], rel=0.01)
 
     def trainings(left):
         table = cost_estimate.plan(tickets, {"digits": digits}, names, kept=set(names) - set(left))
-        return list(table.columns[5].cells)[0]
+        return int(str(list(table.columns[5].cells)[0]))
 
-    def networks(left, finished=()):
+    def seconds(left, factor=1.0):
+        """The cost of what is left, after networks that took a factor of what was guessed."""
+        finished = [
+            Trial.partial(name, made={"seconds": factor * guessed.networks[name[2:4]]})
+            for name in names
+            if name not in left
+        ]
         return cost_estimate.cost(tickets, guessed, left, finished).networks
 
-    assert trainings(names) == str(3 * (1 + 3 * 3 + 11))
-    # two seeds at 0.1 are left: another process begins with the first level
-    left = [name for name in names if name[2:4] == ("lottery_ticket", 0.1) and name[4] > 0]
-    assert trainings(left) == str(2 * (1 + 11))
-    assert networks(left) == pytest.approx(2 * (plain + 11 * guessed.level), rel=0.05)
-    # networks that took twice what was guessed
-    done = [name for name in names if name not in left]
-    finished = [Trial.partial(name, made={"seconds": 2 * guessed.networks[name[2:4]]}) for name in done]
-    assert networks(left, finished) == pytest.approx(2 * networks(left), rel=0.05)
+    # 0.8⁴ < 0.5, 0.8⁸ < 0.2, 0.8¹¹ < 0.1
+    assert trainings(names) == 3 * (1 + 4 * 3 + 11)
+    assert seconds(names) == pytest.approx(39 * plain + 3 * 11 * guessed.level, rel=0.01)
+    lowest = [name for name in names if "lottery_ticket" in name[2] and name[3] == 0.1 and name[4] > 0]
+    first = [name for name in names if "lottery_ticket" in name[2] and name[4] == 0]
+    between = [name for name in names if name[2:] == ("lottery_ticket", 0.2, 0)]
+    for left, of_levels in ((lowest, 2 * (11 - 8)), (first, 11), (between, 1)):
+        assert trainings(left) == len(left) + of_levels
+        assert seconds(left, factor=2.0) == pytest.approx(2 * (len(left) * plain + of_levels * guessed.level), rel=0.05)
 
 
 def test_failed_networks_and_records_without_seconds_say_nothing(small, digits):

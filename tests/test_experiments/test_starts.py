@@ -339,6 +339,15 @@ def test_a_search_that_is_cut_off_goes_on_behind_its_last_level(tmp_path):
     assert not differ(more.mask, start_of(LOTTERY_TICKET, 0.25, seeds=(1,), starts=starts_of(lower)).mask)
 
 
+def test_a_density_between_takes_the_one_level_that_ends_there(tmp_path):
+    calls: list[tuple[int, int]] = []
+    low = dataclasses.replace(STUDY, density=(0.3,))
+    start_of(LOTTERY_TICKET, 0.3, seeds=(1,), starts=starts_of(low, folder=tmp_path))
+    found = start_of(LOTTERY_TICKET, 0.5, seeds=(1,), starts=starts_of(trained=counting(calls), folder=tmp_path))
+    assert len(calls) == 1
+    assert not differ(found.mask, start_of(LOTTERY_TICKET, 0.5, seeds=(1,)).mask)
+
+
 @pytest.mark.parametrize("changed", ["recipe", "rewinding", "broken"])
 def test_levels_of_another_search_are_not_gone_on_from(tmp_path, changed):
     calls: list[tuple[int, int]] = []
