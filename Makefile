@@ -7,6 +7,8 @@ INSTALLED := .venv/installed
 # `make newest` makes a second environment; to choose its Python: `make newest NEWEST_PYTHON=/path/to/python3.13`
 NEWEST_PYTHON ?= $(shell .ci/newest-python)
 NEWEST := .venv-newest
+# `make docs` makes a third environment: that of .venv, and what the site needs
+DOCS := .venv-docs
 # what `make newest` runs: whatever reads programs or masks, and users' scripts, in a few minutes
 COVERING = pathjax tests/test_tracing tests/test_masks tests/test_neural_tangents tests/test_frameworks \
     $(addprefix tests/test_paths/test_,listed.py refusals.py rules.py) \
@@ -17,7 +19,7 @@ FUZZ_NETWORKS ?= 1200
 FUZZ_SEED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help report test newest long mutants chaos fuzz lint types bench bench-long clean
+.PHONY: help report test newest long mutants chaos fuzz lint types bench bench-long docs docs-links clean
 
 help: ## say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -56,24 +58,39 @@ bench: $(INSTALLED) ## what everything costs beside its peers, as a table and as
 bench-long: $(INSTALLED) ## the same of what takes many minutes each, on ResNets
 	$(BIN)/python -m experiments.benchmarks --long
 
+docs: $(DOCS)/installed ## build the site into docs/_build/html, with every tutorial executed; minutes the first time, and less than one afterwards
+	$(DOCS)/bin/python -m sphinx -W --keep-going -q -j 2 -b html docs docs/_build/html
+	$(DOCS)/bin/python docs/_ext/broken_links.py docs/_build/html
+
+docs-links: $(DOCS)/installed ## look whether the addresses outside of the site that its pages name can be reached
+	$(DOCS)/bin/python -m sphinx -W --keep-going -q -b linkcheck docs docs/_build/linkcheck
+
 clean: ## remove the environments and the caches, never the results under runs/
-	rm -rf .venv $(NEWEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv $(NEWEST) $(DOCS) docs/_build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(INSTALLED): requirements.txt
-	@if [ -L .venv ]; then \
-	    echo ".venv is a link, and installing would empty what it points to. Remove the link, or run pip there yourself." >&2; \
+	$(call environment,.venv,$^)
+
+$(DOCS)/installed: requirements.txt docs/requirements.txt
+	$(call environment,$(DOCS),$^)
+
+# makes the environment $(1) from the locks $(2)
+define environment
+	@if [ -L $(1) ]; then \
+	    echo "$(1) is a link, and installing would empty what it points to. Remove the link, or run pip there yourself." >&2; \
 	    exit 1; \
 	fi
 	@for python in $(PYTHON); do \
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
-	    echo "Installing requirements.txt into .venv with $$("$$python" --version); this takes some minutes, once."; \
-	    exec "$$python" -m venv --clear .venv; \
+	    echo "Installing $(2) into $(1) with $$("$$python" --version); this takes some minutes, once."; \
+	    exec "$$python" -m venv --clear $(1); \
 	done; \
 	echo "pathjax needs Python >= 3.11, and none of these is one: $(PYTHON). Name yours: make PYTHON=/path/to/python3" >&2; \
 	exit 1
-	@$(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check --progress-bar off \
-	    --no-deps --requirement requirements.txt
+	@$(1)/bin/python -m pip install --quiet --no-input --disable-pip-version-check --progress-bar off \
+	    --no-deps $(foreach lock,$(2),--requirement $(lock))
 	@touch $@
+endef
 
 # from setup.cfg: what the library and the extras `test` and `infinite` require
 REQUIRED := import configparser; cfg = configparser.ConfigParser(); cfg.read("setup.cfg"); \

@@ -1,0 +1,100 @@
+"""The directive `options-of`: the options of a command, or the keys of a config, from a dataclass and its docstrings.
+
+```{options-of} experiments.__main__:Sweep
+:as: command
+```
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+__all__ = ["Option", "OptionsOf", "options_of", "setup"]
+
+
+class Option(NamedTuple):
+    """A field of a dataclass: its name, its type as the source has it, its default, and what its docstring says."""
+
+    name: str
+    type: str
+    default: Any
+    text: str
+
+
+def options_of(kind: type) -> Iterator[Option]:
+    """The fields that a user gives, in the order of the source."""
+    body = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
+    texts = {
+        field.target.id: inspect.cleandoc(text.value.value)
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    for field in dataclasses.fields(kind):
+        if "no key" not in field.metadata:
+            default = field.default if field.default_factory is dataclasses.MISSING else dataclasses.MISSING
+            yield Option(field.name, str(field.type), default, texts[field.name])
+
+
+class OptionsOf(SphinxDirective):
+    """Writes a definition list with an entry for each field."""
+
+    required_arguments = 1
+    option_spec: ClassVar[dict[str, Any]] = {"as": str, "table": str}
+
+    def run(self) -> list[nodes.Node]:
+        """Read the dataclass and write its fields, as a command's options or as a config's keys."""
+        module, name = self.arguments[0].split(":")
+        source = importlib.import_module(module)
+        self.env.note_dependency(inspect.getsourcefile(source))
+        kind = getattr(source, name)
+        as_command = self.options.get("as") == "command"
+        about = inspect.cleandoc(kind.__doc__).split("\n\n") if as_command else []
+        listed = nodes.definition_list(classes=["options"])
+        for option in options_of(kind):
+            shown = _in_command(option) if as_command else f"{self.options.get('table', '')}{option.name}"
+            term = nodes.term("", "", nodes.literal("", shown))
+            if (default := _default(option, as_command)) is not None:
+                term += [nodes.Text(" "), nodes.inline("", default, classes=["default"])]
+            text = nodes.paragraph("", "", *_inline(option.text))
+            listed += nodes.definition_list_item("", term, nodes.definition("", text))
+        return [*(nodes.paragraph("", "", *_inline(each)) for each in about), listed]
+
+
+def _in_command(option: Option) -> str:
+    name = option.name.replace("_", "-")
+    if option.type.startswith("Positional"):
+        return name.upper()
+    return f"--{name}, --no-{name}" if option.type == "bool" else f"--{name}"
+
+
+def _default(option: Option, as_command: bool) -> str | None:
+    if option.default is dataclasses.MISSING:
+        return None if as_command and option.type.startswith("Positional") else ("required" if not as_command else None)
+    if option.default is None or option.default == ():
+        return None
+    value = option.default
+    if isinstance(value, bool):
+        return f"default: {str(value).lower()}"
+    if isinstance(value, tuple):
+        return "default: " + " ".join(map(str, value))
+    return f"default: {value}"
+
+
+def _inline(text: str) -> list[nodes.Node]:
+    """Text in which code has backticks."""
+    parts = " ".join(text.split()).split("`")
+    return [nodes.literal("", part) if odd % 2 else nodes.Text(part) for odd, part in enumerate(parts) if part]
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("options-of", OptionsOf)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,104 @@
+"""What builds the site, where it needs no Sphinx; and the names of functions and tests that its pages name."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pathjax import ntk, scores
+
+from .test_public_api import MODULES, find
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+
+
+def extension(name: str) -> Any:
+    """A file of docs/_ext, which is no package of the project."""
+    spec = importlib.util.spec_from_file_location(f"docs_ext_{name}", DOCS / "_ext" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("text", "below", "above"),
+    [
+        ("λ_max(Θ) ≤ λ_max(Π)", ["max", "max"], []),
+        ("Σ_{i∈p} v_p² of K_v(x, x')_o", ["i∈p", "p", "v", "o"], []),
+        ("Θ_(ij)(ab) = Θ_∞ ⊗ I", ["(ij)(ab)", "∞"], []),
+        ("e^(−ηΘt) and |v_p|^q, 2^−126", ["p"], ["−ηΘt", "q", "−126"]),
+        ("(I − ηΘ)^(2t)", [], ["2t"]),
+        ("log_trace, x_like, path_kernel, results_folder and __init__", [], []),
+    ],
+)
+def test_indices_are_found_and_names_are_left_alone(text: str, below: list[str], above: list[str]) -> None:
+    cut = extension("indices").pieces(text)
+    assert [piece.text for piece in cut if piece.kind == "subscript"] == below
+    assert [piece.text for piece in cut if piece.kind == "superscript"] == above
+
+
+def test_docstrings_become_restructured_text() -> None:
+    marked_up = extension("docstrings").as_restructured_text
+    assert marked_up("Magnitude: |θ| of `params`, after * are options.") == (
+        r"Magnitude: \|θ\| of ``params``, after \* are options."
+    )
+    assert marked_up("As\n\n    Σ_p |v_p|\n\nis.") == "As\n\n.. container:: formula\n\n   Σ_p \\|v_p\\|\n\nis."
+    assert marked_up("So\n\n    prune(score, params)") == "So\n\n.. code-block:: python\n\n    prune(score, params)"
+    assert marked_up(">>> a | b\n`c`") == ">>> a | b\n`c`"
+
+
+def test_signatures_show_shapes_as_the_source_has_them() -> None:
+    signature_of = extension("docstrings").signature_of
+    arguments, result = signature_of(ntk.relative_distance)
+    assert arguments == "(finite: Float[Array, 'n m o o'], infinite: Float[Array, 'n m'])"
+    assert result == "Float[Array, '']"
+    assert "batches: Batches, *, loss: LossFn = cross_entropy, " in signature_of(scores.snip)[0]
+
+
+def test_links_into_nothing_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text('<h1 id="here"></h1><a href="b.html#there"></a><a href="https://c"></a>')
+    (tmp_path / "b.html").write_text('<a href="a.html#here"></a><a href="#gone"></a><img src="d.png">')
+    assert extension("broken_links").broken_links(tmp_path) == [
+        "a.html names b.html#there, a place that is not there.",
+        "b.html names #gone, a place that is not there.",
+        "b.html names d.png, which is not there.",
+    ]
+
+
+def test_tutorials_are_executed_again_where_a_source_has_changed(tmp_path: Path) -> None:
+    for file in ("pathjax/ntk.py", "requirements.txt", "docs/requirements.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text("1")
+    fingerprint = extension("execution").fingerprint
+    before = fingerprint(tmp_path)
+    assert fingerprint(tmp_path) == before
+    (tmp_path / "pathjax/ntk.py").write_text("2")
+    assert fingerprint(tmp_path) != before
+
+
+def named_functions(text: str) -> list[str]:
+    """`module.name` wherever a page sets it as code, in a line or as the beginning of a call."""
+    return re.findall(rf"`((?:{'|'.join(MODULES)})\.[A-Za-z_.]+)[`(]", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_functions_that_a_page_names_exist(page: Path) -> None:
+    missing = [name for name in named_functions(page.read_text()) if find(name) is None]
+    # fields of results are annotated and not all found as attributes; files of the project are no functions
+    assert [name for name in missing if not name.endswith(".py")] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_tests_that_a_page_names_exist(page: Path) -> None:
+    for file, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+        assert (ROOT / file).exists(), file
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), name
