@@ -15,8 +15,10 @@ os.environ["PYTHONPATH"] = str(ROOT)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
-from _ext.execution import fingerprint  # noqa: E402
+from _ext.execution import fingerprint, quiet_profile  # noqa: E402
 from _ext.inventories import fetched  # noqa: E402
+
+os.environ["IPYTHONDIR"] = str(quiet_profile(HERE / "_build" / "ipython"))
 
 setup_cfg = configparser.ConfigParser()
 setup_cfg.read(ROOT / "setup.cfg", encoding="utf-8")

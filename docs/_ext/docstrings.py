@@ -79,7 +79,8 @@ def _after_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, l
     """The types of attributes, which napoleon adds, as code."""
     for place, line in enumerate(lines):
         if match := re.match(r"( *:vartype [^:]+:) (.+)", line):
-            lines[place] = f"{match[1]} ``{match[2]}``"
+            shown = re.sub(r"\b(?:jaxtyping|jaxlib\._jax|jax|typing)\.", "", match[2])
+            lines[place] = f"{match[1]} ``{shown}``"
 
 
 def _on_signature(app: Any, kind: str, name: str, member: Any, options: Any, *shown: Any) -> Any:

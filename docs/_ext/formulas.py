@@ -40,7 +40,7 @@ class IndicesAsIndices(SphinxPostTransform):
                 within = within.parent
             if within is not None or ("_" not in text and "^" not in text):
                 continue
-            cut = pieces(str(text))
+            cut = pieces(text.astext())
             if len(cut) > 1:
                 made = [nodes.Text(p.text) if p.kind == "text" else _NODES[p.kind]("", p.text) for p in cut]
                 parent.replace(text, made)

@@ -11,13 +11,16 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-__all__ = ["Option", "OptionsOf", "options_of", "setup"]
+__all__ = ["HelpOf", "NamesOf", "Option", "OptionsOf", "options_of", "setup"]
 
 
 class Option(NamedTuple):
@@ -39,7 +42,7 @@ def options_of(kind: type) -> Iterator[Option]:
     }
     for field in dataclasses.fields(kind):
         if "no key" not in field.metadata:
-            default = field.default if field.default_factory is dataclasses.MISSING else dataclasses.MISSING
+            default = field.default if field.default_factory is dataclasses.MISSING else None  # a table
             yield Option(field.name, str(field.type), default, texts[field.name])
 
 
@@ -68,6 +71,47 @@ class OptionsOf(SphinxDirective):
         return [*(nodes.paragraph("", "", *_inline(each)) for each in about), listed]
 
 
+class HelpOf(SphinxDirective):
+    """Writes what `python -m module --help` prints."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Run the module."""
+        command = [sys.executable, "-m", self.arguments[0], "--help"]
+        environment = os.environ | {"COLUMNS": "88", "NO_COLOR": "1"}
+        text = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        self.env.note_dependency(inspect.getsourcefile(importlib.import_module(self.arguments[0])))
+        return [nodes.literal_block(text, text, language="text")]
+
+
+class NamesOf(SphinxDirective):
+    """Writes the names in tuples of a module, `module:FIRST,SECOND`, each under the tuple's docstring."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Read the module's source."""
+        module, names = self.arguments[0].split(":")
+        source = importlib.import_module(module)
+        self.env.note_dependency(inspect.getsourcefile(source))
+        body = ast.parse(inspect.getsource(source)).body
+        texts = {
+            node.targets[0].id: inspect.cleandoc(text.value.value)  # type: ignore[attr-defined]
+            for node, text in zip(body, body[1:], strict=False)
+            if isinstance(node, ast.Assign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+        }
+        listed: list[nodes.Node] = []
+        for name in names.split(","):
+            listed.append(nodes.paragraph("", "", *_inline(texts[name])))
+            listed.append(nodes.bullet_list())
+            listed[-1] += [
+                nodes.list_item("", nodes.paragraph("", "", nodes.literal("", each))) for each in getattr(source, name)
+            ]
+            listed[-1]["classes"].append("names")
+        return listed
+
+
 def _in_command(option: Option) -> str:
     name = option.name.replace("_", "-")
     if option.type.startswith("Positional"):
@@ -77,15 +121,11 @@ def _in_command(option: Option) -> str:
 
 def _default(option: Option, as_command: bool) -> str | None:
     if option.default is dataclasses.MISSING:
-        return None if as_command and option.type.startswith("Positional") else ("required" if not as_command else None)
+        return None if as_command else "required"
     if option.default is None or option.default == ():
         return None
-    value = option.default
-    if isinstance(value, bool):
-        return f"default: {str(value).lower()}"
-    if isinstance(value, tuple):
-        return "default: " + " ".join(map(str, value))
-    return f"default: {value}"
+    values = option.default if isinstance(option.default, tuple) else (option.default,)
+    return "default: " + " ".join(str(value).lower() if isinstance(value, bool) else str(value) for value in values)
 
 
 def _inline(text: str) -> list[nodes.Node]:
@@ -95,6 +135,8 @@ def _inline(text: str) -> list[nodes.Node]:
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Register the directive."""
+    """Register the directives."""
+    app.add_directive("help-of", HelpOf)
+    app.add_directive("names-of", NamesOf)
     app.add_directive("options-of", OptionsOf)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
