@@ -39,6 +39,7 @@ extensions = [
     "_ext.mathml",
     "_ext.names",
     "_ext.options",
+    "_ext.outside",
 ]
 exclude_patterns = ["_build", "_ext"]
 smartquotes = False

@@ -64,6 +64,13 @@ def test_signatures_show_shapes_as_the_source_has_them() -> None:
     assert "batches: Batches, *, loss: LossFn = cross_entropy, " in signature_of(scores.snip)[0]
 
 
+def test_links_to_files_outside_of_the_site_lead_to_pages() -> None:
+    rewritten = extension("outside").without_outside_links
+    assert rewritten("[R](../README.md#experiments) [D](../DESIGN.md)", 0) == "[R](/start.md) [D](/design.md)"
+    assert rewritten("[C](../costs.md) [D](../../DESIGN.md)", 1) == "[C](../costs.md) [D](/design.md)"
+    assert rewritten("[tests](../tests/oracles.py)", 0) == "tests"
+
+
 def test_links_into_nothing_are_found(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text('<h1 id="here"></h1><a href="b.html#there"></a><a href="https://c"></a>')
     (tmp_path / "b.html").write_text('<a href="a.html#here"></a><a href="#gone"></a><img src="d.png">')

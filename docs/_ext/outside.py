@@ -1,0 +1,36 @@
+"""Links to files of the repository outside of docs/, which pages have so that they work in the repository too.
+
+On the site they lead to the page that shows the file, or are no links where no page does.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+__all__ = ["setup", "without_outside_links"]
+
+_SHOWN = {"CHANGELOG.md": "/changes.md", "DESIGN.md": "/design.md", "README.md": "/start.md"}
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(\w[\w./-]*)(?:#[^)]*)?\)")
+
+
+def without_outside_links(text: str, depth: int) -> str:
+    """A page whose links to files outside of docs/ lead to pages; `depth` is that of its folder below docs/."""
+
+    def link(match: re.Match[str]) -> str:
+        title, file = match.groups()
+        if match[0].count("../") <= depth:
+            return match[0]  # within docs/
+        return f"[{title}]({_SHOWN[file]})" if file in _SHOWN else title
+
+    return _OUTSIDE.sub(link, text)
+
+
+def _on_read(app: Any, page: str, source: list[str]) -> None:
+    source[0] = without_outside_links(source[0], page.count("/"))
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register what is done to the text of each page."""
+    app.connect("source-read", _on_read)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
