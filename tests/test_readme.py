@@ -1,4 +1,4 @@
-"""The examples of the README and of the pages of documentation run as they stand."""
+"""The README and the pages of documentation: examples run, figures are those measured, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from flax import nnx
 from .tolerances import SINGLE
 
 README = Path(__file__).parents[1] / "README.md"
-PRUNABLE = 3 * 3 * 16 + 16 * 10  # weights of the kernels of both networks
+DOCS = README.parent / "docs"
+GUIDE = DOCS / "guide.md"
+PRUNABLE = 3 * 3 * 16 + 16 * 10  # weights of the kernels of both networks of the guide
 
 
-def blocks() -> list[str]:
-    """The Python blocks of the README, each with the number of lines before it, so that errors name the right line."""
-    text = README.read_text()
+def blocks(page: Path) -> list[str]:
+    """The Python blocks of a page, each with the number of lines before it, so that errors name the right line."""
+    text = page.read_text()
     found = re.finditer(r"```python\n(.*?)```", text, re.DOTALL)
     return ["\n" * text.count("\n", 0, block.start(1)) + block[1] for block in found]
 
@@ -31,7 +33,33 @@ def kept(params: Any) -> int:
     return sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
 
 
-def test_readme_runs_and_gives_what_it_says(
+def test_readme_prunes_as_it_says() -> None:
+    names: dict[str, Any] = {}
+    (block,) = blocks(README)
+    with jax.enable_x64(False):
+        exec(compile(block, str(README), "exec"), names)
+    assert kept(names["params"]) == round(0.1 * (784 * 300 + 300 * 100 + 100 * 10))
+
+
+def test_readme_has_the_figures_of_the_benchmarks() -> None:
+    """Each time and size of its table stands in the table of measurements."""
+    table = README.read_text().partition("## How fast it is")[2].partition("## ")[0]
+    measured = re.findall(r"\d[\d,.]* (?:ms|s|MB|GB)\b", (DOCS / "benchmarks" / "README.md").read_text())
+    figures = re.findall(r"\d[\d,.]* (?:ms|s|MB|GB)\b", table)
+    assert len(figures) >= 10 and set(figures) <= set(measured)
+
+
+def test_readme_is_read_in_a_minute() -> None:
+    assert len(README.read_text().splitlines()) <= 100
+
+
+@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_links_to_other_files_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_guide_runs_and_gives_what_it_says(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names: dict[str, Any] = {}
@@ -39,9 +67,9 @@ def test_readme_runs_and_gives_what_it_says(
 
     def run(block: str) -> None:
         with jax.enable_x64(False):  # as a user's JAX is
-            exec(compile(block, str(README), "exec"), names)
+            exec(compile(block, str(GUIDE), "exec"), names)
 
-    linen, in_nnx, path_kernel, expected, predicted, others = blocks()
+    linen, in_nnx, path_kernel, expected, predicted, others = blocks(GUIDE)
     run(linen)
     assert kept(names["params"]) == round(0.1 * PRUNABLE)  # after training
     assert jnp.any(names["state"]["batch_stats"]["BatchNorm_0"]["mean"] != 0)
@@ -80,5 +108,5 @@ def test_readme_runs_and_gives_what_it_says(
     [("path-forms.md", 20), ("expected-gates.md", 40), ("sharp-bits.md", 17), ("own-studies.md", 5)],
 )
 def test_pages_run(page: str, examples: int) -> None:
-    failed, tried = doctest.testfile(str(README.parent / "docs" / page), module_relative=False)
+    failed, tried = doctest.testfile(str(DOCS / page), module_relative=False)
     assert failed == 0 and tried >= examples
