@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -47,6 +48,9 @@ from pathjax.masks import LeafStatistics
 from pathjax.types import ApplyFn, Key, Mask, Params, State
 
 __all__ = ["LOSS_IMAGES", "Measured", "Workbench"]
+
+_HAS_LIMITS = importlib.util.find_spec("neural_tangents") is not None
+"""Whether there are kernels of infinite width: an extra, whose dependencies are not what it names."""
 
 LOSS_IMAGES = 10_000
 """Train images, at most, over which the train loss and the moments of the data are taken."""
@@ -204,7 +208,7 @@ class Workbench:
                 ones = [jax.tree.map(lambda leaf, at=at: leaf[at : at + 1], network) for at in range(len(seeds))]
                 expected = [self._expected_gates(*one) for one in ones]
         distances = np.full(len(spectra), np.nan)
-        if cell[0] == DENSE and has_twin(self._network):
+        if cell[0] == DENSE and has_twin(self._network) and _HAS_LIMITS:
             infinite = ntk.infinite(twin_of(self._network).kernel_fn, self._batch)
             distances = np.array([ntk.relative_distance(jnp.asarray(kernel), infinite) for kernel in quantities.ntk])
         params, state, mask = jax.device_get(network)
@@ -252,7 +256,7 @@ class Workbench:
             did_not_train=""
             if reason
             else training.why_untrained(after.train_loss, float(after.test_accuracy), self._chance),
-            absent=_absent(self._network, state),
+            absent=_absent(self._network, name, state),
             **measured,
         )
 
@@ -264,10 +268,12 @@ def _in_order(network: Network, layers: list[LeafStatistics]) -> list[LeafStatis
     return sorted(layers, key=lambda layer: paths.get(layer.path, names.get(layer_name(layer.path), len(paths))))
 
 
-def _absent(network: Network, state: Any) -> str:
-    """What is not measured of a plain module; nothing of other networks."""
+def _absent(network: Network, name: Name, state: Any) -> str:
+    """What is not measured of a network: of a plain module, and of one whose limit needs what is not installed."""
     if network.widths:
-        return ""
+        lacks_limit = name[2] == DENSE and has_twin(network) and not _HAS_LIMITS
+        words = "the distance to infinite width is not measured, as neural-tangents is not installed"
+        return words if lacks_limit else ""
     words = "dead units are not counted, as a plain module has no table of widths"
     if jax.tree.leaves(state):
         words += (

@@ -216,6 +216,20 @@ def test_the_dense_network_is_held_against_its_infinite_width_limit(brief):
     assert math.isnan(dense.gap_linearized) and dense.real_loss == []
 
 
+def test_without_neural_tangents_a_dense_network_lacks_its_limit_and_nothing_else(place, brief, monkeypatch):
+    def refused(*arguments, **options):
+        raise ModuleNotFoundError("neural_tangents")
+
+    monkeypatch.setattr(workbench.ntk, "infinite", refused)
+    monkeypatch.setattr(workbench, "_HAS_LIMITS", False)
+    _, small = study.read(str(place / "brief.toml"), datasets=("digits",))
+    bench = sweep.workbench_of(small, "digits", small.model[0], {"digits": load("digits", data_dir=place / "data")})
+    (trial,) = sweep.compute_cell(bench, ("dense", 1.0), (0,)).trials
+    assert trial.reason == "" and math.isnan(trial.infinite_distance)
+    assert trial.absent.endswith("as neural-tangents is not installed")
+    assert trial.test_accuracy == trials_of(brief)[0].test_accuracy
+
+
 def test_two_processes_continue_to_the_numbers_of_one(place, brief, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
