@@ -10,18 +10,24 @@ from typing import Any
 
 __all__ = ["setup", "without_outside_links"]
 
-_SHOWN = {"CHANGELOG.md": "/changes.md", "DESIGN.md": "/design.md", "README.md": "/start.md"}
-_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(\w[\w./-]*)(?:#[^)]*)?\)")
+_SHOWN = {
+    "CHANGELOG.md": "/changes.md",
+    "DESIGN.md": "/design.md",
+    "README.md": "/start.md",
+    "README.md#experiments": "/tutorials/own-study.md",
+}
+_OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(\w[\w./-]*)(#[^)]*)?\)")
 
 
 def without_outside_links(text: str, depth: int) -> str:
     """A page whose links to files outside of docs/ lead to pages; `depth` is that of its folder below docs/."""
 
     def link(match: re.Match[str]) -> str:
-        title, file = match.groups()
+        title, file, place = match.groups(default="")
         if match[0].count("../") <= depth:
             return match[0]  # within docs/
-        return f"[{title}]({_SHOWN[file]})" if file in _SHOWN else title
+        page = _SHOWN.get(file + place, _SHOWN.get(file))
+        return title if page is None else f"[{title}]({page})"
 
     return _OUTSIDE.sub(link, text)
 
