@@ -67,7 +67,7 @@ def test_signatures_show_shapes_as_the_source_has_them() -> None:
 def test_links_to_files_outside_of_the_site_lead_to_pages() -> None:
     rewritten = extension("outside").without_outside_links
     assert rewritten("[R](../README.md#install) [D](../DESIGN.md)", 0) == "[R](/start.md) [D](/design.md)"
-    assert rewritten("[R](../README.md#experiments)", 0) == "[R](/tutorials/own-study.md)"
+    assert rewritten("[R](../README.md#experiments)", 0) == "[R](/studies.md)"
     assert rewritten("[C](../costs.md) [D](../../DESIGN.md)", 1) == "[C](../costs.md) [D](/design.md)"
     assert rewritten("[tests](../tests/oracles.py)", 0) == "tests"
 

@@ -14,7 +14,7 @@ _SHOWN = {
     "CHANGELOG.md": "/changes.md",
     "DESIGN.md": "/design.md",
     "README.md": "/start.md",
-    "README.md#experiments": "/tutorials/own-study.md",
+    "README.md#experiments": "/studies.md",
 }
 _OUTSIDE = re.compile(r"\[([^\]]+)\]\((?:\.\./)+(\w[\w./-]*)(#[^)]*)?\)")
 
