@@ -37,7 +37,8 @@ class Start(NamedTuple):
     """What networks start from, on a leading axis (s).
 
     Their training begins at an epoch k of the recipe: 0, but for lottery tickets that are rewound to a later one, of
-    which `losses` (s, k) are the train losses before each of the first k epochs.
+    which `losses` (s, k) are the train losses before each of the first k epochs. A ticket with newly drawn weights
+    begins at 0 too.
     """
 
     params: Params
@@ -70,17 +71,16 @@ class Starts:
         """
         network = network_of(model, dataset.train_images.shape[1:], dataset.classes)
         measure = study.measure
-        self._study, self._init, self._batched = study, batched(jax.jit(vmap_networks(network.init))), batched
+        self._init, self._batched = batched(jax.jit(vmap_networks(network.init))), batched
         self._params, self._state = jax.tree.map(jnp.asarray, self._init(keys_of(range(study.seeds), "init")))
         state = jax.tree.map(lambda leaf: leaf[0], self._state)  # running statistics begin alike
-        images, labels = jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)
-        count = measure.score_per_class
+        images, labels, count = dataset.train_images, dataset.train_labels, measure.score_per_class
         numbers = range(variants.batches_read(study.method))
-        scored = [balanced_batch(dataset.train_labels, count, after=number * count) for number in numbers]
+        scored = [balanced_batch(labels, count, after=number * count) for number in numbers]
         init = network.init  # scores are found by all that they capture: not by this whole object
         evidence = Evidence(
-            images[: measure.score_inputs or None],
-            tuple((images[batch], labels[batch]) for batch in scored),
+            jnp.asarray(images[: measure.score_inputs or None]),
+            tuple((jnp.asarray(images[batch]), jnp.asarray(labels[batch])) for batch in scored),
             lambda key: init(key)[0],
         )
         trains = measure.training_mode_scores and bool(jax.tree.leaves(state))
@@ -97,7 +97,7 @@ class Starts:
             words = json.dumps(
                 {key: setting[key] for key in setting.keys() - Trial.MEASURED} | versions(), sort_keys=True
             )
-            return digest((words, dataset.train_images, dataset.train_labels))
+            return digest((words, images, labels))
 
         self._tickets = Tickets(
             trained,

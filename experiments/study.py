@@ -56,13 +56,14 @@ class Measures:
     """Pruning rounds of the methods that score again in each round."""
     training_mode_scores: bool = True
     """Whether SNIP, GraSP, NTK-SAP and ProsPr score a network with batch norm in training mode, with the statistics of
-    the scored batch, as their authors do. False scores it in evaluation mode, with the statistics it begins with."""
+    the scored batch, as their authors do. False scores it in evaluation mode, with the statistics it begins with. It
+    decides no result of other methods, or of networks without batch norm."""
     rewind_epochs: int = 0
     """Epochs of dense training to whose end a lottery ticket is rewound; 0 is to the weights as they were drawn."""
     ntk_images: int = 10
     """Training images in the batch of Θ, equally many of each class or one of each of the first classes."""
     score_per_class: int = 10
-    """Training images of each class that data-driven scores read with their labels."""
+    """Training images of each class in a batch that scores read with its labels; ProsPr reads four batches."""
     score_inputs: int = 1000
     """Training images, the first ones, that scores read without labels; 0 is all."""
     curve_steps: int = 50

@@ -39,8 +39,9 @@ class Trial:
         layer_density: kept share of each kernel, by the layer's name, in the order of the network from the input on.
         dead_units: share of units that no kept path goes through, by the name of the units, in the same order.
         absent: what could not be measured of this network, and why; "" where all was. Of plain modules, `dead_units`.
-        log_path_count … log_condition_ntk: `names.QUANTITIES`, at initialization under the mask. Θ is that of a small
-            fixed batch of n images, as an (n·o, n·o) matrix; batch norm has the running statistics it begins with.
+        log_path_count … log_condition_ntk: `names.QUANTITIES`, before training under the mask: at the weights as they
+            are drawn, or to which a lottery ticket is rewound. Θ is that of a small fixed batch of n images, as an
+            (n·o, n·o) matrix; batch norm has the running statistics that its training begins with.
         infinite_distance: ‖Θ − Θ∞‖ / ‖Θ∞‖ of the dense network to its infinite-width limit, where that is known.
         log_ntk_eigenvalues: (n·o,) of Θ, descending; −inf below its rounding.
         log_path_kernel_nodes, path_kernel_weights: quadrature of Π's spectral density over the kept parameters: nodes,
@@ -58,13 +59,14 @@ class Trial:
         linearization_error: relative distance of the outputs after these steps to those of the linearized network.
         kernel_distance: 1 − ⟨Θ, Θ₀⟩ / (‖Θ‖ ‖Θ₀‖) of Θ after these steps to Θ before them.
         train_loss: (epochs + 1,) cross-entropy on training images without augmentation, before training and after each
-            epoch, in evaluation mode.
+            epoch, in evaluation mode. Of a lottery ticket that is rewound to the end of epoch k, the first k are those
+            of the unpruned network that it is rewound to.
         steps_to_level: steps of training until `train_loss` first falls to the config's `measure.loss_level`, in nats;
             inf where it never does.
         test_loss, test_accuracy: on the full test set after training; accuracy is a share in [0, 1].
         pruned_stay_zero: whether every pruned weight is exactly 0 after training.
-        ntk_change, path_kernel_change: ‖K − K₀‖ / ‖K₀‖ of Θ and of Π between initialization and the end of training, in
-            the Frobenius norm: near 0 is lazy.
+        ntk_change, path_kernel_change: ‖K − K₀‖ / ‖K₀‖ of Θ and of Π between the start and the end of training, in the
+            Frobenius norm: near 0 is lazy.
         ntk_distance, path_kernel_distance: 1 − ⟨K, K₀⟩ / (‖K‖ ‖K₀‖): the part of the change that no scale undoes.
         did_not_train: why the training counts as none, by `training.why_untrained`; "" where it learned something, and
             where the trial failed.
