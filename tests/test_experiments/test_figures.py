@@ -527,6 +527,8 @@ def test_every_method_has_a_color_and_a_marker_of_its_own():
     named = ("dense", *METHODS, *(name for name in scores.__all__ if name.islower() and "loss" not in name))
     styles = [drawing.style_of(method) for method in dict.fromkeys(named) if method not in ("cross_entropy",)]
     assert len({colour for colour, _ in styles}) == len({marker for _, marker in styles}) == len(styles)
+    # points are drawn without edges, so that a marker of lines alone would not be seen
+    assert not {marker for _, marker in styles} & set("+x|_1234")
 
 
 def test_what_cannot_be_read_is_said_in_a_sentence(tmp_path, capsys):
