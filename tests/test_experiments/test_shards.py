@@ -221,6 +221,6 @@ def test_the_jobs_of_the_documented_array_are_the_parts_of_the_study(place, tmp_
 
 def test_the_documented_files_are_there():
     page = (ROOT / "docs" / "many-jobs.md").read_text()
-    assert "docs/many-jobs.md" in (ROOT / "README.md").read_text()
+    assert "](many-jobs.md)" in (ROOT / "docs" / "studies.md").read_text()
     for file in re.findall(r"\]\(([^)]+)\)", page):
         assert (ROOT / "docs" / file).exists()
