@@ -28,6 +28,7 @@ from experiments.records.progress import SILENT, _Lines
 from experiments.records.study_table import CHANGES
 from experiments.records.trial import Trial
 from experiments.records.trial_summaries import CURVES, PREDICTIONS
+from pathjax import ntk
 from tests.test_experiments.examples import compiled_once, plain, started, sweeping, trials_of
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,7 @@ def test_without_neural_tangents_a_dense_network_lacks_its_limit_and_nothing_els
     def refused(*arguments, **options):
         raise ModuleNotFoundError("neural_tangents")
 
-    monkeypatch.setattr(workbench.ntk, "infinite", refused)
+    monkeypatch.setattr(ntk, "infinite", refused)
     monkeypatch.setattr(workbench, "_HAS_LIMITS", False)
     _, small = study.read(str(place / "brief.toml"), datasets=("digits",))
     bench = sweep.workbench_of(small, "digits", small.model[0], {"digits": load("digits", data_dir=place / "data")})
