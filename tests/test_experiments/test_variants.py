@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command
-from experiments import checks, setting, study, sweep
+from experiments import checks, setting, study, sweep, workbench
 from experiments.base.errors import InputError
 from experiments.base.variants import check_method
 from experiments.data.loading import DATASETS, load
@@ -18,9 +18,10 @@ from experiments.measure.pruning import check_methods
 from experiments.models import has_state
 from experiments.networks.by_name import NETWORKS
 from experiments.records.jsonl import encode
+from experiments.records.progress import SILENT
 from pathjax import paths
 from tests.test_experiments.examples import compiled_once, plain, started, sweeping, trials_of
-from tests.tolerances import SINGLE_ROUNDING
+from tests.tolerances import SINGLE, SINGLE_ROUNDING
 
 CONFIG = """
 data = ["digits"]
@@ -104,6 +105,21 @@ def test_a_ticket_is_measured_and_trained_at_the_weights_and_the_state_that_it_i
     np.testing.assert_allclose(trial.train_loss[0], dense.train_loss[0], rtol=SINGLE_ROUNDING)  # the epoch before
     assert 0 < trial.path_kernel_change < 10
     assert encode(dataclasses.replace(trial, made={})) == encode(dataclasses.replace(kept, made={}))
+
+
+def test_cells_that_begin_at_different_epochs_are_measured_side_by_side_as_one_by_one(place, monkeypatch):
+    small = small_study(place)
+    brief = dataclasses.replace(small, measure=dataclasses.replace(small.measure, changes=False, kernel_pictures=False))
+    dataset = load("digits", data_dir=place / "data").first(small.train_images, small.test_images)
+    monkeypatch.setattr(workbench, "_networks_at_a_time", lambda *_: 4)
+    cells = [("dense", 1.0), ("snip+reinitialized", 0.5), ("lottery_ticket", 0.5), ("snip", 0.5)]
+    found = workbench.Workbench(brief, small.model[0], dataset).measured(cells, (0,), SILENT).trials
+    alone = {trial.method: trial for trial in trials_of(place / "out")}
+    for trial in found:
+        kept = alone[trial.method]
+        assert trial.kept == kept.kept and trial.pruned_stay_zero
+        for name in ("train_loss", "log_path_norm_2", "log_trace_ntk", "test_loss"):
+            np.testing.assert_allclose(getattr(trial, name), getattr(kept, name), rtol=SINGLE, err_msg=trial.method)
 
 
 def test_a_study_with_variants_goes_on_where_it_was_stopped_with_workers_to_the_same_bytes(place, tmp_path):
