@@ -218,7 +218,9 @@ def _standard(pair: Pair) -> _Standard:
 
 
 def _root(variance: Any) -> Any:
-    return jnp.sqrt(jnp.maximum(variance, 0))
+    """The standard deviation; its derivative is taken as 0 at 0, where it is infinite and no path leads on."""
+    is_positive = variance > 0
+    return jnp.where(is_positive, jnp.sqrt(jnp.where(is_positive, variance, 1)), 0)
 
 
 def _in_units(mean: Any, deviation: Any) -> Any:

@@ -182,6 +182,27 @@ def test_rounds_of_pruning_keep_exact_counts() -> None:
     assert masks.count(mask) == masks.count(sparse.mask)
 
 
+def residual(params: Any, x: Any) -> Any:
+    """A shortcut with units of mean other than 0, and zeros for units that it does not have, as in a ResNet."""
+    stem = jax.nn.relu(x @ params["stem"])
+    branch = jax.nn.relu(stem @ params["into"]) @ params["out_of"]
+    shortcut = jnp.pad(stem, [(0, 0), (0, branch.shape[1] - stem.shape[1])])
+    return jax.nn.relu(shortcut + branch) @ params["outputs"]
+
+
+def test_a_unit_that_is_dead_behind_a_shortcut_changes_no_score() -> None:
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = {"stem": (4, 3), "into": (3, 5), "out_of": (5, 6), "outputs": (6, 2)}
+    params = {name: jax.random.normal(key, shape) for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    params["out_of"] = params["out_of"].at[:, 5].set(0)  # all weights into the last unit are pruned
+    score = scores.mean_field_trace(residual, params, jnp.zeros((1, 4)))
+    smaller = params | {"out_of": params["out_of"][:, :5], "outputs": params["outputs"][:5]}
+    expected = scores.mean_field_trace(residual, smaller, jnp.zeros((1, 4)))
+    assert not score["out_of"][:, 5].any() and not score["outputs"][5].any()
+    left = score | {"out_of": score["out_of"][:, :5], "outputs": score["outputs"][:5]}
+    assert_equal(left, flat(expected))
+
+
 def test_no_pairs_of_examples_are_formed() -> None:
     params = {"first": jnp.ones((3, 7)), "second": jnp.ones((7, 2))}
     inputs = jnp.ones((64, 3))
