@@ -77,8 +77,10 @@ def percent(share: float) -> str:
 
     >>> percent(0.1234)
     '12.3%'
+    >>> percent(-0.023)
+    '−2.3%'
     """
-    return "–" if math.isnan(share) else f"{100 * share:.1f}%"
+    return "–" if math.isnan(share) else f"{100 * share:.1f}%".replace("-", "−")
 
 
 def share_or_times(share: float) -> str:

@@ -57,7 +57,7 @@ def _keep(options: argparse.Namespace) -> None:
     for folder in options.folders:
         study = kept.keep(folder, to, name=options.name, unfinished=options.unfinished)
         table, _ = kept.files_of(to, study.name)
-        counts = f"{study.failed} failed, {study.untrained} did not train"
+        counts = f"{study.failed} without a result, {study.untrained} did not train"
         print(f"kept: {table}, {counted(len(study.table), 'network')} ({counts}), {table.stat().st_size:,} bytes")
     size = sum(file.stat().st_size for file in to.glob("*.csv.gz"))
     print(f"all tables: {size:,} of {kept.MOST_BYTES:,} bytes")

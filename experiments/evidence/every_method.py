@@ -79,7 +79,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
             "Intervals in the tables are Student’s 95% intervals over seeds, each by itself. Those of the claims "
             "compare runs of the same seeds and are right together with probability 95%.",
             "The yardstick trains the network once for each of its levels, so it costs many times what the others do.",
-            f"Of its runs {study.failed or 'none'} failed, and {study.untrained or 'none'} did not train.",
+            f"Of its runs {study.failed or 'none'} lack a result, and {study.untrained or 'none'} did not train.",
         ],
         [link(_STUDY)],
         {"methods": _figure(cells, errors, study)},

@@ -54,8 +54,9 @@ command draws the page again:
 - Numbers in brackets are the ends of an interval. Points are percentage points of accuracy or error. A decade is a
   factor of ten. Logarithms are natural where nothing else is said. Θ is the Neural Tangent Kernel at initialization,
   Π the Path Kernel.
-- Runs that failed have no number and are left out. Runs that did not train count with the accuracy that they have,
-  where nothing else is said. How many there are of both stands at the end of the page.
+- Runs without a result, most of them of a method that is not defined for their network, are left out. Runs that did
+  not train count with the accuracy that they have, where nothing else is said. How many there are of both stands at
+  the end of the page.
 """
 
 _CUT = """## {number}. What was cut, and how to run more
@@ -152,5 +153,5 @@ def _tables(studies: Mapping[str, Kept]) -> str:
                 ", ".join(made["devices"]),
             )
         )
-    head = ("study", "runs", "failed", "did not train", "data", "networks", "methods", "densities", "seeds")
+    head = ("study", "runs", "no result", "did not train", "data", "networks", "methods", "densities", "seeds")
     return table_of((*head, "hours", "device"), rows)

@@ -344,7 +344,7 @@ def _sureness(used: list[Kept], studies: Mapping[str, Kept]) -> list[str]:
         "Errors are means over seeds with Student’s 95% intervals. The intervals of differences from one account are "
         "right together with probability 95%, and are wider by the rounding of the published number. The accounts give "
         "no intervals of their own.",
-        f"{failed or 'None'} of these runs failed; means are over the seeds that did not.",
+        f"{failed or 'None'} of these runs are without a result; means are over the seeds that have one.",
     ]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.base.wording import counted, percent
+from experiments.base.wording import counted, enumerated, percent
 from experiments.evidence import plots
 from experiments.evidence.cells import Cells, in_order
 from experiments.evidence.claims import Claim, Unit
@@ -53,6 +53,7 @@ _QUESTION = (
 )
 _CLOSE = 0.01
 """A change of accuracy by less than this counts as none."""
+_LEAD = "lead over random"
 _POINTS, _SHARE, _RHO = Unit(100.0, "+.1f", "points"), Unit(100.0, ".0f", "%"), Unit(form="+.2f")
 _PI = "log_trace_path_kernel"
 
@@ -87,17 +88,18 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         cells.values(_PI),
         cells.values(_PI, [f"{method}+shuffled" for method in cells.methods]),
     )
-    numbers = _numbers(arrays, cells)
+    numbers, by_network = _numbers(arrays, cells), _by_network(arrays, cells)
     before = sum(method != TICKET for method in cells.methods)
     return Section(
         _TITLE,
         _QUESTION,
-        _answer(numbers, before, len(cells.groups)),
+        _answer(numbers, by_network, before, cells),
         _claims(numbers),
         [
             "Each method is trained again in three ways: "
             + "; ".join(f"*{name}*, {words}" for name, words in VARIANTS.items())
             + ". Every difference below is one of runs of the same seeds.",
+            _table_by_network(by_network, cells),
             picture(
                 "sanity",
                 "Change of accuracy by the sanity checks",
@@ -131,6 +133,20 @@ def _numbers(arrays: _Arrays, cells: Cells) -> dict[str, Interval]:
         changed = pi - shuffled_pi, accuracy - shuffled
         found["ρ of changes"] = mean_of_groups(rank_associations(*changed, methods))
     return {name: percentile_interval(numbers, corrected(len(found))) for name, numbers in found.items()}
+
+
+def _by_network(arrays: _Arrays, cells: Cells) -> dict[str, list[Interval]]:
+    """For the lead over random pruning and for each variant its change in each group, in the mean over methods."""
+    draws = cells.resampled()
+    methods = draws.methods * np.array([method != TICKET for method in cells.methods])
+    changes = {_LEAD: arrays.base - arrays.random}
+    changes |= {name: variant - arrays.base for name, variant in arrays.variants.items()}
+    level = corrected(len(changes) * len(cells.groups))
+    means = {name: draws.cell_means(change) for name, change in changes.items()}
+    return {
+        name: [percentile_interval(weighted_means(of[:, place], methods), level) for place in range(len(cells.groups))]
+        for name, of in means.items()
+    }
 
 
 def _mean(means: np.ndarray, methods: np.ndarray) -> np.ndarray:
@@ -172,11 +188,28 @@ def _claims(numbers: Mapping[str, Interval]) -> list[Claim]:
     ]
 
 
-def _answer(numbers: Mapping[str, Interval], methods: int, networks: int) -> str:
+def _answer(
+    numbers: Mapping[str, Interval], by_network: Mapping[str, Sequence[Interval]], methods: int, cells: Cells
+) -> str:
+    each = [
+        f"{_POINTS.of(change)} on `{model}`"
+        for (_, model, _), change in zip(cells.groups, by_network["shuffled"], strict=True)
+    ]
     return (
         f"Layer densities alone explain {_SHARE.of(numbers['share'])} of the lead over random pruning: shuffling the "
         f"kept weights within layers changes accuracy by {_POINTS.of(numbers['shuffled'])}, in the mean over "
-        f"{counted(methods, 'pruning', 'prunings')} before training and {counted(networks, 'network')}."
+        f"{counted(methods, 'pruning', 'prunings')} before training and {counted(len(cells.groups), 'network')}. "
+        f"Network by network it is {enumerated(each)}."
+    )
+
+
+def _table_by_network(by_network: Mapping[str, Sequence[Interval]], cells: Cells) -> str:
+    rows = [
+        (f"{data}, `{model}`", f"{density:g}", *(_POINTS.bare(changes[place]) for changes in by_network.values()))
+        for place, (data, model, density) in enumerate(cells.groups)
+    ]
+    return "In the mean over prunings before training, in points:\n\n" + table_of(
+        ("data, network", "density", *by_network), rows
     )
 
 
@@ -216,7 +249,7 @@ def _table(cells: Cells, arrays: _Arrays, place: int) -> str:
                 share,
             )
         )
-    head = ("method", "accuracy, %", "lead over random", *arrays.variants, "share of the lead that stays when shuffled")
+    head = ("method", "accuracy, %", _LEAD, *arrays.variants, "share of the lead that stays when shuffled")
     return f"`{model}` on {data} at density {density:g}; changes in points:\n\n" + table_of(head, rows)
 
 

@@ -118,7 +118,7 @@ def test_an_unfinished_study_is_kept_only_if_asked_and_says_so(tmp_path, capsys)
     assert main(["--study", str(study), "keep", str(folder)]) == 2
     assert "has 5 of the 6 networks of its study" in capsys.readouterr().err and not (study / "results").exists()
     assert main(["--study", str(study), "keep", str(folder), "--unfinished", "--name", "digits"]) == 0
-    assert "digits.csv.gz, 5 networks (0 failed, 0 did not train)" in capsys.readouterr().out
+    assert "digits.csv.gz, 5 networks (0 without a result, 0 did not train)" in capsys.readouterr().out
     assert main(["--study", str(study), "--widths", str(MASKS)]) == 0
     assert "| 5 of 6 |" in (study / "README.md").read_text()
 
@@ -387,7 +387,7 @@ def test_a_failed_network_is_left_out_of_means(made, tmp_path):
     table.loc[failing, "test_accuracy"] = np.nan
     section = published.section(made[1] | {"mnist-snip": study._replace(table=table)})
     assert isinstance(section, Section)
-    assert any("2 of these runs failed" in sentence for sentence in section.sureness)
+    assert any("2 of these runs are without a result" in sentence for sentence in section.sureness)
     assert "| 4 | 1.6 |" in "\n".join(section.body)
 
 
