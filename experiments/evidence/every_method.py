@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.base.names import DENSE
-from experiments.base.wording import enumerated
 from experiments.evidence import plots
-from experiments.evidence.cells import Cells, in_order
-from experiments.evidence.claims import Claim, Unit, of_all, verdict
+from experiments.evidence.cells import Cells, Group, in_order, inconclusive
+from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
 from experiments.evidence.kept import Kept
 from experiments.evidence.sections import Missing, Section, described, footer, link, not_kept, picture, table_of
 from experiments.evidence.statistics import Interval, corrected, mean_interval
@@ -22,7 +23,11 @@ __all__ = ["TICKET", "section"]
 TICKET = "lottery_ticket"
 """Iterative magnitude pruning with rewinding: it prunes after training, so it is no pruning before training."""
 
-_STUDY = "mnist-methods"
+RANDOM = "random"
+"""The baseline."""
+
+_STUDIES = ("mnist-methods", "mnist-methods-lenet-5", "digits", "fashion", "cifar10")
+"""The first must be kept."""
 _TITLE = "Every method on the same networks"
 _QUESTION = (
     "How far are prunings before training from what can be had by training first? The yardstick is iterative magnitude "
@@ -32,139 +37,174 @@ _QUESTION = (
 _POINTS, _PERCENT = Unit(100.0, "+.2f", "points"), Unit(100.0, ".2f")
 
 
+class _Of(NamedTuple):
+    """A kept study, its cells, and their errors (groups, methods, seeds)."""
+
+    study: Kept
+    cells: Cells
+    errors: np.ndarray
+
+    @property
+    def settings(self) -> dict[tuple[str, str], list[int]]:
+        """The places of the groups of each data set and network, densities from high to low."""
+        found: dict[tuple[str, str], list[int]] = {}
+        for place, group in enumerate(self.cells.groups):
+            found.setdefault(group[:2], []).append(place)
+        return found
+
+
 def section(studies: Mapping[str, Kept]) -> Section | Missing:
-    """The section."""
-    study = studies.get(_STUDY)
-    if study is None:
-        return not_kept(_TITLE, _QUESTION, [_STUDY])
-    methods = in_order([method for method in study.finished["method"].unique() if method != DENSE])
-    cells = Cells(study.finished, tuple(methods))
-    errors = 1 - cells.values("test_accuracy")
-    models = list(dict.fromkeys(model for _, model, _ in cells.groups))
-    rivals = [method for method in methods if method not in (TICKET, "random")]
-    claims = [
-        _against(
-            cells,
-            errors,
-            [method for method in methods if method != TICKET],
-            TICKET,
-            "Iterative magnitude pruning with rewinding errs less than every pruning before training, on each network "
-            "in the mean over densities",
-        ),
-        _against(
-            cells,
-            errors,
-            rivals,
-            "random",
-            "Every pruning before training errs less than random pruning, on each network in the mean over densities",
-            less=True,
-        ),
-    ]
+    """The section, of those of its studies that are kept; the first must be."""
+    if _STUDIES[0] not in studies:
+        return not_kept(_TITLE, _QUESTION, [_STUDIES[0]])
+    kept = [studies[name] for name in _STUDIES if name in studies]
+    used, told_of_left_out = [], []
+    for study in kept:
+        left_out, told = inconclusive(study.finished)
+        told_of_left_out += told
+        methods = [method for method in study.finished["method"].unique() if method != DENSE and "+" not in method]
+        cells = Cells(study.finished, tuple(in_order(methods))).restricted(functools.partial(_is_in, left_out))
+        if cells.groups:
+            used.append(_Of(study, cells, 1 - cells.values("test_accuracy")))
+    leads = {of.study.name: _lead_of_ticket(of) for of in used}
     return Section(
         _TITLE,
         _QUESTION,
-        _answer(cells, errors, claims),
-        claims,
+        " ".join(_answer(of, leads[of.study.name]) for of in used),
+        [claim for of in used for claim in (leads[of.study.name], _lead_over_random(of)) if claim],
+        [part for of in used for part in _body(of)],
         [
-            picture(
-                "methods",
-                "Test error over density",
-                "Test error over density, with 95% intervals of the mean over seeds. The line across is the unpruned "
-                "network.",
-            ),
-            *(_table(cells, errors, study, model) for model in models),
-        ],
-        [
-            described(study),
+            *(described(study) for study in kept),
+            *told_of_left_out,
             "Intervals in the tables are Student’s 95% intervals over seeds, each by itself. Those of the claims "
-            "compare runs of the same seeds and are right together with probability 95%.",
+            "compare runs of the same seeds; those of one claim are right together with probability 95%.",
             "The yardstick trains the network once for each of its levels, so it costs many times what the others do.",
-            f"Of its runs {study.failed or 'none'} lack a result, and {study.untrained or 'none'} did not train.",
+            *(
+                f"Of the runs of `{of.study.name}` {of.study.failed or 'none'} lack a result, and "
+                f"{of.study.untrained or 'none'} did not train."
+                for of in used
+            ),
         ],
-        [link(_STUDY)],
-        {"methods": _figure(cells, errors, study)},
+        [link(study.name) for study in kept],
+        {_figure_name(of): _figure(of) for of in used},
     )
 
 
-def _against(
-    cells: Cells, errors: np.ndarray, methods: Sequence[str], other: str, words: str, *, less: bool = False
-) -> Claim:
+def _is_in(left_out: Sequence[tuple[str, str]], group: Group) -> bool:
+    return group[:2] not in left_out
+
+
+def _figure_name(of: _Of) -> str:
+    return f"methods-{of.study.name}"
+
+
+def _body(of: _Of) -> list[str]:
+    caption = (
+        f"Study `{of.study.name}`: test error over density, with 95% intervals of the mean over seeds. The line "
+        "across is the unpruned network."
+    )
+    return [picture(_figure_name(of), "Test error over density", caption), *(_table(of, *each) for each in of.settings)]
+
+
+def _lead_of_ticket(of: _Of) -> Claim | None:
+    if TICKET not in of.cells.methods:
+        return None
+    rivals = [method for method in of.cells.methods if method != TICKET]
+    words = (
+        f"Study `{of.study.name}`: iterative magnitude pruning with rewinding errs less than every pruning before "
+        "training, on each network in the mean over densities"
+    )
+    return _against(of, rivals, TICKET, words)
+
+
+def _lead_over_random(of: _Of) -> Claim | None:
+    rivals = [method for method in of.cells.methods if method not in (TICKET, RANDOM)]
+    if RANDOM not in of.cells.methods or not rivals:
+        return None
+    words = (
+        f"Study `{of.study.name}`: every pruning before training errs less than random pruning, on each network in "
+        "the mean over densities"
+    )
+    return _against(of, rivals, RANDOM, words, less=True)
+
+
+def _against(of: _Of, methods: Sequence[str], other: str, words: str, *, less: bool = False) -> Claim:
     """The claim that each of the methods errs more than another one, or less, on each network over all densities."""
-    models = list(dict.fromkeys(model for _, model, _ in cells.groups))
-    if other not in cells.methods or not methods:
-        return Claim(f"{words} (`{other}` is not in the study)", "–", "–", of_all([]))
-    differences = {}
-    for model in models:
-        groups = [place for place, group in enumerate(cells.groups) if group[1] == model]
-        of_model = errors[groups].mean(axis=0)  # NaN where a density lacks the seed
+    apart = {}
+    for setting, groups in of.settings.items():
+        of_setting = of.errors[groups].mean(axis=0)  # NaN where a density lacks the seed
         for method in methods:
-            apart = of_model[cells.methods.index(method)] - of_model[cells.methods.index(other)]
-            level = corrected(len(methods) * len(models))
-            differences[method, model] = mean_interval(-apart if less else apart, level)
+            difference = of_setting[of.cells.methods.index(method)] - of_setting[of.cells.methods.index(other)]
+            if not np.isnan(difference).all():
+                apart[method, setting] = -difference if less else difference
+    level = corrected(len(apart))
+    differences = {key: mean_interval(each, level) for key, each in apart.items()}
+    if not differences:
+        return Claim(words, "–", "all above 0 points", of_all([]))
     least = min(differences, key=lambda key: np.nan_to_num(differences[key].value, nan=np.inf))
     verdicts = [verdict(difference, low=0.0) for difference in differences.values()]
-    sure = sum(each == "holds" for each in verdicts)
+    sure = sum(each == HOLDS for each in verdicts)
     return Claim(
         words,
-        f"{_POINTS.of(differences[least])} at the least (`{least[0]}` on `{least[1]}`); surely above 0 in {sure} of "
+        f"{_POINTS.of(differences[least])} at the least (`{least[0]}` on `{least[1][1]}`); surely above 0 in {sure} of "
         f"{len(verdicts)} comparisons",
         "all above 0 points",
         of_all(verdicts),
     )
 
 
-def _answer(cells: Cells, errors: np.ndarray, claims: Sequence[Claim]) -> str:
+def _answer(of: _Of, lead: Claim | None) -> str:
     """The yardstick and the best other method at the lowest density of each network."""
     parts = []
-    for model in dict.fromkeys(model for _, model, _ in cells.groups):
-        place = max(at for at, group in enumerate(cells.groups) if group[1] == model)
-        means = {method: mean_interval(errors[place, at]) for at, method in enumerate(cells.methods)}
+    for (data, model), groups in of.settings.items():
+        means = {method: mean_interval(of.errors[groups[-1], at]) for at, method in enumerate(of.cells.methods)}
         others = {method: mean for method, mean in means.items() if method != TICKET and np.isfinite(mean.value)}
         best = min(others, key=lambda method: others[method].value)
-        words = f"`{best}` errs on {_PERCENT.of(others[best])}% of the test images"
+        words = f"of `{model}` on {data} at density {of.cells.groups[groups[-1]][2]:g}, `{best}` errs on "
+        words += f"{_PERCENT.of(others[best])}% of the test images"
         if TICKET in means:
             words += f", `{TICKET}` on {_PERCENT.of(means[TICKET])}%"
-        parts.append(f"of `{model}` at density {cells.groups[place][2]:g}, {words}")
-    return (
-        f"The best of the prunings before training come this far at the lowest density: {enumerated(parts)}. The "
-        f"yardstick’s lead over its closest rival, over all densities, is {claims[0].number}."
-    )
+        parts.append(words)
+    told = f"In `{of.study.name}` the best pruning before training comes this far at the lowest density: "
+    told += "; ".join(parts) + "."
+    if lead is not None:
+        told += f" The yardstick’s lead over its closest rival, over all densities, is {lead.number}."
+    return told
 
 
-def _table(cells: Cells, errors: np.ndarray, study: Kept, model: str) -> str:
-    groups = [place for place, group in enumerate(cells.groups) if group[1] == model]
-    dense = _dense(study, model)
+def _table(of: _Of, data: str, model: str) -> str:
+    groups = of.settings[data, model]
     rows = [
-        (f"`{method}`", *(_PERCENT.of(mean_interval(errors[group, place])) for group in groups))
-        for place, method in enumerate(cells.methods)
+        (f"`{method}`", *(_PERCENT.of(mean_interval(of.errors[group, place])) for group in groups))
+        for place, method in enumerate(of.cells.methods)
     ]
-    head = ("method", *(f"density {cells.groups[group][2]:g}" for group in groups))
+    head = ("method", *(f"density {of.cells.groups[group][2]:g}" for group in groups))
     return (
-        f"Test error of `{model}` in per cent; unpruned it is {_PERCENT.of(dense)}. Each number has its 95% "
-        "interval.\n\n" + table_of(head, rows)
+        f"Test error of `{model}` on {data} in per cent; unpruned it is {_PERCENT.of(_dense(of, data, model))}. Each "
+        "number has its 95% interval.\n\n" + table_of(head, rows)
     )
 
 
-def _dense(study: Kept, model: str) -> Interval:
-    rows = study.finished[(study.finished["model"] == model) & (study.finished["method"] == DENSE)]
+def _dense(of: _Of, data: str, model: str) -> Interval:
+    rows = of.study.finished
+    rows = rows[(rows["data"] == data) & (rows["model"] == model) & (rows["method"] == DENSE)]
     return mean_interval(1 - rows["test_accuracy"].to_numpy())
 
 
-def _figure(cells: Cells, errors: np.ndarray, study: Kept) -> Figure:
+def _figure(of: _Of) -> Figure:
     panels = []
-    for model in dict.fromkeys(model for _, model, _ in cells.groups):
-        groups = [place for place, group in enumerate(cells.groups) if group[1] == model]
-        densities = [cells.groups[group][2] for group in groups]
+    for (data, model), groups in of.settings.items():
+        densities = [of.cells.groups[group][2] for group in groups]
         lines = []
-        for place, method in enumerate(cells.methods):
-            numbers = [_in_percent(mean_interval(errors[group, place])) for group in groups]
+        for place, method in enumerate(of.cells.methods):
+            numbers = [_in_percent(mean_interval(of.errors[group, place])) for group in groups]
             color, marker = style_of(method)
             lines.append(plots.Line(method, densities, numbers, color, marker, "--" if method == TICKET else "-"))
-        dense = _in_percent(_dense(study, model))
+        dense = _in_percent(_dense(of, data, model))
         color, marker = style_of(DENSE)
         lines.append(plots.Line(DENSE, [densities[0], densities[-1]], [dense, dense], color, "", "--"))
-        panels.append(plots.Panel(model, lines))
-    return plots.over_density(panels, "test error, %", footer([study]), logarithmic=True)
+        panels.append(plots.Panel(f"{data}, {model}", lines))
+    return plots.over_density(panels, "test error, %", footer([of.study]), logarithmic=True)
 
 
 def _in_percent(interval: Interval) -> Interval:

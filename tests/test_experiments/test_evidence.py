@@ -235,8 +235,8 @@ def test_claims_that_are_true_of_made_up_studies_hold_and_others_do_not(made):
     expected = {
         "In the setting of SNIP’s authors, our 6 errors are theirs": NOT,
         "Twice the steps change the error": HOLDS,
-        "Iterative magnitude pruning with rewinding errs less": HOLDS,
-        "Every pruning before training errs less than random": HOLDS,
+        "Study `mnist-methods`: iterative magnitude pruning with rewinding errs less": HOLDS,
+        "Study `digits`: every pruning before training errs less than random": HOLDS,
         "Tr Π orders the methods by trained accuracy among": HOLDS,
         "Tr Π orders the methods better than log path count": HOLDS,
         "Tr Π orders the methods better than log Σ|v|": OPEN,
@@ -301,6 +301,15 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     pairs = [(model, method) for model in ("fc", "vgg_11") for method in methods]
     changes = [(rows[m, f"{n}+shuffled", 0.05] - rows[m, n, 0.05]).mean() for m, n in pairs]
     assert f"changes accuracy by {100 * np.mean(changes):+.1f} [".replace("-", "−") in text
+    # and of one network
+    of_fc = 100 * np.mean([change for (model, _), change in zip(pairs, changes, strict=True) if model == "fc"])
+    (line,) = [each for each in text.splitlines() if each.startswith("| digits, `fc` | 0.05 |")]
+    assert line.split(" | ")[3].startswith(f"{of_fc:+.1f} [".replace("-", "−"))
+    # the error of a method on digits
+    errors = 100 * (1 - table("digits").set_index(["model", "method", "density"]).sort_index()["test_accuracy"])
+    digits = text.partition("Test error of `vgg_11` on digits")[2].partition("\n\n![")[0]
+    (line,) = [each for each in digits.splitlines() if each.startswith("| `synflow` |")]
+    assert line.split(" | ")[2].startswith(f"{errors['vgg_11', 'synflow', 0.05].mean():.2f} [")
     # the rank correlation of Tr Π with accuracy, in the mean over groups
     rhos = []
     for name in ("digits", "fashion"):
@@ -345,7 +354,7 @@ def test_the_page_names_methods_and_tables_and_all_its_files_exist(made):
         base = ROOT / "docs" / "study" if link.startswith("..") else place
         assert (base / link).exists(), link
     drawn = {file.stem for file in (place / "figures").iterdir()}
-    assert drawn == set(re.findall(r"figures/([\w-]+)\.png", text)) and len(drawn) == 6
+    assert drawn == set(re.findall(r"figures/([\w-]+)\.png", text)) and len(drawn) == 8
     for file in (place / "figures").iterdir():
         assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and 10_000 < file.stat().st_size < 300_000
     for name in studies:
