@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from pathjax import ntk, scores
@@ -70,6 +72,26 @@ def test_links_to_files_outside_of_the_site_lead_to_pages() -> None:
     assert rewritten("[R](../README.md#experiments)", 0) == "[R](/studies.md)"
     assert rewritten("[C](../costs.md) [D](../../DESIGN.md)", 1) == "[C](../costs.md) [D](/design.md)"
     assert rewritten("[tests](../tests/oracles.py)", 0) == "tests"
+
+
+def test_accuracies_beside_the_scores_are_those_of_the_study() -> None:
+    table = pd.read_csv(DOCS / "study" / "results" / "digits.csv.gz")
+    page = (DOCS / "which-score.md").read_text()
+
+    def shown(rows: pd.DataFrame) -> list[str]:
+        means = 100 * rows.groupby("model")["test_accuracy"].mean().reindex(["fc", "resnet_20", "vgg_11"])
+        return ["–" if np.isnan(mean) else f"{mean:.0f}" for mean in means]
+
+    (line,) = re.findall(r"Unpruned they\nhave (\d+), (\d+) and (\d+)\.", page)
+    assert list(line) == shown(table[table["method"] == "dense"])
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `scores.")
+    ]
+    methods = {cells[0].strip("`").removeprefix("scores."): cells[4] for cells in rows}
+    assert len(methods) == 13 and [name for name, text in methods.items() if not text] == ["force"]
+    for name, text in methods.items():
+        of_method = table[(table["method"] == name) & (table["density"] == 0.02)]
+        assert not text or text.split(", ") == shown(of_method), name
 
 
 def test_links_into_nothing_are_found(tmp_path: Path) -> None:
