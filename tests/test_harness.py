@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import re
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,14 @@ def test_a_literal_tolerance_is_seen() -> None:
     assert literal_tolerances("assert a == approx(b)") == ["line 1: approx(b)"]
     assert literal_tolerances("assert a < b < 0.5 and top_eigenpairs(kernel, tolerance=1e-9)") == []
     assert literal_tolerances("assert_allclose(a, b, rtol=0, atol=4 * EXACT * max(1e-300, size))") == []
+
+
+def test_the_version_and_its_date_stand_in_one_form_everywhere() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(TESTS.parent / "setup.cfg")
+    citation = dict(
+        re.findall(r"^(version|date-released): (.+)$", (TESTS.parent / "CITATION.cff").read_text(), re.MULTILINE)
+    )
+    newest = re.search(r"^## (\S+) \((.+)\)$", (TESTS.parent / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None and newest.groups() == (citation["version"], citation["date-released"])
+    assert setup["metadata"]["version"] == citation["version"]
