@@ -71,14 +71,11 @@ def not_kept(title: str, question: str, studies: Sequence[str]) -> Missing:
     return Missing(title, question, f"the results of {enumerated([f'`{name}`' for name in studies])}", commands)
 
 
-_EARLIER = "[Earlier studies](earlier.md), which were shorter and whose results were not kept, say something of it."
-
-
 def markdown(number: int, section: Section | Missing) -> str:
     """The section under its number."""
     head = [f"## {number}. {section.title}", f"*{section.question}*"]
     if isinstance(section, Missing):
-        left_out = f"Left out, because {section.lacking} are not kept here yet. {_EARLIER} To make them:"
+        left_out = f"Left out, because {section.lacking} are not kept here yet. To make them:"
         return "\n\n".join([*head, left_out, "\n".join(f"    {command}" for command in section.commands)])
     return "\n\n".join(
         [
