@@ -13,6 +13,7 @@ __all__ = [
     "WRAPPED",
     "call_note",
     "check_call",
+    "check_has_numbers",
     "check_no_list",
     "check_no_shape",
     "check_not_function",
@@ -119,6 +120,16 @@ def check_no_shape(name: str, x: Any) -> None:
             f"`{name}` is a tuple of {len(x)} integers, a shape: pass jnp.zeros(shape) or jax.ShapeDtypeStruct(shape, "
             "jnp.float32)."
         )
+
+
+def check_has_numbers(name: str, tree: Any) -> None:
+    """Raise TypeError for the shape of an array where its numbers are read."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"`{name}` is a shape alone, {leaf}, and its numbers are read here. Pass an array. Without data, draw "
+                f"one: jax.random.normal(jax.random.key(0), {leaf.shape})."
+            )
 
 
 def check_not_function(name: str, batches: Any) -> None:

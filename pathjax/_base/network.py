@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array
 
 from pathjax._base import trees
+from pathjax._base.arguments import check_has_numbers
 from pathjax._base.weights import check_weights
 
 __all__ = [
@@ -53,6 +54,7 @@ def check_params(params: Any) -> None:
 def as_batch(name: str, x: Any) -> Any:
     """A batch as an array or a tree of arrays; a list of numbers is one array. Raises TypeError for other leaves."""
     check_arrays(name, x, "Convert it to numbers, or leave it out of the batch.")
+    check_has_numbers(name, x)
     leaves = jax.tree_util.tree_leaves_with_path(x)
     are_numbers = all(jnp.ndim(leaf) == 0 for _, leaf in leaves)
     are_in_lists = all(isinstance(key, jax.tree_util.SequenceKey) for path, _ in leaves for key in path)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from pathjax._base.arguments import check_no_shape, check_not_function
+from pathjax._base.arguments import check_has_numbers, check_no_shape, check_not_function
 from pathjax._base.trees import multiply, wide
 from pathjax._interpreter import mean_field
 from pathjax._interpreter.jaxpr import UnsupportedPrimitive, check_batch
@@ -81,6 +81,7 @@ def _input_batches(inputs: Any) -> Iterator[Array]:
             "that the layers multiply, and close over the others in `apply`, or pass them in `state`."
         )
     check_no_shape("inputs", inputs)
+    check_has_numbers("inputs", inputs)
     check_not_function("inputs", inputs)
     batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
     empty = True
