@@ -35,9 +35,9 @@ class Model:
     name: str
     """Its name in results."""
     network: str
-    """One of `names.NETWORKS`, or "module:function" for one of your own."""
+    """The name of a network that is there, such as `resnet_20`, or "module:function" for one of your own."""
     factor: float = 1.0
-    """All widths but the outputs are multiplied by this and rounded up; at most `MOST_FACTOR`."""
+    """All widths but the outputs are multiplied by this and rounded up; at most 1,000."""
     batch_norm: bool | None = None
     """Whether it has batch norm; left out, as published."""
     activation: str = "relu"
@@ -69,7 +69,8 @@ class Measures:
     curve_steps: int = 50
     """Steps of gradient descent in the loss curves that are compared with predictions."""
     curve_density: tuple[float, ...] = ()
-    """Densities whose networks get loss curves; with any, the dense network gets them too."""
+    """Densities whose networks get loss curves, predicted ones and real ones; with any, the dense network gets them
+    too."""
     rank: int = 16
     """Rank of the part of Θ in Π's eigenbasis that predicts a loss curve."""
     expected: bool = False
@@ -93,13 +94,13 @@ class Study:
     """All networks of data × model × method × density × seed, and how they are trained and measured."""
 
     data: tuple[str, ...]
-    """Data sets: names of `data.loading.known_names`, or of one's own, "module:function" or a .npz file, whose folder
-    begins at the config's. Of a study that is `checked`, by the names that they have in results, `own.short_name`."""
+    """Data sets: `digits`, which needs no files, the name of any data set that TFDS has prepared, such as `mnist` or
+    `cifar10`, or one of your own: "module:function", or a .npz file, whose folder begins at the config's."""
     model: tuple[Model, ...]
     """Networks."""
     method: tuple[str, ...]
-    """Pruning methods, each alone or with one of `base.variants`, as "snip" or "snip+shuffled"; the dense network is
-    always there too."""
+    """Pruning methods, each alone, as "snip", or as a sanity check, "snip+shuffled", "snip+reinitialized" or
+    "snip+inverted", or with two of every four weights, "snip+2of4"; the dense network is always there too."""
     density: tuple[float, ...]
     """Kept shares of the prunable weights, each in (0, 1]."""
     seeds: int = 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import re
 import sys
@@ -12,6 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from experiments.records.trial import Trial
+from experiments.records.trial_summaries import SUMMARIES
 from pathjax import ntk, scores
 
 from .test_public_api import MODULES, find
@@ -92,6 +95,15 @@ def test_accuracies_beside_the_scores_are_those_of_the_study() -> None:
     for name, text in methods.items():
         of_method = table[(table["method"] == name) & (table["density"] == 0.02)]
         assert not text or text.split(", ") == shown(of_method), name
+
+
+def test_every_column_of_a_table_of_trials_is_explained() -> None:
+    page = (DOCS / "reference" / "columns.md").read_text()
+    listed = dict(extension("fields").fields_of(Trial))
+    assert listed["test_loss, test_accuracy"] == "on the full test set after training; accuracy is a share in [0, 1]."
+    explained = {name for names in listed for name in re.findall(r"\w+", names)} | set(re.findall(r"`(\w+)`", page))
+    names = {field.name for field in dataclasses.fields(Trial)} | set(SUMMARIES)
+    assert names - explained == set()
 
 
 def test_links_into_nothing_are_found(tmp_path: Path) -> None:

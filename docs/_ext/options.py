@@ -1,4 +1,5 @@
-"""The directive `options-of`: the options of a command, or the keys of a config, from a dataclass and its docstrings.
+"""Directives: `options-of` writes the options of a command, or the keys of a config, from a dataclass and its
+docstrings; `fields-of` what a record holds; `help-of` and `names-of` what a command and a module say.
 
 ```{options-of} experiments.__main__:Sweep
 :as: command
@@ -12,6 +13,7 @@ import dataclasses
 import importlib
 import inspect
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +22,9 @@ from typing import Any, ClassVar, NamedTuple
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-__all__ = ["HelpOf", "NamesOf", "Option", "OptionsOf", "options_of", "setup"]
+from .fields import fields_of
+
+__all__ = ["FieldsOf", "HelpOf", "NamesOf", "Option", "OptionsOf", "options_of", "setup"]
 
 
 class Option(NamedTuple):
@@ -69,6 +73,25 @@ class OptionsOf(SphinxDirective):
             text = nodes.paragraph("", "", *_inline(option.text))
             listed += nodes.definition_list_item("", term, nodes.definition("", text))
         return [*(nodes.paragraph("", "", *_inline(each)) for each in about), listed]
+
+
+class FieldsOf(SphinxDirective):
+    """Writes a definition list with an entry for each attribute that a class's docstring names."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Read the docstring."""
+        module, name = self.arguments[0].split(":")
+        source = importlib.import_module(module)
+        self.env.note_dependency(inspect.getsourcefile(source))
+        listed = nodes.definition_list(classes=["options"])
+        for names, text in fields_of(getattr(source, name)):
+            term = nodes.term("", "", *_inline(re.sub(r"\w+", r"`\g<0>`", names)))
+            listed += nodes.definition_list_item(
+                "", term, nodes.definition("", nodes.paragraph("", "", *_inline(text)))
+            )
+        return [listed]
 
 
 class HelpOf(SphinxDirective):
@@ -136,6 +159,7 @@ def _inline(text: str) -> list[nodes.Node]:
 
 def setup(app: Any) -> dict[str, bool]:
     """Register the directives."""
+    app.add_directive("fields-of", FieldsOf)
     app.add_directive("help-of", HelpOf)
     app.add_directive("names-of", NamesOf)
     app.add_directive("options-of", OptionsOf)

@@ -39,7 +39,7 @@ class Trial:
         layer_density: kept share of each kernel, by the layer's name, in the order of the network from the input on.
         dead_units: share of units that no kept path goes through, by the name of the units, in the same order.
         absent: what could not be measured of this network, and why; "" where all was. Of plain modules, `dead_units`.
-        log_path_count … log_condition_ntk: `names.QUANTITIES`, before training under the mask: at the weights as they
+        log_path_count … log_condition_ntk: the quantities known before training, under the mask: at the weights as they
             are drawn, or to which a lottery ticket is rewound. Θ is that of a small fixed batch of n images, as an
             (n·o, n·o) matrix; batch norm has the running statistics that its training begins with.
         infinite_distance: ‖Θ − Θ∞‖ / ‖Θ∞‖ of the dense network to its infinite-width limit, where that is known.
@@ -68,8 +68,8 @@ class Trial:
         ntk_change, path_kernel_change: ‖K − K₀‖ / ‖K₀‖ of Θ and of Π between the start and the end of training, in the
             Frobenius norm: near 0 is lazy.
         ntk_distance, path_kernel_distance: 1 − ⟨K, K₀⟩ / (‖K‖ ‖K₀‖): the part of the change that no scale undoes.
-        did_not_train: why the training counts as none, by `training.why_untrained`; "" where it learned something, and
-            where the trial failed.
+        did_not_train: why the training counts as none: its loss never fell below that of guessing, or its accuracy is
+            that of always naming one class; "" where it learned something, and where the trial failed.
         setting: what decides the numbers beside the name and the versions, by the names of the config's keys: those
             that this trial reads, and hashes of source files that are not a part of pathjax.
         made: how it was computed: the versions of packages, the kind of the device, the commit of the source tree and

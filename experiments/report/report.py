@@ -172,14 +172,19 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
             findings.of_change(study),
         )
     else:
-        yield Absent("How far training moves the kernels", "No trial has its kernels after training.")
+        yield Absent(
+            "How far training moves the kernels",
+            "No trial has its kernels after training. Set `measure.changes = true` in the config.",
+        )
 
 
 def _of_curves(study: StudyTable, figure: Callable[..., Illustration], over_seeds: str) -> Iterator[Any]:
     """The loss curves of gradient descent, and how far their predictions are off."""
     title = "Predicted and real loss curves"
     if not _has_lists(study, CURVES):
-        yield Absent(title, "No trial has loss curves; let the sweep's config ask for them.")
+        yield Absent(
+            title, "No trial has loss curves. Name their densities in the config, as `measure.curve_density = [0.05]`."
+        )
         return
     yield figure(
         "curves",
