@@ -119,7 +119,9 @@ _POSITION = Words(
 
 # Layers
 
-_USE_RELU = "Use a ReLU or another piecewise-linear activation instead."
+_USE_RELU = (
+    "Use a ReLU or another piecewise-linear activation instead. `scores.snip` and `ntk.empirical` take any layer."
+)
 _NO_NORM = "Use batch norm with running statistics, or no norm."
 _TRAINED_BATCH_NORM = Words(
     "Batch norm in training mode mixes the examples of a batch: it normalizes by their mean and variance, but paths "
