@@ -101,7 +101,7 @@ def prune(
     progress: Progress | None = None,
     jit: bool = True,
 ) -> Mask:
-    """The mask after `rounds` rounds, each of which scores the kept weights and prunes those of smallest score.
+    """Prune in rounds: score the kept weights, prune those of smallest score, repeat; gives the mask of kept weights.
 
     Round t calls `score(masked_params, key)` with pruned weights at 0, and keeps exactly round(ρ_t·N) of the N prunable
     weights, those of largest score; ties are broken as in `masks.from_scores`. ρ_t is the density that
@@ -143,11 +143,17 @@ def prune(
     keep fewer. Revival: de Jorge et al., "Progressive skeletonization: trimming more fat from a network at
     initialization", 2021.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[3.0, -1.0, 4.0], [1.0, -5.0, 2.0]])}
-    >>> mask = prune(lambda params, key: {"kernel": jnp.abs(params["kernel"])}, params, density=0.5, rounds=3)
-    >>> mask["kernel"].astype(int).tolist()
-    [[1, 0, 1], [0, 1, 0]]
+    >>> import jax, jax.numpy as jnp
+    >>> from pathjax import masks, scores
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0))
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 20)), "out": jax.random.normal(keys[1], (20, 3))}
+    >>> def score(masked_params, key):
+    ...     return scores.synflow(apply, masked_params, jnp.zeros((1, 4)))
+    >>> mask = prune(score, params, density=0.25, rounds=20)
+    >>> int(masks.count(mask)), jax.tree.map(jnp.shape, mask)
+    (35, {'hidden': (4, 20), 'out': (20, 3)})
     """
     _check_score(score)
     planned = densities(density=density, rounds=rounds, schedule=schedule)
@@ -228,18 +234,23 @@ def sparsify(
 ) -> Sparse:
     """Prune a network before training, and freeze its optimizer: all that a training script needs, in one call.
 
-    `score` is one of `pathjax.scores`, and `data` what it reads: `x_like` for `scores.synflow`, a list of batches (x,
-    y) for `scores.snip`. All other `options`, such as `loss=` and `has_aux=` of `scores.snip`, are handed on to the
-    score. `rounds` is 100 for SynFlow and 1 for SNIP, as in their papers. Pruned are the network's kernels
-    (`paths.kernels`), unless `prunable` says otherwise. The `key` is for scores that draw random numbers, which get
-    another one in each round.
+    `score` is one of the `pathjax.scores` that take `apply`, and `data` is what that score reads: `x_like` for
+    `scores.synflow`, a list of batches (x, y) for `scores.snip`. All other `options`, such as `loss=` and `has_aux=` of
+    `scores.snip` or `init=` of `scores.ntk_sap`, are handed on to the score. `rounds` is 100 for SynFlow and 1 for
+    SNIP, as in their papers. The weights of the network's kernels are pruned (`paths.kernels`), unless `prunable`
+    chooses other leaves. The `key` is for scores that draw random numbers; each round gets a key of its own.
+
+    Not for `scores.random` and `scores.magnitude`, which read no network: use `masks.from_scores`. Not for
+    `scores.force` either, which needs the mask of the round: use `prune` with `revive=True`.
 
     With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
 
-    The steps are `prune`, `masks.apply_mask` and `masks.freeze`; call these for other schedules or for revival. Cost
-    and errors are theirs. Another call compiles again if `data` is another object.
+    The result is a `Sparse`: the masked weights, the frozen optimizer and the mask. The steps are `prune`,
+    `masks.apply_mask` and `masks.freeze`; call these yourself for other schedules or for revival. Cost and errors are
+    theirs and those of the score. Another call compiles again if `data` is another object. Also raises TypeError for an
+    `optimizer` that is none of optax.
 
-    Source: of the methods, see `pathjax.scores`.
+    Source: that of the score, in `pathjax.scores`.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> from pathjax import masks, scores
@@ -251,6 +262,12 @@ def sparsify(
     ... )
     >>> int(masks.count(mask)), sum(int(jnp.count_nonzero(leaf)) for leaf in params.values())
     (14, 14)
+    >>> optimizer_state = optimizer.init(params)  # from here on train as usual
+    >>> gradient = jax.grad(lambda params: apply(params, jnp.ones((8, 4))).sum())(params)
+    >>> updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+    >>> params = optax.apply_updates(params, updates)
+    >>> sum(int(jnp.count_nonzero(leaf)) for leaf in params.values())
+    14
     """
     _check_optimizer(optimizer, data)
     data = replayable(data)
@@ -347,13 +364,30 @@ def lottery_ticket(
     k > 0 Frankle, Dziugaite, Roy, Carbin, "Linear mode connectivity and the lottery ticket hypothesis", 2020. Their
     code rounds the number of pruned weights up in each level, so its counts drift away from (1 − pruned)^ℓ·N.
 
-    >>> import jax.numpy as jnp
-    >>> def train(params, mask, start, stop, key):  # each step moves the weights by 1, the last most
-    ...     return {"kernel": params["kernel"] + (stop - start) * jnp.array([[0.0, 1.0, 2.0, 3.0]])}
-    >>> params = {"kernel": jnp.array([[1.0, 2.0, -5.0, 0.5]])}
-    >>> ticket = lottery_ticket(train, params, steps=2, density=0.5, pruned=0.3)
-    >>> ticket.mask["kernel"].tolist(), ticket.params["kernel"].tolist()
-    ([[False, True, False, True]], [[0.0, 2.0, 0.0, 0.5]])
+    >>> import jax, jax.numpy as jnp, optax
+    >>> from pathjax import masks
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 20)), "out": jax.random.normal(keys[1], (20, 3))}
+    >>> x = jax.random.normal(keys[2], (32, 4))
+    >>> @jax.jit
+    ... def slope(params):
+    ...     return jax.grad(lambda p: jnp.mean((jax.nn.relu(x @ p["hidden"]) @ p["out"] - x[:, :3]) ** 2))(params)
+    >>> def train(params, mask, start, stop, key):
+    ...     optimizer = masks.freeze(optax.sgd(0.01), mask)
+    ...     optimizer_state = optimizer.init(params)
+    ...     for step in range(start, stop):
+    ...         updates, optimizer_state = optimizer.update(slope(params), optimizer_state, params)
+    ...         params = optax.apply_updates(params, updates)
+    ...     return params
+    >>> show = lambda level, levels, density: print(f"level {level} of {levels}: density {density:.2f}")
+    >>> ticket = lottery_ticket(train, params, steps=5, density=0.5, progress=show)
+    level 1 of 4: density 0.80
+    level 2 of 4: density 0.64
+    level 3 of 4: density 0.51
+    level 4 of 4: density 0.50
+    >>> trained = train(ticket.params, ticket.mask, 0, 5, None)
+    >>> int(masks.count(ticket.mask)), sum(int(jnp.count_nonzero(leaf)) for leaf in trained.values())
+    (70, 70)
     """
     _check_steps(steps, rewind)
     _check_train(train, has_state=state is not None)
