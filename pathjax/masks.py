@@ -109,11 +109,16 @@ def from_scores(
     floating point and for a `within` that is not boolean. Under `jit` and `vmap`, where values cannot be read, a NaN or
     infinite score gives a mask that keeps no prunable weight, and a `within` that keeps too few is returned unchanged.
 
-    >>> import jax.numpy as jnp
-    >>> scores = {"bias": jnp.zeros(2), "kernel": jnp.array([[3.0, 1.0], [1.0, 0.0], [2.0, 5.0]])}
-    >>> mask = from_scores(scores, density=0.7)  # four of six, and the first of the two ones
-    >>> mask["kernel"].astype(int).tolist(), mask["bias"].tolist()
-    ([[1, 1], [0, 0], [1, 1]], [True, True])
+    >>> import jax, jax.numpy as jnp
+    >>> kernel = jax.random.normal(jax.random.key(0), (20, 30))
+    >>> params = {"hidden": {"kernel": kernel, "bias": jnp.zeros(30)}, "out": {"kernel": jnp.ones((30, 5))}}
+    >>> scores = jax.tree.map(jnp.abs, params)  # or another score, such as those of `pathjax.scores`
+    >>> mask = from_scores(scores, density=0.1)  # the largest 75 of 750 weights of kernels
+    >>> int(count(mask)), bool(mask["hidden"]["bias"].all())
+    (75, True)
+    >>> layerwise = from_scores(scores, density=0.1, scope="local")
+    >>> int(layerwise["hidden"]["kernel"].sum()), int(layerwise["out"]["kernel"].sum())
+    (60, 15)
     """
     select = functools.partial(_select, density=density, scope=scope, prunable=prunable)
     return _selected(select, scores, within, stacked=stacked)
@@ -163,7 +168,7 @@ def keep_largest(
     prunable: Prunable = is_kernel,
     within: Mask | None = None,
 ) -> Mask:
-    """The mask that keeps a given number of weights; as `from_scores`, with `counts` in place of `density`.
+    """The mask that keeps a given number of weights: `from_scores` with `counts` in place of `density`.
 
     `counts` may be traced, so that one compiled program serves every density. It is one integer for scope "global",
     else one for each prunable leaf (l,), as `kept_counts` gives them. A count of 0 keeps nothing, which `from_scores`
@@ -172,10 +177,10 @@ def keep_largest(
     integers.
 
     >>> import jax, jax.numpy as jnp
-    >>> scores = {"kernel": jnp.array([[3.0, 1.0], [2.0, 5.0], [0.0, 4.0]])}
-    >>> masks = jax.vmap(keep_largest, in_axes=(None, 0))(scores, jnp.array([1, 3]))
-    >>> masks["kernel"].astype(int).tolist()
-    [[[0, 0], [0, 1], [0, 0]], [[1, 0], [0, 1], [0, 1]]]
+    >>> scores = {"kernel": jax.random.uniform(jax.random.key(0), (20, 30))}
+    >>> masks = jax.vmap(keep_largest, in_axes=(None, 0))(scores, jnp.array([6, 60, 300]))  # three masks at once
+    >>> masks["kernel"].shape, masks["kernel"].sum(axis=(1, 2)).tolist()
+    ((3, 20, 30), [6, 60, 300])
     """
     check_scope(scope)
     mask, contests = selection.select(scores, counts, scope=scope, prunable=prunable, within=within)
@@ -247,7 +252,7 @@ def apply_mask(mask: Mask | None, params: Params) -> Params:
 
     Pruned weights are replaced by 0, not multiplied by it: NaN and infinity become 0 too. The result has the containers
     of `params`, whatever those of the mask are. Raises ValueError for a mask whose leaves have other names or shapes
-    and TypeError for one that is not boolean.
+    than those of `params`, and TypeError for a mask that is not boolean.
 
     >>> import jax.numpy as jnp
     >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
@@ -292,8 +297,9 @@ def density(mask: Mask, *, prunable: Prunable = is_kernel, stacked: bool = False
     for a mask that is not boolean, and ValueError where, with `stacked`, leading axes differ.
 
     >>> import jax.numpy as jnp
-    >>> float(density({"kernel": jnp.array([[True, False, True], [False, True, True]]), "bias": jnp.ones(3, bool)}))
-    0.6666666865348816
+    >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]]), "bias": jnp.ones(3, bool)}
+    >>> round(float(density(mask)), 4)  # the bias is not prunable and does not count
+    0.6667
     >>> seeds = {"kernel": jnp.array([[[True, False]], [[True, True]]]), "bias": jnp.ones((2, 2), bool)}
     >>> density(seeds, stacked=True).tolist()
     [0.5, 1.0]
@@ -307,9 +313,13 @@ def density(mask: Mask, *, prunable: Prunable = is_kernel, stacked: bool = False
 
 
 class LeafStatistics(NamedTuple):
-    """What a mask keeps of one leaf: its key path, the number of kept weights, its size, and `kept` / `size`.
+    """What a mask keeps of one leaf.
 
-    Of stacked seeds, `kept` and `density` are NumPy arrays with one number for each seed; `size` is that of one seed.
+    Attributes:
+        path: the key path of the leaf, such as "['hidden']['kernel']".
+        kept: the number of weights that the mask keeps; of stacked seeds a NumPy array with one number for each seed.
+        size: the number of weights of the leaf; of stacked seeds that of one seed.
+        density: `kept` / `size`, and 1 for an empty leaf; of stacked seeds a NumPy array like `kept`.
     """
 
     path: str
@@ -325,9 +335,13 @@ def statistics(mask: Mask, *, stacked: bool = False) -> tuple[LeafStatistics, ..
     under `jit`. Raises TypeError for a mask that is not boolean, and ValueError where, with `stacked`, leading axes
     differ.
 
-    >>> import jax.numpy as jnp
-    >>> statistics({"kernel": jnp.array([[True, False, True, False], [False, True, False, False]])})
-    (LeafStatistics(path="['kernel']", kept=3, size=8, density=0.375),)
+    >>> import jax, jax.numpy as jnp
+    >>> params = {"hidden": jnp.full((4, 20), 0.5), "out": jnp.ones((20, 3))}
+    >>> mask = from_scores(jax.tree.map(jnp.abs, params), density=0.5)
+    >>> for leaf in statistics(mask):
+    ...     print(f"{leaf.path}: {leaf.kept} of {leaf.size} weights")
+    ['hidden']: 10 of 80 weights
+    ['out']: 60 of 60 weights
     """
     check_boolean(mask, name="mask")
     named_leaves = list(zip(key_paths(mask), map(np.asarray, jax.tree.leaves(mask)), strict=True))
@@ -345,7 +359,13 @@ def statistics(mask: Mask, *, stacked: bool = False) -> tuple[LeafStatistics, ..
 
 
 class Overlap(NamedTuple):
-    """The overlap of two masks: Jaccard index, number of weights that both keep, and Jaccard index by chance."""
+    """How alike two masks are, as `overlap` gives it.
+
+    Attributes:
+        jaccard: the Jaccard index |A ∩ B| / |A ∪ B| of the kept prunable weights, from 0 to 1.
+        shared: the number of prunable weights that both masks keep.
+        expected: the Jaccard index of random masks that keep as many weights in each leaf.
+    """
 
     jaccard: Float[Array, "*seeds"]
     shared: Int[Array, "*seeds"]
@@ -363,12 +383,15 @@ def overlap(left: Mask, right: Mask, *, prunable: Prunable = is_kernel, stacked:
     With `stacked`, the leading axis of every leaf counts seeds: the masks of each seed are compared with each other.
     Raises ValueError where the trees or, with `stacked`, leading axes differ; TypeError for masks that are not boolean.
 
-    >>> import jax.numpy as jnp
-    >>> left = {"kernel": jnp.array([[True, True, False], [True, False, False]])}
-    >>> right = {"kernel": jnp.array([[True, False, False], [True, False, True]])}
-    >>> both = overlap(left, right)
-    >>> float(both.jaccard), int(both.shared), round(float(both.expected), 4)
-    (0.5, 2, 0.3333)
+    >>> import jax
+    >>> scores = {"kernel": jax.random.normal(jax.random.key(0), (50, 80))}
+    >>> mask, smaller = from_scores(scores, density=0.2), from_scores(scores, density=0.18)
+    >>> compared = overlap(mask, smaller)
+    >>> round(float(compared.jaccard), 2), round(float(compared.expected), 2)
+    (0.9, 0.1)
+    >>> by_chance = overlap(mask, shuffle(mask, key=jax.random.key(1)))
+    >>> bool(abs(by_chance.jaccard - by_chance.expected) < 0.05)
+    True
     """
     right = check_like(right, left, name="right", like_name="left")
     check_boolean(left, name="left")
