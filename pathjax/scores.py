@@ -1,7 +1,7 @@
 """Scores: how much each weight is worth keeping.
 
-A score is a pytree like `params`; `masks.from_scores` keeps the weights of largest score. One batch is in memory at a
-time, but for `prospr`. What scores read:
+A score is a pytree like `params`; `masks.from_scores` keeps the weights of largest score. Scores that read data hold
+one batch in memory at a time, except `prospr`. What scores read:
 
 batches
     Of `snip`, `force`, `grasp` and `prospr`: an iterable of pairs (x, y) of inputs and targets, [(x, y)] for a single
@@ -146,7 +146,8 @@ def random(params: Params, *, key: Key) -> Scores:
     Neither weights nor data are read. Float16 and bfloat16 leaves get float32 scores, as half precision would make ties
     common. Other libraries draw from a normal distribution; the ranks have the same distribution.
 
-    Raises ValueError or TypeError for what is no weight, such as all variables of a Flax model.
+    Raises ValueError or TypeError for leaves that are no weights, as when all variables of a Flax model are passed and
+    not its `variables["params"]` alone.
 
     >>> import jax, jax.numpy as jnp
     >>> score = random({"kernel": jnp.ones((3, 2))}, key=jax.random.key(0))["kernel"]
@@ -169,11 +170,14 @@ def magnitude(params: Params) -> Scores:
     Path form: |v_p / Π_{j ≠ i} θ_j|, the factor that the weight contributes to each of its paths. It does not depend on
     the rest of the path, so the score is not invariant under rescaling of neurons. Source: Han et al., "Learning both
     weights and connections for efficient neural networks", 2015; at initialization, the baseline of Frankle et al.,
-    2021. Raises ValueError or TypeError for what is no weight, such as all variables of a Flax model.
+    2021. Raises ValueError or TypeError for leaves that are no weights, as when all variables of a Flax model are
+    passed and not its `variables["params"]` alone.
 
     >>> import jax.numpy as jnp
-    >>> magnitude({"kernel": jnp.array([[-2.0, 1.0, 0.5]])})["kernel"].tolist()
-    [[2.0, 1.0, 0.5]]
+    >>> from pathjax import masks
+    >>> score = magnitude({"kernel": jnp.array([[-2.0, 1.0, 0.5], [0.1, -3.0, 0.2]])})
+    >>> masks.from_scores(score, density=0.5)["kernel"].tolist()
+    [[True, True, False], [False, True, False]]
     """
     check_weights(params)
     return jax.tree.map(jnp.abs, params)
@@ -189,11 +193,12 @@ def snip(
     has_aux: bool = False,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """SNIP: |θ ⊙ g|, where g = ∂L/∂θ is the gradient of the mean loss over all examples of all batches.
+    """SNIP: how much the loss would change, to first order, if each weight were removed.
 
-    To first order, the change of the loss if the weight were removed. Path form: |Σ_{p∋i} ∂L/∂v_p · v_p|, summed over
-    the paths through the weight, each as often as it uses the weight; for θ_i ∂v_p/∂θ_i is v_p on these paths and 0 on
-    others. A weight of 0 scores 0, so a pruned weight stays pruned in later rounds.
+    The score is |θ ⊙ g|, where g = ∂L/∂θ is the gradient of the mean loss over all examples of all batches. Path form:
+    |Σ_{p∋i} ∂L/∂v_p · v_p|, summed over the paths through the weight, each as often as it uses the weight; for θ_i
+    ∂v_p/∂θ_i is v_p on these paths and 0 on others. A weight of 0 scores 0, so a pruned weight stays pruned in later
+    rounds.
 
     Cost: one forward and one backward pass per example. `loss(outputs, labels)` must be a mean over examples; each
     batch counts by its number of examples. Each call compiles the gradient once per shape of batch. Under an outer
@@ -210,11 +215,17 @@ def snip(
     mask is 1, and divide by the sum, which does not change ranks. Where the mask is 0 their score can be positive, so
     that later rounds can revive weights. The authors score one batch of 100 examples and prune biases too.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, 1.0]])}
-    >>> x, y = jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([0, 2])
-    >>> snip(lambda params, x: x @ params["kernel"], params, [(x, y)])["kernel"].round(3).tolist()
-    [[0.167, 0.0, 0.045], [0.0, 0.0, 0.0]]
+    >>> import jax, jax.numpy as jnp
+    >>> from pathjax import masks
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 20)), "out": jax.random.normal(keys[1], (20, 3))}
+    >>> x, y = jax.random.normal(keys[2], (16, 4)), jnp.arange(16) % 3
+    >>> x = x.at[:, 1].set(0)  # a feature that is 0 on all data, as a pixel at the border may be
+    >>> mask = masks.from_scores(snip(apply, params, [(x, y)]), density=0.5)
+    >>> int(masks.count(mask)), mask["hidden"].any(axis=1).tolist()  # its weights are pruned first
+    (70, [True, False, True, True])
     """
     params = jax.tree.map(wide, params)
     gradient = mean_gradient(traced(apply, params, state), params, batches, loss=_loss(loss, has_aux))
@@ -232,10 +243,11 @@ def force(
     has_aux: bool = False,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """FORCE: |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights and θ are the weights before masking.
+    """FORCE: SNIP of a masked network that also scores the pruned weights, so that they can return.
 
-    To first order, a pruned weight scores the change of the loss if this weight alone were restored; so it can return
-    in `pruning.prune` with `revive=True`. The scores of kept weights are those of `snip` at the masked weights. Path
+    The score is |θ ⊙ g|, where g = ∂L/∂θ is taken at the masked weights and θ are the weights before masking. To first
+    order, a pruned weight scores the change of the loss if this weight alone were restored; so it can return in
+    `pruning.prune` with `revive=True`. The scores of kept weights are those of `snip` at the masked weights. Path
     form: |Σ_{p∋i} ∂L/∂v_p · v_p|, summed over the paths through the weight whose other weights are all kept.
 
     Cost, options and errors are those of `snip`. Also raises ValueError for a mask of another tree and TypeError for
@@ -245,12 +257,18 @@ def force(
     Synaptic-Flow's SNIP, which differentiates by the mask, is the same score. The authors take a new batch in each
     round and keep all weights that tie with the threshold.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[1.0, 0.5, -1.0], [2.0, 0.0, 1.0]])}
-    >>> mask = {"kernel": jnp.array([[True, False, True], [True, True, True]])}
-    >>> x, y = jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([0, 2])
-    >>> force(lambda params, x: x @ params["kernel"], params, [(x, y)], mask=mask)["kernel"].round(3).tolist()
-    [[0.167, 0.061, 0.045], [0.0, 0.0, 0.0]]
+    >>> import jax, jax.numpy as jnp
+    >>> from pathjax import masks, pruning
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 20)), "out": jax.random.normal(keys[1], (20, 3))}
+    >>> x, y = jax.random.normal(keys[2], (16, 4)), jnp.arange(16) % 3
+    >>> def score(masked, key):  # the weights before pruning, and which of them are kept in this round
+    ...     return force(apply, params, [(x, y)], mask=jax.tree.map(lambda leaf: leaf != 0, masked))
+    >>> mask = pruning.prune(score, params, density=0.1, rounds=10, revive=True)
+    >>> int(masks.count(mask))
+    14
     """
     mask = check_mask(mask, params)
     params = jax.tree.map(wide, params)
@@ -270,10 +288,11 @@ def grasp(
     has_aux: bool = False,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """GraSP: θ ⊙ (H g), with the gradient g and Hessian H of the mean loss over all examples of all batches.
+    """GraSP: how much of the gradient's squared norm would be lost, to first order, if each weight were removed.
 
-    This is ½ θ ⊙ ∂‖g‖²/∂θ: to first order, half of what the squared norm of the gradient loses if the weight is
-    removed. Weights of largest score are kept. The outputs are divided by `temperature` before the loss.
+    The score is θ ⊙ (H g) = ½ θ ⊙ ∂‖g‖²/∂θ, half of that loss, with the gradient g and the Hessian H of the mean loss
+    over all examples of all batches. It can be negative. Weights of largest score are kept. The outputs are divided by
+    `temperature` before the loss.
 
     Path form: with e_p = ∂L/∂v_p, L'' the Hessian of L in path values and J = ∂v/∂θ, so that g = Jᵀe and ‖g‖² = eᵀΠe,
 
@@ -290,12 +309,19 @@ def grasp(
     Their code divides −θ ⊙ H g by its absolute sum, removes the largest, leaves biases out of g (as
     `prunable=masks.is_kernel` does here), and takes 10 examples of each class.
 
-    >>> import jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[1.0, 0.0, -1.0], [2.0, 0.0, 1.0]])}
-    >>> x, y = jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([0, 2])
-    >>> score = grasp(lambda params, x: x @ params["kernel"], params, [(x, y)], temperature=1.0)
-    >>> [[round(float(number), 4) for number in row] for row in score["kernel"]]
-    [[-0.0299, 0.0, -0.0055], [0.0, 0.0, 0.0]]
+    >>> import jax, jax.numpy as jnp
+    >>> from pathjax import masks
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"] + params["bias"][None]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 20)), "out": jax.random.normal(keys[1], (20, 3))}
+    >>> params["bias"] = jnp.zeros(3)
+    >>> x, y = jax.random.normal(keys[2], (48, 4)), jnp.arange(48) % 3
+    >>> batches = [(x[start : start + 16], y[start : start + 16]) for start in (0, 16, 32)]
+    >>> score = grasp(apply, params, batches, prunable=masks.is_kernel)  # as the authors, without biases
+    >>> mask = masks.from_scores(score, density=0.3)
+    >>> int(masks.count(mask)), bool(mask["bias"].all())
+    (42, True)
     """
     value = concrete(temperature)
     if value is not None and not value > 0:
@@ -323,11 +349,11 @@ def prospr(
     prunable: Prunable | None = None,
     mask: Mask | None = None,
 ) -> Scores:
-    """ProsPr: |θ ⊙ ∂L(w_M)/∂w₀|, where w_M are the weights after M = `steps` steps of training from w₀ = θ.
+    """ProsPr: how much the loss after a few steps of training would change if each weight were removed before them.
 
-    To first order, the change of the loss after M steps if the weight were removed before them. With the mean loss L_k
-    of batch k and η = `learning_rate`, step k = 0 … M − 1 is w_{k+1} = w_k − η ∇L_k(w_k), and L is the loss of the next
-    batch, L_M. By the chain rule, with the Hessians H_k of L_k,
+    To first order that is the score |θ ⊙ ∂L(w_M)/∂w₀|, where w_M are the weights after M = `steps` steps of training
+    from w₀ = θ. With the mean loss L_k of batch k and η = `learning_rate`, step k = 0 … M − 1 is w_{k+1} = w_k − η
+    ∇L_k(w_k), and L is the loss of the next batch, L_M. By the chain rule, with the Hessians H_k of L_k,
 
         ∂L(w_M)/∂w₀ = (I − η H₀(w₀)) … (I − η H_{M−1}(w_{M−1})) ∇L_M(w_M)
 
@@ -357,11 +383,16 @@ def prospr(
     out the Hessians.
 
     >>> import jax, jax.numpy as jnp
-    >>> params = {"kernel": jnp.array([[1.0, 0.0, -1.0], [2.0, 0.5, 1.0]])}
-    >>> x, y = jnp.array([[1.0, 0.0], [0.5, 1.0]]), jnp.array([0, 2])
-    >>> batches = [(x, y), (x[:1], y[:1]), (x[1:], y[1:])]
-    >>> prospr(lambda params, x: x @ params["kernel"], params, batches, steps=2)["kernel"].round(3).tolist()
-    [[0.264, 0.0, 0.362], [1.374, 0.062, 0.811]]
+    >>> from pathjax import masks
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": 0.5 * jax.random.normal(keys[0], (4, 20)), "out": jnp.full((20, 3), 0.2)}
+    >>> x, y = jax.random.normal(keys[2], (64, 4)), jnp.arange(64) % 3
+    >>> batches = [(x[start : start + 16], y[start : start + 16]) for start in (0, 16, 32, 48)]
+    >>> score = prospr(apply, params, batches, steps=3, learning_rate=0.1)  # three batches to train, one for the loss
+    >>> int(masks.count(masks.from_scores(score, density=0.3)))
+    42
     """
     if steps < 0:
         raise ValueError(f"`steps` must be 0 or more; it is {steps}.")
@@ -415,12 +446,13 @@ def synflow(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """SynFlow, normalized: the share |θ| ⊙ ∂R₁/∂|θ| / R₁ of the path norm R₁ = Σ_p |v_p| through each weight.
+    """SynFlow: the share of the path norm, the sum of |v_p| over all paths, that goes through each weight. No data.
 
-    Path form: Σ_{p∋i} |v_p| / Σ_p |v_p|, each path counted as often as it uses the weight. The shares sum to 1 over the
-    weights and biases of any cut of the network, and lie in [0, 1] unless a path uses a weight twice. A weight of 0 has
-    share 0; so has every weight if no path is left. Invariant under rescaling of neurons. The sums carry a separate
-    exponent, so that no depth overflows in any floating-point type.
+    The share is |θ| ⊙ ∂R₁/∂|θ| / R₁ with R₁ = Σ_p |v_p|. Path form: Σ_{p∋i} |v_p| / Σ_p |v_p|, each path counted as
+    often as it uses the weight. The shares sum to 1 over the weights and biases of any cut of the network, and lie in
+    [0, 1] unless a path uses a weight twice. A weight of 0 has share 0; so has every weight if no path is left.
+    Invariant under rescaling of neurons. The sums carry a separate exponent, so that no depth overflows in any
+    floating-point type.
 
     Cost: one forward and one backward pass on |θ|. Only the shape and dtype of `x_like` are read.
 
@@ -435,8 +467,11 @@ def synflow(
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.array([[1.0, -3.0]]), "second": jnp.ones((2, 3))}
-    >>> synflow(apply, params, jnp.zeros((5, 1)))["first"].tolist()
+    >>> score = synflow(apply, params, jnp.zeros((5, 1)))
+    >>> score["first"].tolist()  # a quarter of the norm goes through the first hidden unit
     [[0.25, 0.75]]
+    >>> round(float(score["first"].sum()), 4), round(float(score["second"].sum()), 4)  # each layer is a cut
+    (1.0, 1.0)
     """
     network = traced(apply, params, state)
     return _zero_unscored(flow(network, params, ones_like_example(x_like), q=1), prunable)
@@ -451,12 +486,12 @@ def synflow_l2(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """SynFlow-L2: the share θ² ⊙ ∂R₂/∂θ² / R₂ of R₂ = Σ_p v_p², the Path Kernel's natural norm, through each weight.
+    """SynFlow-L2: the share of the sum of squared path values that goes through each weight. No data.
 
-    Path form: Σ_{p∋i} v_p² / Σ_p v_p². As those of `synflow`, the shares sum to 1 over any cut and are invariant under
-    rescaling of neurons. With `factor="absolute"` the score is |θ| ⊙ ∂R₂/∂θ² / R₂, as in three public implementations,
-    which has neither property. Cost: one forward and one backward pass on θ². Only the shape and dtype of `x_like` are
-    read.
+    The share is θ² ⊙ ∂R₂/∂θ² / R₂ with R₂ = Σ_p v_p². Path form: Σ_{p∋i} v_p² / Σ_p v_p². As those of `synflow`, the
+    shares sum to 1 over any cut and are invariant under rescaling of neurons. With `factor="absolute"` the score is |θ|
+    ⊙ ∂R₂/∂θ² / R₂, as in three public implementations, which has neither property. Cost: one forward and one backward
+    pass on θ². Only the shape and dtype of `x_like` are read.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, and ValueError for another `factor`.
     Source: Gebhart et al. (2021), section 4.
@@ -484,10 +519,11 @@ def synflow_data(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    """SynFlow on data: the mean of |x|^q over `inputs` takes the place of the all-ones input.
+    """SynFlow on data: the share of a path norm, weighted by the size of the inputs, that goes through each weight.
 
-    With q = 1 this extends `synflow`, with q = 2 `synflow_l2`. Path form: Σ_{p∋i} |v_p|^q E|x_s(p)|^q divided by the
-    same sum over all paths; a path that starts at a bias has 1 in place of x_s(p).
+    The mean of |x|^q over `inputs` takes the place of the all-ones input. No targets are read. With q = 1 this extends
+    `synflow`, with q = 2 `synflow_l2`. Path form: Σ_{p∋i} |v_p|^q E|x_s(p)|^q divided by the same sum over all paths; a
+    path that starts at a bias has 1 in place of x_s(p).
 
     Cost: one pass over `inputs`, an array (n, ...) or an iterable of such, for the mean; then one forward and one
     backward pass. This suffices because the path sum is affine in |x|^q.
@@ -516,13 +552,14 @@ def path_kernel_trace(
     prunable: Prunable | None = None,
     mask: Mask | None = None,
 ) -> Scores:
-    """The share u ⊙ ∂ log Tr Π/∂u, u = θ², of the Path Kernel's trace that goes through each weight.
+    """The share of the Path Kernel's trace that goes through each weight. No data.
 
-    Path form, where no path uses a weight twice: Σ_{p∋i} Σ_{j∈p, j≠i} (v_p/θ_j)² / Tr Π, the part of the derivatives by
-    all other weights that goes through weight i. Tr Π is the sum of the eigenvalues of Π, and so a data-free upper
-    bound on how fast any path value can be learned. The shares do not sum to 1 over cuts, since a path counts once for
-    each other weight on it; and they are not invariant under rescaling of neurons, since Tr Π is not. With `prunable`,
-    Tr Π is summed over the scored leaves only; pruned weights (see `mask` above) are left out of Π.
+    The share is u ⊙ ∂ log Tr Π/∂u with u = θ². Path form, where no path uses a weight twice: Σ_{p∋i} Σ_{j∈p, j≠i}
+    (v_p/θ_j)² / Tr Π, the part of the derivatives by all other weights that goes through weight i. Tr Π is the sum of
+    the eigenvalues of Π, and so a data-free upper bound on how fast any path value can be learned. The shares do not
+    sum to 1 over cuts, since a path counts once for each other weight on it; and they are not invariant under rescaling
+    of neurons, since Tr Π is not. With `prunable`, Tr Π is summed over the scored leaves only; pruned weights (see
+    `mask` above) are left out of Π.
 
     Cost: one gradient of a gradient of a path sum, about four gradients; if weights are tied, also one Hessian-vector
     product for each entry of their leaves. Only the shape and dtype of `x_like` are read.
@@ -535,8 +572,8 @@ def path_kernel_trace(
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.array([[1.0, -3.0]]), "second": jnp.array([[2.0], [1.0]])}
-    >>> score = path_kernel_trace(apply, params, jnp.zeros((5, 1)))  # Tr Π = 2² + 1² + 1² + (−3)²
-    >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()
+    >>> score = path_kernel_trace(apply, params, jnp.zeros((5, 1)))
+    >>> score["first"].round(3).tolist(), score["second"].round(3).tolist()  # shares of Tr Π = 2² + 1² + 1² + (−3)²
     ([[0.067, 0.6]], [[0.267], [0.067]])
     """
     params = jax.tree.map(wide, params)
@@ -564,13 +601,13 @@ def mean_field_trace(
     mask: Mask | None = None,
     batch_size: int = 16,
 ) -> Scores:
-    """The share u ⊙ ∂ log Tr Θ̄/∂u of the expected Neural Tangent Kernel's trace that goes through each weight.
+    """The share of the expected Neural Tangent Kernel's trace that goes through each weight, with data or without.
 
-    Tr Θ̄ = Σ_n Σ_o Θ̄(x_n, x_n)_o is the trace of `ntk.mean_field`, the mean of Θ over random weights of the second
-    moments u. It needs no data: without `inputs`, the inputs are drawn at random too, with independent entries of mean
-    0, and only the shape and dtype of `x_like` are read. `input_moments` are their second moments E[x²], an array like
-    one example or one number; by default 1. With `inputs`, an array (n, ...) or an iterable of such, the trace is that
-    on the data.
+    The share is u ⊙ ∂ log Tr Θ̄/∂u. Tr Θ̄ = Σ_n Σ_o Θ̄(x_n, x_n)_o is the trace of `ntk.mean_field`, the mean of Θ over
+    random weights of the second moments u. It needs no data: without `inputs`, the inputs are drawn at random too, with
+    independent entries of mean 0, and only the shape and dtype of `x_like` are read. `input_moments` are their second
+    moments E[x²], an array like one example or one number; by default 1. With `inputs`, an array (n, ...) or an
+    iterable of such, the trace is that on the data.
 
     `second_moments` is a tree like `params` with an array or a number for each leaf, as `ntk.second_moments` makes it.
     None stands for θ², the mean over the signs of the weights. Pruned weights (see `mask` above) have the moment 0 and
@@ -604,13 +641,19 @@ def mean_field_trace(
     (2021), and of the bound on Tr Θ in Iurada et al. (2024).
 
     >>> import jax, jax.numpy as jnp
+    >>> from pathjax import masks
     >>> def apply(params, x):
-    ...     hidden = x @ params["first"]
-    ...     return hidden @ params["around"] + jax.nn.relu(hidden) @ params["through"]  # the gate
-    >>> params = {"first": jnp.array([[1.0], [2.0]]), "around": jnp.array([[1.0]]), "through": jnp.array([[2.0]])}
-    >>> score = mean_field_trace(apply, params, jnp.zeros((5, 2)))  # Tr Θ̄ = 2 (1² + 2²/2) + (1² + 2²) + (1² + 2²)/2
-    >>> [round(float(13.5 * score[name].item()), 9) for name in ("around", "through")]  # 2 · 1² and 2 · 2²/2
-    [2.0, 4.0]
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 20)), "out": jax.random.normal(keys[1], (20, 3))}
+    >>> score = mean_field_trace(apply, params, jnp.zeros((1, 4)))  # without data
+    >>> int(masks.count(masks.from_scores(score, density=0.1)))
+    14
+    >>> x = jax.random.normal(keys[2], (50, 4)) * jnp.array([[1.0, 1.0, 1.0, 0.01]])  # the last feature is tiny
+    >>> on_data = mean_field_trace(apply, params, jnp.zeros((1, 4)), inputs=x)
+    >>> mask = masks.from_scores(on_data, density=0.1)
+    >>> bool(mask["hidden"][3].any())  # so that its weights are pruned first
+    False
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, the number of examples at a time, but is {batch_size}.")
@@ -663,8 +706,9 @@ def px(
     mask: Mask | None = None,
     batch_size: int = 64,
 ) -> Scores:
-    """PX: the share u ⊙ ∂ log R/∂u of R = Σ_n Σ_o K_v(x_n, x_n)_o · R₂,o(u), u = θ², with K_v held fixed.
+    """PX: the share of a data-weighted sum of squared path values that goes through each weight.
 
+    The sum is R = Σ_n Σ_o K_v(x_n, x_n)_o · R₂,o(u) with u = θ². The share is u ⊙ ∂ log R/∂u, with K_v held fixed.
     K_v(x, x)_o = Σ_{p→o} a_p(x)² x_s(p)² is the data Gram, and R₂,o the sum of v_p² over the paths to output o. In the
     paper R replaces Tr Θ, by the Cauchy–Schwarz inequality. Path form: Σ_o K_o Σ_{p∋i, p→o} v_p² divided by the same
     sum over all paths, with K_o = Σ_n K_v(x_n, x_n)_o: `synflow_l2` with each output weighted by K_o. The shares sum to
@@ -715,13 +759,14 @@ def ntk_sap(
     prunable: Prunable | None = None,
     mask: Mask | None = None,
 ) -> Scores:
-    """NTK-SAP: |∂/∂m E‖f(m ⊙ θ) − f(m ⊙ (θ + εN))‖²| at the mask m, averaged over weights θ, noise N and inputs x.
+    """NTK-SAP: how much the Neural Tangent Kernel's mean trace, over random weights, depends on keeping each weight.
 
-    Each of the `repeats` draws θ = `init(key)`, standard normal noise N for the scored leaves, and a batch of standard
-    normal inputs with the shapes of `x_like`, an array or a tree of arrays, over whose examples the mean is taken. For
-    inputs that cannot be normal, such as tokens, `draw_inputs(key)` gives a batch like `x_like`. f are all arrays that
-    `apply` returns as outputs. The score depends on the architecture and the mask only: `params` gives which weights
-    are 0 (see `mask` above).
+    The score is |∂/∂m E‖f(m ⊙ θ) − f(m ⊙ (θ + εN))‖²| at the mask m, averaged over random weights θ, noise N and inputs
+    x. Each of the `repeats` draws θ = `init(key)`, standard normal noise N for the scored leaves, and a batch of
+    standard normal inputs with the shapes of `x_like`, an array or a tree of arrays, over whose examples the mean is
+    taken. For inputs that cannot be normal, such as tokens, `draw_inputs(key)` gives a batch like `x_like`. f are all
+    arrays that `apply` returns as outputs. The score depends on the architecture and the mask only: `params` gives
+    which weights are 0 (see `mask` above).
 
     Path form: to second order in ε the mean over N is ε² Tr Θ, with Tr Θ = Tr(J_v f Π (J_v f)ᵀ). So the score is
     proportional to the derivative of the NTK's trace by the mask, averaged over weights and inputs.
