@@ -96,12 +96,20 @@ def path_kernel(
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0)}
-    >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))
-    >>> round(float(kernel.trace()), 4), round(float(kernel.log_trace()), 4)  # 6 paths, each 2² + 0.5²
-    (25.5, 3.2387)
+    >>> x_like = jax.ShapeDtypeStruct((1, 1), float)  # the shape of a batch of one example
+    >>> kernel = path_kernel(apply, params, x_like)
+    >>> kernel
+    PathKernel(x=(1, 1), outputs=all of 3, rows=8, kept=8)
+    >>> round(float(kernel.trace()), 4)  # 6 paths, each with 2² by its first weight and 0.5² by its second
+    25.5
+
+    What a mask leaves of the trace, and the part of one layer and one output:
+
+    >>> mask = {"first": jnp.array([[True, False]]), "second": jnp.ones((2, 3), bool)}
+    >>> round(float(path_kernel(apply, params, x_like, mask=mask).trace() / kernel.trace()), 4)
+    0.5
     >>> first = lambda key_path, leaf: key_path[0].key == "first"
-    >>> part = path_kernel(apply, params, jnp.zeros((5, 1)), where=first, outputs=[2])
-    >>> round(float(part.trace()), 4)  # 2 paths to output 2, each 2²
+    >>> round(float(path_kernel(apply, params, x_like, where=first, outputs=[2]).trace()), 4)  # 2 paths, each 2²
     8.0
     """
     mask = check_mask(mask, params)
@@ -138,12 +146,12 @@ def top_eigenpairs(
     restarts: int | None = None,
     progress: SearchProgress | None = None,
 ) -> Eigenpairs:
-    """The `rank` largest eigenvalues of G, descending, with their logarithms, eigenvectors and residuals.
+    """The `rank` largest eigenvalues of the Path Kernel, descending, with the eigenvectors of its twin G.
 
-    Eigenvalues are those of the Path Kernel, in true units: they may overflow to infinity in float32 for deep networks;
-    `log_eigenvalues`, their natural logarithms, do not. Eigenvectors are a pytree like `params` with a leading axis
-    (r, ...); `leaf_shares` tells which leaves carry them. The Path Kernel's eigenvectors on the paths are
-    J_θ v V Λ^(−1/2).
+    The result also has the logarithms of the eigenvalues and the residuals of the pairs. Eigenvalues are those of the
+    Path Kernel, in true units: they may overflow to infinity in float32 for deep networks; `log_eigenvalues`, their
+    natural logarithms, do not. Eigenvectors are a pytree like `params` with a leading axis (r, ...); `leaf_shares`
+    tells which leaves carry them. The Path Kernel's eigenvectors on the paths are J_θ v V Λ^(−1/2).
 
     The bias of an output, added last, is a path of its own, on which there is no other weight. Each such bias thus has
     an eigenvalue of exactly 1, whose eigenvector is that bias alone, decoupled from all other weights. These pairs say
@@ -240,15 +248,15 @@ def spectral_density(
     key: Key,
     progress: Callable[[int, int], None] | None = None,
 ) -> SpectralDensity:
-    """Spectral density of G on the kept weights, by stochastic Lanczos quadrature.
+    """How the eigenvalues of G on the kept weights are distributed, by stochastic Lanczos quadrature.
 
     For each of `samples` random sign vectors, `order` Lanczos steps with full reorthogonalization give the nodes and
     weights of a Gauss quadrature. The nodes are in true units and may overflow to infinity in float32 for deep
     networks; `log_nodes`, their logarithms, do not. The methods `estimate` and `estimate_from_logs` of the result give
     sums of a function over the eigenvalues, with standard errors; `broadened` gives the density as a curve to plot.
-    With a small `order`, zeros merge with the smallest eigenvalues: see `BroadenedDensity`, whose `resolved_above` says
-    where that is. Cost: samples · order products with G, one at a time. Memory: 2 · order · p numbers.
-    `progress(sample, samples)` is called after each random start.
+    With a small `order`, eigenvalues of zero cannot be told from the smallest others: `resolved_above` of
+    `BroadenedDensity` says below which eigenvalue. Cost: samples · order products with G, one at a time. Memory: 2 ·
+    order · p numbers. `progress(sample, samples)` is called after each random start.
 
     Raises ValueError if `order` or `samples` is below 1.
     Source: Golub, Meurant (2009), "Matrices, Moments and Quadrature"; Ubaru, Chen, Saad (2017).
@@ -284,8 +292,9 @@ def log_determinant(kernel: PathKernel, epsilon: Any, *, key: Key, order: int = 
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
     >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))  # its eigenvalues are 9, 1 and 0
-    >>> round(float(jnp.exp(log_determinant(kernel, 0.5, key=jax.random.key(0)).value)), 4)  # 9.5 · 1.5 · 0.5
-    7.125
+    >>> value, standard_error = log_determinant(kernel, 0.5, key=jax.random.key(0))
+    >>> round(float(jnp.exp(value)), 4), float(standard_error)  # 9.5 · 1.5 · 0.5, exact as the network is small
+    (7.125, 0.0)
     """
     _check_probes(order=order, samples=samples)
     if not isinstance(epsilon, jax.core.Tracer) and not epsilon > 0:
@@ -319,10 +328,14 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
-    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> kernel = path_kernel(apply, params, jnp.zeros((5, 1)))  # its eigenvalues are 9, 1 and 0
-    >>> round(float(effective_rank(kernel, key=jax.random.key(0)).value), 4)  # 10² / (9² + 1²)
-    1.2195
+    >>> keys = jax.random.split(jax.random.key(0))
+    >>> params = {"first": jax.random.normal(keys[0], (4, 20)), "second": jax.random.normal(keys[1], (20, 3))}
+    >>> four_units = {"first": jnp.eye(4, 20, dtype=bool), "second": jnp.ones((20, 3), bool)}  # 16 of 20 are cut off
+    >>> for mask in (None, four_units):
+    ...     kernel = path_kernel(apply, params, jnp.zeros((5, 4)), mask=mask)
+    ...     print(round(float(effective_rank(kernel, key=jax.random.key(0)).value), 1))
+    68.0
+    5.4
     """
     _check_probes(samples=samples)
     return cast(Estimate, twin.run_at_mask(comparison.effective_rank, (kernel,), key, samples=samples))
@@ -412,11 +425,13 @@ def cosine(left: PathKernel, right: PathKernel, *, key: Key, samples: int = 10) 
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
-    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> trained = params | {"second": jnp.array([[2.0, -2.0]])}
-    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
-    >>> round(float(cosine(*kernels, key=jax.random.key(0)).value), 4)  # Π is [[5, 4], [4, 5]], then [[5, −4], [−4, 5]]
-    0.2195
+    >>> keys = jax.random.split(jax.random.key(0))
+    >>> initial = {"first": jax.random.normal(keys[0], (4, 20)), "second": jax.random.normal(keys[1], (20, 3))}
+    >>> trained = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.sin(leaf), initial)
+    >>> redrawn = jax.tree.map(lambda leaf: leaf[::-1], initial)
+    >>> before, after, other = [path_kernel(apply, params, jnp.zeros((1, 4))) for params in (initial, trained, redrawn)]
+    >>> bool(cosine(before, after, key=keys[0]).value > 0.99), bool(cosine(before, other, key=keys[0]).value > 0.99)
+    (True, False)
     """
     return change_and_cosine(left, right, key=key, samples=samples).cosine
 
@@ -434,17 +449,20 @@ def relative_change(initial: PathKernel, kernel: PathKernel, *, key: Key, sample
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
-    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> trained = params | {"second": jnp.array([[2.0, -2.0]])}
-    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
-    >>> round(float(relative_change(*kernels, key=jax.random.key(0)).value), 4)  # √(8² + 8²) / √(2 · 5² + 2 · 4²)
-    1.2494
+    >>> keys = jax.random.split(jax.random.key(0))
+    >>> initial = {"first": jax.random.normal(keys[0], (4, 20)), "second": jax.random.normal(keys[1], (20, 3))}
+    >>> before = path_kernel(apply, initial, jnp.zeros((1, 4)))
+    >>> for factor in (1.0, 1.1):  # Π of two layers is quadratic in the weights
+    ...     after = path_kernel(apply, jax.tree.map(lambda leaf: factor * leaf, initial), jnp.zeros((1, 4)))
+    ...     print(relative_change(before, after, key=keys[0]).value.round(3))
+    0.0
+    0.21
     """
     return change_and_cosine(initial, kernel, key=key, samples=samples).relative_change
 
 
 def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samples: int = 10) -> Comparison:
-    """Both `relative_change` and `cosine` of two Path Kernels, computed and compiled at the cost of one of them.
+    """How far the Path Kernel has moved: `relative_change` and `cosine` together, at the cost of one of them.
 
     Raises ValueError as `cosine` does.
 

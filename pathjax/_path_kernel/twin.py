@@ -77,7 +77,20 @@ class PathKernel:
     `log_trace` and `log_diagonal` do neither.
 
     A pytree, so that it passes through jit, vmap and grad. G has no rows and columns for pruned weights, nor for leaves
-    outside `rows`: their entries are zero in every result.
+    outside `rows`: their entries are zero in every result. Made by `path_kernel`.
+
+    >>> from pathjax import path_kernel
+    >>> def apply(params, x):
+    ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+    >>> params = {"first": jnp.full((1, 2), 0.5), "second": jnp.full((2, 3), 2.0)}
+    >>> kernel = path_kernel.path_kernel(apply, params, jnp.zeros((5, 1)))
+    >>> kernel.diagonal()["second"].round(4).tolist()  # how fast the paths through each weight train by it
+    [[0.25, 0.25, 0.25], [0.25, 0.25, 0.25]]
+    >>> product = kernel.matvec(params)  # a tree like the weights
+    >>> jax.tree.map(jnp.shape, product)
+    {'first': (1, 2), 'second': (2, 3)}
+    >>> bool(jnp.allclose(jnp.log(kernel.trace()), kernel.log_trace()))
+    True
 
     Attributes:
         params: the parameters in float32 or wider, with pruned weights set to zero.
@@ -110,19 +123,21 @@ class PathKernel:
         return jnp.zeros((), float)
 
     def matvec(self, tree: Params) -> Params:
-        """G w for a tree w like `params`: one Hessian-vector product, about the cost of three gradients.
+        """The product G w with a tree w like `params`, as such a tree: about the cost of three gradients.
 
-        In true units: may overflow to infinity in float32 for deep networks. A product is linear in w, so pass w / c
-        for G w / c; `log_trace` bounds how large G is.
+        G w = ∇R₂ ⊙ w + θ ⊙ (∇²R₂ (θ ⊙ w)), with R₂ the sum of v_p² over all paths as a function of θ². In true units:
+        may overflow to infinity in float32 for deep networks. A product is linear in w, so pass w / c for G w / c;
+        `log_trace` bounds how large G is.
 
         Raises ValueError unless the tree has the structure of `params`.
         """
         return run(_matvec, (self,), check_like(tree, self.params, name="tree"))
 
     def diagonal(self) -> Params:
-        """diag(G)_i = ∂R₂/∂u_i, plus u_i ∂²R₂/∂u_i² for tied weights, as a tree like `params`.
+        """The diagonal of G, for each weight the sum of (∂v_p/∂θ_i)² over its paths, as a tree like `params`.
 
-        In true units: may overflow to infinity in float32 for deep networks; `log_diagonal` does not. Costs one
+        With R₂(u) = Σ_p v_p² at u = θ² it is ∂R₂/∂u_i, plus u_i ∂²R₂/∂u_i² for tied weights, which a path may use
+        twice. In true units: may overflow to infinity in float32 for deep networks; `log_diagonal` does not. Costs one
         gradient, and one Hessian-vector product for each entry of a tied leaf.
         """
         return run(_diagonal, (self,))
@@ -132,7 +147,7 @@ class PathKernel:
         return run(_log_diagonal, (self,))
 
     def trace(self) -> Float[Array, ""]:
-        """Tr Π = Tr G, the sum of the diagonal.
+        """The trace of the Path Kernel, Tr Π = Tr G: the sum of its eigenvalues, and of `diagonal`.
 
         In true units: may overflow to infinity in float32 for deep networks; `log_trace` does not.
         """
