@@ -43,8 +43,9 @@ def second_moments(
 ) -> Params:
     """Second moments E[w²] of the weights at a usual initialization: a tree like `params` with a number for each leaf.
 
-    "lecun" is 1/fan_in, the default of Flax; "he" 2/fan_in; "glorot" 2/(fan_in + fan_out); "orthogonal" the larger of
-    both in place of their mean; "ntk" 1, for networks in the NTK parameterization, which multiply by 1/√fan_in
+    For the `second_moments` of `mean_field`. Only names and shapes of `params` are read. "lecun" is 1/fan_in, the
+    default of Flax; "he" is 2/fan_in; "glorot" is 2/(fan_in + fan_out); "orthogonal" is 1/max(fan_in, fan_out); "ntk"
+    is 1, for networks in the NTK parameterization, which multiply by 1/√fan_in
     themselves. They are multiplied by `scale`. Which leaves are kernels, and which scales of norms, is told from names
     and shapes as by `masks.is_kernel`; scales have the moment 1, and all other leaves that of `bias`, 0 as Flax has it.
 
@@ -55,8 +56,10 @@ def second_moments(
 
     Source: LeCun et al. (1998); Glorot, Bengio (2010); He et al. (2015); Saxe et al. (2014); Jacot et al. (2018).
 
-    >>> second_moments({"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}, "he")
-    {'bias': 0.0, 'kernel': 0.05555555555555555}
+    >>> params = {"conv": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}, "norm": {"scale": jnp.ones(8)}}
+    >>> moments = second_moments(params, "he")
+    >>> round(moments["conv"]["kernel"], 4), moments["conv"]["bias"], moments["norm"]["scale"]  # 2 / (3 · 3 · 4)
+    (0.0556, 0.0, 1.0)
     """
     if init not in _INITIALIZATIONS:
         known = ", ".join(map(repr, _INITIALIZATIONS))

@@ -55,9 +55,9 @@ __all__ = [
 )
 @dataclasses.dataclass(frozen=True, repr=False)
 class Operator:
-    """Θ of a batch with itself or with another, which multiplies arrays (n, o) or (m, o) without being formed.
+    """A Neural Tangent Kernel Θ that multiplies arrays (n, o), or (m, o) of a second batch, without being formed.
 
-    A pytree, so that it passes through jit, vmap and grad.
+    Made by `operator`. A pytree, so that it passes through jit, vmap and grad.
 
     Attributes:
         params: the parameters.
@@ -81,10 +81,11 @@ class Operator:
         return cast("tuple[int, int]", outputs_like(columns(self)).shape)
 
     def matvec(self, vector: Float[Array, "m o"]) -> Float[Array, "n o"]:
-        """Θ v, (Θ v)_ia = Σ_jb Θ_(ij)(ab) v_jb.
+        """The product Θ v with an array v: (Θ v)_ia = Σ_jb Θ_(ij)(ab) v_jb.
 
-        One pass forward, one backward and one more forward over the batch; with a batch size, two more forward. Raises
-        ValueError for an array that is not of `shape`.
+        Cost: two passes forward and one backward over the batch; with a batch size, four forward.
+
+        Raises ValueError for an array that is not of `shape`.
         """
         if vector.shape != self.shape:
             raise ValueError(
@@ -94,7 +95,9 @@ class Operator:
         return cast(Array, self.network.compiled(_matvec)(self, vector))
 
     def trace(self) -> Float[Array, ""]:
-        """Tr Θ, exactly: a pass backward for each example and output. `trace_estimate` takes a few for the batch.
+        """The trace Tr Θ, the sum of the eigenvalues, without an error of estimation.
+
+        Cost: one pass backward for each example and output; `trace_estimate` takes `samples` passes over the batch.
 
         Raises ValueError for a kernel of two batches.
         """
@@ -130,17 +133,18 @@ def operator(
     state: State = None,
     batch_size: int | None = None,
 ) -> Operator:
-    """The Neural Tangent Kernel Θ(x, x2) as an operator, for n·o in the tens of thousands. `x2=None` stands for `x`.
+    """The Neural Tangent Kernel as an operator, for kernels too large to store: n·o in the tens of thousands.
 
-    Its products are those with `as_matrix(empirical(apply, params, x, x2, mask=mask))`, at the cost of a few passes
-    through the network; the kernel's (n·o)² numbers are never there. A kernel of two batches, such as test points and
-    training examples, has products alone: what concerns eigenvalues and traces is refused.
+    It is Θ(x, x2); `x2=None` stands for `x`. Its products are those with `as_matrix(empirical(apply, params, x, x2,
+    mask=mask))`, at the cost of a few passes through the network; the kernel's (n·o)² numbers are never stored.
+    `trace_estimate`, `norm_estimate`, `top_eigenpairs` and `dynamics.trajectory` take it. A kernel of two batches, such
+    as test points and training examples, has products only: its traces and eigenvalues are refused.
 
     `batch_size` is how many examples go through the network at a time: memory is then that of one such chunk's
     activations, of a few trees like `params` and of arrays (n, o). It changes results by rounding alone. `apply` is
     called once for each shape of input, and not by the products.
 
-    Assumes what `empirical` assumes, and raises ValueError where it does.
+    Assumes what `empirical` assumes, and raises ValueError and TypeError where it does.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
@@ -175,20 +179,23 @@ def check_one_batch(kernel: Operator) -> None:
 
 
 def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
-    """Tr Θ as the mean of ‖Jᵀ z‖² over random signs z (Hutchinson), with its standard error.
+    """Estimate Tr Θ in a few passes through the network, with a standard error.
 
-    `samples` passes backward over the batch, one at a time. Each is unbiased and has the variance 2 Σ_i≠j Θ_ij² over
-    all pairs of rows of the matrix.
+    The estimate is the mean of ‖Jᵀ z‖² over random signs z (Hutchinson). It is unbiased, and each sample has the
+    variance 2 Σ_i≠j Θ_ij² over all pairs of rows of the matrix. Cost: `samples` passes backward over the batch, one at
+    a time.
 
-    Raises ValueError where `samples` is below 1.
+    Raises ValueError where `samples` is below 1, and for a kernel of two batches.
     Source: Hutchinson (1989), "A stochastic estimator of the trace of the influence matrix".
 
     >>> def apply(params, x):
-    ...     return x @ params
-    >>> kernel = operator(apply, jnp.ones((4, 2)), jnp.eye(3, 4))  # Θ is the identity
-    >>> value, standard_error = trace_estimate(kernel, key=jax.random.key(0), samples=5)
-    >>> float(value), float(standard_error)
-    (6.0, 0.0)
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 50)), "out": jax.random.normal(keys[1], (50, 3))}
+    >>> kernel = operator(apply, params, jax.random.normal(keys[2], (20, 4)))
+    >>> value, standard_error = trace_estimate(kernel, key=jax.random.key(1), samples=50)
+    >>> bool(abs(value - kernel.trace()) < 4 * standard_error)
+    True
     """
     check_one_batch(kernel)
     _check_samples(samples)
@@ -206,21 +213,24 @@ def _trace_estimate(network: TracedNetwork, kernel: Operator, key: Key, *, sampl
 
 
 def norm_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
-    """The Frobenius norm ‖Θ‖, the root of the mean of ‖Θ z‖² over random signs z, with its standard error.
+    """Estimate the Frobenius norm ‖Θ‖ in a few products, with a standard error.
 
-    `samples` products, one at a time. ‖Θ z‖² is unbiased for the square; the standard error is of
-    first order, and the estimate is biased low by about (standard error)² / (2 ‖Θ‖). Where ‖Θ‖ is estimated to be zero,
-    so is its error.
+    The estimate is the root of the mean of ‖Θ z‖² over random signs z. ‖Θ z‖² is unbiased for the square; the standard
+    error is of first order, and the estimate is biased low by about (standard error)² / (2 ‖Θ‖). Where ‖Θ‖ is estimated
+    to be zero, so is its error. Cost: `samples` products with Θ, one at a time.
 
-    Raises ValueError where `samples` is below 1.
+    Raises ValueError where `samples` is below 1, and for a kernel of two batches.
     Source: Hutchinson (1989), for Θ².
 
+    >>> from pathjax import ntk
     >>> def apply(params, x):
-    ...     return x @ params
-    >>> kernel = operator(apply, jnp.ones((4, 2)), jnp.eye(3, 4))  # Θ is the identity
-    >>> value, standard_error = norm_estimate(kernel, key=jax.random.key(0), samples=5)
-    >>> round(float(value) ** 2, 6), float(standard_error)
-    (6.0, 0.0)
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 50)), "out": jax.random.normal(keys[1], (50, 3))}
+    >>> x = jax.random.normal(keys[2], (20, 4))
+    >>> value, standard_error = norm_estimate(operator(apply, params, x), key=jax.random.key(1), samples=50)
+    >>> bool(abs(value - jnp.linalg.norm(ntk.empirical(apply, params, x).ravel())) < 4 * standard_error)
+    True
     """
     check_one_batch(kernel)
     _check_samples(samples)
@@ -250,10 +260,11 @@ def top_eigenpairs(
     restarts: int | None = None,
     progress: SearchProgress | None = None,
 ) -> Eigenpairs:
-    """The largest eigenvalues of Θ, descending, their eigenvectors (r, n, o), orthonormal as n·o numbers, residuals.
+    """The `rank` largest eigenvalues of the Neural Tangent Kernel, descending, with eigenvectors and residuals.
 
-    Up to n·o = 512 Θ is formed and decomposed, which is exact. Otherwise thick-restarted Lanczos iteration with full
-    reorthogonalization, among rank + order + 1 vectors, `order` by default rank + 20. It ends when ‖Θ v − λ v‖ ≤
+    Eigenvectors are (r, n, o), orthonormal as vectors of n·o numbers. Up to n·o = 512, Θ is formed and decomposed,
+    which is exact. For more, thick-restarted Lanczos iteration with full reorthogonalization searches a space of rank +
+    order + 1 vectors; `order` is rank + 20 by default. It ends when ‖Θ v − λ v‖ ≤
     `tolerance` · λ_max for each pair, measured by products with Θ, and a round from a new random start has found no
     larger eigenvalue; so repeated eigenvalues come with all their eigenvectors. Where many eigenvalues crowd just below
     the last one, that round of `order` products may overlook one above it; a larger `order` looks further. The same key
@@ -262,7 +273,7 @@ def top_eigenpairs(
     missed. Under `jit` and `vmap`, where that cannot be known, there is no warning: compare `residuals`, which are
     ‖Θ v − λ v‖ / λ_max, with the tolerance.
 
-    At least 2 · (rank + order + 1) products; each further round takes order/2 to rank + order + 1. Stores at most
+    Cost: at least 2 · (rank + order + 1) products; each further round takes order/2 to rank + order + 1. Stores at most
     (order + 2 · rank + 15) · n·o numbers at a time, besides what one product takes. Of networks in half precision the
     pairs are in single precision. NaN where products are not finite. Eigenvalues can be differentiated; of eigenvectors
     the derivative is NaN above 512 rows.
@@ -270,7 +281,8 @@ def top_eigenpairs(
     `progress(round, restarts, residual)` is called after each round of the search, with the largest residual so far
     over λ_max; it is not called where Θ is formed.
 
-    Raises ValueError where `rank` is not between 1 and n·o, or where `order` or `restarts` is below 1.
+    Raises ValueError where `rank` is not between 1 and n·o, where `order` or `restarts` is below 1, and for a kernel of
+    two batches.
     Source: Wu and Simon (2000), "Thick-Restart Lanczos Method for Large Symmetric Eigenvalue Problems".
 
     >>> def apply(params, x):
