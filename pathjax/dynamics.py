@@ -48,12 +48,13 @@ def linearized(
     test_ntk: Float[Array, "m n o o"] | Operator | None = None,
     test_outputs: Float[Array, "m o"] | None = None,
 ) -> Float[Array, "t _ o"]:
-    """Outputs over time of the network linearized at its initial weights and trained on the squared loss.
+    """Predict a network's outputs over time, trained on the squared loss, from its Neural Tangent Kernel.
 
-    On the training examples, f_t = y + e^(−ηΘt) (f_0 − y), of shape (t, n, o): `ntk` is Θ at initialization, `outputs`
-    is f_0 and `targets` is y. Given `test_ntk`, Θ(x', X), and `test_outputs`, f_0(x'), the result is instead the
-    outputs on the test points, f_t(x') = f_0(x') − Θ(x', X) Θ⁻¹ (I − e^(−ηΘt)) (f_0 − y), of shape (t, m, o). Θ may be
-    singular: in its null space Θ⁻¹ (I − e^(−ηΘt)) is ηt at finite times, and taken as zero at infinite ones.
+    The prediction is that of the network linearized at its initial weights. On the training examples, f_t = y +
+    e^(−ηΘt) (f_0 − y), of shape (t, n, o): `ntk` is Θ at initialization, `outputs` is f_0 and `targets` is y. Given
+    `test_ntk`, Θ(x', X), and `test_outputs`, f_0(x'), the result is instead the outputs on the test points, f_t(x') =
+    f_0(x') − Θ(x', X) Θ⁻¹ (I − e^(−ηΘt)) (f_0 − y), of shape (t, m, o). Θ may be singular: in its null space Θ⁻¹ (I −
+    e^(−ηΘt)) is ηt at finite times, and taken as zero at infinite ones.
 
     By default this is gradient flow. `flow=False` predicts gradient descent: (I − ηΘ)^t replaces e^(−ηΘt), times must
     be whole numbers of steps, and derivatives with respect to them are zero. Above `critical_learning_rate` the
@@ -75,16 +76,23 @@ def linearized(
     Source: Lee et al. (2019), "Wide neural networks of any depth evolve as linear models under gradient descent",
     section 2.2.
 
-    >>> ntk = jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.eye(2))
-    >>> times = jnp.array([0.0, 1.0, 2.0, jnp.inf])
-    >>> curve = linearized(ntk, jnp.ones((3, 2)), jnp.zeros((3, 2)), times, learning_rate=jnp.log(2))
-    >>> curve.shape
-    (4, 3, 2)
-    >>> curve[:, 0, 0].round(6)
-    Array([1.  , 0.5 , 0.25, 0.  ], dtype=float64)
-    >>> test = dict(test_ntk=ntk[:1] / 2, test_outputs=jnp.ones((1, 2)))
-    >>> linearized(ntk, jnp.ones((3, 2)), jnp.zeros((3, 2)), times, learning_rate=jnp.log(2), **test)[:, 0, 0].round(6)
-    Array([1.   , 0.75 , 0.625, 0.5  ], dtype=float64)
+    >>> from pathjax import ntk
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 300)), "out": jax.random.normal(keys[1], (300, 2))}
+    >>> x = jax.random.normal(keys[2], (10, 4))
+    >>> x_train, x_test, targets = x[:7], x[7:], jnp.sign(x[:7, :2])
+    >>> kernel, times = ntk.empirical(apply, params, x_train), jnp.array([0.0, 100.0, jnp.inf])
+    >>> curve = linearized(kernel, apply(params, x_train), targets, times, learning_rate=1e-5)
+    >>> curve.shape, bool(jnp.allclose(curve[0], apply(params, x_train))), bool(jnp.allclose(curve[-1], targets))
+    ((3, 7, 2), True, True)
+
+    On the test points:
+
+    >>> test = dict(test_ntk=ntk.empirical(apply, params, x_test, x_train), test_outputs=apply(params, x_test))
+    >>> linearized(kernel, apply(params, x_train), targets, times, learning_rate=1e-5, **test).shape
+    (3, 3, 2)
     """
     _check_prediction(ntk, outputs, targets, times, flow, test_ntk, test_outputs)
     if isinstance(ntk, Operator):
@@ -117,16 +125,26 @@ def linearized_loss(
     learning_rate: ArrayLike,
     flow: bool = True,
 ) -> Float[Array, " t"]:
-    """Training loss over time of the linearized network, ½ Σ ‖f_t − y‖², with the f_t of `linearized`.
+    """Predict the squared training loss over time, ½ Σ ‖f_t − y‖², with the outputs f_t of `linearized`.
 
     Computed from the residuals f_t − y, so that losses far below the initial one keep their relative precision. For a
     part of Θ, such as the first modes that `factorization.recompose` sums, it is the loss if that part alone trained.
     Cost, derivatives and errors are those of `linearized`, which takes an operator too.
 
-    >>> ntk = jnp.einsum("ij,ab->ijab", jnp.diag(jnp.array([1.0, 1.0, 0.0])), jnp.eye(2))
-    >>> times = jnp.array([0.0, 1.0, jnp.inf])
-    >>> linearized_loss(ntk, jnp.ones((3, 2)), jnp.zeros((3, 2)), times, learning_rate=jnp.log(2)).round(6)
-    Array([3. , 1.5, 1. ], dtype=float64)
+    >>> from pathjax import ntk
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 2000)), "out": jax.random.normal(keys[1], (2000, 2))}
+    >>> x = jax.random.normal(keys[2], (7, 4))
+    >>> outputs, targets, rate = apply(params, x), jnp.sign(x[:, :2]), 1e-6
+    >>> kernel, times = ntk.empirical(apply, params, x), jnp.array([0, 5])
+    >>> predicted = linearized_loss(kernel, outputs, targets, times, learning_rate=rate, flow=False)
+    >>> loss = lambda params: 0.5 * jnp.sum((apply(params, x) - targets) ** 2)
+    >>> for step in range(5):  # the real training
+    ...     params = jax.tree.map(lambda leaf, slope: leaf - rate * slope, params, jax.grad(loss)(params))
+    >>> bool(abs(loss(params) - predicted[1]) < 0.05 * predicted[0])
+    True
     """
     _check_prediction(ntk, outputs, targets, times, flow)
     if isinstance(ntk, Operator):
@@ -145,14 +163,15 @@ def linearized_cross_entropy(
     test_ntk: Float[Array, "m n o o"] | None = None,
     test_outputs: Float[Array, "m o"] | None = None,
 ) -> Float[Array, "t _ o"]:
-    """Outputs over time of the linearized network under gradient flow on the cross-entropy, summed over examples.
+    """Predict a network's outputs over time, trained on the cross-entropy, from its Neural Tangent Kernel.
 
-    Solves df_t/dt = −ηΘ (softmax(f_t) − y) for one-hot y on the training examples, of shape (t, n, o). Given
-    `test_ntk`, Θ(x', X), and `test_outputs`, f_0(x'), the result is instead the outputs on the test points, of shape
-    (t, m, o). There is no closed form as for the squared loss: neural-tangents integrates by an adaptive Runge–Kutta
-    method, with errors of about 1e-7 in float64 and of rounding in float32. Cost: a few products with Θ for each
-    integration step. `times` ascend from 0 or later and are finite, since outputs grow without bound on data that the
-    linearized network separates.
+    The network is linearized at its initial weights, and trained by gradient flow on the sum over examples. Solves
+    df_t/dt = −ηΘ (softmax(f_t) − y) for one-hot y on the training examples, of shape (t, n, o). Given `test_ntk`, Θ(x',
+    X), and `test_outputs`, f_0(x'), the result is instead the outputs on the test points, of shape (t, m, o). There is
+    no closed form as for the squared loss: neural-tangents integrates by an adaptive Runge–Kutta method, with errors of
+    about 1e-7 in float64 and of rounding in float32. Cost: a few products with Θ for each integration step. `times`
+    ascend from 0 or later and are finite, since outputs grow without bound on data that the linearized network
+    separates.
 
     Raises ValueError if shapes disagree, if only one of `test_ntk` and `test_outputs` is given, and, unless traced, if
     labels are not in 0 … o − 1 or times do not ascend from 0 or later; TypeError for an operator; ModuleNotFoundError
@@ -160,14 +179,16 @@ def linearized_cross_entropy(
 
     Source: Lee et al. (2019), section 2.2, equations 6 and 7; Novak et al. (2020), "Neural Tangents".
 
-    >>> ntk = jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.eye(2))
-    >>> labels, times = jnp.array([0, 1, 1]), jnp.array([0.0, 10.0])
-    >>> curve = linearized_cross_entropy(ntk, jnp.zeros((3, 2)), labels, times, learning_rate=0.1)
-    >>> curve.shape
-    (2, 3, 2)
-    >>> curve[1, :2].round(3)
-    Array([[ 0.396, -0.396],
-           [-0.396,  0.396]], dtype=float64)
+    >>> from pathjax import ntk
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 300)), "out": jax.random.normal(keys[1], (300, 3))}
+    >>> x, labels = jax.random.normal(keys[2], (7, 4)), jnp.array([0, 1, 2, 0, 1, 2, 0])
+    >>> kernel, times = ntk.empirical(apply, params, x), jnp.array([0.0, 1000.0])
+    >>> curve = linearized_cross_entropy(kernel, apply(params, x), labels, times, learning_rate=1e-3)
+    >>> curve.shape, (curve[1].argmax(axis=1) == labels).all().item()  # all examples are learned
+    ((2, 7, 3), True)
     """
     if isinstance(cast(object, ntk), Operator):
         raise TypeError(
@@ -203,18 +224,25 @@ def kernel_change(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -
 
     Source: Chizat, Oyallon, Bach (2019), "On lazy training in differentiable programming", section 1.2.
 
-    >>> kernel_change(jnp.eye(3), 1.5 * jnp.eye(3))
-    Array(0.5, dtype=float64)
+    >>> from pathjax import ntk
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> initial = {"hidden": jax.random.normal(keys[0], (4, 30)), "out": jax.random.normal(keys[1], (30, 2))}
+    >>> trained = jax.tree.map(lambda leaf: 1.1 * leaf, initial)  # as if training had scaled both layers
+    >>> before, after = (ntk.empirical(apply, params, jnp.ones((3, 4))) for params in (initial, trained))
+    >>> kernel_change(before, after).round(4)  # the kernel is quadratic in the weights
+    Array(0.21, dtype=float64)
     """
     _check_alike(initial, kernel)
     return _norm(kernel - initial) / _norm(initial)
 
 
 def kernel_distance(initial: Float[Array, " ..."], kernel: Float[Array, " ..."]) -> Float[Array, ""]:
-    """Kernel distance 1 − ⟨K, K_0⟩ / (‖K‖ ‖K_0‖) in the Frobenius product: 0 if only the scale has changed.
+    """How far a kernel has turned over training: 1 − ⟨K, K_0⟩ / (‖K‖ ‖K_0‖), 0 if only the scale has changed.
 
-    In [0, 1] for positive semi-definite kernels; NaN if a kernel is zero. For Path Kernels too large to list, use
-    `1 - path_kernel.cosine(…).value`.
+    The product and the norms are those of Frobenius. The distance is in [0, 1] for positive semi-definite kernels; NaN
+    if a kernel is zero. For Path Kernels too large to list, use `1 - path_kernel.cosine(…).value`.
 
     Raises ValueError if the shapes differ.
 
@@ -234,9 +262,9 @@ def kernel_distance(initial: Float[Array, " ..."], kernel: Float[Array, " ..."])
 def linearization_error(outputs: Float[Array, "t n o"], predicted: Float[Array, "t n o"]) -> Float[Array, " t"]:
     """Relative distance, at each time, from the linearized network's outputs to those of a real training run.
 
-    ‖f_t − f_t^lin‖ / ‖f_t^lin‖ in the Frobenius norm over examples and outputs: 0 for lazy training, and 0 if both
-    outputs are zero. `outputs` are f_t, recorded in training; `predicted` are f_t^lin, from `linearized` at the same
-    times.
+    It is ‖f_t − f_t^lin‖ / ‖f_t^lin‖ in the Frobenius norm over examples and outputs: 0 for lazy training, and 0 if
+    both outputs are zero. `outputs` are f_t, recorded in training; `predicted` are f_t^lin, from `linearized` at the
+    same times.
 
     Raises ValueError if the shapes differ.
 
@@ -263,11 +291,11 @@ def trajectory(
     tolerance: int | float = TOLERANCE,
     order: int | None = None,
 ) -> Trajectory:
-    """Training of the linearized network on the squared loss without forming Θ, for n·o in the tens of thousands.
+    """Predict training on the squared loss without forming the kernel, for n·o in the tens of thousands.
 
-    Gives what `linearized` and `linearized_loss` give, and bounds of the errors. `ntk` is `ntk.operator(apply, params,
-    x)`; for outputs on test points, `test_ntk` is `ntk.operator(apply, params, x_test, x)`. Masks, states and batch
-    sizes are those of the operators.
+    The training is that of the linearized network. Gives what `linearized` and `linearized_loss` give, and bounds of
+    the errors. `ntk` is `ntk.operator(apply, params, x)`; for outputs on test points, `test_ntk` is
+    `ntk.operator(apply, params, x_test, x)`. Masks, states and batch sizes are those of the operators.
 
     One Krylov space of Θ and f_0 − y serves all times: e^(−ηΘt) (f_0 − y) ≈ ‖f_0 − y‖ Q e^(−ηTt) e₁ with Q from Lanczos
     steps with full reorthogonalization, and T tridiagonal. It grows, up to `order` vectors, by default n·o or 500,
@@ -328,7 +356,7 @@ def data_free_loss(
     *,
     learning_rate: ArrayLike,
 ) -> Float[Array, " t"]:
-    """Share of the initial squared loss that remains at each time, Σ_i w_i e^(−2ηλ_i t).
+    """Predict without data the share of the initial squared loss that remains at each time, Σ_i w_i e^(−2ηλ_i t).
 
     With the Path Kernel's eigenvalues λ_i in place of the Neural Tangent Kernel's, this predicts training from
     architecture and initialization alone. The prediction is exact if path activations on the data are orthonormal,
@@ -339,9 +367,16 @@ def data_free_loss(
 
     Source: Gebhart, Saxena, Schrater (2021).
 
-    >>> eigenvalues, weights = jnp.array([1.0, 0.0]), jnp.array([0.75, 0.25])
-    >>> data_free_loss(eigenvalues, weights, jnp.array([0.0, 1.0, 1e6]), learning_rate=jnp.log(2) / 2)
-    Array([1.   , 0.625, 0.25 ], dtype=float64)
+    >>> from pathjax import path_kernel
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0))
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 30)), "out": jax.random.normal(keys[1], (30, 2))}
+    >>> pairs = path_kernel.top_eigenpairs(path_kernel.path_kernel(apply, params, jnp.ones((1, 4))), 8, key=keys[0])
+    >>> times = jnp.array([0.0, 10.0, 100.0])
+    >>> shares = data_free_loss(pairs.eigenvalues, jnp.full(8, 1 / 8), times, learning_rate=1e-3)
+    >>> shares.round(4)[0].item(), bool((jnp.diff(shares) < 0).all())
+    (1.0, True)
     """
     for name, vector in (("eigenvalues", eigenvalues), ("weights", weights), ("times", times)):
         _check_vector(vector, name)
@@ -365,7 +400,7 @@ def expected_loss(
     target_variances: Float[Array, " o"] | None = None,
     flow: bool = True,
 ) -> Float[Array, " t"]:
-    """Share of the initial squared loss expected to remain at each time, of a network of which only kernels are known.
+    """Predict the share of the initial squared loss that remains at each time, averaged over targets and outputs.
 
     For kernels without entries between different outputs, as `ntk.mean_field` gives them. The targets y and the initial
     outputs f_0 are random, and the loss of the linearized network is averaged over them:
@@ -392,9 +427,16 @@ def expected_loss(
 
     Source: Jacot, Gabriel, Hongler (2018), section 5; here in the mean over outputs and targets.
 
-    >>> kernel = jnp.einsum("ij,c->ijc", jnp.eye(2), jnp.array([1.0, 0.0]))  # the second output does not learn
-    >>> expected_loss(kernel, jnp.array([0.0, 1.0, jnp.inf]), learning_rate=jnp.log(2) / 2)
-    Array([1.  , 0.75, 0.5 ], dtype=float64)
+    >>> from pathjax import ntk
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> params = {"hidden": jnp.ones((4, 30)), "out": jnp.ones((30, 2))}
+    >>> x = jax.random.normal(jax.random.key(0), (6, 4))
+    >>> nngp, kernel = ntk.mean_field(apply, params, x, second_moments=ntk.second_moments(params, "he"))
+    >>> classes = dict(target_means=jnp.array([0.3, 0.7]), target_variances=jnp.array([0.21, 0.21]))  # one-hot
+    >>> shares = expected_loss(kernel, jnp.array([0.0, 10.0, jnp.inf]), learning_rate=0.01, nngp=nngp, **classes)
+    >>> shares.round(4)[jnp.array([0, 2])].tolist(), bool(0 < shares[1] < 1)
+    ([1.0, 0.0], True)
     """
     _check_kernels(ntk, nngp)
     _check_vector(times, "times")
@@ -446,8 +488,20 @@ def critical_learning_rate(
     Raises ValueError unless the kernel is of one batch with itself, (n, n, o, o) or (n, n, o), and for an
     operator without a key.
 
-    >>> critical_learning_rate(jnp.einsum("ij,ab->ijab", jnp.eye(3), jnp.diag(jnp.array([1.0, 4.0]))))
-    Array(0.5, dtype=float64)
+    >>> from pathjax import ntk
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 30)), "out": jax.random.normal(keys[1], (30, 2))}
+    >>> x = jax.random.normal(keys[2], (7, 4))
+    >>> kernel, outputs, times = ntk.empirical(apply, params, x), apply(params, x), jnp.array([0, 1000])
+    >>> critical = critical_learning_rate(kernel)
+    >>> for factor in (0.9, 1.1):
+    ...     rate = factor * critical
+    ...     losses = linearized_loss(kernel, outputs, jnp.zeros((7, 2)), times, learning_rate=rate, flow=False)
+    ...     print(bool(losses[1] < losses[0]))
+    True
+    False
     """
     if not isinstance(ntk, Operator):
         return cast(Array, 2 / eigenvalues(ntk)[-1])
@@ -460,7 +514,7 @@ def critical_learning_rate(
 
 
 def time_to_loss(times: Num[Array, " t"], losses: Float[Array, " t"], level: ArrayLike) -> Float[Array, ""]:
-    """First of the recorded times at which a loss is at or below a level; infinity if it never is.
+    """The first recorded time at which a loss is at or below a level; infinity if it never is.
 
     Nothing is interpolated, so the result is late by up to one recording interval. A later rise of the loss does not
     matter. `times` ascend. A loss of NaN never counts as at or below the level.
