@@ -40,6 +40,9 @@ PUBLIC_MODULES = sorted(
 )
 install_import_hook(PUBLIC_MODULES, "beartype.beartype")
 
+# Imported as a whole, so that pytest does not load a module a second time where the doctests of one file run alone.
+import pathjax  # noqa: E402, F401
+
 # JAX keeps every program that it has compiled. They are dropped after a test that leaves this much memory in use.
 MEMORY_LIMIT = 1_500_000_000  # bytes
 
