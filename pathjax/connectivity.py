@@ -93,7 +93,7 @@ def effective_mask(
     biases: bool = False,
     prunable: Prunable | None = None,
 ) -> Mask:
-    """The mask without its dead weights: the kept weights that lie on a path from an input to an output.
+    """Take the dead weights out of a mask: it then keeps only weights on a path from an input to an output.
 
     Removing dead weights leaves the outputs as they are, with one exception: weights that carry a bias to an output
     and that no input reaches. Pass `biases=True` to keep those too. Only the mask is read, not the values of the
@@ -114,7 +114,7 @@ def effective_mask(
     >>> mask = {"first": jnp.array([[True, False, True]]), "second": jnp.array([[True], [True], [False]])}
     >>> params = {"first": jnp.ones((1, 3)), "second": jnp.ones((3, 1))}
     >>> live = effective_mask(apply, params, jnp.zeros((5, 1)), mask=mask)
-    >>> live["first"].tolist(), live["second"].ravel().tolist()
+    >>> live["first"].tolist(), live["second"].ravel().tolist()  # units 1 and 2 lack a weight in front or behind
     ([[True, False, False]], [True, False, False])
     """
     mask = check_mask(mask, params)
@@ -142,7 +142,7 @@ def connectivity(
     state: Any = None,
     prunable: Prunable | None = None,
 ) -> Connectivity:
-    """Counts of what a mask leaves of a network: paths, live weights and units, collapsed layers and dead shortcuts.
+    """What a mask leaves of a network, counted: paths, live weights and units, collapsed layers and dead shortcuts.
 
     Only paths that start at an input count: a layer reached by biases alone is collapsed. The values of the mask are
     read, so this does not work under `jit`. Cost, `state`, the default of `prunable` and errors are those of
@@ -157,8 +157,10 @@ def connectivity(
     >>> left = connectivity(apply, params, jnp.zeros((5, 2)), mask=mask)
     >>> left.layers[1]
     LayerConnectivity(path="['second']", size=12, kept=12, live=8, units=4, live_units=4)
-    >>> left.parameters, left.units, round(2.71828**left.log_paths), left.dead_shortcuts
-    (12, 6, 16, ("['shortcut']",))
+    >>> round(left.density, 3), round(left.effective_density, 3), left.dead_shortcuts
+    (0.615, 0.462, ("['shortcut']",))
+    >>> left.parameters, left.units, round(2.71828**left.log_paths)  # live weights and units, and paths
+    (12, 6, 16)
     """
     network = traced(apply, params, state)
     choose = prunable or network.kernels(one_example(x_like))

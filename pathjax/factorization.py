@@ -185,15 +185,16 @@ def factorize(
     chunk: int = 32,
     progress: SearchProgress | None = None,
 ) -> Factorization:
-    """The `rank` leading terms of the NTK of a batch in the eigenbasis of the Path Kernel, Θ = Σ_i λ_i b_i b_iᵀ.
+    """Split the Neural Tangent Kernel of a batch by the Path Kernel's eigenvectors: Θ = Σ_i λ_i b_i b_iᵀ.
 
-    `path_kernel.top_eigenpairs` gives λ_i and the eigenvectors of G. Each b_i takes one Jacobian-vector product over
-    the data, and Tr Θ = ‖J_θ f‖² one gradient for each example and output. With a `state` (see `pathjax.types`) the
-    network is `apply(params, state, x)`. All results are in true units; of deep networks the λ_i may overflow to
-    infinity in float32, and `log_eigenvalues` do not. With a mask, Θ is that of the masked network and derivatives are
-    by its kept weights. Terms with λ_i = 0 (rescaling symmetries, weights on no path) are zero in Θ. Eigenvalues up to
-    512 ε λ_max, with machine epsilon ε, count as zero too; each such term of Θ, at most 512 ε λ_max(Π) λ_max(K_v), is
-    omitted.
+    The result has the `rank` leading terms: the eigenvalues λ_i of the Path Kernel, which need no data, the data modes
+    b_i, (n, o) each, and the shares of the terms in the trace. `path_kernel.top_eigenpairs` gives λ_i and the
+    eigenvectors of G. Each b_i takes one Jacobian-vector product over the data, and Tr Θ = ‖J_θ f‖² one gradient for
+    each example and output. With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`. All results
+    are in true units; of deep networks the λ_i may overflow to infinity in float32, and `log_eigenvalues` do not. With
+    a mask, Θ is that of the masked network and derivatives are by its kept weights. Terms with λ_i = 0 (rescaling
+    symmetries, weights on no path) are zero in Θ. Eigenvalues up to 512 ε λ_max, with machine epsilon ε, count as zero
+    too; each such term of Θ, at most 512 ε λ_max(Π) λ_max(K_v), is omitted.
 
     Memory: rank · p numbers for the eigenvectors, what `top_eigenpairs` needs to find them, and the gradients and
     activations of `chunk` passes of one example. Examples are processed one at a time, and `chunk` modes or outputs of
@@ -212,10 +213,14 @@ def factorize(
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 2))}
-    >>> terms = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
-    >>> terms.data_modes.shape, round(float(terms.trace), 4), round(float(terms.cumulative[-1]), 4)
-    ((4, 2, 12), 48.0, 1.0)
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"first": jax.random.normal(keys[0], (4, 20)), "second": jax.random.normal(keys[1], (20, 3))}
+    >>> x = jax.random.normal(keys[2], (10, 4))
+    >>> terms = factorize(apply, params, x, rank=60, key=jax.random.key(1))
+    >>> terms
+    Factorization(n=10, o=3, r=60, leaves=2)
+    >>> round(float(terms.cumulative[-1]), 2)  # the share of Tr Θ in the first 60 of 120 nonzero terms
+    0.74
     """
     x = jnp.asarray(x)
     _check_chunk(chunk)
@@ -245,17 +250,18 @@ def _at_pairs(network: TracedNetwork, kernel: PathKernel, pairs: Eigenpairs, x: 
 
 
 def recompose(factorization: Factorization) -> Float[Array, "n n o o"]:
-    """The NTK to rank r, Θ_r = Σ_i λ_i b_i b_iᵀ, from a factorization; axes (n, n, o, o) as in `ntk.empirical`.
+    """The Neural Tangent Kernel to rank r, Θ_r = Σ_i λ_i b_i b_iᵀ, with axes (n, n, o, o) as in `ntk.empirical`.
 
     Both Θ_r and Θ − Θ_r are positive semi-definite. Stores n²·o² numbers; takes r·n²·o² operations.
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 2))}
-    >>> terms = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
-    >>> recompose(terms)[0, 1].round(4)  # each of 2 active units adds 2 to every entry, and 1 on the diagonal
-    Array([[6., 4.],
-           [4., 6.]], dtype=float64)
+    >>> from pathjax import ntk
+    >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 4))}
+    >>> x = jnp.array([[1.0, 0.5], [0.0, 1.0], [2.0, -1.0]])
+    >>> terms = factorize(apply, params, x, rank=18, key=jax.random.key(0))  # all 18 weights: every term
+    >>> bool(jnp.allclose(recompose(terms), ntk.empirical(apply, params, x), atol=1e-6))
+    True
     """
     weighted = factorization.weighted_modes
     return jnp.einsum("iar,jbr->ijab", weighted, weighted, precision=lax.Precision.HIGHEST)
@@ -269,7 +275,7 @@ def layer_kernels(
     mask: Mask | None = None,
     state: State = None,
 ) -> Params:
-    """The contribution of each parameter leaf to the NTK, Θ = Σ_ℓ Θ_ℓ: a tree like `params` of kernels (n, n, o, o).
+    """What each layer adds to the Neural Tangent Kernel, Θ = Σ_ℓ Θ_ℓ: a tree like `params` of kernels (n, n, o, o).
 
     With a mask, Θ is that of the masked network and derivatives are by its kept weights; with a `state` (see
     `pathjax.types`) the network is `apply(params, state, x)`. Cost: one backward pass for each example, output and
@@ -279,11 +285,14 @@ def layer_kernels(
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 2))}
-    >>> parts = layer_kernels(apply, params, jnp.ones((4, 2)))
-    >>> parts["second"][0, 1]
-    Array([[2., 0.],
-           [0., 2.]], dtype=float64)
+    >>> from pathjax import ntk
+    >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 4))}
+    >>> x = jnp.array([[1.0, 0.5], [0.0, 1.0], [2.0, -1.0]])
+    >>> parts = layer_kernels(apply, params, x)
+    >>> jax.tree.map(jnp.shape, parts)
+    {'first': (3, 3, 4, 4), 'second': (3, 3, 4, 4)}
+    >>> bool(jnp.allclose(sum(parts.values()), ntk.empirical(apply, params, x)))
+    True
     """
     x, network = jnp.asarray(x), traced(apply, params, state)
     mask = check_mask(mask, params)
@@ -327,13 +336,16 @@ def bounds(
     has only some leaves or outputs.
     Source: λ_max(A B Aᵀ) ≤ λ_max(B) λ_max(A Aᵀ), and Tr(A B Aᵀ) = Tr(B Aᵀ A), for positive semi-definite B.
 
-    >>> from pathjax import paths
-    >>> apply = lambda params, x: x @ params  # one linear layer: every weight is a path, and Π is the identity
-    >>> params, x = jnp.ones((2, 3)), jnp.eye(2)
+    >>> from pathjax import ntk, paths
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"first": jax.random.normal(keys[0], (4, 20)), "second": jax.random.normal(keys[1], (20, 3))}
+    >>> x = jax.random.normal(keys[2], (5, 4))
     >>> kernel, gram = path_kernel(apply, params, x), paths.log_data_gram(apply, params, x)
-    >>> ntk = jnp.einsum("ij,ab->ijab", x @ x.T, jnp.eye(3))
-    >>> bounds(ntk, kernel, gram, key=jax.random.key(0)).slack.round(6).tolist()
-    [0.0, 0.0, 0.0]
+    >>> bounded = bounds(ntk.empirical(apply, params, x), kernel, gram, key=jax.random.key(1))
+    >>> bounded.slack.shape, bool((bounded.slack > 0).all())  # log₁₀ of bound over quantity, for the three bounds
+    ((3,), True)
     """
     matrix = square_matrix(ntk)
     _check_whole(kernel)
@@ -357,7 +369,7 @@ def bounds(
 
 
 def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, rank: int) -> Alignment:
-    """How the `rank` largest eigenvectors of Θ align with the data modes of a factorization.
+    """How the `rank` largest eigenvectors of the Neural Tangent Kernel align with the data modes of a factorization.
 
     `ntk` is Θ, from `ntk.empirical`, on the batch of the factorization. The eigenvectors of a repeated eigenvalue are
     an arbitrary basis of its eigenspace; only sums of shares or overlaps over the eigenspace are determined. Cost:
@@ -367,11 +379,13 @@ def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, ran
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
-    >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 2))}
-    >>> terms = factorize(apply, params, jnp.ones((4, 2)), rank=12, key=jax.random.key(0))
-    >>> aligned = alignment(terms, recompose(terms), rank=1)
-    >>> aligned.overlap.round(4).tolist(), aligned.shares.sum(axis=1).round(4).tolist()
-    ([1.0], [1.0])
+    >>> from pathjax import ntk
+    >>> params = {"first": jnp.eye(2, 3), "second": jnp.ones((3, 4))}
+    >>> x = jnp.array([[1.0, 0.5], [0.0, 1.0], [2.0, -1.0]])
+    >>> terms = factorize(apply, params, x, rank=18, key=jax.random.key(0))  # every term of the kernel
+    >>> aligned = alignment(terms, ntk.empirical(apply, params, x), rank=2)
+    >>> aligned.overlap.round(4).tolist(), aligned.shares.shape, aligned.shares.sum(axis=1).round(4).tolist()
+    ([1.0, 1.0], (2, 18), [1.0, 1.0])
     """
     n, o, _ = factorization.data_modes.shape
     matrix = square_matrix(ntk)
@@ -397,21 +411,29 @@ def alignment(factorization: Factorization, ntk: Float[Array, "n n o o"], *, ran
 def kernel_target_alignment(
     kernel: Float[Array, "n n"], labels: Int[AnyArray, " n"], *, centered: bool = True
 ) -> Float[Array, ""]:
-    """Kernel–target alignment ⟨K, T⟩ / (‖K‖ ‖T‖) in the Frobenius inner product; T_ij = 1 for equal labels, else 0.
+    """How well a kernel fits the labels: its alignment ⟨K, T⟩ / (‖K‖ ‖T‖) with T_ij = 1 for equal labels, else 0.
 
-    If `centered`, H K H and H T H with H = I − 11ᵀ/n replace K and T, which makes the alignment invariant to a constant
-    added to every entry of the kernel. In [0, 1] for a positive semi-definite kernel. For an NTK (n, n, o, o), pass
-    its trace over outputs, `jnp.trace(ntk, axis1=2, axis2=3)`. NaN if K or T is zero; T is, when centered, if all
-    labels are equal.
+    The product is the Frobenius inner product. If `centered`, H K H and H T H with H = I − 11ᵀ/n replace K and T, which
+    makes the alignment invariant to a constant added to every entry of the kernel. In [0, 1] for a positive
+    semi-definite kernel. For an NTK (n, n, o, o), pass its trace over outputs, `ntk.empirical_trace(apply, params, x)`.
+    NaN if K or T is zero; a centered T is zero if all labels are equal. Cost: a few passes over n² numbers.
 
     Raises ValueError if the kernel is not (n, n), or if labels are not one integer per example.
     Source: Cristianini, Shawe-Taylor, Elisseeff, Kandola (2001), "On Kernel-Target Alignment", definition 1 and
     section 2 for classes; centered: Cortes, Mohri, Rostamizadeh (2012), "Algorithms for Learning Kernels Based on
     Centered Alignment", definition 4.
 
-    >>> labels = jnp.array([0, 0, 1, 2])
-    >>> round(float(kernel_target_alignment(jnp.eye(4), labels, centered=False)), 4)  # 4 / (√4 · √6)
-    0.8165
+    >>> from pathjax import ntk
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["first"]) @ params["second"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"first": jax.random.normal(keys[0], (4, 50)), "second": jax.random.normal(keys[1], (50, 3))}
+    >>> labels = jnp.arange(30) % 3
+    >>> x = jax.random.normal(keys[2], (30, 4)) / 3 + jnp.eye(3, 4)[labels]  # a cluster of examples for each label
+    >>> kernel = ntk.empirical_trace(apply, params, x)
+    >>> fit, by_chance = (kernel_target_alignment(kernel, each) for each in (labels, jnp.sort(labels)))
+    >>> bool(fit > 0.3), bool(by_chance < 0.1)
+    (True, True)
     """
     if kernel.ndim != 2 or kernel.shape[0] != kernel.shape[1]:
         raise ValueError(

@@ -51,7 +51,7 @@ __all__ = [
 def log_path_norm(
     apply: ApplyFn, params: Params, x_like: XLike, *, q: Real = 1, mask: Mask | None = None, state: State = None
 ) -> Float[Array, ""]:
-    """Logarithm of the path norm, log Σ_p |v_p|^q, over the paths to all outputs.
+    """The logarithm of the path norm, log Σ_p |v_p|^q over all paths, for a network of any size.
 
     This is the logarithm of the sum itself; divide by q for the logarithm of the q-norm. It is −∞ where no path is
     left. Cost: one forward pass of the network with |θ|^q in place of θ and all gates open: activations become the
@@ -70,6 +70,12 @@ def log_path_norm(
     >>> norm = jnp.exp(log_path_norm(apply, params, jnp.zeros((5, 2))))
     >>> round(float(norm), 4)  # 2 · 3 · 4 paths of |0.5 · −1|
     12.0
+
+    Its gradient, as of any JAX function, penalizes networks of large norm in training:
+
+    >>> penalty = lambda params: log_path_norm(apply, params, jnp.zeros((5, 2)), q=2)
+    >>> jax.tree.map(jnp.shape, jax.grad(penalty)(params))
+    {'first': (2, 3), 'second': (3, 4)}
     """
     return _log_open_sum(apply, params, x_like, mask, state, phi=absolute_power(q), q=q)
 
@@ -77,12 +83,12 @@ def log_path_norm(
 def log_path_count(
     apply: ApplyFn, params: Params, x_like: XLike, *, mask: Mask | None = None, state: State = None
 ) -> Float[Array, ""]:
-    """Logarithm of the number of paths whose weights are all unpruned.
+    """The logarithm of the number of paths of a network, or of those that a mask leaves, without listing them.
 
-    Only the architecture and the mask count: a path through a weight that happens to be 0 counts, a path through a
-    constant 0 (such as a mask that `apply` multiplies in, or an entry of the `state`) does not. The result is −∞ where
-    no path is left. Cost: one forward pass. Only the shape and dtype of `x_like` are read. With a `state` (see
-    `pathjax.types`) the network is `apply(params, state, x)`.
+    A path is left if all of its weights are kept. Only the architecture and the mask count: a path through a weight
+    that happens to be 0 counts, a path through a constant 0 (such as a mask that `apply` multiplies in, or an entry of
+    the `state`) does not. The result is −∞ where no path is left. Cost: one forward pass. Only the shape and dtype of
+    `x_like` are read. With a `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for a mask of another tree and
     TypeError for one that is not boolean.
@@ -90,8 +96,11 @@ def log_path_count(
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 4))}
-    >>> round(float(jnp.exp(log_path_count(apply, params, jnp.zeros((5, 2))))))
+    >>> mask = {"first": jnp.array([[True, True, False], [True, False, False]]), "second": jnp.ones((3, 4), bool)}
+    >>> for each in (None, mask):
+    ...     print(round(float(jnp.exp(log_path_count(apply, params, jnp.zeros((5, 2)), mask=each)))))
     24
+    12
     """
     return _log_open_sum(apply, params, x_like, mask, state, phi=None, q=0)
 
@@ -123,12 +132,13 @@ def path_sum(
     mask: Mask | None = None,
     state: State = None,
 ) -> Float[Array, "n o"]:
-    """The path sum Σ_{p→o} |v_p|^q · gate_p · |x_s(p)|^q of each example x and output o.
+    """Sums over the paths to each output at each example, with all gates open or as they are at the example.
 
-    With `gates="open"`, gate_p = 1. With `gates="data"`, gate_p = a_p(x), the product of the slopes of the activations
-    on path p at x. A path that starts at a bias has 1 in place of x_s(p). Cost: one forward pass, and one more of the
-    network itself with `gates="data"`. The sums of deep networks can overflow float32; `log_path_norm` cannot. With a
-    `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
+    The path sum is Σ_{p→o} |v_p|^q · gate_p · |x_s(p)|^q for example x and output o. With `gates="open"`, gate_p = 1.
+    With `gates="data"`, gate_p = a_p(x), the product of the slopes of the activations on path p at x. A path that
+    starts at a bias has 1 in place of x_s(p). Cost: one forward pass, and one more of the network itself with
+    `gates="data"`. The sums of deep networks can overflow float32; `log_path_norm` cannot. With a `state` (see
+    `pathjax.types`) the network is `apply(params, state, x)`.
 
     Raises UnsupportedPrimitive where a layer is not piecewise linear, ValueError for unknown `gates` or a mask of
     another tree, and TypeError for a mask that is not boolean.
@@ -182,13 +192,14 @@ def log_data_gram(
     state: State = None,
     chunk: int = 256,
 ) -> DataGram:
-    """Sign and logarithm of the data Gram K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s.
+    """The data Gram, how alike two examples are by the paths that are active for both, as signs and logarithms.
 
-    K_v(·, ·)_o are the diagonal blocks of J_v f (J_v f)ᵀ; blocks between two outputs are 0, since a path ends at one
-    output. The values of weights and constants enter only through the slopes a_p: a path with a pruned weight or a
-    constant 0 does not count, a path that starts at a bias does. Where no path is left the sign is 0 and the logarithm
-    −∞. `x2` is `x1` by default; then the result is exactly symmetric, as one half is computed and mirrored. With a
-    `state` (see `pathjax.types`) the network is `apply(params, state, x)`.
+    K_v(x, x')_o = Σ_{p→o} a_p(x) a_p(x') x_s x'_s for examples x, x' and output o. K_v(·, ·)_o are the diagonal blocks
+    of J_v f (J_v f)ᵀ; blocks between two outputs are 0, since a path ends at one output. The values of weights and
+    constants enter only through the slopes a_p: a path with a pruned weight or a constant 0 does not count, a path that
+    starts at a bias does. Where no path is left the sign is 0 and the logarithm −∞. `x2` is `x1` by default; then the
+    result is exactly symmetric, as one half is computed and mirrored. With a `state` (see `pathjax.types`) the network
+    is `apply(params, state, x)`.
 
     Cost: for each pair of examples a forward pass with the slopes at both. Pairs are computed in blocks of at most
     `chunk`, which bounds the memory to that of `chunk` forward passes of one example and changes the result by
@@ -320,7 +331,8 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike, *, state: State = None
 
     `x_like` may also be an array of tokens; the lookups of an embedding are then among what is reported.
 
-    Raises ValueError for weights that are not floating point and for inputs that are not one array (n, ...).
+    Raises ValueError for weights that are not floating point and for inputs that are not one array (n, ...). Nothing is
+    raised for a layer without paths: its `problems` say what is wrong and what to do.
 
     >>> def apply(params, x):
     ...     with jax.named_scope("first"):
@@ -328,8 +340,11 @@ def layers(apply: ApplyFn, params: Params, x_like: XLike, *, state: State = None
     ...     with jax.named_scope("second"):
     ...         return x @ params["second"]
     >>> params = {"first": jnp.ones((2, 3)), "second": jnp.ones((3, 4))}
-    >>> [(layer.name, layer.has_paths) for layer in layers(apply, params, jnp.zeros((5, 2)))]
-    [('first', False), ('second', True)]
+    >>> first, second = layers(apply, params, jnp.zeros((5, 2)))
+    >>> (first.name, first.has_paths), (second.name, second.has_paths)
+    (('first', False), ('second', True))
+    >>> "tanh" in first.problems[0]
+    True
     """
     network, example = traced(apply, params, state), one_example(x_like)
     inspection = inspect(network.program(example))
