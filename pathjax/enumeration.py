@@ -120,7 +120,7 @@ def _count(program: Program) -> int:
 
 @jax.jit
 def path_values(paths: Paths, params: Params) -> Float[Array, " k"]:
-    """v_p(θ), the product of the constants and weights on each path.
+    """The value of each path, v_p(θ): the product of the constants and weights on it.
 
     `params` may have other values than when the paths were listed. Cost: k · depth multiplications.
 
@@ -130,8 +130,12 @@ def path_values(paths: Paths, params: Params) -> Float[Array, " k"]:
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
     >>> params = {"first": jnp.full((2, 3), 0.5), "second": jnp.full((3, 4), 2.0)}
     >>> paths = enumerate_paths(apply, params, jnp.zeros((5, 2)), limit=100)
-    >>> path_values(paths, params).shape, float(path_values(paths, params)[7])
+    >>> values = path_values(paths, params)
+    >>> values.shape, float(values[7])  # each is 0.5 · 2
     ((24,), 1.0)
+    >>> trained = {"first": params["first"], "second": 1.5 * params["second"]}
+    >>> float(path_values(paths, trained)[7])  # of the same paths at other weights
+    1.5
     """
     weights = _padded(paths, params)
 
@@ -143,7 +147,7 @@ def path_values(paths: Paths, params: Params) -> Float[Array, " k"]:
 
 @jax.jit
 def path_jacobian(paths: Paths, params: Params) -> Float[Array, "k p"]:
-    """J_θ v, the derivative ∂v_p/∂θ_i of each path value by each raveled parameter.
+    """The derivative of each path value by each raveled parameter, J_θ v with the entries ∂v_p/∂θ_i.
 
     Computed as the product of the path's constants and its other weights, which is also right for weights of 0; for a
     weight that the path uses several times, the sum over these uses. The result is dense: k · p numbers.
@@ -155,7 +159,7 @@ def path_jacobian(paths: Paths, params: Params) -> Float[Array, "k p"]:
     >>> params = {"first": jnp.full((2, 3), 0.5), "second": jnp.full((3, 4), 2.0)}
     >>> paths = enumerate_paths(apply, params, jnp.zeros((5, 2)), limit=100)
     >>> jacobian = path_jacobian(paths, params)
-    >>> jacobian.shape, float(jacobian[0, 0]), float(jacobian[0, 6])
+    >>> jacobian.shape, float(jacobian[0, 0]), float(jacobian[0, 6])  # path 0 uses the parameters 0 and 6
     ((24, 18), 2.0, 0.5)
     """
     weights = _padded(paths, params)
@@ -170,7 +174,7 @@ def path_jacobian(paths: Paths, params: Params) -> Float[Array, "k p"]:
 
 
 def path_kernel(paths: Paths, params: Params) -> Float[Array, "k k"]:
-    """The Path Kernel Π = J_θ v (J_θ v)ᵀ.
+    """The Path Kernel of listed paths as a matrix, Π = J_θ v (J_θ v)ᵀ.
 
     The result is dense: k² numbers, from a Jacobian of k · p numbers. `pathjax.path_kernel` applies Π's p × p twin to
     vectors without forming a matrix.
@@ -193,11 +197,12 @@ def path_kernel(paths: Paths, params: Params) -> Float[Array, "k k"]:
 def path_activations(
     paths: Paths, apply: ApplyFn, params: Params, x: Float[AnyArray, "n ..."], *, state: State = None
 ) -> Float[Array, "n o k"]:
-    """J_v f: a_p(x) · x_s(p) at the output where path p ends, 0 at the other outputs.
+    """How active each path is at each example, J_v f: a_p(x) · x_s(p) at the output where path p ends, else 0.
 
-    a_p(x) is the product of the slopes of the gates on path p, read from one forward pass of the network. With
-    `path_jacobian` it factors the Jacobian of the network, J_θ f = J_v f · J_θ v. The result is dense: n · o · k
-    numbers. Pass the `state` for which the paths were listed.
+    The outputs of the network are these activations times the path values. a_p(x) is the product of the slopes of the
+    gates on path p, read from one forward pass of the network. With `path_jacobian` it factors the Jacobian of the
+    network, J_θ f = J_v f · J_θ v. The result is dense: n · o · k numbers. Pass the `state` for which the paths were
+    listed.
 
     Raises ValueError where the examples of `x` have another number of coordinates than the network that was listed.
 

@@ -43,7 +43,7 @@ __all__ = ["Summary", "jacobian_singular_values", "layer_singular_values", "summ
 def jacobian_singular_values(
     apply: ApplyFn, params: Params, x: Shaped[AnyArray, "n ..."], *, mask: Mask | None = None, state: State = None
 ) -> Float[Array, "n r"]:
-    """Singular values of the input–output Jacobian ∂f/∂x at each example, the largest first.
+    """How a network stretches small changes of each input: the singular values of ∂f/∂x, the largest first.
 
     For o outputs, counted over all axes after the first, and examples of d numbers, each example has r = min(o, d)
     singular values. They are differentiable where those of one example are distinct. Cost: r forward or backward passes
@@ -86,7 +86,7 @@ def layer_singular_values(
     spatial: tuple[int, ...] | None = None,
     prunable: Prunable = masks.is_kernel,
 ) -> dict[str, Float[Array, " _"]]:
-    """Singular values of each kernel that `prunable` chooses, the largest first, by its key path.
+    """How each layer stretches signals: the singular values of its kernel, the largest first, by its key path.
 
     For a dense kernel (i, o), the singular values of this matrix. For a convolution kernel (window..., i, o), those of
     the unfolded matrix (window·i, o), whose columns are the output channels. With `spatial`, the size of the images,
@@ -140,8 +140,14 @@ def summary(singular_values: Float[AnyArray, "*batch r"]) -> Summary:
 
     Raises ValueError where there is no singular value.
 
-    >>> [round(float(number), 4) for number in summary(jnp.array([2.0, 1.0, 0.5]))]
-    [1.1667, 0.6236, 4.0, 0.75]
+    >>> import jax
+    >>> kernels = {"orthogonal": jax.nn.initializers.orthogonal(), "normal": jax.nn.initializers.lecun_normal()}
+    >>> for name, init in kernels.items():
+    ...     params = {"kernel": init(jax.random.key(0), (30, 20))}
+    ...     values = layer_singular_values(params)["['kernel']"]
+    ...     print(name, bool(summary(values).condition < 1.001))
+    orthogonal True
+    normal False
     """
     values = jnp.asarray(singular_values)
     r = values.shape[-1]

@@ -35,7 +35,13 @@ Progress: TypeAlias = Callable[[int, int, jax.Array], None]
 
 
 class Transferred(NamedTuple):
-    """A sparse student: its mask, its weights with pruned weights at 0, and the loss before each step (t,)."""
+    """A sparse student of a dense network, ready to train.
+
+    Attributes:
+        mask: which weights are kept.
+        params: its weights, with pruned weights at 0.
+        losses: (t,) the loss of the batch before each of the t steps.
+    """
 
     mask: Mask
     params: Params
@@ -62,10 +68,10 @@ def neural_tangent_transfer(
     state: State = None,
     progress: Progress | None = None,
 ) -> Transferred:
-    """A mask and weights whose outputs and Neural Tangent Kernel approximate those of the dense network `params`.
+    """Prune without labels: a mask and weights with nearly the outputs and Neural Tangent Kernel of the dense network.
 
-    Each step lowers the loss of a batch of n examples. With student s, teacher t, mask m, density ρ, `kernel_weight` λ
-    and `penalty` λ₂ it is
+    The dense network is `apply` at `params`. Each step lowers the loss of a batch of n examples. With student s,
+    teacher t, mask m, density ρ, `kernel_weight` λ and `penalty` λ₂ it is
 
         λ ‖Θ_s − Θ_t‖² / (n·o)² + ‖f_s − f_t‖² / (n·o) + (λ₂/ρ) ‖m ⊙ θ_s‖²
 
