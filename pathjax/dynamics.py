@@ -307,8 +307,8 @@ def trajectory(
     `errors` bound the root of the mean square of the errors of `outputs` at each time, with no constant that would have
     to be guessed; on test points they are often a hundred times too large. For steps above 1 / λ_max and at infinite
     times they are estimates. They contain what rounding may do at worst, in proportion to η λ_max t until all has
-    decayed: usually a hundred times too much, and in single precision soon above the tolerance. Of that no warning
-    tells. Where f_t is off by e, the loss is off by at most ‖e‖ ‖f_t − y‖ + ½ ‖e‖².
+    decayed: usually a hundred times too much, and in single precision soon above the tolerance. No warning is given for
+    rounding. Where f_t is off by e, the loss is off by at most ‖e‖ ‖f_t − y‖ + ½ ‖e‖².
 
     Cost: one product with Θ for each vector, and m·n·o operations for the m-th; for test points one product more for
     each time, and eight. Stores `order`·n·o numbers, and a few arrays (t, n, o). There are no derivatives.
@@ -318,16 +318,20 @@ def trajectory(
     Sources: Lee et al. (2019), section 2.2; Saad (1992), "Analysis of Some Krylov Subspace Approximations to the Matrix
     Exponential Operator".
 
-    >>> def apply(params, x):
-    ...     return x @ params
     >>> from pathjax import ntk
-    >>> kernel = ntk.operator(apply, jnp.ones((4, 2)), jnp.eye(3, 4))  # Θ is the identity
-    >>> times = jnp.array([0.0, 1.0, 2.0, jnp.inf])
-    >>> curve = trajectory(kernel, jnp.ones((3, 2)), jnp.zeros((3, 2)), times, learning_rate=jnp.log(2))
+    >>> def apply(params, x):
+    ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 30)), "out": jax.random.normal(keys[1], (30, 2))}
+    >>> x = jax.random.normal(keys[2], (50, 4))
+    >>> kernel, outputs, targets = ntk.operator(apply, params, x), apply(params, x), jnp.sign(x[:, :2])
+    >>> times, rate = jnp.array([0.0, 10.0, 100.0]), 1e-4
+    >>> curve = trajectory(kernel, outputs, targets, times, learning_rate=rate)
     >>> curve
-    Trajectory(t=4, examples=3, o=2)
-    >>> curve.outputs[:, 0, 0].round(6), curve.losses.round(6), bool(curve.errors.max() < 1e-12), int(curve.products)
-    (Array([1.  , 0.5 , 0.25, 0.  ], dtype=float64), Array([3.    , 0.75  , 0.1875, 0.    ], dtype=float64), True, 1)
+    Trajectory(t=3, examples=50, o=2)
+    >>> formed = linearized_loss(ntk.empirical(apply, params, x), outputs, targets, times, learning_rate=rate)
+    >>> bool(jnp.allclose(curve.losses, formed, rtol=1e-2)), bool(curve.products < 100)  # of 100 rows
+    (True, True)
     """
     if not isinstance(ntk, Operator):
         raise TypeError(

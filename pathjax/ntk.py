@@ -93,9 +93,9 @@ def empirical(
     "layerwise" takes one backward pass per example and output, and multiplies, layer by layer, the activations and the
     cotangents that meet at its weights. The Jacobian of a single layer is formed only where that costs less, and always
     for weights that are used twice or that meet data in other ways than in dense layers and convolutions. A mask whose
-    entries are known while tracing costs less the fewer weights it keeps, and what lies on no path costs nothing; one
-    that is traced spares little. Wide dense layers, of which no Jacobian is formed without a mask, take several times
-    as long with one that keeps more than a few hundredths of their weights.
+    entries are known while tracing costs less the fewer weights it keeps, and weights on no path cost nothing; a mask
+    that is traced itself saves little. Wide dense layers, of which no Jacobian is formed without a mask, take several
+    times as long with one that keeps more than a few hundredths of their weights.
 
     `batch_size` is how many examples go through the network at a time: memory is then that of two such chunks and of
     twice the result. As many chunks as this memory holds are kept, and the others go through the network once for each

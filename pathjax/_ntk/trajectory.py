@@ -34,13 +34,13 @@ _STEPS = 8
 
 
 class Trajectory(NamedTuple):
-    """Training of the linearized network at some times.
+    """Training of the linearized network at each of the asked times, as `dynamics.trajectory` gives it.
 
     Attributes:
         outputs: (t, n, o) on the training examples, or (t, m, o) on the test points.
         losses: (t,) ½ Σ ‖f_t − y‖² on the training examples.
         errors: (t,) bounds of the root of the mean square of the errors of `outputs`.
-        products: () with how many products with Θ they were found, the dimension of the Krylov space.
+        products: () the number of products with Θ that were needed, which is the dimension of the Krylov space.
     """
 
     outputs: Float[Array, "t _ o"]

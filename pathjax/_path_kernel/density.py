@@ -42,9 +42,9 @@ class BroadenedDensity(NamedTuple):
 
     Zeros are told from small eigenvalues only where the quadrature resolves them. With a small `order` they merge with
     the smallest ones: `zero_share` is then too small, even 0, and the curve has a bump at its lower end, below
-    `resolved_above`, that `standard_error` does not show. Raise `order` until `zero_share` stays. The share of all
-    eigenvalues above `resolved_above` is right but for the weight of a node. The curve reaches 6 · width beyond the
-    largest eigenvalue; that tail is the Gaussian's.
+    `resolved_above`, that `standard_error` does not show. Raise `order` until `zero_share` no longer changes. The share
+    of all eigenvalues above `resolved_above` is right up to the weight of one node. The curve reaches 6 · width beyond
+    the largest eigenvalue; that tail comes from the Gaussians that smooth the curve, not from eigenvalues.
 
     Attributes:
         log_eigenvalues: (g,) the points, as natural logarithms of true eigenvalues.
@@ -70,7 +70,9 @@ class BroadenedDensity(NamedTuple):
 
 
 class SpectralDensity(NamedTuple):
-    """Quadrature of the spectral density of G on the kept weights, one row per random start.
+    """The distribution of the eigenvalues of G on the kept weights, as nodes and weights of a quadrature.
+
+    Made by `spectral_density`, with one row per random start.
 
     Attributes:
         nodes: (samples, order) approximate eigenvalues, ascending, in true units: may overflow to infinity in float32
@@ -95,7 +97,7 @@ class SpectralDensity(NamedTuple):
         return jnp.zeros_like(self.dimension)
 
     def estimate(self, function: Callable[[Any], Any]) -> Estimate:
-        """Tr f(G), the sum of `function` over the eigenvalues, with its standard error over the samples.
+        """Estimate the sum of a function over the eigenvalues, Tr f(G), with its standard error over the samples.
 
         `function` is elementwise and takes true eigenvalues, as in `nodes`, which may overflow in float32 for deep
         networks; with `estimate_from_logs` they do not. The estimate is unbiased if the function is a polynomial of
@@ -104,17 +106,33 @@ class SpectralDensity(NamedTuple):
         return self._sum_over_eigenvalues(function(self.nodes))
 
     def estimate_from_logs(self, function: Callable[[Any], Any]) -> Estimate:
-        """Like `estimate`, for an elementwise function of the natural logarithms of the eigenvalues, at any depth.
+        """Like `estimate`, for a function of the natural logarithms of the eigenvalues, which any depth leaves finite.
 
-        The logarithm of an eigenvalue of zero is −∞. For example Σ_i (λ_i / Tr G)² is the estimate of
-        `lambda log: jnp.exp(2 * (log - kernel.log_trace()))`.
+        `function` is elementwise. The logarithm of an eigenvalue of zero is −∞. For example Σ_i (λ_i / Tr G)², one over
+        the effective rank:
+
+        >>> from pathjax import path_kernel
+        >>> def apply(params, x):
+        ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
+        >>> keys = jax.random.split(jax.random.key(0))
+        >>> params = {"first": jax.random.normal(keys[0], (4, 20)), "second": jax.random.normal(keys[1], (20, 3))}
+        >>> kernel = path_kernel.path_kernel(apply, params, jnp.zeros((1, 4)))
+        >>> density = path_kernel.spectral_density(kernel, order=10, samples=20, key=keys[0])
+        >>> log_trace = kernel.log_trace()
+        >>> value, standard_error = density.estimate_from_logs(lambda log: jnp.exp(2 * (log - log_trace)))
+        >>> exact = 1 / path_kernel.effective_rank(kernel, key=keys[1]).value
+        >>> bool(abs(value - exact) < 4 * standard_error)
+        True
         """
         return self._sum_over_eigenvalues(function(self.log_nodes))
 
     def grid(self, points: int = _GRID_POINTS, *, width: Real = 0.5) -> Float[Array, " points"]:
         """Points that are equally spaced on the axis of log λ and hold the whole curve of `broadened` at this `width`.
 
-        They reach from the smallest to the largest nonzero eigenvalue, and 6 · `width` beyond either.
+        They reach from the smallest to the largest nonzero eigenvalue, and 6 · `width` beyond either. Hand one grid to
+        `broadened` of several densities to compare their curves.
+
+        Raises ValueError if `width` is not positive or `points` is below 2.
         """
         _check_width(width)
         if points < 2:

@@ -143,7 +143,7 @@ class PathKernel:
         return run(_diagonal, (self,))
 
     def log_diagonal(self) -> Params:
-        """Natural logarithms of the entries of `diagonal`, at any depth; −∞ where an entry is zero."""
+        """Natural logarithms of the entries of `diagonal`, finite at any depth; −∞ where an entry is zero."""
         return run(_log_diagonal, (self,))
 
     def trace(self) -> Float[Array, ""]:
@@ -154,7 +154,7 @@ class PathKernel:
         return cast(Array, run(_trace, (self,)))
 
     def log_trace(self) -> Float[Array, ""]:
-        """log Tr Π, the natural logarithm, at any depth, and so is its derivative; −∞ if the trace is zero."""
+        """The natural logarithm of the trace, finite at any depth, as its derivative is; −∞ where the trace is zero."""
         return cast(Array, run(_log_trace, (self,)))
 
 
