@@ -342,11 +342,11 @@ def effective_rank(kernel: PathKernel, *, key: Key, samples: int = 10) -> Estima
 
 
 def smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
-    """The smallest nonzero eigenvalue of G on the kept weights; NaN if it cannot be resolved.
+    """The smallest nonzero eigenvalue of the Path Kernel on the kept weights; NaN if it cannot be resolved.
 
-    In true units: may overflow to infinity in float32 for deep networks; `log_smallest` does not. Eigenvalues up to
-    512 ε λ_max, with machine epsilon ε, count as zero, so condition numbers above about 16,000 in float32 and 10¹³ in
-    float64 are not resolved.
+    It is that of the twin G. In true units: may overflow to infinity in float32 for deep networks; `log_smallest` does
+    not. Eigenvalues up to 512 ε λ_max, with machine epsilon ε, count as zero, so condition numbers above about 16,000
+    in float32 and 10¹³ in float64 are not resolved.
 
     Exact for up to 512 kept weights. For more, `order` Lanczos steps start from G z, which is orthogonal to the null
     space, for each of two random z. The result is NaN unless both runs give an eigenvalue with a residual of at most
@@ -386,7 +386,7 @@ def log_smallest(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: R
 
 
 def condition_number(kernel: PathKernel, *, key: Key, order: int = 100, tolerance: Real = 1e-2) -> Float[Array, ""]:
-    """Condition number λ_max / λ_min of G, with λ_min the smallest nonzero eigenvalue; NaN if λ_min is not resolved.
+    """The Path Kernel's condition number λ_max / λ_min, λ_min its smallest nonzero eigenvalue; NaN if not resolved.
 
     Arguments, cost, limits and errors are those of `smallest`.
 
@@ -468,12 +468,12 @@ def change_and_cosine(initial: PathKernel, kernel: PathKernel, *, key: Key, samp
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
-    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> trained = params | {"second": jnp.array([[2.0, -2.0]])}
-    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
-    >>> compared = change_and_cosine(*kernels, key=jax.random.key(0))
+    >>> params = {"first": jnp.ones((2, 3)), "second": jnp.full((3, 4), 2.0)}
+    >>> trained = jax.tree.map(lambda leaf: 1.1 * leaf, params)  # as if training had scaled both layers
+    >>> before, after = (path_kernel(apply, weights, jnp.zeros((5, 2))) for weights in (params, trained))
+    >>> compared = change_and_cosine(before, after, key=jax.random.key(0))
     >>> round(float(compared.relative_change.value), 4), round(float(compared.cosine.value), 4)
-    (1.2494, 0.2195)
+    (0.21, 1.0)
     """
     _check_probes(samples=samples)
     comparison.check_comparable(initial, kernel)
@@ -494,12 +494,13 @@ def overlap(left: PathKernel, left_pairs: Eigenpairs, right: PathKernel, right_p
 
     >>> def apply(params, x):
     ...     return jnp.maximum(x @ params["first"], 0) @ params["second"]
-    >>> params = {"first": jnp.ones((1, 1)), "second": jnp.full((1, 2), 2.0)}
-    >>> trained = params | {"second": jnp.array([[2.0, -1.0]])}
-    >>> kernels = [path_kernel(apply, weights, jnp.zeros((5, 1))) for weights in (params, trained)]
-    >>> left, right = (top_eigenpairs(kernel, 1, key=jax.random.key(0)) for kernel in kernels)
-    >>> round(float(overlap(kernels[0], left, kernels[1], right)), 4)  # of eigenvectors along (2, 2) and (2, −1)
-    0.1
+    >>> keys = jax.random.split(jax.random.key(0))
+    >>> params = {"first": jax.random.normal(keys[0], (4, 20)), "second": jax.random.normal(keys[1], (20, 3))}
+    >>> trained = jax.tree.map(lambda leaf: leaf + 0.01 * jnp.sin(leaf), params)
+    >>> before, after = (path_kernel(apply, weights, jnp.zeros((5, 4))) for weights in (params, trained))
+    >>> pairs, pairs_after = (top_eigenpairs(kernel, 5, key=keys[0]) for kernel in (before, after))
+    >>> bool(overlap(before, pairs, after, pairs_after) > 0.9)  # the top eigenspace has hardly turned
+    True
     """
     comparison.check_comparable(left, right)
     cosines = twin.run_at_mask(comparison.overlap, (left, right), left_pairs, right_pairs)

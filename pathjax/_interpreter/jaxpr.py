@@ -62,9 +62,11 @@ _LIBRARIES = ("jax", "jaxlib", "flax", "haiku", "equinox", "neural_tangents", "p
 
 
 class UnsupportedPrimitive(ValueError):
-    """An operation of the network for which paths are not defined.
+    """Raised for an operation of the network for which paths are not defined, such as a tanh.
 
-    The message names the primitive, the line of the user's code, the reason and the remedy.
+    The message names the primitive, the line of the user's code, the reason and the remedy. `paths.layers` lists all
+    such operations of a network without raising. `ntk.empirical`, `ntk.operator` and SNIP, FORCE, GraSP, ProsPr and
+    NTK-SAP of `pathjax.scores` take any layer.
     """
 
 

@@ -24,7 +24,7 @@ def is_optimizer(value: Any) -> bool:
 
 
 def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.GradientTransformationExtraArgs:
-    """An optax optimizer that keeps pruned weights at exactly 0.
+    """Freeze an optax optimizer by a mask, so that it keeps pruned weights at exactly 0 while it trains the others.
 
     Start from `apply_mask(mask, params)`. The gradients and weights that the optimizer reads and the updates that it
     returns are set to 0 where the mask is False. So momentum and second moments of pruned weights stay 0, a NaN
@@ -38,18 +38,22 @@ def freeze(optimizer: optax.GradientTransformation, mask: Mask | None) -> optax.
 
     Raises ValueError where gradients or weights have other names or shapes than the mask, and in `init` where a pruned
     weight is not 0 (weights whose values are not known while tracing are not looked at); TypeError for a mask that is
-    not boolean and for an `optimizer` that is none.
+    not boolean and for an `optimizer` that is none of optax.
 
     Needs optax.
 
-    >>> import jax.numpy as jnp, optax
+    >>> import jax, jax.numpy as jnp, optax
     >>> from pathjax import masks
     >>> mask = {"kernel": jnp.array([[True, False, True], [False, True, True]])}
     >>> params = masks.apply_mask(mask, {"kernel": jnp.ones((2, 3))})
-    >>> optimizer = masks.freeze(optax.adamw(0.25), mask)
-    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> optax.apply_updates(params, updates)["kernel"].round(2).tolist()
-    [[0.75, 0.0, 0.75], [0.0, 0.75, 0.75]]
+    >>> optimizer = masks.freeze(optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(0.1)), mask)
+    >>> state = optimizer.init(params)
+    >>> loss = lambda params: jnp.sum((jnp.ones((8, 2)) @ params["kernel"] - 3.0) ** 2)
+    >>> for step in range(5):
+    ...     updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+    ...     params = optax.apply_updates(params, updates)
+    >>> (params["kernel"] != 0).tolist(), bool((params["kernel"] > 1).any())
+    ([[True, False, True], [False, True, True]], True)
     """
     import optax  # not at the top of the file: `import pathjax` must not need optax
 
