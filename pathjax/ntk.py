@@ -203,7 +203,7 @@ def empirical_diagonal(
     batch_size: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "n o o"]:
-    """Neural Tangent Kernel of each example of `x1` with the one in its place in `x2`, Θ_(ii)(ab).
+    """Neural Tangent Kernel of each example with itself, or with the example in its place in `x2`: Θ_(ii)(ab).
 
     The diagonal of `empirical` over examples, at the cost of n pairs of examples in place of n²; without `x2`, each
     example is paired with itself. Arguments, the passes through the network, what is assumed and the errors are those
@@ -294,7 +294,8 @@ def mean_field(
     layer that paths are defined for, but not for max pooling and maxout, weights that one path meets twice, sums of two
     values through the same weights, and a gate behind another one without weights between, which have no closed form:
     `sign_average` samples these. Batch norm must use running statistics. Constants that are added, such as running
-    means, shift the Gaussians; how often two shifted ones are positive is an integral, computed to 6 digits or more. A
+    means, shift the Gaussians; the probability that two shifted ones are both positive is an integral, computed to 6
+    digits or more. A
     shortcut that comes from behind a gate, as in the first ResNets, gives sums that are not Gaussian at any width: the
     kernel is then an approximation, off by 3 to 13 % for one block, and by 20 to 30 % where a mask leaves little of the
     block's branch: compare with `sign_average`. A unit that is 0 for all weights counts as open half of the time.
@@ -379,7 +380,7 @@ def sign_average(
     state: State = None,
     batch_size: int | None = None,
 ) -> Estimate:
-    """Mean of the Neural Tangent Kernel over random signs of the weights, (n, m, o, o), with its standard error.
+    """Estimate the Neural Tangent Kernel (n, m, o, o) averaged over random signs of the weights, with standard errors.
 
     E_s Θ(s ⊙ θ) over signs s of which each is 1 or −1 with probability 1/2: |θ| and the mask are held. It is what
     `mean_field` computes in closed form for wide layers, without that assumption: for every network, max pooling,
@@ -395,10 +396,15 @@ def sign_average(
 
     >>> def apply(params, x):
     ...     return jax.nn.relu(x @ params["hidden"]) @ params["out"]
-    >>> params = {"hidden": jnp.ones((1, 5)), "out": jnp.ones((5, 1))}
-    >>> average = sign_average(apply, params, jnp.ones((1, 1)), key=jax.random.key(0), samples=200)
-    >>> average.value.shape, bool(abs(average.value - 5.0).item() < 4 * average.standard_error.item())
-    ((1, 1, 1, 1), True)
+    >>> keys = jax.random.split(jax.random.key(0), 3)
+    >>> params = {"hidden": jax.random.normal(keys[0], (4, 100)), "out": jax.random.normal(keys[1], (100, 3))}
+    >>> x = jax.random.normal(keys[2], (2, 4))
+    >>> average = sign_average(apply, params, x, key=jax.random.key(1), samples=50)
+    >>> average.value.shape, average.standard_error.shape
+    ((2, 2, 3, 3), (2, 2, 3, 3))
+    >>> expected = mean_field(apply, params, x).ntk[0, 1, 2]  # in closed form, for examples 0 and 1 and output 2
+    >>> bool(abs(average.value[0, 1, 2, 2] - expected) < 4 * average.standard_error[0, 1, 2, 2] + 0.1 * expected)
+    True
     """
     x1, x2 = as_batch("x1", x1), None if x2 is None else as_batch("x2", x2)
     check_params(params)

@@ -329,13 +329,13 @@ def lottery_ticket(
     prunable: Prunable = masks.is_kernel,
     progress: Progress | None = None,
 ) -> Ticket:
-    """A lottery ticket by iterative magnitude pruning: train, prune the smallest weights, rewind the others, repeat.
+    """Find a lottery ticket: train, prune the smallest weights, rewind the others, and repeat.
 
-    Each level trains the kept weights from step k = `rewind` to step `steps`, starting from their values at step k, and
-    then prunes a share `pruned` of them, those of smallest |θ|. Level ℓ keeps exactly round((1 − pruned)^ℓ·N) of the N
-    prunable weights, the last level round(density·N); ties are broken as in `masks.from_scores`. A pruned weight never
-    returns. The ticket holds the last mask and the masked weights of step k, which for k = 0 are those of `params`.
-    Train it from step k: `train(ticket.params, ticket.mask, k, steps, key)`.
+    This is iterative magnitude pruning. Each level trains the kept weights from step k = `rewind` to step `steps`,
+    starting from their values at step k, and then prunes a share `pruned` of them, those of smallest |θ|. Level ℓ keeps
+    exactly round((1 − pruned)^ℓ·N) of the N prunable weights, the last level round(density·N); ties are broken as in
+    `masks.from_scores`. A pruned weight never returns. The ticket holds the last mask and the masked weights of step k,
+    which for k = 0 are those of `params`. Train it from step k: `train(ticket.params, ticket.mask, k, steps, key)`.
 
     `train(params, mask, start, stop, key)` must run the steps `start` … `stop` − 1, so a schedule of learning rates
     should be read at these steps; the values it returns for pruned weights are not read. Optimizer state is not carried
