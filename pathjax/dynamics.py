@@ -363,9 +363,10 @@ def data_free_loss(
     """Predict without data the share of the initial squared loss that remains at each time, Σ_i w_i e^(−2ηλ_i t).
 
     With the Path Kernel's eigenvalues λ_i in place of the Neural Tangent Kernel's, this predicts training from
-    architecture and initialization alone. The prediction is exact if path activations on the data are orthonormal,
-    (J_v f)ᵀ J_v f = I. The weight w_i is the share of the squared initial residual in mode i; without data, take 1/r
-    for each. Negative eigenvalues count as zero. Cost: t·r operations.
+    architecture and initialization alone. It is that of gradient flow; for discrete steps take a learning rate well
+    below 2 / λ_max. The prediction is exact if path activations on the data are orthonormal, (J_v f)ᵀ J_v f = I. The
+    weight w_i is the share of the squared initial residual in mode i; without data, take 1/r for each. Negative
+    eigenvalues count as zero. Cost: t·r operations.
 
     Raises ValueError if shapes disagree, and, unless traced, if weights are negative or do not sum to 1.
 

@@ -8,6 +8,7 @@ Pruning in one shot is `masks.from_scores` on one score.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -270,6 +271,7 @@ def sparsify(
     14
     """
     _check_optimizer(optimizer, data)
+    _check_takes_network(score, {} if key is None else {"key": key}, options)
     data = replayable(data)
     bound = functools.partial(score, **options)  # compared by what it holds, so that equal options compile once
     chosen = ChosenLeaves.read(prunable or kernels_of(apply, params, state, data), params)
@@ -283,6 +285,22 @@ def sparsify(
     # the state is handed over and not captured: another one compiles nothing
     mask = _after_rounds(score_of_round, params, (state,), planned, selected, key=key, progress=progress)
     return Sparse(masks.apply_mask(mask, params), masks.freeze(optimizer, mask), mask)
+
+
+def _check_takes_network(score: Callable[..., Any], keys: dict[str, Any], options: dict[str, Any]) -> None:
+    """Raise TypeError unless the score takes what `sparsify` calls it with."""
+    given = {"state": None, "prunable": None} | keys | options
+    try:
+        inspect.signature(score).bind(None, None, None, **given)
+    except ValueError:  # a function that does not tell
+        return
+    except TypeError as error:
+        raise TypeError(
+            f"`sparsify` calls score(apply, params, data, {', '.join(f'{name}=' for name in given)}), but `score` "
+            f"takes {parameter_names(score)}: {error}. For `scores.random` and `scores.magnitude`, which read no "
+            "network, make the mask by `masks.from_scores`; for `scores.force`, which needs the mask of each round, "
+            "use `prune` with `revive=True`."
+        ) from error
 
 
 def _check_optimizer(optimizer: Any, data: Any) -> None:

@@ -112,6 +112,21 @@ MISTAKES: dict[str, tuple[type[Exception], Any, tuple[str, ...]]] = {
         ("are swapped: write sparsify(score, apply, params, data, optimizer, ...)",),
     ),
     "no optimizer": (TypeError, lambda: sparsify(scores.synflow, X, 1e-3), ("is a float", "`init` and `update`")),
+    "a score of weights to sparsify": (
+        TypeError,
+        lambda: sparsify(scores.magnitude, X),
+        ("score(apply, params, data, state=, prunable=)", "takes (params)", "by `masks.from_scores`"),
+    ),
+    "a score of the mask to sparsify": (
+        TypeError,
+        lambda: sparsify(scores.force, [(X, Y)]),
+        ("missing a required argument: 'mask'", "use `prune` with `revive=True`"),
+    ),
+    "an option that the score lacks": (
+        TypeError,
+        lambda: sparsify(scores.synflow, X, loss=scores.cross_entropy),
+        ("state=, prunable=, loss=", "got an unexpected keyword argument 'loss'"),
+    ),
     "a generator that was not called": (TypeError, lambda: sparsify(scores.snip, batches), ("call it: batches()",)),
     "a generator of inputs": (
         TypeError,
