@@ -208,4 +208,5 @@ def _figure(of: _Of) -> Figure:
 
 
 def _in_percent(interval: Interval) -> Interval:
-    return Interval(*(100 * each for each in interval))
+    """In per cent, with an end above 100, which Student's interval may have, at 100."""
+    return Interval(*(min(100 * each, 100.0) for each in interval))

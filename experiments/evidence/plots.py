@@ -51,7 +51,7 @@ def over_density(
 
     Each panel has limits of its own.
     """
-    figure, axes, flat = panels(len(shown), footer, width=3.6, height=2.9)
+    figure, axes, flat = panels(len(shown), footer, width=3.6, height=2.9 if len(shown) > 1 else 4.2)
     for axis, panel in zip(flat, shown, strict=True):
         densities = sorted({density for line in panel.lines for density in line.densities})
         for place, line in enumerate(panel.lines):
