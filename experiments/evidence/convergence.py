@@ -100,9 +100,9 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         claims,
         [
             "Each prediction is made before the first step, and compared with what full-batch gradient descent on the "
-            "squared loss then does on a small batch of images. Its *gap* is the distance of the two loss curves in decades, "
-            "in the mean over steps: 0.3 decades are a factor of two. *Expected gates* is Θ̄, the Neural Tangent "
-            "Kernel in which each gate counts for as often as it is open over random signs of the weights "
+            "squared loss then does on a small batch of images. Its *gap* is the distance of the two loss curves in "
+            "decades, in the mean over steps: 0.3 decades are a factor of two. *Expected gates* is Θ̄, the Neural "
+            "Tangent Kernel in which each gate counts for as often as it is open over random signs of the weights "
             "([expected gates](../expected-gates.md)).",
             _table(names, overall, steps, orders, cells, draws, level),
             picture(
