@@ -172,19 +172,15 @@ def illustrations(study: StudyTable, folder: Path) -> Iterator[Illustration | Ab
             findings.of_change(study),
         )
     else:
-        yield Absent(
-            "How far training moves the kernels",
-            "No trial has its kernels after training. Set `measure.changes = true` in the config.",
-        )
+        without = "No trial has its kernels after training. Set `measure.changes = true` in the config."
+        yield Absent("How far training moves the kernels", without)
 
 
 def _of_curves(study: StudyTable, figure: Callable[..., Illustration], over_seeds: str) -> Iterator[Any]:
     """The loss curves of gradient descent, and how far their predictions are off."""
     title = "Predicted and real loss curves"
     if not _has_lists(study, CURVES):
-        yield Absent(
-            title, "No trial has loss curves. Name their densities in the config, as `measure.curve_density = [0.05]`."
-        )
+        yield Absent(title, "No trial has loss curves. Give densities for them, as `measure.curve_density = [0.05]`.")
         return
     yield figure(
         "curves",

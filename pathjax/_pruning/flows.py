@@ -81,7 +81,8 @@ def _input_batches(inputs: Any) -> Iterator[Array]:
             "that the layers multiply, and close over the others in `apply`, or pass them in `state`."
         )
     check_no_shape("inputs", inputs)
-    check_has_numbers("inputs", inputs)
+    if isinstance(inputs, jax.ShapeDtypeStruct):  # an iterator is no tree to look through
+        check_has_numbers("inputs", inputs)
     check_not_function("inputs", inputs)
     batches = [inputs] if isinstance(inputs, jax.Array | np.ndarray) else inputs
     empty = True
