@@ -220,8 +220,7 @@ def _apart(studies: Mapping[str, Kept]) -> Claim:
     model, more, fewer = _PUZZLE
     difference = _errors(studies["mnist-sgd"], model, more) - _errors(studies["mnist-snip"], model, fewer)
     return Claim.of(
-        f"`{model}` errs more at density {more:g} in the setting of the other group than at {fewer:g} in SNIP’s, so "
-        "that the accounts differ by their settings",
+        f"`{model}` errs more at density {more:g} in the setting of the other group than at {fewer:g} in SNIP’s",
         mean_interval(difference.to_numpy()),
         _POINTS,
         low=0.0,
