@@ -241,8 +241,8 @@ def _answer(claims: list[Claim], rows: list[list[_Row]], apart: Claim, studies: 
     elif HOLDS in (first, second):
         who, other = (ACCOUNTS[place].who for place in ((0, 1) if first == HOLDS else (1, 0)))
         left = second if first == HOLDS else first
-        agree = f"Ours agrees with {who}; that it agrees with {other} "
-        f"{'does not hold' if left == NOT else 'is not settled'}"
+        so = "does not hold" if left == NOT else "is not settled"
+        agree = f"Ours agrees with {who}; that it agrees with {other} {so}"
     else:
         agree = "Ours is not shown to agree with either account in every number"
     means = [_POINTS.of(_mean_difference(account, studies)) for account in ACCOUNTS]
