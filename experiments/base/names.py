@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ["BATCHES", "DENSE", "LOTTERY_TICKET", "METHODS", "NETWORKS", "QUANTITIES", "TWINS", "why_no_file_name"]
+__all__ = [
+    "BATCHES",
+    "DENSE",
+    "LOTTERY_TICKET",
+    "METHODS",
+    "NETWORKS",
+    "QUANTITIES",
+    "RANDOM",
+    "TWINS",
+    "why_no_file_name",
+]
 
 DENSE = "dense"
 """The unpruned network's name in tables. Every study measures it, so it is not an option."""
@@ -10,8 +20,11 @@ DENSE = "dense"
 LOTTERY_TICKET = "lottery_ticket"
 """The method that trains before it prunes: what pruning before training is measured against."""
 
+RANDOM = "random"
+"""Random pruning: the baseline of all other methods."""
+
 METHODS = (
-    "random",
+    RANDOM,
     "magnitude",
     "snip",
     "snip_iterative",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.base.names import DENSE
+from experiments.base.names import DENSE, LOTTERY_TICKET, RANDOM
 from experiments.evidence import plots
 from experiments.evidence.cells import Cells, Group, in_order, inconclusive
 from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
@@ -18,13 +18,7 @@ from experiments.evidence.sections import Missing, Section, described, footer, l
 from experiments.evidence.statistics import Interval, corrected, mean_interval
 from experiments.report.drawing import style_of
 
-__all__ = ["TICKET", "section"]
-
-TICKET = "lottery_ticket"
-"""Iterative magnitude pruning with rewinding: it prunes after training, so it is no pruning before training."""
-
-RANDOM = "random"
-"""The baseline."""
+__all__ = ["section"]
 
 _STUDIES = ("mnist-methods", "mnist-methods-lenet-5", "digits", "fashion", "cifar10")
 """The first must be kept."""
@@ -107,18 +101,18 @@ def _body(of: _Of) -> list[str]:
 
 
 def _lead_of_ticket(of: _Of) -> Claim | None:
-    if TICKET not in of.cells.methods:
+    if LOTTERY_TICKET not in of.cells.methods:
         return None
-    rivals = [method for method in of.cells.methods if method != TICKET]
+    rivals = [method for method in of.cells.methods if method != LOTTERY_TICKET]
     words = (
         f"Study `{of.study.name}`: iterative magnitude pruning with rewinding errs less than every pruning before "
         "training, on each network in the mean over densities"
     )
-    return _against(of, rivals, TICKET, words)
+    return _against(of, rivals, LOTTERY_TICKET, words)
 
 
 def _lead_over_random(of: _Of) -> Claim | None:
-    rivals = [method for method in of.cells.methods if method not in (TICKET, RANDOM)]
+    rivals = [method for method in of.cells.methods if method not in (LOTTERY_TICKET, RANDOM)]
     if RANDOM not in of.cells.methods or not rivals:
         return None
     words = (
@@ -158,12 +152,14 @@ def _answer(of: _Of, lead: Claim | None) -> str:
     parts = []
     for (data, model), groups in of.settings.items():
         means = {method: mean_interval(of.errors[groups[-1], at]) for at, method in enumerate(of.cells.methods)}
-        others = {method: mean for method, mean in means.items() if method != TICKET and np.isfinite(mean.value)}
+        others = {
+            method: mean for method, mean in means.items() if method != LOTTERY_TICKET and np.isfinite(mean.value)
+        }
         best = min(others, key=lambda method: others[method].value)
         words = f"of `{model}` on {data} at density {of.cells.groups[groups[-1]][2]:g}, `{best}` errs on "
         words += f"{_PERCENT.of(others[best])}% of the test images"
-        if TICKET in means:
-            words += f", `{TICKET}` on {_PERCENT.of(means[TICKET])}%"
+        if LOTTERY_TICKET in means:
+            words += f", `{LOTTERY_TICKET}` on {_PERCENT.of(means[LOTTERY_TICKET])}%"
         parts.append(words)
     told = f"In `{of.study.name}` the best pruning before training comes this far at the lowest density: "
     told += "; ".join(parts) + "."
@@ -199,7 +195,9 @@ def _figure(of: _Of) -> Figure:
         for place, method in enumerate(of.cells.methods):
             numbers = [_in_percent(mean_interval(of.errors[group, place])) for group in groups]
             color, marker = style_of(method)
-            lines.append(plots.Line(method, densities, numbers, color, marker, "--" if method == TICKET else "-"))
+            lines.append(
+                plots.Line(method, densities, numbers, color, marker, "--" if method == LOTTERY_TICKET else "-")
+            )
         dense = _in_percent(_dense(of, data, model))
         color, marker = style_of(DENSE)
         lines.append(plots.Line(DENSE, [densities[0], densities[-1]], [dense, dense], color, "", "--"))

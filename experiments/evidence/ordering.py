@@ -8,12 +8,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.base.names import DENSE, QUANTITIES
+from experiments.base.names import DENSE, LOTTERY_TICKET, QUANTITIES
 from experiments.base.wording import counted, enumerated
 from experiments.evidence import plots
 from experiments.evidence.cells import Cells, in_order, inconclusive, tables
 from experiments.evidence.claims import HOLDS, NOT, Claim, Unit
-from experiments.evidence.every_method import TICKET
 from experiments.evidence.kept import Kept
 from experiments.evidence.sections import (
     Missing,
@@ -127,7 +126,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
 
 
 def _is_before_training(method: str) -> bool:
-    return method not in (DENSE, TICKET) and "+" not in method
+    return method not in (DENSE, LOTTERY_TICKET) and "+" not in method
 
 
 def _associations(cells: Cells, draws: Resampled) -> dict[str, np.ndarray]:

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.base.names import LOTTERY_TICKET, RANDOM
 from experiments.base.wording import counted, enumerated, percent
 from experiments.evidence import plots
 from experiments.evidence.cells import Cells, in_order
 from experiments.evidence.claims import Claim, Unit
-from experiments.evidence.every_method import TICKET
 from experiments.evidence.kept import Kept
 from experiments.evidence.sections import (
     Missing,
@@ -44,7 +44,7 @@ VARIANTS = {
 }
 """The sanity checks of Frankle et al. (2021), by how their methods end, and what they do."""
 
-_STUDY, _RANDOM = "digits-sanity", "random"
+_STUDY = "digits-sanity"
 _TITLE = "How much is the density of each layer, and how much which weights are kept"
 _QUESTION = (
     "Frankle et al. (“Pruning neural networks at initialization: why are we missing the mark?”, ICLR 2021) found that "
@@ -79,17 +79,17 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     study = studies[_STUDY]
     rows = study.finished
     is_varied = rows["method"].str.contains("+", regex=False)
-    varied = {method.partition("+")[0] for method in rows.loc[is_varied, "method"]} - {_RANDOM}
+    varied = {method.partition("+")[0] for method in rows.loc[is_varied, "method"]} - {RANDOM}
     cells = Cells(rows, tuple(in_order([name for name in varied if name in set(rows["method"])])))
     arrays = _Arrays(
         cells.values("test_accuracy"),
         {name: cells.values("test_accuracy", [f"{method}+{name}" for method in cells.methods]) for name in VARIANTS},
-        cells.values("test_accuracy", [_RANDOM]),
+        cells.values("test_accuracy", [RANDOM]),
         cells.values(_PI),
         cells.values(_PI, [f"{method}+shuffled" for method in cells.methods]),
     )
     numbers, by_network = _numbers(arrays, cells), _by_network(arrays, cells)
-    before = sum(method != TICKET for method in cells.methods)
+    before = sum(method != LOTTERY_TICKET for method in cells.methods)
     return Section(
         _TITLE,
         _QUESTION,
@@ -118,7 +118,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
 def _numbers(arrays: _Arrays, cells: Cells) -> dict[str, Interval]:
     """The numbers of the claims by name, of prunings before training, with intervals that are right together."""
     draws = cells.resampled()
-    methods = draws.methods * np.array([method != TICKET for method in cells.methods])
+    methods = draws.methods * np.array([method != LOTTERY_TICKET for method in cells.methods])
     accuracy, pi = draws.cell_means(arrays.base), draws.cell_means(arrays.pi)
     shuffled, shuffled_pi = draws.cell_means(arrays.variants["shuffled"]), draws.cell_means(arrays.shuffled_pi)
     found = {name: _mean(draws.cell_means(variant - arrays.base), methods) for name, variant in arrays.variants.items()}
@@ -138,7 +138,7 @@ def _numbers(arrays: _Arrays, cells: Cells) -> dict[str, Interval]:
 def _by_network(arrays: _Arrays, cells: Cells) -> dict[str, list[Interval]]:
     """For the lead over random pruning and for each variant its change in each group, in the mean over methods."""
     draws = cells.resampled()
-    methods = draws.methods * np.array([method != TICKET for method in cells.methods])
+    methods = draws.methods * np.array([method != LOTTERY_TICKET for method in cells.methods])
     changes = {_LEAD: arrays.base - arrays.random}
     changes |= {name: variant - arrays.base for name, variant in arrays.variants.items()}
     level = corrected(len(changes) * len(cells.groups))
@@ -264,8 +264,10 @@ def _sureness(study: Kept, cells: Cells, tried: int) -> list[str]:
         "of the methods over it, both in the mean over methods and networks. In the tables it stands where the lead is "
         "surely above 0.",
     ]
-    if TICKET in cells.methods:
-        sentences.append(f"`{TICKET}` trains before it prunes. It is in the tables, and left out of answer and claims.")
+    if LOTTERY_TICKET in cells.methods:
+        sentences.append(
+            f"`{LOTTERY_TICKET}` trains before it prunes. It is in the tables, and left out of answer and claims."
+        )
     return sentences
 
 

@@ -45,9 +45,9 @@ def second_moments(
 
     For the `second_moments` of `mean_field`. Only names and shapes of `params` are read. "lecun" is 1/fan_in, the
     default of Flax; "he" is 2/fan_in; "glorot" is 2/(fan_in + fan_out); "orthogonal" is 1/max(fan_in, fan_out); "ntk"
-    is 1, for networks in the NTK parameterization, which multiply by 1/√fan_in
-    themselves. They are multiplied by `scale`. Which leaves are kernels, and which scales of norms, is told from names
-    and shapes as by `masks.is_kernel`; scales have the moment 1, and all other leaves that of `bias`, 0 as Flax has it.
+    is 1, for networks in the NTK parameterization, which multiply by 1/√fan_in themselves. They are multiplied by
+    `scale`. Which leaves are kernels, and which scales of norms, is told from names and shapes as by `masks.is_kernel`;
+    scales have the moment 1, and all other leaves that of `bias`, 0 as Flax has it.
 
     `in_axis` and `out_axis` are those of inputs and outputs in a kernel, as in `jax.nn.initializers`; other axes count
     as positions under a filter. (-2, -1) is right for Flax, (1, 0) for Equinox.
