@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -78,6 +79,19 @@ class Cells:
         """Draws of methods and of seeds."""
         there = ~np.isnan(self.values("test_accuracy")).all(axis=1)
         return resampled(self.strata, len(self.methods), there, seed=_BOOTSTRAP_SEED, draws=DRAWS)
+
+    def twins(self) -> list[str]:
+        """Sentences on pairs of methods with the same accuracy in every run on a network, which count as two."""
+        accuracy, told = self.values("test_accuracy"), []
+        for data, model in dict.fromkeys(group[:2] for group in self.groups):
+            of_setting = accuracy[[place for place, group in enumerate(self.groups) if group[:2] == (data, model)]]
+            for (first, left), (second, right) in itertools.combinations(enumerate(self.methods), 2):
+                both = of_setting[:, first], of_setting[:, second]
+                if not np.isnan(both[0]).all() and np.array_equal(*both, equal_nan=True):
+                    told.append(
+                        f"On `{model}` on {data}, `{left}` and `{right}` have the same accuracies and count twice."
+                    )
+        return told
 
     def restricted(self, keep: Callable[[Group], bool]) -> Cells:
         """The cells of those groups that `keep` takes."""

@@ -96,7 +96,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     return Section(
         _TITLE,
         _QUESTION,
-        _answer(overall),
+        _answer(overall, by_model),
         claims,
         [
             "Each prediction is made before the first step, and compared with what full-batch gradient descent on the "
@@ -160,12 +160,26 @@ def _within(overall: Mapping[str, Interval], name: str, words: str) -> Claim:
     return Claim.of(f"{words} to within a factor of two, in the median over cells", gap, _DECADES, high=_CLOSE)
 
 
-def _answer(overall: Mapping[str, Interval]) -> str:
+def _answer(overall: Mapping[str, Interval], by_model: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
     first = overall["data_free"].value
     others = [f"that of {_spelled(name)} by {_DECADES.of(overall[name])}" for name in _TOLD if name in overall]
     return (
         f"The prediction of Π alone is off by {_DECADES.of(overall['data_free'])}, a factor of {factor(first)}, in the "
-        f"median over cells; {enumerated(others)}."
+        f"median over cells; {enumerated(others)}.{_network_by_network(by_model)}"
+    )
+
+
+def _network_by_network(by_model: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
+    """Where expected gates come closer than Π alone, and where they do not."""
+    each = [
+        f"{_DECADES.spelled(gaps['data_free'].value)} and {_DECADES.spelled(gaps['no_data'].value)} on `{model}`"
+        for (_, model), gaps in by_model.items()
+        if "no_data" in gaps and np.isfinite(gaps["no_data"].value)
+    ]
+    return (
+        f" Network by network the gaps of Π alone and of expected gates (no data) are {enumerated(each)}."
+        if each
+        else ""
     )
 
 
@@ -203,8 +217,9 @@ def _table(
     return (
         table_of(head, rows)
         + "\n\n*Closer*: by how many decades the gap of a cell is smaller than in the row before, in the median over "
-        "the cells that have both. *ρ of the falls*: Spearman’s ρ, among the methods of one group, of how far the loss "
-        "falls with how far it was predicted to fall. *Gap of λmax*: the median distance between the largest "
+        "the cells that have both, which is not the difference of the medians. *ρ of the falls*: Spearman’s ρ, among "
+        "the methods of one group, of how far the loss falls with how far it was predicted to fall; groups in which "
+        "all predictions are equal have none. *Gap of λmax*: the median distance between the largest "
         "eigenvalue that the prediction takes and that of Θ, in decades; the critical learning rate is off by as much."
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.base.names import DENSE, LOTTERY_TICKET, RANDOM
+from experiments.base.wording import counted, enumerated
 from experiments.evidence import plots
 from experiments.evidence.cells import Cells, Group, in_order, inconclusive
 from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
@@ -75,9 +76,12 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
             "The yardstick trains the network once for each of its levels, so it costs many times what the others do.",
             *(
                 f"Of the runs of `{of.study.name}` {of.study.failed or 'none'} lack a result, and "
-                f"{of.study.untrained or 'none'} did not train."
+                f"{of.study.untrained or 'none'} did not train.{_told_of_ticket(of)}"
                 for of in used
             ),
+            "The best of several methods is chosen by the error that is then told of it, which flatters it a little. "
+            "An interval of Student’s may reach beyond 0 or 100%.",
+            *(sentence for of in used for sentence in of.cells.twins()),
         ],
         [link(study.name) for study in kept],
         {_figure_name(of): _figure(of) for of in used},
@@ -120,6 +124,19 @@ def _lead_over_random(of: _Of) -> Claim | None:
         "the mean over densities"
     )
     return _against(of, rivals, RANDOM, words, less=True)
+
+
+def _told_of_ticket(of: _Of) -> str:
+    """Where the yardstick is rewound to, and where it did not train itself."""
+    if LOTTERY_TICKET not in of.cells.methods:
+        return ""
+    epochs = of.study.about["options"].get("measure.rewind_epochs", 0)
+    to = f"those after {counted(epochs, 'epoch')}" if epochs else "the initial ones"
+    rows = of.cells.table[of.cells.table["method"] == LOTTERY_TICKET]
+    lost = rows[rows["did_not_train"] != ""].groupby(["model", "density"]).size()
+    cells = [f"{number} on `{model}` at density {density:g}" for (model, density), number in lost.items()]
+    failed = f" Of its runs {enumerated(cells)} did not train, so that it is no yardstick there." if cells else ""
+    return f" Its `{LOTTERY_TICKET}` puts weights back to {to}.{failed}"
 
 
 def _against(of: _Of, methods: Sequence[str], other: str, words: str, *, less: bool = False) -> Claim:

@@ -45,11 +45,12 @@ command draws the page again:
   range, it **does not hold** where the whole interval lies outside, and it is **not settled** otherwise. A claim of
   several numbers holds where all of them do, and does not where one does not. The program decides, by this rule
   alone.
-- *Surely* means: by the whole interval. Where K numbers are tried, each interval has the level 1 − 0.05/K instead of
-  95%, so that all of them contain their numbers with probability 95% (Bonferroni’s correction).
+- *Surely* means: by the whole interval. Where K numbers of one list are tried, each interval has the level 1 − 0.05/K
+  instead of 95%, so that all of the list contain their numbers with probability 95% (Bonferroni’s correction). Over
+  the whole page, with its many lists, some interval may miss.
 - The *bootstrap of methods and seeds* gives intervals that also allow for other methods. Each of its {draws} draws
-  takes methods at random, each with all its networks and densities, and for each data set and network seeds, each
-  with all its methods and densities: one fewer than there are, with replacement. The interval is that of the
+  picks n − 1 of the n methods, and for each data set and network m − 1 of the m seeds, both with replacement. Data
+  sets, networks and densities are not drawn: the intervals speak of these alone. The interval is that of the
   percentiles. Other intervals are Student’s t over seeds, which speak of these methods alone.
 - Numbers in brackets are the ends of an interval. Points are percentage points of accuracy or error. A decade is a
   factor of ten. Logarithms are natural where nothing else is said. Θ is the Neural Tangent Kernel at initialization,

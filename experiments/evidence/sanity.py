@@ -53,7 +53,7 @@ _QUESTION = (
 )
 _CLOSE = 0.01
 """A change of accuracy by less than this counts as none."""
-_LEAD = "lead over random"
+_LEAD, _STAYS = "lead over random", "share of the lead that stays when shuffled"
 _POINTS, _SHARE, _RHO = Unit(100.0, "+.1f", "points"), Unit(100.0, ".0f", "%"), Unit(form="+.2f")
 _PI = "log_trace_path_kernel"
 
@@ -99,7 +99,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
             "Each method is trained again in three ways: "
             + "; ".join(f"*{name}*, {words}" for name, words in VARIANTS.items())
             + ". Every difference below is one of runs of the same seeds.",
-            _table_by_network(by_network, cells),
+            _table_by_network(by_network, cells) + _where_inverting_is_free(arrays, cells),
             picture(
                 "sanity",
                 "Change of accuracy by the sanity checks",
@@ -141,12 +141,16 @@ def _by_network(arrays: _Arrays, cells: Cells) -> dict[str, list[Interval]]:
     methods = draws.methods * np.array([method != LOTTERY_TICKET for method in cells.methods])
     changes = {_LEAD: arrays.base - arrays.random}
     changes |= {name: variant - arrays.base for name, variant in arrays.variants.items()}
-    level = corrected(len(changes) * len(cells.groups))
+    level = corrected((len(changes) + 1) * len(cells.groups))
     means = {name: draws.cell_means(change) for name, change in changes.items()}
-    return {
-        name: [percentile_interval(weighted_means(of[:, place], methods), level) for place in range(len(cells.groups))]
+    drawn = {
+        name: [weighted_means(of[:, place], methods) for place in range(len(cells.groups))]
         for name, of in means.items()
     }
+    found = {name: [percentile_interval(each, level) for each in of_groups] for name, of_groups in drawn.items()}
+    both = zip(drawn["shuffled"], drawn[_LEAD], strict=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return found | {_STAYS: [percentile_interval(1 + change / lead, level) for change, lead in both]}
 
 
 def _mean(means: np.ndarray, methods: np.ndarray) -> np.ndarray:
@@ -191,26 +195,39 @@ def _claims(numbers: Mapping[str, Interval]) -> list[Claim]:
 def _answer(
     numbers: Mapping[str, Interval], by_network: Mapping[str, Sequence[Interval]], methods: int, cells: Cells
 ) -> str:
-    each = [
-        f"{_POINTS.of(change)} on `{model}`"
-        for (_, model, _), change in zip(cells.groups, by_network["shuffled"], strict=True)
-    ]
+    both = zip(cells.groups, by_network["shuffled"], by_network[_STAYS], strict=True)
+    each = [f"{_POINTS.of(change)} and {_SHARE.of(share)} on `{model}`" for (_, model, _), change, share in both]
     return (
         f"Layer densities alone explain {_SHARE.of(numbers['share'])} of the lead over random pruning: shuffling the "
         f"kept weights within layers changes accuracy by {_POINTS.of(numbers['shuffled'])}, in the mean over "
         f"{counted(methods, 'pruning', 'prunings')} before training and {counted(len(cells.groups), 'network')}. "
-        f"Network by network it is {enumerated(each)}."
+        f"Network by network the change and the share are {enumerated(each)}."
     )
 
 
 def _table_by_network(by_network: Mapping[str, Sequence[Interval]], cells: Cells) -> str:
     rows = [
-        (f"{data}, `{model}`", f"{density:g}", *(_POINTS.bare(changes[place]) for changes in by_network.values()))
+        (
+            *(f"{data}, `{model}`", f"{density:g}"),
+            *((_SHARE.of if name == _STAYS else _POINTS.bare)(of[place]) for name, of in by_network.items()),
+        )
         for place, (data, model, density) in enumerate(cells.groups)
     ]
     return "In the mean over prunings before training, in points:\n\n" + table_of(
         ("data, network", "density", *by_network), rows
     )
+
+
+def _where_inverting_is_free(arrays: _Arrays, cells: Cells) -> str:
+    """Methods whose weights of lowest score do as well, where the method leads random pruning."""
+    free = []
+    for place, (_, model, _) in enumerate(cells.groups):
+        for at, method in enumerate(cells.methods):
+            lead = mean_interval(arrays.base[place, at] - arrays.random[place, 0])
+            change = mean_interval(arrays.variants["inverted"][place, at] - arrays.base[place, at])
+            if lead.low > 0 and change.high > -_CLOSE:
+                free.append(f"`{method}` on `{model}` ({_POINTS.of(change)})")
+    return f"\n\nKeeping the weights that score least costs no sure point here: {enumerated(free)}." if free else ""
 
 
 def _of_path_kernel(numbers: Mapping[str, Interval]) -> str:
@@ -249,7 +266,7 @@ def _table(cells: Cells, arrays: _Arrays, place: int) -> str:
                 share,
             )
         )
-    head = ("method", "accuracy, %", _LEAD, *arrays.variants, "share of the lead that stays when shuffled")
+    head = ("method", "accuracy, %", _LEAD, *arrays.variants, _STAYS)
     return f"`{model}` on {data} at density {density:g}; changes in points:\n\n" + table_of(head, rows)
 
 

@@ -134,7 +134,8 @@ def described(study: Kept) -> str:
     options = study.about["options"]
     methods = [method for method in study.table["method"].unique() if method != DENSE]
     densities = sorted({float(density) for density in study.table.loc[study.table["method"] != DENSE, "density"]})
-    named = enumerated([f"`{name}`" for name in study.table["model"].unique()])
+    factors = {model["name"]: model.get("factor", 1.0) for model in options.get("model", [])}
+    named = enumerated([_with_factor(name, factors.get(name, 1.0)) for name in study.table["model"].unique()])
     data = enumerated(list(study.table["data"].unique()))
     shares = enumerated([f"{density:g}" for density in densities[::-1]]) if densities else ""
     at = f" at {'density' if len(densities) == 1 else 'densities'} {shares}" if densities else ""
@@ -144,6 +145,10 @@ def described(study: Kept) -> str:
         f"Study `{study.name}`: {named} on {data}, {counted(len(methods), 'method')}{at}, {_seeds(study)}. Trained by "
         f"{recipe(options)}.{unfinished}"
     )
+
+
+def _with_factor(name: str, factor: float) -> str:
+    return f"`{name}`" if factor == 1 else f"`{name}` (all widths × {factor:g})"
 
 
 def recipe(options: Mapping[str, Any]) -> str:

@@ -233,7 +233,7 @@ def test_claims_that_are_true_of_made_up_studies_hold_and_others_do_not(made):
     text = (made[0] / "README.md").read_text()
     verdicts = verdicts_of(text)
     expected = {
-        "In the setting of SNIP’s authors, our 6 errors are theirs": NOT,
+        "In a setting after that of SNIP’s authors, our 6 errors are theirs": NOT,
         "Twice the steps change the error": HOLDS,
         "Study `mnist-methods`: iterative magnitude pruning with rewinding errs less": HOLDS,
         "Study `digits`: every pruning before training errs less than random": HOLDS,
@@ -305,6 +305,13 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     of_fc = 100 * np.mean([change for (model, _), change in zip(pairs, changes, strict=True) if model == "fc"])
     (line,) = [each for each in text.splitlines() if each.startswith("| digits, `fc` | 0.05 |")]
     assert line.split(" | ")[3].startswith(f"{of_fc:+.1f} [".replace("-", "−"))
+    of_network = [name for model, name in pairs if model == "fc"]
+    led = [
+        [rows["fc", name + tail, 0.05] - rows["fc", "random", 0.05] for name in of_network]
+        for tail in ("+shuffled", "")
+    ]
+    share = np.mean(led[0]) / np.mean(led[1])
+    assert line.split(" | ")[6].startswith(f"{100 * share:.0f} [")
     # the error of a method on digits
     errors = 100 * (1 - table("digits").set_index(["model", "method", "density"]).sort_index()["test_accuracy"])
     digits = text.partition("Test error of `vgg_11` on digits")[2].partition("\n\n![")[0]
@@ -319,6 +326,15 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
             means = group.groupby("method")[["log_trace_path_kernel", "test_accuracy"]].mean()
             rhos.append(stats.spearmanr(means["log_trace_path_kernel"], means["test_accuracy"]).statistic)
     assert f"| Tr Π orders the methods by trained accuracy | {np.mean(rhos):+.2f} [" in text
+    # and without random pruning
+    rest = []
+    for name in ("digits", "fashion"):
+        whole = table(name)
+        whole = whole[~whole["method"].isin(["dense", "lottery_ticket", "random"])]
+        for _, group in whole.groupby(["data", "model", "density"]):
+            means = group.groupby("method")[["log_trace_path_kernel", "test_accuracy"]].mean()
+            rest.append(stats.spearmanr(means["log_trace_path_kernel"], means["test_accuracy"]).statistic)
+    assert f"without random pruning {np.mean(rest):+.2f} [".replace("-", "−") in text
     # the same of the runs that trained, and of the condition number, which enters with a minus sign
     trained = pd.concat([table(name).assign(study=name) for name in ("digits", "fashion")])
     trained = trained[~trained["method"].isin(["dense", "lottery_ticket"])]
@@ -359,6 +375,28 @@ def test_the_page_names_methods_and_tables_and_all_its_files_exist(made):
         assert file.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and 10_000 < file.stat().st_size < 300_000
     for name in studies:
         assert f"[{name}](results/{name}.csv.gz)" in text
+
+
+def test_a_density_that_was_not_run_leaves_out_itself_alone(made):
+    studies = dict(made[1])
+    whole = studies["mnist-snip-lenet-5"]
+    studies["mnist-snip-lenet-5"] = whole._replace(table=whole.table[whole.table["density"] != 0.01])
+    section = published.section(studies)
+    means = []
+    for name, model in (("mnist-snip", "lenet_300_100"), ("mnist-snip-lenet-5", "lenet_5")):
+        errors = 100 * (1 - studies[name].table.groupby("density")["test_accuracy"].mean())
+        theirs = {density: error for (of, density), error in published.ACCOUNTS[0].errors.items() if of == model}
+        means.append(np.mean([errors[density] - error for density, error in theirs.items() if density in errors]))
+    assert f"Ours less theirs is {np.mean(means):+.2f} [" in section.answer
+    assert "our 5 errors are theirs" in section.claims[0].words
+
+
+def test_methods_that_are_the_same_on_a_network_are_told(made):
+    study = made[1]["digits"]
+    rows = study.table[(study.table["method"] == "snip") & (study.table["model"] == "fc")].assign(method="grasp")
+    kept = study.table[(study.table["method"] != "grasp") | (study.table["model"] != "fc")]
+    cells = Cells(pd.concat([kept, rows], ignore_index=True), ("snip", "grasp"))
+    assert cells.twins() == ["On `fc` on digits, `snip` and `grasp` have the same accuracies and count twice."]
 
 
 def test_sections_without_their_studies_say_which_command_makes_them(tmp_path):
