@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 from docutils import nodes
@@ -50,6 +51,14 @@ def options_of(kind: type) -> Iterator[Option]:
             yield Option(field.name, str(field.type), default, texts[field.name])
 
 
+def _named(directive: SphinxDirective) -> tuple[ModuleType, str]:
+    """The module and the name in a directive's argument, `module:name`; the page is made again where it changes."""
+    module, name = directive.arguments[0].split(":")
+    source = importlib.import_module(module)
+    directive.env.note_dependency(inspect.getsourcefile(source))
+    return source, name
+
+
 class OptionsOf(SphinxDirective):
     """Writes a definition list with an entry for each field."""
 
@@ -58,9 +67,7 @@ class OptionsOf(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Read the dataclass and write its fields, as a command's options or as a config's keys."""
-        module, name = self.arguments[0].split(":")
-        source = importlib.import_module(module)
-        self.env.note_dependency(inspect.getsourcefile(source))
+        source, name = _named(self)
         kind = getattr(source, name)
         as_command = self.options.get("as") == "command"
         about = inspect.cleandoc(kind.__doc__).split("\n\n") if as_command else []
@@ -82,9 +89,7 @@ class FieldsOf(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Read the docstring."""
-        module, name = self.arguments[0].split(":")
-        source = importlib.import_module(module)
-        self.env.note_dependency(inspect.getsourcefile(source))
+        source, name = _named(self)
         listed = nodes.definition_list(classes=["options"])
         for names, text in fields_of(getattr(source, name)):
             term = nodes.term("", "", *_inline(re.sub(r"\w+", r"`\g<0>`", names)))
@@ -115,9 +120,7 @@ class NamesOf(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Read the module's source."""
-        module, names = self.arguments[0].split(":")
-        source = importlib.import_module(module)
-        self.env.note_dependency(inspect.getsourcefile(source))
+        source, names = _named(self)
         body = ast.parse(inspect.getsource(source)).body
         texts = {
             node.targets[0].id: inspect.cleandoc(text.value.value)  # type: ignore[attr-defined]
