@@ -387,6 +387,7 @@ def test_a_density_that_was_not_run_leaves_out_itself_alone(made):
         errors = 100 * (1 - studies[name].table.groupby("density")["test_accuracy"].mean())
         theirs = {density: error for (of, density), error in published.ACCOUNTS[0].errors.items() if of == model}
         means.append(np.mean([errors[density] - error for density, error in theirs.items() if density in errors]))
+    assert isinstance(section, Section)
     assert f"Ours less theirs is {np.mean(means):+.2f} [" in section.answer
     assert "our 5 errors are theirs" in section.claims[0].words
 
