@@ -80,6 +80,12 @@ class Cells:
         there = ~np.isnan(self.values("test_accuracy")).all(axis=1)
         return resampled(self.strata, len(self.methods), there, seed=_BOOTSTRAP_SEED, draws=DRAWS)
 
+    def untrained(self, group: Group, method: str) -> int:
+        """How many runs of a method in a group did not train."""
+        rows = self.table[self.table["method"] == method]
+        of_group = [key == group for key in zip(rows["data"], rows["model"], rows["density"], strict=True)]
+        return int((rows.loc[of_group, "did_not_train"] != "").sum())
+
     def twins(self) -> list[str]:
         """Sentences on pairs of methods with the same accuracy in every run on a network, which count as two."""
         accuracy, told = self.values("test_accuracy"), []

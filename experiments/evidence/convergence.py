@@ -76,7 +76,9 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         _within(overall, "no_data", "Expected gates without data predict the loss curve"),
         _within(overall, "linearized", "Θ, with the images, predicts the loss curve"),
     ]
-    steps = _gains(cells, draws, names)
+    steps = {
+        name: _gain(cells, draws, before, name, len(names) - 1) for before, name in zip(names, names[1:], strict=False)
+    }
     if "no_data" in steps:
         gain = steps["no_data"]
         claims.append(
@@ -93,9 +95,11 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         if name in orders
     ]
     by_model = _by_model(cells, draws, names, level)
+    gains = _gains_by_model(cells, draws) if "no_data" in names else {}
     return Section(
         _TITLE,
         _QUESTION,
+        _in_short(overall),
         _answer(overall, by_model),
         claims,
         [
@@ -111,7 +115,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 "The median gap over the cells of a network, in decades; a cell is one method at one density. The line "
                 "is at a factor of two. Intervals are right together for the predictions of a panel.",
             ),
-            _table_by_model(names, by_model),
+            _table_by_model(names, by_model, gains),
         ],
         _sureness(study, cells, len(names)),
         [link(_STUDY)],
@@ -131,14 +135,24 @@ def _orders(cells: Cells, draws: Resampled, name: str) -> np.ndarray:
     return mean_of_groups(rank_associations(known, real, draws.methods))
 
 
-def _gains(cells: Cells, draws: Resampled, names: Sequence[str]) -> dict[str, Interval]:
-    """The median over cells of how much closer each prediction comes than the one before it."""
-    gaps = {name: draws.cell_means(cells.values(f"gap_{name}")) for name in names}
+def _gain(
+    cells: Cells, draws: Resampled, before: str, name: str, tried: int, groups: np.ndarray | None = None
+) -> Interval:
+    """The median over cells, of some groups or of all, of how much closer a prediction comes than one before it."""
+    gain = draws.cell_means(cells.values(f"gap_{before}")) - draws.cell_means(cells.values(f"gap_{name}"))
+    chosen = gain if groups is None else gain[:, groups]
+    medians = weighted_medians(chosen.reshape(len(chosen), -1), np.tile(draws.methods, chosen.shape[1]))
+    return percentile_interval(medians, corrected(tried))
+
+
+def _gains_by_model(cells: Cells, draws: Resampled) -> dict[tuple[str, str], Interval]:
+    """For each data set and network how much closer expected gates without data come than Π alone."""
+    strata = np.array(cells.strata)
+    numbers = dict.fromkeys(cells.strata)
     found = {}
-    for before, name in zip(names, names[1:], strict=False):
-        gain = gaps[before] - gaps[name]
-        medians = weighted_medians(gain.reshape(len(gain), -1), np.tile(draws.methods, gain.shape[1]))
-        found[name] = percentile_interval(medians, corrected(len(names) - 1))
+    for stratum in numbers:
+        groups = np.flatnonzero(strata == stratum)
+        found[cells.groups[groups[0]][:2]] = _gain(cells, draws, "data_free", "no_data", len(numbers), groups)
     return found
 
 
@@ -161,12 +175,14 @@ def _within(overall: Mapping[str, Interval], name: str, words: str) -> Claim:
 
 
 def _answer(overall: Mapping[str, Interval], by_model: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
-    first = overall["data_free"].value
-    others = [f"that of {_spelled(name)} by {_DECADES.of(overall[name])}" for name in _TOLD if name in overall]
-    return (
-        f"The prediction of Π alone is off by {_DECADES.of(overall['data_free'])}, a factor of {factor(first)}, in the "
-        f"median over cells; {enumerated(others)}.{_network_by_network(by_model)}"
-    )
+    told = [_DECADES.bare(overall[name]) for name in _TOLD if name in overall]
+    return f"In decades these are {enumerated(told)}.{_network_by_network(by_model)}"
+
+
+def _in_short(overall: Mapping[str, Interval]) -> str:
+    """By which factors the predictions are off."""
+    told = [f"{factor(overall[name].value)} ({_spelled(name)})" for name in _TOLD if name in overall]
+    return f"In the median over cells, predictions of the loss curve are off by a factor of {enumerated(told)}."
 
 
 def _network_by_network(by_model: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
@@ -177,19 +193,19 @@ def _network_by_network(by_model: Mapping[tuple[str, str], Mapping[str, Interval
         if "no_data" in gaps and np.isfinite(gaps["no_data"].value)
     ]
     return (
-        f" Network by network the gaps of Π alone and of expected gates (no data) are {enumerated(each)}."
+        f" Network by network the gaps of Π alone and of expected gates without data are {enumerated(each)}."
         if each
         else ""
     )
 
 
-_TOLD = ("no_data", "inputs", "linearized")
-"""The predictions that the answer names beside that of Π."""
+_TOLD = ("data_free", "no_data", "inputs", "linearized")
+"""The predictions that the answer names."""
 
 
 def _spelled(name: str) -> str:
     words, reads = RUNGS[name]
-    return f"expected gates ({reads})" if words == "expected gates" else words
+    return f"expected gates, {reads}" if words == "expected gates" else words
 
 
 def _table(
@@ -233,14 +249,17 @@ def _top_gaps(cells: Cells, draws: Resampled, name: str) -> np.ndarray:
     return weighted_medians(means.reshape(len(means), -1), np.tile(draws.methods, means.shape[1]))
 
 
-def _table_by_model(names: Sequence[str], by_model: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
-    rows = [
-        (f"{data}, `{model}`", *(_DECADES.bare(gaps[name]) for name in names))
-        for (data, model), gaps in by_model.items()
-    ]
-    return "Median gaps by architecture, in decades:\n\n" + table_of(
-        ("data, network", *(_SHORT[name] for name in names)), rows
-    )
+def _table_by_model(
+    names: Sequence[str],
+    by_model: Mapping[tuple[str, str], Mapping[str, Interval]],
+    gains: Mapping[tuple[str, str], Interval],
+) -> str:
+    rows = []
+    for setting, gaps in by_model.items():
+        gain = [Unit(form="+.2f").of(gains[setting])] if gains else []
+        rows.append((f"{setting[0]}, `{setting[1]}`", *(_DECADES.bare(gaps[name]) for name in names), *gain))
+    head = ("data, network", *(_SHORT[name] for name in names), *(["gates, no data: closer than Π"] if gains else []))
+    return "Median gaps by architecture, in decades:\n\n" + table_of(head, rows)
 
 
 def _sureness(study: Kept, cells: Cells, tried: int) -> list[str]:

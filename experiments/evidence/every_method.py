@@ -62,12 +62,14 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         if cells.groups:
             used.append(_Of(study, cells, 1 - cells.values("test_accuracy")))
     leads = {of.study.name: _lead_of_ticket(of) for of in used}
+    bests = [best for of in used for best in _bests(of)]
     return Section(
         _TITLE,
         _QUESTION,
-        " ".join(_answer(of, leads[of.study.name]) for of in used),
+        _in_short(bests),
+        _answer(leads),
         [claim for of in used for claim in (leads[of.study.name], _lead_over_random(of)) if claim],
-        [part for of in used for part in _body(of)],
+        [_table_of_bests(bests), *(part for of in used for part in _body(of))],
         [
             *(described(study) for study in kept),
             *told_of_left_out,
@@ -80,7 +82,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 for of in used
             ),
             "The best of several methods is chosen by the error that is then told of it, which flatters it a little. "
-            "An interval of Student’s may reach beyond 0 or 100%.",
+            "An interval of Student’s may reach beyond 0 or 100%; it has no width where all seeds err alike, as "
+            "networks do that give every image to one class.",
             *(sentence for of in used for sentence in of.cells.twins()),
         ],
         [link(study.name) for study in kept],
@@ -132,9 +135,8 @@ def _told_of_ticket(of: _Of) -> str:
         return ""
     epochs = of.study.about["options"].get("measure.rewind_epochs", 0)
     to = f"those after {counted(epochs, 'epoch')}" if epochs else "the initial ones"
-    rows = of.cells.table[of.cells.table["method"] == LOTTERY_TICKET]
-    lost = rows[rows["did_not_train"] != ""].groupby(["model", "density"]).size()
-    cells = [f"{number} on `{model}` at density {density:g}" for (model, density), number in lost.items()]
+    lost = {group: of.cells.untrained(group, LOTTERY_TICKET) for group in of.cells.groups}
+    cells = [f"{number} on `{model}` at density {density:g}" for (_, model, density), number in lost.items() if number]
     failed = f" Of its runs {enumerated(cells)} did not train, so that it is no yardstick there." if cells else ""
     return f" Its `{LOTTERY_TICKET}` puts weights back to {to}.{failed}"
 
@@ -164,25 +166,77 @@ def _against(of: _Of, methods: Sequence[str], other: str, words: str, *, less: b
     )
 
 
-def _answer(of: _Of, lead: Claim | None) -> str:
-    """The yardstick and the best other method at the lowest density of each network."""
-    parts = []
-    for (data, model), groups in of.settings.items():
-        means = {method: mean_interval(of.errors[groups[-1], at]) for at, method in enumerate(of.cells.methods)}
-        others = {
-            method: mean for method, mean in means.items() if method != LOTTERY_TICKET and np.isfinite(mean.value)
-        }
-        best = min(others, key=lambda method: others[method].value)
-        words = f"of `{model}` on {data} at density {of.cells.groups[groups[-1]][2]:g}, `{best}` errs on "
-        words += f"{_PERCENT.of(others[best])}% of the test images"
+class _Best(NamedTuple):
+    """The lowest density of a data set and network, and the best pruning before training there.
+
+    `ticket` and `lead` are the error of the yardstick and how much less it errs, None where it was not run; `lost` says
+    of how many of its runs it did not train.
+    """
+
+    setting: tuple[str, str]
+    density: float
+    method: str
+    error: Interval
+    ticket: Interval | None
+    lead: Interval | None
+    lost: str
+
+
+def _bests(of: _Of) -> list[_Best]:
+    found = []
+    for setting, groups in of.settings.items():
+        lowest = groups[-1]
+        means = {method: mean_interval(of.errors[lowest, at]) for at, method in enumerate(of.cells.methods)}
+        others = [method for method in means if method != LOTTERY_TICKET and np.isfinite(means[method].value)]
+        best = min(others, key=lambda method: means[method].value)
+        ticket = lead = None
+        lost = ""
         if LOTTERY_TICKET in means:
-            words += f", `{LOTTERY_TICKET}` on {_PERCENT.of(means[LOTTERY_TICKET])}%"
-        parts.append(words)
-    told = f"In `{of.study.name}` the best pruning before training comes this far at the lowest density: "
-    told += "; ".join(parts) + "."
-    if lead is not None:
-        told += f" The yardstick’s lead over its closest rival, over all densities, is {lead.number}."
-    return told
+            ticket = means[LOTTERY_TICKET]
+            both = of.errors[lowest, [of.cells.methods.index(name) for name in (best, LOTTERY_TICKET)]]
+            lead = mean_interval(both[0] - both[1])
+            untrained = of.cells.untrained(of.cells.groups[lowest], LOTTERY_TICKET)
+            lost = f", where {untrained} of its {np.isfinite(both[1]).sum()} runs did not train" if untrained else ""
+        found.append(_Best(setting, of.cells.groups[lowest][2], best, means[best], ticket, lead, lost))
+    return found
+
+
+def _in_short(bests: Sequence[_Best]) -> str:
+    """How much less the yardstick errs than the best pruning before training, at the lowest density of each network."""
+    each = [
+        f"{_POINTS.spelled(best.lead.value)} on `{best.setting[1]}` (density {best.density:g}{best.lost})"
+        for best in bests
+        if best.lead is not None
+    ]
+    if not each:
+        return "The yardstick was not run."
+    sure = sum(best.lead is not None and best.lead.low > 0 for best in bests)
+    return (
+        "At the lowest density of each network, the points by which the lottery ticket errs less than the best pruning "
+        f"before training are {enumerated(each)}; they are surely above 0 on {sure or 'none'} of {len(each)}."
+    )
+
+
+def _answer(leads: Mapping[str, Claim | None]) -> str:
+    """The yardstick's lead over its closest rival, over all densities."""
+    return " ".join(
+        f"In `{name}` its lead in the mean over densities is {lead.number}."
+        for name, lead in leads.items()
+        if lead is not None
+    )
+
+
+def _table_of_bests(bests: Sequence[_Best]) -> str:
+    rows = [
+        (
+            *(best.setting[0], f"`{best.setting[1]}`", f"{best.density:g}", f"`{best.method}`"),
+            *(_PERCENT.of(best.error), _PERCENT.of(best.ticket), _POINTS.bare(best.lead)),
+        )
+        for best in bests
+        if best.ticket is not None and best.lead is not None
+    ]
+    head = ("data", "network", "density", "best before training", "its error, %", f"`{LOTTERY_TICKET}`, %")
+    return "At the lowest density of each network:\n\n" + table_of((*head, "errs less by, points"), rows)
 
 
 def _table(of: _Of, data: str, model: str) -> str:

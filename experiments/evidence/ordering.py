@@ -36,7 +36,7 @@ from experiments.evidence.statistics import (
 
 __all__ = ["KNOWN", "STUDIES", "section"]
 
-STUDIES = ("digits", "fashion", "cifar10")
+STUDIES = ("digits", "mnist-methods", "mnist-methods-lenet-5", "fashion", "cifar10")
 
 _TITLE = "The Path Kernel orders prunings by trained accuracy, without data"
 _QUESTION = (
@@ -46,6 +46,7 @@ _QUESTION = (
 )
 
 _PI = "log_trace_path_kernel"
+_WITHOUT_RANDOM = "without `random`"
 
 KNOWN: dict[str, tuple[str, str, int]] = {
     _PI: (QUANTITIES[_PI], "no data", 1),
@@ -68,6 +69,15 @@ _AGAINST = ("log_path_norm_1", "log_path_norm_2", "log_path_count", "log_layer_d
 """What the trace of Π is claimed to order better than."""
 
 _RHO = Unit(form="+.2f")
+
+_OVER_PATHS = (
+    "synflow", "synflow_l2", "synflow_l2_absolute", "synflow_data", "synflow_data_l2", "path_kernel_trace",
+    "mean_field_trace", "px",
+)  # fmt: skip
+"""Methods that score by sums over paths, as Π does."""
+
+_BESIDE = ("log_path_count", "log_layer_density_mean")
+"""What ρ of other choices of methods is told of, beside Tr Π."""
 
 
 def section(studies: Mapping[str, Kept]) -> Section | Missing:
@@ -104,10 +114,12 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         ),
     ]
     by_setting = _by_setting(cells, by_group, names, level)
+    chosen = _of_choices(cells)
     return Section(
         _TITLE,
         _QUESTION,
-        _answer(orders, claims, cells, by_setting, _without(cells, RANDOM, level)),
+        _in_short(orders, claims),
+        _answer(orders, cells, by_setting, chosen),
         claims,
         [
             _table(names, orders, among_trained, better),
@@ -118,6 +130,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 f"are right together for the {len(names)} quantities of a panel.",
             ),
             _table_by_setting(by_setting),
+            _table_of_choices(chosen),
         ],
         _sureness(used, cells, trained, len(names), told_of_them),
         [link(study.name) for study in used],
@@ -129,12 +142,12 @@ def _is_before_training(method: str) -> bool:
     return method not in (DENSE, LOTTERY_TICKET) and "+" not in method
 
 
-def _associations(cells: Cells, draws: Resampled) -> dict[str, np.ndarray]:
+def _associations(cells: Cells, draws: Resampled, names: Sequence[str] = tuple(KNOWN)) -> dict[str, np.ndarray]:
     """For each quantity ρ of each group in each draw."""
     accuracy = draws.cell_means(cells.values("test_accuracy"))
     return {
-        name: sign * rank_associations(draws.cell_means(cells.values(name)), accuracy, draws.methods)
-        for name, (_, _, sign) in KNOWN.items()
+        name: KNOWN[name][2] * rank_associations(draws.cell_means(cells.values(name)), accuracy, draws.methods)
+        for name in names
     }
 
 
@@ -151,32 +164,53 @@ def _by_setting(
     }
 
 
-def _without(cells: Cells, left_out: str, level: float) -> Interval:
-    """ρ of Tr Π among all methods but one."""
-    others = Cells(cells.table, tuple(method for method in cells.methods if method != left_out))
-    return percentile_interval(mean_of_groups(_associations(others, others.resampled())[_PI]), level)
+def _of_choices(cells: Cells) -> dict[str, tuple[int, list[Interval]]]:
+    """For other choices of methods how many they are, and ρ of Tr Π and of `_BESIDE`; right together."""
+    choices = {
+        _WITHOUT_RANDOM: [method for method in cells.methods if method != RANDOM],
+        "without `random` and `magnitude`": [method for method in cells.methods if method not in (RANDOM, "magnitude")],
+        "those that score by sums over paths": [method for method in cells.methods if method in _OVER_PATHS],
+        "all others": [method for method in cells.methods if method not in _OVER_PATHS],
+    }
+    names = (_PI, *_BESIDE)
+    level = corrected(len(choices) * len(names))
+    found = {}
+    for words, methods in choices.items():
+        part = Cells(cells.table, tuple(methods))
+        if part.groups:
+            rho = _associations(part, part.resampled(), names)
+            found[words] = len(methods), [percentile_interval(mean_of_groups(each), level) for each in rho.values()]
+    return found
+
+
+def _in_short(orders: Mapping[str, Interval], claims: Sequence[Claim]) -> str:
+    does = {HOLDS: "does order", NOT: "does not order"}.get(claims[0].verdict, "may or may not order")
+    told = f"Without data, Tr Π {does} pruning methods by trained accuracy, with Spearman’s ρ = {_RHO.of(orders[_PI])}."
+    simpler = {claim.words.rpartition(" than ")[2]: claim.verdict for claim in claims[2:]}
+    if not simpler:
+        return told
+    beaten = [words for words, verdict in simpler.items() if verdict == HOLDS]
+    better = f"is shown to order better than {enumerated(beaten)}" if beaten else "is shown to order better than none"
+    return f"{told} Of {len(simpler)} simpler numbers ({enumerated(list(simpler))}) it {better}."
 
 
 def _answer(
     orders: Mapping[str, Interval],
-    claims: Sequence[Claim],
     cells: Cells,
     by_setting: Mapping[tuple[str, str], Mapping[str, Interval]],
-    without_random: Interval,
+    chosen: Mapping[str, tuple[int, Sequence[Interval]]],
 ) -> str:
-    does = {HOLDS: "does order", NOT: "does not order"}.get(claims[0].verdict, "may or may not order")
     first = max(orders, key=lambda name: orders[name].value)
     best = (
         "it has the largest of all" if first == _PI else f"{KNOWN[first][0]} has the largest, {_RHO.of(orders[first])}"
     )
-    beaten = [claim.words.rpartition(" than ")[2] for claim in claims[2:] if claim.verdict == HOLDS]
-    told = f"it is shown to order better than {enumerated(beaten)}" if beaten else "it is not shown to order better"
     each = [f"{_RHO.of(of_setting[_PI])} on `{model}`" for (_, model), of_setting in by_setting.items()]
+    above = [f"`{model}`" for (_, model), of_setting in by_setting.items() if of_setting[_PI].low > 0]
+    without = f", and {_RHO.of(chosen[_WITHOUT_RANDOM][1][0])} without random pruning" if chosen else ""
     return (
-        f"Without data, Tr Π {does} the methods: Spearman’s ρ with trained accuracy is {_RHO.of(orders[_PI])} in the "
-        f"mean over {counted(len(cells.groups), 'group')} of up to {len(cells.methods)} methods; network by network it "
-        f"is {enumerated(each)}, and without random pruning {_RHO.of(without_random)} in the mean. Of {len(orders)} "
-        f"quantities, {best}. Beside the {len(claims) - 2} simpler numbers that it is held against, {told}."
+        f"This is the mean over {counted(len(cells.groups), 'group')} of up to {len(cells.methods)} methods; network "
+        f"by network it is {enumerated(each)}, surely above 0 on {enumerated(above or ['none'])}{without}. Of "
+        f"{len(orders)} quantities, {best}."
     )
 
 
@@ -206,6 +240,12 @@ def _table_by_setting(by_setting: Mapping[tuple[str, str], Mapping[str, Interval
     return "The same for each data set and network, all runs:\n\n" + table_of(
         ("data, network", *(KNOWN[name][0] for name in shown)), rows
     )
+
+
+def _table_of_choices(chosen: Mapping[str, tuple[int, Sequence[Interval]]]) -> str:
+    rows = [(words, str(number), *map(_RHO.of, rho)) for words, (number, rho) in chosen.items()]
+    head = ("methods", "how many", *(f"ρ, {KNOWN[name][0]}" for name in (_PI, *_BESIDE)))
+    return "The same for other choices of methods, in the mean over all groups:\n\n" + table_of(head, rows)
 
 
 def _sureness(used: Sequence[Kept], cells: Cells, trained: Cells, tried: int, left_out: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from experiments.evidence import (
     widths,
 )
 from experiments.evidence.kept import Kept
-from experiments.evidence.sections import Missing, Section, markdown, table_of
+from experiments.evidence.sections import Missing, Section, bullets, markdown, table_of, told_methods
 from experiments.evidence.statistics import DRAWS
 from experiments.report.drawing import png
 
@@ -34,8 +34,9 @@ All of them are computed from tables that are kept beside this page, which each 
 command draws the page again:
 
     python -m experiments.evidence
+"""
 
-## How to read it
+_HOW_TO_READ = """## How to read it
 
 - A *network* is an architecture, such as `resnet_20`. A *run* prunes and trains it once: on one data set, by one
   method, to one density (the share of the weights that is kept), with one seed, which draws the initial weights and
@@ -122,13 +123,20 @@ def text(found: Sequence[Section | Missing], studies: Mapping[str, Kept]) -> str
         for claim in section.claims
     ]
     parts = [
-        _OPENING.format(draws=f"{DRAWS:,}").rstrip(),
+        _OPENING.rstrip(),
+        "## In short",
+        bullets(f"**{section.title}** ({number}): {_in_short(section)}" for number, section in numbered),
+        _HOW_TO_READ.format(draws=f"{DRAWS:,}").rstrip(),
+        *(markdown(number, section) for number, section in numbered),
         "## All claims",
         table_of(("section", "claim", "number [interval]", "verdict"), glance),
-        *(markdown(number, section) for number, section in numbered),
         _CUT.format(number=len(found) + 1, tables=_tables(studies)).rstrip(),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _in_short(section: Section | Missing) -> str:
+    return section.short if isinstance(section, Section) else f"left out, because {section.lacking} are not kept yet."
 
 
 def _tables(studies: Mapping[str, Kept]) -> str:
@@ -138,6 +146,7 @@ def _tables(studies: Mapping[str, Kept]) -> str:
     for name, study in studies.items():
         there, wanted = study.about["trials"], study.about["of"]
         densities = study.table.loc[study.table["method"] != DENSE, "density"].unique()
+        methods = [method for method in study.table["method"].unique() if method != DENSE]
         made = study.about["made"]
         rows.append(
             (
@@ -147,7 +156,7 @@ def _tables(studies: Mapping[str, Kept]) -> str:
                 str(study.untrained),
                 ", ".join(study.table["data"].unique()),
                 ", ".join(study.table["model"].unique()),
-                str(study.table.loc[study.table["method"] != DENSE, "method"].nunique()),
+                told_methods(methods).removesuffix(" of them"),
                 ", ".join(f"{density:g}" for density in sorted(densities, reverse=True)),
                 str(study.table["seed"].nunique()),
                 f"{made['hours']:g}",

@@ -25,7 +25,7 @@ COMPARISONS = {
 }
 """The pairs of methods that are compared, with words."""
 
-_STUDIES = ("digits", "fashion", "cifar10")
+_STUDIES = ("digits", "mnist-methods", "mnist-methods-lenet-5", "fashion", "cifar10")
 _TITLE = "SynFlow-L2 and the input-weighted variants"
 _QUESTION = (
     "The paper proposes two changes of SynFlow: to score by squared path values (SynFlow-L2), and to weight paths by "
@@ -60,7 +60,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     return Section(
         _TITLE,
         _QUESTION,
-        _answer(overall, cells) + _without_the_lowest(cells, differences),
+        _in_short(overall, cells),
+        _without_the_lowest(cells, differences),
         _claims(overall),
         [
             picture(
@@ -120,11 +121,17 @@ def _claims(overall: Mapping[tuple[str, str], Interval]) -> list[Claim]:
     return claims
 
 
-def _answer(overall: Mapping[tuple[str, str], Interval], cells: Cells) -> str:
+def _in_short(overall: Mapping[tuple[str, str], Interval], cells: Cells) -> str:
+    """Which differences are surely above or below 0 in the mean, and how large all are."""
+    sure: dict[str, list[str]] = {"above": [], "below": []}
+    for pair, difference in overall.items():
+        if difference.low > 0 or difference.high < 0:
+            sure["above" if difference.low > 0 else "below"].append(COMPARISONS[pair])
+    told = [f"{side} 0: {enumerated(names)}" for side, names in sure.items() if names]
     parts = [f"{COMPARISONS[pair]}, {_POINTS.of(difference)}" for pair, difference in overall.items()]
     return (
-        "Differences of accuracy, in the mean over densities, data sets and networks "
-        f"({counted(len(cells.groups), 'group')}): {'; '.join(parts)}."
+        f"{f'Surely {enumerated(told)}' if told else 'No difference is sure'} in the mean over densities, data sets "
+        f"and networks ({counted(len(cells.groups), 'group')}): {'; '.join(parts)}."
     )
 
 
@@ -140,7 +147,7 @@ def _without_the_lowest(cells: Cells, differences: Mapping[tuple[str, str], np.n
         for each in differences.values()
     ]
     told = enumerated([_POINTS.spelled(float(mean)) for mean in means])
-    return f" Without density {lowest:g}, at which seeds differ most, they are {told} points."
+    return f"Without density {lowest:g}, at which seeds differ most, they are {told} points."
 
 
 def _where(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells) -> str:

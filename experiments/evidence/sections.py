@@ -25,6 +25,7 @@ __all__ = [
     "recipe",
     "shown_names",
     "table_of",
+    "told_methods",
 ]
 
 
@@ -34,7 +35,8 @@ class Section(NamedTuple):
     Attributes:
         title: its heading, without a number.
         question: what it asks.
-        answer: what came out, in one sentence or two with the number and its interval; the verdicts follow it.
+        short: what came out, in one plain sentence with its number; it stands in the list at the head of the page too.
+        answer: what there is to say besides, in a sentence or two with numbers and intervals; the verdicts follow it.
         claims: what is claimed, each with its verdict.
         body: paragraphs, tables and figures, as Markdown.
         sureness: what limits the answer, each a sentence or two.
@@ -44,6 +46,7 @@ class Section(NamedTuple):
 
     title: str
     question: str
+    short: str
     answer: str
     claims: Sequence[Claim]
     body: Sequence[str]
@@ -80,7 +83,7 @@ def markdown(number: int, section: Section | Missing) -> str:
     return "\n\n".join(
         [
             *head,
-            f"**Answer.** {section.answer}",
+            f"**Answer.** {section.short} {section.answer}".rstrip(),
             f"**Verdict.** {tally(section.claims)}",
             claims_table(section.claims),
             *section.body,
@@ -142,9 +145,20 @@ def described(study: Kept) -> str:
     there, wanted = study.about["trials"], study.about["of"]
     unfinished = "" if there == wanted else f" It is unfinished: {there} of {wanted} runs are there."
     return (
-        f"Study `{study.name}`: {named} on {data}, {counted(len(methods), 'method')}{at}, {_seeds(study)}. Trained by "
+        f"Study `{study.name}`: {named} on {data}, {told_methods(methods)}{at}, {_seeds(study)}. Trained by "
         f"{recipe(options)}.{unfinished}"
     )
+
+
+def told_methods(methods: Sequence[str]) -> str:
+    """How many methods there are, and how many variants of them beside.
+
+    >>> told_methods(["snip", "synflow", "snip+shuffled"]), told_methods(["snip"])
+    ('2 methods and 1 variant of them', '1 method')
+    """
+    variants = sum("+" in method for method in methods)
+    told = counted(len(methods) - variants, "method")
+    return f"{told} and {counted(variants, 'variant')} of them" if variants else told
 
 
 def _with_factor(name: str, factor: float) -> str:

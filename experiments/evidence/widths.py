@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +11,8 @@ import pandas as pd
 
 from experiments.base.errors import InputError
 from experiments.base.names import DENSE
-from experiments.base.wording import counted
-from experiments.evidence.claims import Claim, Unit, of_all, verdict
+from experiments.base.wording import counted, enumerated
+from experiments.evidence.claims import HOLDS, NOT, OPEN, Claim, Unit, of_all, verdict
 from experiments.evidence.sections import Missing, Section, table_of
 from experiments.evidence.statistics import Interval, corrected, mean_interval, stratified_interval
 
@@ -28,13 +28,51 @@ _BLIND = ("random", "random by layer", "blocks", "band")
 """Masks that are drawn without looking at the weights."""
 _BY_SIZE = ("magnitude", "synflow")
 """Masks that are chosen by the sizes of the weights, and not by their signs."""
+
+
+class _Family(NamedTuple):
+    """Networks that something is claimed of.
+
+    Attributes:
+        words: what they are, for a claim.
+        short: the same in a sentence on whose behalf the kernel is expected.
+        masks: their masks.
+        moments: the second moments of the weights in the expected kernel.
+    """
+
+    words: str
+    short: str
+    masks: Sequence[str]
+    moments: str
+
+
 _FAMILIES = (
-    ("Dense networks", (DENSE,), _INITIALIZATION),
-    ("Masks drawn without looking at the weights, with the moments of the initialization", _BLIND, _INITIALIZATION),
-    ("Masks chosen by the sizes of the weights, with the moments θ²", _BY_SIZE, _SQUARES),
-    ("SNIP’s masks, which look at signs and images too, with the moments θ²", ("snip",), _SQUARES),
+    _Family("Dense networks", "without a mask", (DENSE,), _INITIALIZATION),
+    _Family(
+        "Masks drawn without looking at the weights, with the moments of the initialization",
+        "under masks that do not look at the weights",
+        _BLIND,
+        _INITIALIZATION,
+    ),
+    _Family(
+        "Masks chosen by the sizes of the weights, with the moments θ²",
+        "under masks chosen by size if the kernel takes the squares of the weights, θ²",
+        _BY_SIZE,
+        _SQUARES,
+    ),
+    _Family(
+        "Masks chosen by the sizes of the weights, with the moments of the initialization",
+        "under masks chosen by size if it takes the moments of the initialization",
+        _BY_SIZE,
+        _INITIALIZATION,
+    ),
+    _Family(
+        "SNIP’s masks, which look at signs and images too, with the moments θ²",
+        "under SNIP’s masks, with θ²",
+        ("snip",),
+        _SQUARES,
+    ),
 )
-"""Kinds of masks that are claimed something of, with the second moments of the kernel that is expected."""
 _EXPECTED, _CLOSE = -0.5, 0.1
 _SLOPE = Unit(form=".2f")
 
@@ -76,13 +114,14 @@ def section(file: Path) -> Section | Missing:
     widths = {model: sorted(rows["width"].unique()) for model, rows in table.groupby("model", sort=False)}
     seeds = int(table["seed"].nunique())
     density = table.loc[table["mask"] != DENSE, "density"].unique()
-    claims = [claim for family in _FAMILIES for claim in _claims(found, *family)]
+    by_family = {family: _claims(found, family) for family in _FAMILIES}
     words = "; ".join(f"`{model}` of widths {', '.join(map(str, each))}" for model, each in widths.items())
     return Section(
         _TITLE,
         _QUESTION,
+        _in_short({family: falls.verdict for family, (falls, _) in by_family.items()}),
         _answer(found),
-        claims,
+        [claim for claims in by_family.values() for claim in claims],
         [
             "Each number is the exponent of the width in the relative distance of Θ to the kernel that is expected of "
             "random weights under the mask; −1/2 is one over the root of the width. The expected kernel takes the "
@@ -104,14 +143,14 @@ def section(file: Path) -> Section | Missing:
     )
 
 
-def _claims(found: Sequence[Slope], words: str, masks: Sequence[str], moments: str) -> list[Claim]:
+def _claims(found: Sequence[Slope], family: _Family) -> tuple[Claim, Claim]:
     """That the distance falls under each of some masks, and that it does so by the root in the mean over them."""
-    chosen = [slope for slope in found if slope.mask in masks and slope.moments == moments]
+    chosen = [slope for slope in found if slope.mask in family.masks and slope.moments == family.moments]
     intervals = [mean_interval(slope.exponents, corrected(len(chosen))) for slope in chosen]
     flattest = max(range(len(chosen)), key=lambda place: intervals[place].value)
     which = f"(the largest: `{chosen[flattest].model}`, {chosen[flattest].mask})"
     falls = Claim(
-        f"{words}: the distance of Θ to the expected kernel falls as the width grows",
+        f"{family.words}: the distance of Θ to the expected kernel falls as the width grows",
         f"{_SLOPE.of(intervals[flattest])} {which}",
         "all below 0",
         of_all([verdict(interval, high=0.0) for interval in intervals]),
@@ -120,26 +159,34 @@ def _claims(found: Sequence[Slope], words: str, masks: Sequence[str], moments: s
     # seeds of one network are its draws, and all masks of a seed are of the same weights
     of_seeds = [np.mean([slope.exponents for slope in chosen if slope.model == model], axis=0) for model in models]
     by_the_root = Claim.of(
-        f"{words}: the distance falls by one over the root of the width, in the mean over masks and networks",
+        f"{family.words}: the distance falls by one over the root of the width, in the mean over masks and networks",
         stratified_interval(of_seeds),
         _SLOPE,
         low=_EXPECTED - _CLOSE,
         high=_EXPECTED + _CLOSE,
     )
-    return [falls, by_the_root]
+    return falls, by_the_root
+
+
+def _in_short(verdicts: Mapping[_Family, str]) -> str:
+    """Under which masks the distance falls under every mask of their kind, and under which that is not shown."""
+    opening = {
+        HOLDS: "As the width grows, Θ comes closer to the kernel that is expected of it",
+        NOT: "It does not in all cases",
+        OPEN: "It is not settled",
+    }
+    parts = {each: [family.short for family in verdicts if verdicts[family] == each] for each in opening}
+    return " ".join(f"{opening[each]} {enumerated(families)}." for each, families in parts.items() if families)
 
 
 def _answer(found: Sequence[Slope]) -> str:
-    def span(masks: Sequence[str], moments: str) -> str:
-        means = [_interval(slope) for slope in found if slope.mask in masks and slope.moments == moments]
-        least, most = min(means), max(means)
-        return f"{_SLOPE.of(least)} to {_SLOPE.of(most)}"
-
-    return (
-        f"The exponents are {span((DENSE,), _INITIALIZATION)} for dense networks, {span(_BLIND, _INITIALIZATION)} "
-        f"under masks that do not look at the weights, {span(_BY_SIZE, _SQUARES)} under those chosen by size, if the "
-        f"expected kernel takes the squares of the weights, and {span(('snip',), _SQUARES)} under SNIP’s masks."
-    )
+    """The least and the largest exponent of each kind of masks."""
+    spans = []
+    for family in _FAMILIES:
+        of_family = [slope for slope in found if slope.mask in family.masks and slope.moments == family.moments]
+        exponents = [_interval(slope) for slope in of_family]
+        spans.append(f"{_SLOPE.of(min(exponents))} to {_SLOPE.of(max(exponents))} {family.short}")
+    return f"The exponents of the width, where −0.5 is one over its root, are {'; '.join(spans)}."
 
 
 def _interval(slope: Slope) -> Interval:

@@ -155,7 +155,7 @@ def _percent(share: float) -> str:
 def density_axis(axis: Axes, densities: Sequence[float]) -> None:
     """A logarithmic axis with ticks at the densities themselves, the highest and the lowest among them."""
     ascending = np.sort(np.asarray(densities, float)) if len(densities) else np.ones(1)
-    _place(axis, "x", spaced(ascending, np.log(ascending), 6), "log", lambda density: f"{density:g}")
+    _place(axis, "x", spaced(ascending, np.log(ascending), 7), "log", lambda density: f"{density:g}")
 
 
 def spaced(values: Sequence[float] | np.ndarray, places: np.ndarray, most: int) -> list[float]:

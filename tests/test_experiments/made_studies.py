@@ -50,6 +50,7 @@ def trial(data: str, model: str, method: str, density: float, seed: int, *, righ
     known |= {"log_condition_ntk": 5 - 10 * quality + 0.1 * rng.normal(), "effective_rank_ntk": 5 + rng.normal()}
     drop = 1.0 + quality + 0.01 * rng.normal()
     gaps = {"data_free": 3.0, "no_data": 0.5, "moments": 0.4, "inputs": 0.3, "low_rank": 0.4, "linearized": 0.05}
+    gaps["data_free"] += 0.4 * (model != "fc")  # networks differ
     predicted = {f"{name}_loss": [1.0, float(10 ** -(drop + gap))] for name, gap in gaps.items()}
     tops = {f"log_top_{name}": known["log_top_ntk"] + 0.5 for name in ("no_data", "moments", "inputs")}
     return Trial.partial(

@@ -25,7 +25,7 @@ from experiments.measure.pruned_widths import PrunedSweep
 from experiments.records import study_table
 from experiments.records.jsonl import encode
 from experiments.records.trial import Trial
-from tests.test_experiments.made_studies import SEEDS, all_folders, folder_of, trial
+from tests.test_experiments.made_studies import QUALITIES, SEEDS, all_folders, folder_of, trial
 from tests.tolerances import EXACT, SINGLE_ROUNDING
 
 ROOT = Path(__file__).parents[2]
@@ -224,7 +224,7 @@ def made(tmp_path_factory) -> tuple[Path, dict[str, Kept]]:
 
 def verdicts_of(text: str) -> dict[str, str]:
     """The verdicts of the table of all claims, by claim."""
-    table = text.partition("## All claims")[2].partition("## 1.")[0]
+    table = text.partition("## All claims")[2].partition("## 8.")[0]
     rows = [re.split(r"(?<!\\)\|", line)[2:5:2] for line in table.strip().splitlines()[2:]]
     return {claim.strip().replace("\\|", "|"): words.strip(" *") for claim, words in rows}
 
@@ -276,6 +276,14 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     off = errors - 1.6
     low, high = stats.t.interval(1 - 0.05 / 6, len(off) - 1, off.mean(), off.sem())
     assert f"| 1.6 | {off.mean():+.2f} [{low - 0.05:+.2f}, {high + 0.05:+.2f}] |" in text
+    # how many errors are surely near the published ones, by the same intervals
+    near, of = 0, published.ACCOUNTS[1].errors
+    right = table("mnist-sgd").set_index(["model", "density"])["test_accuracy"].sort_index()
+    for key, error in of.items():
+        off = 100 * (1 - right[key]) - error
+        low, high = stats.t.interval(1 - 0.05 / len(of), len(off) - 1, off.mean(), off.sem())
+        near += int(low - 0.005 > -0.3 and high + 0.005 < 0.3)
+    assert f"{near or 'none'} of the {len(of)} errors of the other group" in text.partition("## How to read it")[0]
     # the mean of ours less the published errors, over the densities of each network and then over networks
     means = []
     for name, model in (("mnist-snip", "lenet_300_100"), ("mnist-snip-lenet-5", "lenet_5")):
@@ -317,26 +325,30 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     digits = text.partition("Test error of `vgg_11` on digits")[2].partition("\n\n![")[0]
     (line,) = [each for each in digits.splitlines() if each.startswith("| `synflow` |")]
     assert line.split(" | ")[2].startswith(f"{errors['vgg_11', 'synflow', 0.05].mean():.2f} [")
-    # the rank correlation of Tr Π with accuracy, in the mean over groups
-    rhos = []
-    for name in ("digits", "fashion"):
-        whole = table(name)
-        whole = whole[~whole["method"].isin(["dense", "lottery_ticket"])]
-        for _, group in whole.groupby(["data", "model", "density"]):
-            means = group.groupby("method")[["log_trace_path_kernel", "test_accuracy"]].mean()
-            rhos.append(stats.spearmanr(means["log_trace_path_kernel"], means["test_accuracy"]).statistic)
-    assert f"| Tr Π orders the methods by trained accuracy | {np.mean(rhos):+.2f} [" in text
-    # and without random pruning
-    rest = []
-    for name in ("digits", "fashion"):
-        whole = table(name)
-        whole = whole[~whole["method"].isin(["dense", "lottery_ticket", "random"])]
-        for _, group in whole.groupby(["data", "model", "density"]):
-            means = group.groupby("method")[["log_trace_path_kernel", "test_accuracy"]].mean()
-            rest.append(stats.spearmanr(means["log_trace_path_kernel"], means["test_accuracy"]).statistic)
-    assert f"without random pruning {np.mean(rest):+.2f} [".replace("-", "−") in text
+    # the rank correlation of Tr Π with accuracy, in the mean over groups; of other choices of methods too
+    ordered = ("digits", "mnist-methods", "fashion")
+
+    def mean_rho(left_out=(), only=None, quantity="log_trace_path_kernel"):
+        rhos = []
+        for name in ordered:
+            whole = table(name)
+            whole = whole[~whole["method"].isin(["dense", "lottery_ticket", *left_out])]
+            whole = whole if only is None else whole[whole["method"].isin(only)]
+            for _, group in whole.groupby(["data", "model", "density"]):
+                means = group.groupby("method")[[quantity, "test_accuracy"]].mean()
+                rhos.append(stats.spearmanr(means[quantity], means["test_accuracy"]).statistic)
+        return f"{np.mean(rhos):+.2f} [".replace("-", "−")
+
+    assert f"| Tr Π orders the methods by trained accuracy | {mean_rho()}" in text
+    assert f"Spearman’s ρ = {mean_rho()}" in text.partition("## How to read it")[0]
+    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| without `random` |")]
+    assert row[2].startswith(mean_rho(["random"])) and f"and {row[2]} without random pruning" in text
+    assert row[3].startswith(mean_rho(["random"], quantity="log_path_count"))
+    (row,) = [line.split(" | ") for line in text.splitlines() if line.startswith("| those that score by sums")]
+    over_paths = [name for name in QUALITIES if name.startswith("synflow")]
+    assert row[1] == str(len(over_paths)) and row[2].startswith(mean_rho(only=over_paths))
     # the same of the runs that trained, and of the condition number, which enters with a minus sign
-    trained = pd.concat([table(name).assign(study=name) for name in ("digits", "fashion")])
+    trained = pd.concat([table(name).assign(study=name) for name in ordered])
     trained = trained[~trained["method"].isin(["dense", "lottery_ticket"])]
     lost = trained["did_not_train"].notna()
     assert 0 < lost.sum() < len(trained) and f"leaves out {lost.sum()} runs that" in text
@@ -355,6 +367,30 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     # the median gap over cells, the unpruned network among them
     gaps = table("ladder").groupby(["model", "method", "density"])["gap_no_data"].mean()
     assert f"| expected gates | no data | {gaps.median():.2f} [" in text
+    assert f"{10 ** gaps.median():.1f} (expected gates, no data)" in text.partition("## How to read it")[0]
+    # and by how much it is smaller than that of Π on one network
+    of_cells = table("ladder").groupby(["model", "method", "density"])[["gap_data_free", "gap_no_data"]].mean()
+    gain = (of_cells["gap_data_free"] - of_cells["gap_no_data"])["fc"].median()
+    (row,) = [
+        line
+        for line in text.partition("Median gaps")[2].partition("## 5.")[0].splitlines()
+        if line.startswith("| digits, `fc` |")
+    ]
+    assert row.split(" | ")[-1].startswith(f"{gain:+.2f} [")
+    # the lead of the yardstick over the best of the others, at the lowest density
+    errors = table("digits").set_index(["model", "density", "method", "seed"]).sort_index()["test_accuracy"].loc["fc"]
+    lowest = 100 * (1 - errors.loc[errors.index.unique("density").min()])
+    best = lowest.drop(["lottery_ticket"]).groupby("method").mean().idxmin()
+    led = lowest[best] - lowest["lottery_ticket"]
+    low, high = stats.t.interval(0.95, len(led) - 1, led.mean(), led.sem())
+    (row,) = [
+        line
+        for line in text.partition("At the lowest density of each network:\n")[2].partition("\n\n![")[0].splitlines()
+        if line.startswith("| digits | `fc` |")
+    ]
+    assert row.split(" | ")[3] == f"`{best}`"
+    assert row.endswith(f"| {led.mean():+.2f} [{low:+.2f}, {high:+.2f}] |".replace("-", "−"))
+    assert f"{led.mean():+.2f} on `fc`".replace("-", "−") in text.partition("## How to read it")[0]
 
 
 def test_networks_that_learned_too_little_are_left_out_by_name(made):
@@ -388,6 +424,7 @@ def test_a_density_that_was_not_run_leaves_out_itself_alone(made):
         theirs = {density: error for (of, density), error in published.ACCOUNTS[0].errors.items() if of == model}
         means.append(np.mean([errors[density] - error for density, error in theirs.items() if density in errors]))
     assert isinstance(section, Section)
+    assert "of the 5 errors of SNIP’s authors" in section.short
     assert f"Ours less theirs is {np.mean(means):+.2f} [" in section.answer
     assert "our 5 errors are theirs" in section.claims[0].words
 
