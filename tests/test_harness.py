@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import pathjax
+
 from . import mutants
 
 TESTS = Path(__file__).parent
@@ -132,4 +134,4 @@ def test_the_version_and_its_date_stand_in_one_form_everywhere() -> None:
     )
     newest = re.search(r"^## (\S+) \((.+)\)$", (TESTS.parent / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest is not None and newest.groups() == (citation["version"], citation["date-released"])
-    assert setup["metadata"]["version"] == citation["version"]
+    assert setup["metadata"]["version"] == citation["version"] == pathjax.__version__
