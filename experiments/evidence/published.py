@@ -9,94 +9,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.base.names import DENSE
 from experiments.base.wording import enumerated
 from experiments.evidence import plots
+from experiments.evidence.accounts import ACCOUNTS, SYNFLOW, SYNFLOW_DENSITIES, Account, our_errors
 from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
 from experiments.evidence.kept import Kept
 from experiments.evidence.sections import Missing, Section, described, footer, link, not_kept, picture, recipe, table_of
 from experiments.evidence.statistics import Interval, corrected, mean_interval, stratified_interval
 
-__all__ = ["ACCOUNTS", "SYNFLOW", "Account", "section"]
+__all__ = ["section"]
 
-
-class Account(NamedTuple):
-    """What somebody has published of SNIP on MNIST.
-
-    Attributes:
-        studies: the configs that train as they did, one network each or both together.
-        who: who they are, for a sentence.
-        column: who they are, for a table.
-        source: where the numbers stand.
-        setting: how they train, in words that begin with "SGD".
-        learning_rate: the learning rate that they begin with.
-        rounding: half a unit of the last digit that they print, in points.
-        errors: test error in per cent by network and density, 1 being the unpruned network.
-    """
-
-    studies: tuple[str, ...]
-    who: str
-    column: str
-    source: str
-    setting: str
-    learning_rate: float
-    rounding: float
-    errors: Mapping[tuple[str, float], float]
-
-
-ACCOUNTS = (
-    Account(
-        ("mnist-snip", "mnist-snip-lenet-5"),
-        "SNIP’s authors",
-        "SNIP, Table 1",
-        "Lee, Ajanthan and Torr, “SNIP: Single-shot network pruning based on connection sensitivity”, ICLR 2019, Table "
-        "1",
-        "SGD with momentum 0.9, learning rate 0.1, cut tenfold every 25,000 steps, batches of 100, weight decay "
-        "0.0005, 90% of the training images",
-        0.1,
-        0.05,
-        {
-            ("lenet_300_100", 1.0): 1.7,
-            ("lenet_300_100", 0.05): 1.6,
-            ("lenet_300_100", 0.02): 2.4,
-            ("lenet_5", 1.0): 0.9,
-            ("lenet_5", 0.02): 0.8,
-            ("lenet_5", 0.01): 1.1,
-        },
-    ),
-    Account(
-        ("mnist-sgd",),
-        "the other group",
-        "other group",
-        "a reproduction of SNIP by another group over 10 seeds, whose numbers have come to us without their source",
-        "SGD without momentum, learning rate 0.1, constant, batches of 100, 10,000 steps",
-        0.1,
-        0.005,
-        {
-            ("lenet_300_100", 1.0): 1.33,
-            ("lenet_300_100", 0.5): 1.45,
-            ("lenet_300_100", 0.3): 1.64,
-            ("lenet_300_100", 0.2): 1.92,
-            ("lenet_300_100", 0.1): 2.37,
-            ("lenet_5", 1.0): 0.94,
-            ("lenet_5", 0.5): 1.01,
-            ("lenet_5", 0.3): 1.09,
-            ("lenet_5", 0.2): 1.09,
-            ("lenet_5", 0.1): 1.25,
-        },
-    ),
-)
-"""The two published accounts of SNIP on MNIST."""
-
-SYNFLOW = {
-    "VGG-16, CIFAR-10": (93.5, 93.3, 90.1, 80.4),
-    "ResNet-18, CIFAR-10": (94.8, 94.1, 90.4, 79.9),
-    "VGG-16, CIFAR-100": (72.9, 72.1, 63.5, 41.4),
-    "ResNet-18, Tiny ImageNet": (63.5, 58.9, 44.5, 14.4),
-}
-"""Test accuracy in per cent of SynFlow at the densities of `_SYNFLOW_DENSITIES` (Tanaka et al., NeurIPS 2020)."""
-
-_SYNFLOW_DENSITIES = (1.0, 0.1, 0.01, 0.001)
 
 _SETTLED = "mnist-settled"
 _TITLE = "The published numbers"
@@ -163,14 +85,6 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     )
 
 
-def _errors(study: Kept, model: str, density: float) -> pd.Series:
-    """Test errors in per cent, by seed; NaN where a network has no result."""
-    table = study.table
-    method = DENSE if density == 1 else "snip"
-    rows = table[(table["model"] == model) & (table["density"] == density) & (table["method"] == method)]
-    return 100 * (1 - rows.set_index("seed")["test_accuracy"])
-
-
 def _study_of(account: Account, model: str, studies: Mapping[str, Kept]) -> Kept | None:
     """The kept study that has a network in the setting of an account."""
     kept = [studies[name] for name in account.studies if name in studies]
@@ -184,7 +98,7 @@ def _rows(account: Account, studies: Mapping[str, Kept]) -> list[_Row]:
         study = _study_of(account, model, studies)
         if study is None:
             continue
-        errors = _errors(study, model, density)
+        errors = our_errors(study, model, density)
         off = mean_interval(errors.to_numpy() - theirs, corrected(len(account.errors)))
         difference = Interval(off.value, off.low - account.rounding, off.high + account.rounding)
         ours = mean_interval(errors.to_numpy())
@@ -212,7 +126,7 @@ def _mean_difference(account: Account, studies: Mapping[str, Kept]) -> Interval:
     for model in dict.fromkeys(model for model, _ in account.errors):
         if (study := _study_of(account, model, studies)) is not None:
             densities = [density for each, density in account.errors if each == model]
-            ours = {density: _errors(study, model, density) for density in densities}
+            ours = {density: our_errors(study, model, density) for density in densities}
             off = {at: each - account.errors[model, at] for at, each in ours.items() if each.notna().any()}
             strata.append(pd.DataFrame(off).dropna().mean(axis=1).to_numpy())
     return stratified_interval(strata)
@@ -227,7 +141,7 @@ def _largest(rows: list[_Row]) -> str:
 def _apart(studies: Mapping[str, Kept]) -> Claim:
     """Whether the network with more weights errs more in the one setting than that with fewer in the other."""
     model, more, fewer = _PUZZLE
-    difference = _errors(studies["mnist-sgd"], model, more) - _errors(studies["mnist-snip"], model, fewer)
+    difference = our_errors(studies["mnist-sgd"], model, more) - our_errors(studies["mnist-snip"], model, fewer)
     return Claim.of(
         f"`{model}` errs more at density {more:g} in our setting after the other group than at {fewer:g} in that after "
         "SNIP",
@@ -254,7 +168,7 @@ def _in_short(rows: list[list[_Row]]) -> str:
 def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -> str:
     model, more, fewer = _PUZZLE
     theirs, others = (account.errors for account in ACCOUNTS)
-    unpruned = _errors(studies["mnist-sgd"], model, 1.0) - _errors(studies["mnist-snip"], model, 1.0)
+    unpruned = our_errors(studies["mnist-sgd"], model, 1.0) - our_errors(studies["mnist-snip"], model, 1.0)
     means = [_POINTS.of(_mean_difference(account, studies)) for account in ACCOUNTS]
     return (
         f"Ours less theirs is {means[0]} in the mean over densities and networks and {_largest(rows[0])} at the most "
@@ -302,8 +216,8 @@ def _table(account: Account, rows: list[_Row]) -> str:
 def _settled(studies: Mapping[str, Kept]) -> tuple[Claim, str]:
     """Whether twice the steps change the error, and the table of it."""
     once, twice = studies["mnist-snip"], studies[_SETTLED]
-    cells = [key for key in ACCOUNTS[0].errors if len(_errors(once, *key)) and len(_errors(twice, *key))]
-    pairs = {cell: (_errors(twice, *cell) - _errors(once, *cell)).dropna() for cell in cells}
+    cells = [key for key in ACCOUNTS[0].errors if len(our_errors(once, *key)) and len(our_errors(twice, *key))]
+    pairs = {cell: (our_errors(twice, *cell) - our_errors(once, *cell)).dropna() for cell in cells}
     of_seeds = pd.DataFrame(pairs).dropna().mean(axis=1)  # one number for each seed, over all networks and densities
     epochs = [study.about["options"]["train.epochs"] for study in (once, twice)]
     times = "twice the steps" if epochs[1] == 2 * epochs[0] else f"{epochs[1] / epochs[0]:g} times the steps"
@@ -321,7 +235,7 @@ def _settled(studies: Mapping[str, Kept]) -> tuple[Claim, str]:
         [
             (
                 *(f"`{model}`", f"{density:g}"),
-                *(_PERCENT.of(mean_interval(_errors(study, model, density).to_numpy())) for study in (once, twice)),
+                *(_PERCENT.of(mean_interval(our_errors(study, model, density).to_numpy())) for study in (once, twice)),
                 _POINTS.bare(mean_interval(difference.to_numpy())),
             )
             for (model, density), difference in pairs.items()
@@ -335,7 +249,7 @@ def _settled(studies: Mapping[str, Kept]) -> tuple[Claim, str]:
 
 
 def _of_synflow() -> str:
-    head = ("network, data", *(f"density {density:g}" for density in _SYNFLOW_DENSITIES), "ours")
+    head = ("network, data", *(f"density {density:g}" for density in SYNFLOW_DENSITIES), "ours")
     rows = [(name, *(f"{share:g}%" for share in shares), "needs a GPU") for name, shares in SYNFLOW.items()]
     return (
         "SynFlow’s published accuracies (Tanaka et al., NeurIPS 2020) are of networks that two cores do not train. "

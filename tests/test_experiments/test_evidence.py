@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from experiments.base.errors import InputError
-from experiments.evidence import cells, kept, page, published, widths
+from experiments.evidence import accounts, cells, kept, page, published, widths
 from experiments.evidence.__main__ import main
 from experiments.evidence.cells import Cells, in_order
 from experiments.evidence.claims import HOLDS, NOT, OPEN, Claim, Unit, verdict
@@ -277,7 +277,7 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     low, high = stats.t.interval(1 - 0.05 / 6, len(off) - 1, off.mean(), off.sem())
     assert f"| 1.6 | {off.mean():+.2f} [{low - 0.05:+.2f}, {high + 0.05:+.2f}] |" in text
     # how many errors are surely near the published ones, by the same intervals
-    near, of = 0, published.ACCOUNTS[1].errors
+    near, of = 0, accounts.ACCOUNTS[1].errors
     right = table("mnist-sgd").set_index(["model", "density"])["test_accuracy"].sort_index()
     for key, error in of.items():
         off = 100 * (1 - right[key]) - error
@@ -288,7 +288,7 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     means = []
     for name, model in (("mnist-snip", "lenet_300_100"), ("mnist-snip-lenet-5", "lenet_5")):
         rows = table(name).groupby("density")["test_accuracy"].mean()
-        theirs = {density: error for (of, density), error in published.ACCOUNTS[0].errors.items() if of == model}
+        theirs = {density: error for (of, density), error in accounts.ACCOUNTS[0].errors.items() if of == model}
         means.append(np.mean([100 * (1 - rows[density]) - error for density, error in theirs.items()]))
     assert f"Ours less theirs is {np.mean(means):+.2f} [" in text
     # the difference of two methods on the same seeds, in a table of differences in points
@@ -421,7 +421,7 @@ def test_a_density_that_was_not_run_leaves_out_itself_alone(made):
     means = []
     for name, model in (("mnist-snip", "lenet_300_100"), ("mnist-snip-lenet-5", "lenet_5")):
         errors = 100 * (1 - studies[name].table.groupby("density")["test_accuracy"].mean())
-        theirs = {density: error for (of, density), error in published.ACCOUNTS[0].errors.items() if of == model}
+        theirs = {density: error for (of, density), error in accounts.ACCOUNTS[0].errors.items() if of == model}
         means.append(np.mean([errors[density] - error for density, error in theirs.items() if density in errors]))
     assert isinstance(section, Section)
     assert "of the 5 errors of SNIP’s authors" in section.short
@@ -477,9 +477,9 @@ def test_a_failed_network_is_left_out_of_means(made, tmp_path):
 
 
 def test_published_numbers_are_those_of_the_sources():
-    ours, theirs = published.ACCOUNTS
+    ours, theirs = accounts.ACCOUNTS
     assert ours.errors["lenet_300_100", 0.05] == 1.6 and theirs.errors["lenet_300_100", 0.1] == 2.37
-    assert (len(ours.errors), len(theirs.errors), len(published.SYNFLOW)) == (6, 10, 4)
+    assert (len(ours.errors), len(theirs.errors), len(accounts.SYNFLOW)) == (6, 10, 4)
 
 
 def test_slopes_are_those_of_the_measurement():
