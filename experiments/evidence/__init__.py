@@ -2,6 +2,6 @@
 
 Read `kept` first: the compressed table of a study. `cells` makes arrays of it, `statistics` has the intervals, and
 `claims` the verdicts. A module for each section of the page: `published`, `every_method`, `ordering`, `convergence`,
-`sanity`, `path_scores` and `widths`; `sections` writes them as Markdown and `plots` draws them. `page` puts them
-together, and `__main__` is the command.
+`sanity`, `path_scores` and `widths`; `accounts` has the numbers of others, which `published` and `settling` hold ours
+beside. `sections` writes Markdown and `plots` draws. `page` puts all together, and `__main__` is the command.
 """

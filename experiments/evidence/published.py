@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.base.wording import enumerated
-from experiments.evidence import plots
+from experiments.evidence import plots, settling
 from experiments.evidence.accounts import ACCOUNTS, SYNFLOW, SYNFLOW_DENSITIES, Account, our_errors
 from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
 from experiments.evidence.kept import Kept
@@ -20,7 +20,6 @@ from experiments.evidence.statistics import Interval, corrected, mean_interval, 
 __all__ = ["section"]
 
 
-_SETTLED = "mnist-settled"
 _TITLE = "The published numbers"
 _QUESTION = (
     "Two groups have published SNIP’s test error on MNIST, and the two do not seem to fit together. Does this code "
@@ -28,8 +27,6 @@ _QUESTION = (
 )
 _CLOSE = 0.3
 """An error is reproduced where it is this many points from the published one, or less."""
-_SETTLING = 0.1
-"""Training has settled where twice its steps change the error by this many points, or less."""
 _POINTS, _PERCENT = Unit(form="+.2f", word="points"), Unit(form=".2f")
 _PUZZLE = ("lenet_300_100", 0.1, 0.05)
 """The network and the two densities at which the two accounts seem to contradict each other."""
@@ -45,7 +42,7 @@ class _Row(NamedTuple):
 
 
 def section(studies: Mapping[str, Kept]) -> Section | Missing:
-    """The section, of the studies of both accounts. `mnist-settled` adds a check, and the others further networks."""
+    """The section, of the studies of both accounts. Others add further networks and longer trainings."""
     first = [account.studies[0] for account in ACCOUNTS]
     if lacking := [name for name in first if name not in studies]:
         return not_kept(_TITLE, _QUESTION, lacking)
@@ -66,17 +63,16 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
             "Test error over density. Lines: ours, with 95% intervals of the mean over seeds. Crosses: published.",
         )
     )
-    if _SETTLED in studies:
-        claim, of_settled = _settled(studies)
-        claims.append(claim)
-        body.append(of_settled)
-        used.append(studies[_SETTLED])
+    if settling.longer(studies):
+        claims += settling.claims(studies)
+        body.append(settling.table(studies))
+        used += settling.longer(studies)
     body.append(_of_synflow())
     return Section(
         _TITLE,
         _QUESTION,
         _in_short(rows),
-        _answer(rows, apart, studies),
+        _answer(rows, apart, studies) + settling.told(studies),
         claims,
         body,
         _sureness(used, studies),
@@ -210,41 +206,6 @@ def _table(account: Account, rows: list[_Row]) -> str:
             )
             for row in rows
         ],
-    )
-
-
-def _settled(studies: Mapping[str, Kept]) -> tuple[Claim, str]:
-    """Whether twice the steps change the error, and the table of it."""
-    once, twice = studies["mnist-snip"], studies[_SETTLED]
-    cells = [key for key in ACCOUNTS[0].errors if len(our_errors(once, *key)) and len(our_errors(twice, *key))]
-    pairs = {cell: (our_errors(twice, *cell) - our_errors(once, *cell)).dropna() for cell in cells}
-    of_seeds = pd.DataFrame(pairs).dropna().mean(axis=1)  # one number for each seed, over all networks and densities
-    epochs = [study.about["options"]["train.epochs"] for study in (once, twice)]
-    times = "twice the steps" if epochs[1] == 2 * epochs[0] else f"{epochs[1] / epochs[0]:g} times the steps"
-    named = enumerated([f"`{model}`" for model in dict.fromkeys(model for model, _ in cells)])
-    claim = Claim.of(
-        f"{times[0].upper()}{times[1:]} change the error by less than {_SETTLING:g} points in the setting after SNIP, "
-        f"in the mean over densities of {named}",
-        mean_interval(of_seeds.to_numpy()),
-        _POINTS,
-        low=-_SETTLING,
-        high=_SETTLING,
-    )
-    table = table_of(
-        ("network", "density", f"error after {epochs[0]} epochs, %", f"after {epochs[1]}, %", "difference, points"),
-        [
-            (
-                *(f"`{model}`", f"{density:g}"),
-                *(_PERCENT.of(mean_interval(our_errors(study, model, density).to_numpy())) for study in (once, twice)),
-                _POINTS.bare(mean_interval(difference.to_numpy())),
-            )
-            for (model, density), difference in pairs.items()
-        ],
-    )
-    seeds = max(len(difference) for difference in pairs.values())
-    return claim, (
-        f"Has the error settled? The study `{_SETTLED}` is `{once.name}` with {times}, {seeds} seeds; differences are "
-        f"those of the same seeds.\n\n{table}"
     )
 
 

@@ -135,6 +135,7 @@ def all_folders(place: Path, *, seeds: int = SEEDS) -> dict[str, Path]:
         "mnist-snip-lenet-5": ("mnist", lenets[1:], ["snip"], [0.02, 0.01]),
         "mnist-sgd": ("mnist", lenets, ["snip"], [0.5, 0.3, 0.2, 0.1]),
         "mnist-settled": ("mnist", lenets[:1], ["snip"], [0.05, 0.02]),
+        "mnist-long": ("mnist", lenets[:1], ["snip"], [0.05, 0.02]),
         "mnist-methods": ("mnist", lenets, methods, [0.1, 0.02]),
         "digits": ("digits", nets, methods, [0.2, 0.05]),
         "digits-sanity": ("digits", nets, varied, [0.05]),
@@ -144,6 +145,10 @@ def all_folders(place: Path, *, seeds: int = SEEDS) -> dict[str, Path]:
     }
     changed: dict[str, dict[str, Any]] = {
         "mnist-settled": {"train.epochs": 20},
+        "mnist-long": {
+            "train.epochs": 50,
+            "right": lambda _, method, density, seed: accuracy(method, density, seed) + 0.003 * (seed + 1),
+        },
         "cifar10": {"right": lambda *_: 0.3},
     }
     return {

@@ -234,7 +234,9 @@ def test_claims_that_are_true_of_made_up_studies_hold_and_others_do_not(made):
     verdicts = verdicts_of(text)
     expected = {
         "In a setting after that of SNIP’s authors, our 6 errors are theirs": NOT,
-        "Twice the steps change the error": HOLDS,
+        "Training for 20 epochs in place of": HOLDS,
+        "Training for 50 epochs in place of 20": NOT,
+        "After 50 epochs there": NOT,
         "Study `mnist-methods`: iterative magnitude pruning with rewinding errs less": HOLDS,
         "Study `digits`: every pruning before training errs less than random": HOLDS,
         "Tr Π orders the methods by trained accuracy among": HOLDS,
@@ -276,6 +278,20 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     off = errors - 1.6
     low, high = stats.t.interval(1 - 0.05 / 6, len(off) - 1, off.mean(), off.sem())
     assert f"| 1.6 | {off.mean():+.2f} [{low - 0.05:+.2f}, {high + 0.05:+.2f}] |" in text
+    # longer training: its change of the mean over densities, and the distance of the longest from a published number
+    by_seed = [table(name).groupby("seed")["test_accuracy"].mean() for name in ("mnist-settled", "mnist-long")]
+    change = 100 * (by_seed[0] - by_seed[1])
+    low, high = stats.t.interval(1 - 0.05 / 2, len(change) - 1, change.mean(), change.sem())
+    (row,) = [
+        line
+        for line in text.partition("## 2.")[0].splitlines()
+        if line.startswith("| Training for 50 epochs in place of 20")
+    ]
+    assert f"| {change.mean():+.2f} [{low:+.2f}, {high:+.2f}] points |".replace("-", "−") in row
+    rows = table("mnist-long")
+    off = 100 * (1 - rows[(rows["method"] == "snip") & (rows["density"] == 0.05)]["test_accuracy"]) - 1.6
+    low, high = stats.t.interval(1 - 0.05 / 3, len(off) - 1, off.mean(), off.sem())
+    assert f"| 1.6 | {off.mean():+.2f} [{low - 0.05:+.2f}, {high + 0.05:+.2f}] |" in text.partition("settled?")[2]
     # how many errors are surely near the published ones, by the same intervals
     near, of = 0, accounts.ACCOUNTS[1].errors
     right = table("mnist-sgd").set_index(["model", "density"])["test_accuracy"].sort_index()

@@ -1,0 +1,131 @@
+"""Part of the section on published numbers: whether the error has settled, and what longer training makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from experiments.base.wording import enumerated
+from experiments.evidence.accounts import ACCOUNTS, our_errors
+from experiments.evidence.claims import Claim, Unit, of_all, verdict
+from experiments.evidence.kept import Kept
+from experiments.evidence.sections import table_of
+from experiments.evidence.statistics import Interval, corrected, mean_interval
+
+__all__ = ["claims", "longer", "table", "told"]
+
+_FIRST = "mnist-snip"
+_LONGER = ("mnist-settled", "mnist-long")
+"""Studies that train as `mnist-snip` does, each longer than the one before."""
+_SETTLING, _CLOSE = 0.1, 0.3
+"""Training has settled where more of it changes the error by this many points or less, and agrees with a published
+error within these."""
+_POINTS, _PERCENT = Unit(form="+.2f", word="points"), Unit(form=".2f")
+
+
+def longer(studies: Mapping[str, Kept]) -> list[Kept]:
+    """The kept studies that train longer."""
+    return [studies[name] for name in _LONGER if name in studies]
+
+
+def claims(studies: Mapping[str, Kept]) -> list[Claim]:
+    """That each longer training changes the error by little, and that the longest one gives the published numbers."""
+    chain = [studies[_FIRST], *longer(studies)]
+    cells = _cells(chain)
+    if len(chain) == 1:
+        return []
+    named = enumerated([f"`{model}`" for model in dict.fromkeys(model for model, _ in cells)])
+    found = []
+    for before, after in zip(chain, chain[1:], strict=False):
+        of_cells = {cell: our_errors(after, *cell) - our_errors(before, *cell) for cell in cells}
+        of_seeds = pd.DataFrame(of_cells).dropna().mean(axis=1)  # over all densities, a number for each seed
+        found.append(
+            Claim.of(
+                f"Training for {_epochs(after)} epochs in place of {_epochs(before)} changes the error by less than "
+                f"{_SETTLING:g} points in the setting after {ACCOUNTS[0].who}, in the mean over densities of {named}",
+                mean_interval(of_seeds.to_numpy(), corrected(len(chain) - 1)),
+                _POINTS,
+                low=-_SETTLING,
+                high=_SETTLING,
+            )
+        )
+    off = {cell: _off(chain[-1], cell, len(cells)) for cell in cells}
+    worst = max(off, key=lambda cell: abs(off[cell].value))
+    words = f"After {_epochs(chain[-1])} epochs there, our {len(cells)} errors are theirs to within {_CLOSE:g} points"
+    found.append(
+        Claim(
+            words,
+            f"{_POINTS.of(off[worst])} (`{worst[0]}` at density {worst[1]:g}), the largest",
+            f"all between −{_CLOSE:g} and {_CLOSE:g} points",
+            of_all([verdict(each, -_CLOSE, _CLOSE) for each in off.values()]),
+        )
+    )
+    return found
+
+
+def told(studies: Mapping[str, Kept]) -> str:
+    """The errors of the longest training beside the published ones, as a sentence that begins with a space."""
+    chain = [studies[_FIRST], *longer(studies)]
+    if len(chain) == 1:
+        return ""
+    each = [
+        f"{_PERCENT.of(_error(chain[-1], cell))}% at density {cell[1]:g} (theirs {ACCOUNTS[0].errors[cell]:g}%)"
+        for cell in _cells(chain)
+    ]
+    return f" After {_epochs(chain[-1])} epochs in place of {_epochs(chain[0])}, ours are {enumerated(each)}."
+
+
+def table(studies: Mapping[str, Kept]) -> str:
+    """The errors after each length of training, their changes, and how far the last ones are from the published."""
+    chain = [studies[_FIRST], *longer(studies)]
+    cells, epochs = _cells(chain), [_epochs(study) for study in chain]
+    rows = []
+    for cell in cells:
+        changes = [
+            mean_interval((our_errors(after, *cell) - our_errors(before, *cell)).to_numpy())
+            for before, after in zip(chain, chain[1:], strict=False)
+        ]
+        rows.append(
+            (
+                *(f"`{cell[0]}`", f"{cell[1]:g}"),
+                *(_PERCENT.of(_error(study, cell)) for study in chain),
+                *(_POINTS.bare(change) for change in changes),
+                f"{ACCOUNTS[0].errors[cell]:g}",
+                _POINTS.bare(_off(chain[-1], cell, len(cells))),
+            )
+        )
+    head = (
+        *("network", "density"),
+        *(f"error after {number} epochs, %" for number in epochs),
+        *(f"from {before} to {after}, points" for before, after in zip(epochs, epochs[1:], strict=False)),
+        *(f"{ACCOUNTS[0].column}, %", f"{epochs[-1]} epochs less theirs, points"),
+    )
+    seeds = enumerated([f"{_seeds(study, cells)} of `{study.name}`" for study in chain])
+    return (
+        f"Has the error settled? Longer trainings, with the same two cuts of the rate in them; seeds are {seeds}, and "
+        f"changes are of the seeds that both have:\n\n{table_of(head, rows)}"
+    )
+
+
+def _cells(chain: Sequence[Kept]) -> list[tuple[str, float]]:
+    """The networks and densities that all of some studies have."""
+    return [cell for cell in ACCOUNTS[0].errors if all(len(our_errors(study, *cell)) for study in chain)]
+
+
+def _epochs(study: Kept) -> int:
+    return int(study.about["options"]["train.epochs"])
+
+
+def _seeds(study: Kept, cells: Sequence[tuple[str, float]]) -> int:
+    return max((int(our_errors(study, *cell).notna().sum()) for cell in cells), default=0)
+
+
+def _error(study: Kept, cell: tuple[str, float]) -> Interval:
+    return mean_interval(our_errors(study, *cell).to_numpy())
+
+
+def _off(study: Kept, cell: tuple[str, float], tried: int) -> Interval:
+    """Ours less theirs, right together with those of the other cells, and wider by the rounding of theirs."""
+    off = mean_interval(our_errors(study, *cell).to_numpy() - ACCOUNTS[0].errors[cell], corrected(tried))
+    return Interval(off.value, off.low - ACCOUNTS[0].rounding, off.high + ACCOUNTS[0].rounding)
