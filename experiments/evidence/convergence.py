@@ -38,7 +38,7 @@ RUNGS = {
 """The predictions with what each reads of the data, from the least to the most."""
 
 _STUDY = "ladder"
-_TITLE = "Convergence predicted without data"
+_TITLE = "Can convergence be predicted without data"
 _QUESTION = (
     "The paper says that the Path Kernel predicts how fast a network converges from its architecture and weights "
     "alone. How far is that prediction off, and what has to be known besides?"
@@ -99,7 +99,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     return Section(
         _TITLE,
         _QUESTION,
-        _in_short(overall),
+        _in_short(overall, by_model),
         _answer(overall, by_model),
         claims,
         [
@@ -179,10 +179,22 @@ def _answer(overall: Mapping[str, Interval], by_model: Mapping[tuple[str, str], 
     return f"In decades these are {enumerated(told)}.{_network_by_network(by_model)}"
 
 
-def _in_short(overall: Mapping[str, Interval]) -> str:
-    """By which factors the predictions are off."""
-    told = [f"{factor(overall[name].value)} ({_spelled(name)})" for name in _TOLD if name in overall]
-    return f"In the median over cells, predictions of the loss curve are off by a factor of {enumerated(told)}."
+def _in_short(overall: Mapping[str, Interval], by_model: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
+    """By which factors the predictions are off, and where expected gates are no better than Π alone."""
+    told = [f"{_factors(overall[name])} ({_spelled(name)})" for name in _TOLD if name in overall]
+    worse = [
+        f"`{model}` ({factor(gaps['data_free'].value)} and {factor(gaps['no_data'].value)})"
+        for (_, model), gaps in by_model.items()
+        if "no_data" in gaps and gaps["no_data"].value > gaps["data_free"].value
+    ]
+    but = f" Π alone is closer than expected gates without data on {enumerated(worse)}." if worse else ""
+    return f"In the median over cells, predictions of the loss curve are off by a factor of {enumerated(told)}.{but}"
+
+
+def _factors(decades: Interval) -> str:
+    """A number of decades as a factor with its interval."""
+    value, low, high = (factor(each) if np.isfinite(each) else "–" for each in decades)
+    return f"{value} [{low}, {high}]"
 
 
 def _network_by_network(by_model: Mapping[tuple[str, str], Mapping[str, Interval]]) -> str:
@@ -232,10 +244,10 @@ def _table(
         )
     return (
         table_of(head, rows)
-        + "\n\n*Closer*: by how many decades the gap of a cell is smaller than in the row before, in the median over "
-        "the cells that have both, which is not the difference of the medians. *ρ of the falls*: Spearman’s ρ, among "
-        "the methods of one group, of how far the loss falls with how far it was predicted to fall; groups in which "
-        "all predictions are equal have none. *Gap of λmax*: the median distance between the largest "
+        + "\n\n*Closer*: the gap of a cell in the row before less that in this row, in the median over cells; "
+        "the median of differences is not the difference of medians. *ρ of the falls*: Spearman’s ρ, among the methods "
+        "of one group, of how far the loss falls with how far it was predicted to fall; groups in which all "
+        "predictions are equal have none. *Gap of λmax*: the median distance between the largest "
         "eigenvalue that the prediction takes and that of Θ, in decades; the critical learning rate is off by as much."
     )
 
@@ -269,8 +281,11 @@ def _sureness(study: Kept, cells: Cells, tried: int) -> list[str]:
     sentences = [
         described(study),
         f"Curves are those of {options.get('measure.ntk_images', 10)} images over "
-        f"{options.get('measure.curve_steps', 50)} steps of half the critical size of the linearized network. SGD with "
-        "minibatches on the whole train set, which gives accuracies, is another process.",
+        f"{options.get('measure.curve_steps', 50)} steps of half the critical size of the linearized network; gaps "
+        "belong to this number of steps. The size itself is taken from Θ, and so from the images, for every "
+        "prediction. SGD with minibatches on the whole train set, which gives accuracies, is another process.",
+        f"Of {len(cells.table)} runs {(cells.table['did_not_train'] != '').sum()} did not train. They count: where no "
+        "signal passes little moves, and every prediction is nearly right.",
         f"The intervals are those of the bootstrap of methods and seeds. Each has the level 1 − 0.05/{tried}, so that "
         f"the {tried} predictions together are right with probability 95%.",
     ]

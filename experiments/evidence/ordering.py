@@ -38,7 +38,7 @@ __all__ = ["KNOWN", "STUDIES", "section"]
 
 STUDIES = ("digits", "mnist-methods", "mnist-methods-lenet-5", "fashion", "cifar10")
 
-_TITLE = "The Path Kernel orders prunings by trained accuracy, without data"
+_TITLE = "Does the Path Kernel order prunings by trained accuracy, without data"
 _QUESTION = (
     "Take one data set, one network and one density, so that density itself explains nothing. Does the trace of the "
     "Path Kernel Π, which needs no data, put the pruning methods in the order of the accuracy that training then "
@@ -114,12 +114,13 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         ),
     ]
     by_setting = _by_setting(cells, by_group, names, level)
+    of_groups = {name: rho[0] for name, rho in by_group.items()}
     chosen = _of_choices(cells)
     return Section(
         _TITLE,
         _QUESTION,
-        _in_short(orders, claims),
-        _answer(orders, cells, by_setting, chosen),
+        _in_short(orders, claims, cells, by_setting),
+        _answer(orders, by_setting, chosen),
         claims,
         [
             _table(names, orders, among_trained, better),
@@ -130,9 +131,10 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 f"are right together for the {len(names)} quantities of a panel.",
             ),
             _table_by_setting(by_setting),
+            _table_by_group(cells, of_groups[_PI]),
             _table_of_choices(chosen),
         ],
-        _sureness(used, cells, trained, len(names), told_of_them),
+        [*_sureness(used, cells, trained, len(names), told_of_them), *_without_rho(names, of_groups), *cells.twins()],
         [link(study.name) for study in used],
         {"ordering": _figure(orders, among_trained, by_setting, used)},
     )
@@ -183,34 +185,40 @@ def _of_choices(cells: Cells) -> dict[str, tuple[int, list[Interval]]]:
     return found
 
 
-def _in_short(orders: Mapping[str, Interval], claims: Sequence[Claim]) -> str:
-    does = {HOLDS: "does order", NOT: "does not order"}.get(claims[0].verdict, "may or may not order")
-    told = f"Without data, Tr Π {does} pruning methods by trained accuracy, with Spearman’s ρ = {_RHO.of(orders[_PI])}."
+def _in_short(
+    orders: Mapping[str, Interval],
+    claims: Sequence[Claim],
+    cells: Cells,
+    by_setting: Mapping[tuple[str, str], Mapping[str, Interval]],
+) -> str:
+    does = {HOLDS: "does", NOT: "does not"}.get(claims[0].verdict, "may or may not")
+    above = [f"`{model}`" for (_, model), of_setting in by_setting.items() if of_setting[_PI].low > 0]
+    alone = enumerated(above) if above else "none of them"
+    told = (
+        f"In the mean over {counted(len(cells.groups), 'group')} Tr Π {does} rank with accuracy, with Spearman’s ρ = "
+        f"{_RHO.of(orders[_PI])}; of {counted(len(by_setting), 'network')} by itself this is sure on {alone}."
+    )
     simpler = {claim.words.rpartition(" than ")[2]: claim.verdict for claim in claims[2:]}
     if not simpler:
         return told
     beaten = [words for words, verdict in simpler.items() if verdict == HOLDS]
-    better = f"is shown to order better than {enumerated(beaten)}" if beaten else "is shown to order better than none"
-    return f"{told} Of {len(simpler)} simpler numbers ({enumerated(list(simpler))}) it {better}."
+    surely = f"surely orders better than {enumerated(beaten)}" if beaten else "does not surely order better than any"
+    return f"{told} Of {len(simpler)} simpler numbers ({enumerated(list(simpler))}) it {surely}."
 
 
 def _answer(
     orders: Mapping[str, Interval],
-    cells: Cells,
     by_setting: Mapping[tuple[str, str], Mapping[str, Interval]],
     chosen: Mapping[str, tuple[int, Sequence[Interval]]],
 ) -> str:
     first = max(orders, key=lambda name: orders[name].value)
-    best = (
-        "it has the largest of all" if first == _PI else f"{KNOWN[first][0]} has the largest, {_RHO.of(orders[first])}"
-    )
+    best = "Tr Π itself" if first == _PI else f"{KNOWN[first][0]}, {_RHO.of(orders[first])}"
     each = [f"{_RHO.of(of_setting[_PI])} on `{model}`" for (_, model), of_setting in by_setting.items()]
-    above = [f"`{model}`" for (_, model), of_setting in by_setting.items() if of_setting[_PI].low > 0]
-    without = f", and {_RHO.of(chosen[_WITHOUT_RANDOM][1][0])} without random pruning" if chosen else ""
+    without = (
+        f" Without random pruning the mean over groups is {_RHO.of(chosen[_WITHOUT_RANDOM][1][0])}." if chosen else ""
+    )
     return (
-        f"This is the mean over {counted(len(cells.groups), 'group')} of up to {len(cells.methods)} methods; network "
-        f"by network it is {enumerated(each)}, surely above 0 on {enumerated(above or ['none'])}{without}. Of "
-        f"{len(orders)} quantities, {best}."
+        f"Network by network it is {enumerated(each)}.{without} Of {len(orders)} quantities the largest ρ has {best}."
     )
 
 
@@ -242,10 +250,40 @@ def _table_by_setting(by_setting: Mapping[tuple[str, str], Mapping[str, Interval
     )
 
 
+def _table_by_group(cells: Cells, rho: np.ndarray) -> str:
+    densities = sorted({density for _, _, density in cells.groups}, reverse=True)
+    found = dict(zip(cells.groups, rho, strict=True))
+    rows = [
+        (
+            f"{data}, `{model}`",
+            *(
+                _RHO.spelled(found[data, model, density]) if (data, model, density) in found else "not run"
+                for density in densities
+            ),
+        )
+        for data, model in dict.fromkeys(group[:2] for group in cells.groups)
+    ]
+    return "ρ of Tr Π in each group, without intervals:\n\n" + table_of(
+        ("data, network", *(f"density {density:g}" for density in densities)), rows
+    )
+
+
+def _without_rho(names: Sequence[str], of_groups: Mapping[str, np.ndarray]) -> list[str]:
+    """Sentences on quantities that have no ρ in some groups."""
+    missing = {name: int(np.isnan(of_groups[name]).sum()) for name in names}
+    told = [f"{KNOWN[name][0]} in {counted(number, 'group')}" for name, number in missing.items() if number]
+    return (
+        [f"A quantity that is the same for all methods of a group has no ρ there: {enumerated(told)}."] if told else []
+    )
+
+
 def _table_of_choices(chosen: Mapping[str, tuple[int, Sequence[Interval]]]) -> str:
     rows = [(words, str(number), *map(_RHO.of, rho)) for words, (number, rho) in chosen.items()]
     head = ("methods", "how many", *(f"ρ, {KNOWN[name][0]}" for name in (_PI, *_BESIDE)))
-    return "The same for other choices of methods, in the mean over all groups:\n\n" + table_of(head, rows)
+    return (
+        "The same for other choices of methods, in the mean over all groups; all intervals of this table are right "
+        "together:\n\n" + table_of(head, rows)
+    )
 
 
 def _sureness(used: Sequence[Kept], cells: Cells, trained: Cells, tried: int, left_out: Sequence[str]) -> list[str]:
@@ -261,13 +299,12 @@ def _sureness(used: Sequence[Kept], cells: Cells, trained: Cells, tried: int, le
         f"The methods compared are {shown_names(cells.methods)}. They are not a sample of all methods, and several "
         "score by sums over paths, as Π does; another choice of methods gives another ρ.",
         "“Layer density” stands for what layer densities alone know: the kept shares of the layers, without which "
-        "weights are kept. “Mean” is, in a chain of dense layers, the logarithm of the number of paths that a random "
-        "mask of these densities leaves, but for a constant.",
+        "weights are kept. For plain dense layers “mean”, times the number of layers, is the logarithm of the share "
+        "of the paths that a random mask of these densities leaves.",
         f"“Runs that trained” leaves out {counted(lost, 'run')} that did not train: the loss never fell by 1% "
         "below that of guessing, or the test accuracy is no better than chance can give. They are chosen by how "
         "training went, which may change ρ either way.",
         "“No data” is said of the quantity: many of the masks were chosen with images.",
-        *cells.twins(),
     ]
 
 

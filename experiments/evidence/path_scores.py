@@ -57,10 +57,11 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     overall = {pair: _overall(cells, each, corrected(len(differences))) for pair, each in differences.items()}
     level = corrected(len(cells.groups))
     by_group = {pair: [mean_interval(group, level) for group in each] for pair, each in differences.items()}
+    by_network = {pair: _by_network(cells, each) for pair, each in differences.items()}
     return Section(
         _TITLE,
         _QUESTION,
-        _in_short(overall, cells),
+        _in_short(overall, by_network),
         _without_the_lowest(cells, differences),
         _claims(overall),
         [
@@ -70,6 +71,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 "Accuracy of the first method less that of the second, in points, over density. Intervals of one "
                 "comparison are right together.",
             ),
+            _table_by_network(by_network),
             _where(by_group, cells),
             _table(by_group, cells),
         ],
@@ -79,9 +81,10 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
             "Every difference is that of runs of the same seed. Those of the claims are means over densities for "
             "each seed, then over the seeds of a data set and network, then over data sets and networks, with "
             f"Student’s intervals of the level 1 − 0.05/{len(differences)} for these data sets, networks and "
-            "densities.",
-            f"In the table each interval has the level 1 − 0.05/{len(cells.groups)}, so that a column is right "
-            "together with probability 95%.",
+            "densities. So networks count alike, however many densities they have.",
+            "In the table by network the intervals of a column are right together with probability 95%, too.",
+            f"In the table by density each interval has the level 1 − 0.05/{len(cells.groups)}, so that a column is "
+            "right together with probability 95%.",
         ],
         [link(study.name) for study in used],
         {"path-scores": _figure(by_group, cells, used)},
@@ -121,18 +124,49 @@ def _claims(overall: Mapping[tuple[str, str], Interval]) -> list[Claim]:
     return claims
 
 
-def _in_short(overall: Mapping[tuple[str, str], Interval], cells: Cells) -> str:
-    """Which differences are surely above or below 0 in the mean, and how large all are."""
-    sure: dict[str, list[str]] = {"above": [], "below": []}
-    for pair, difference in overall.items():
-        if difference.low > 0 or difference.high < 0:
-            sure["above" if difference.low > 0 else "below"].append(COMPARISONS[pair])
-    told = [f"{side} 0: {enumerated(names)}" for side, names in sure.items() if names]
+def _in_short(
+    overall: Mapping[tuple[str, str], Interval],
+    by_network: Mapping[tuple[str, str], Mapping[tuple[str, str], Interval]],
+) -> str:
+    """Which differences are surely above or below 0 in the mean, how large all are, and where a network stands out."""
+    sure = [f"{COMPARISONS[pair]}" for pair, each in overall.items() if each.low > 0 or each.high < 0]
     parts = [f"{COMPARISONS[pair]}, {_POINTS.of(difference)}" for pair, difference in overall.items()]
-    return (
-        f"{f'Surely {enumerated(told)}' if told else 'No difference is sure'} in the mean over densities, data sets "
-        f"and networks ({counted(len(cells.groups), 'group')}): {'; '.join(parts)}."
+    number = len(next(iter(by_network.values())))
+    alone = [
+        f"{COMPARISONS[pair]} is {_POINTS.of(each)} on `{model}`"
+        for pair, of_networks in by_network.items()
+        for (_, model), each in of_networks.items()
+        if each.low > 0 or each.high < 0
+    ]
+    told = (
+        f"Surely not 0 in the mean over {counted(number, 'network')} is {enumerated(sure)}"
+        if sure
+        else (f"No difference is sure in the mean over {counted(number, 'network')}")
     )
+    network = f" By itself a network may differ: {enumerated(alone)}." if alone else ""
+    return f"{told}: {'; '.join(parts)}.{network}"
+
+
+def _by_network(cells: Cells, differences: np.ndarray) -> dict[tuple[str, str], Interval]:
+    """The mean over the densities of each data set and network, with intervals that are right together."""
+    strata = np.array(cells.strata)
+    numbers = dict.fromkeys(cells.strata)
+    return {
+        cells.groups[int(np.flatnonzero(strata == stratum)[0])][:2]: mean_interval(
+            differences[strata == stratum].mean(axis=0), corrected(len(numbers))
+        )
+        for stratum in numbers
+    }
+
+
+def _table_by_network(by_network: Mapping[tuple[str, str], Mapping[tuple[str, str], Interval]]) -> str:
+    settings = next(iter(by_network.values()))
+    rows = [
+        (data, f"`{model}`", *(_POINTS.bare(of_networks[data, model]) for of_networks in by_network.values()))
+        for data, model in settings
+    ]
+    head = ("data", "network", *(f"{COMPARISONS[pair]}, points" for pair in by_network))
+    return "In the mean over densities, network by network:\n\n" + table_of(head, rows)
 
 
 def _without_the_lowest(cells: Cells, differences: Mapping[tuple[str, str], np.ndarray]) -> str:
@@ -147,7 +181,7 @@ def _without_the_lowest(cells: Cells, differences: Mapping[tuple[str, str], np.n
         for each in differences.values()
     ]
     told = enumerated([_POINTS.spelled(float(mean)) for mean in means])
-    return f"Without density {lowest:g}, at which seeds differ most, they are {told} points."
+    return f"Without density {lowest:g}, at which seeds differ most, the means are {told} points."
 
 
 def _where(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells) -> str:

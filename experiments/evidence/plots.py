@@ -22,6 +22,10 @@ _SPREAD = 0.05
 """Share of an axis of densities over which the points of one density are spread, so that all intervals stay visible."""
 
 
+_MANY = 8
+"""Lines from which on a panel is higher, so that they can be told apart."""
+
+
 class Line(NamedTuple):
     """A number over density, with intervals whose ends may be NaN; `style` is that of Matplotlib's lines.
 
@@ -51,7 +55,8 @@ def over_density(
 
     Each panel has limits of its own.
     """
-    figure, axes, flat = panels(len(shown), footer, width=3.6, height=2.9 if len(shown) > 1 else 4.2)
+    crowded = max(len(panel.lines) for panel in shown) > _MANY
+    figure, axes, flat = panels(len(shown), footer, width=3.6, height=4.2 if crowded or len(shown) == 1 else 2.9)
     for axis, panel in zip(flat, shown, strict=True):
         densities = sorted({density for line in panel.lines for density in line.densities})
         for place, line in enumerate(panel.lines):
@@ -63,7 +68,7 @@ def over_density(
             axis.errorbar(
                 beside,
                 middle,
-                yerr=reach,
+                yerr=reach if reach.any() else None,
                 color=line.color,
                 marker=line.marker,
                 linestyle=line.style,

@@ -27,6 +27,7 @@ from experiments.evidence.sections import (
 )
 from experiments.evidence.statistics import (
     Interval,
+    Resampled,
     corrected,
     mean_interval,
     mean_of_groups,
@@ -53,7 +54,7 @@ _QUESTION = (
 )
 _CLOSE = 0.01
 """A change of accuracy by less than this counts as none."""
-_LEAD, _STAYS = "lead over random", "share of the lead that stays when shuffled"
+_LEAD, _STAYS = "lead over random", "share of the lead that shuffled masks keep"
 _POINTS, _SHARE, _RHO = Unit(100.0, "+.1f", "points"), Unit(100.0, ".0f", "%"), Unit(form="+.2f")
 _PI = "log_trace_path_kernel"
 
@@ -93,7 +94,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     return Section(
         _TITLE,
         _QUESTION,
-        _in_short(numbers),
+        _in_short(numbers, by_network, cells),
         _answer(numbers, by_network, before, cells),
         _claims(numbers),
         [
@@ -108,7 +109,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 "seeds, each by itself.",
             ),
             *(_table(cells, arrays, place) for place in range(len(cells.groups))),
-            _of_path_kernel(numbers),
+            _of_path_kernel(numbers, _ranks_by_network(arrays, cells), cells),
         ],
         _sureness(study, cells, len(numbers)),
         [link(_STUDY)],
@@ -178,7 +179,7 @@ def _claims(numbers: Mapping[str, Interval]) -> list[Claim]:
             "Keeping the weights that score least costs more than a point", numbers["inverted"], _POINTS, high=-_CLOSE
         ),
         Claim.of(
-            "Layer densities alone explain more than half of the lead over random pruning",
+            "Masks shuffled within layers keep more than half of the lead over random pruning",
             numbers["share"],
             _SHARE,
             low=0.5,
@@ -196,20 +197,22 @@ def _claims(numbers: Mapping[str, Interval]) -> list[Claim]:
 def _answer(
     numbers: Mapping[str, Interval], by_network: Mapping[str, Sequence[Interval]], methods: int, cells: Cells
 ) -> str:
-    both = zip(cells.groups, by_network["shuffled"], by_network[_STAYS], strict=True)
-    each = [f"{_POINTS.of(change)} and {_SHARE.of(share)} on `{model}`" for (_, model, _), change, share in both]
+    both = zip(cells.groups, by_network["shuffled"], strict=True)
+    each = [f"{_POINTS.of(change)} on `{model}`" for (_, model, _), change in both]
     return (
-        "Shuffling the kept weights within layers leaves the layer densities alone, and changes accuracy by "
-        f"{_POINTS.of(numbers['shuffled'])} in the mean over {counted(methods, 'pruning', 'prunings')} before training "
-        f"and {counted(len(cells.groups), 'network')}. Network by network the change and the share are "
-        f"{enumerated(each)}."
+        f"Shuffling changes accuracy by {enumerated(each)}, and by {_POINTS.of(numbers['shuffled'])} in the mean over "
+        f"all pairs of {counted(methods, 'pruning', 'prunings')} before training and "
+        f"{counted(len(cells.groups), 'network')}."
     )
 
 
-def _in_short(numbers: Mapping[str, Interval]) -> str:
+def _in_short(numbers: Mapping[str, Interval], by_network: Mapping[str, Sequence[Interval]], cells: Cells) -> str:
+    densities = enumerated([f"{density:g}" for density in dict.fromkeys(group[2] for group in cells.groups)])
+    each = [f"{_SHARE.of(by_network[_STAYS][at])} on `{group[1]}`" for at, group in enumerate(cells.groups)]
     return (
-        f"Layer densities alone explain {_SHARE.of(numbers['share'])} of the lead of prunings before training over "
-        "random pruning."
+        f"At density {densities}, masks that are shuffled within layers, which keep layer densities and nothing else, "
+        f"keep {enumerated(each)} of the lead of prunings before training over random pruning; "
+        f"{_SHARE.of(numbers['share'])} in all."
     )
 
 
@@ -227,29 +230,57 @@ def _table_by_network(by_network: Mapping[str, Sequence[Interval]], cells: Cells
 
 
 def _where_inverting_is_free(arrays: _Arrays, cells: Cells) -> str:
-    """Methods whose weights of lowest score do as well, where the method leads random pruning."""
-    free = []
-    for place, (_, model, _) in enumerate(cells.groups):
-        for at, method in enumerate(cells.methods):
-            lead = mean_interval(arrays.base[place, at] - arrays.random[place, 0])
-            change = mean_interval(arrays.variants["inverted"][place, at] - arrays.base[place, at])
-            if lead.low > 0 and change.high > -_CLOSE:
-                free.append(f"`{method}` on `{model}` ({_POINTS.of(change)})")
-    return f"\n\nKeeping the weights that score least costs no sure point here: {enumerated(free)}." if free else ""
-
-
-def _of_path_kernel(numbers: Mapping[str, Interval]) -> str:
-    rows = [
-        ("Tr Π of the method’s mask with its accuracy", numbers["ρ of own"]),
-        ("Tr Π of the shuffled mask with the method’s accuracy", numbers["ρ of shuffled"]),
-        ("the first less the second", numbers["ρ beyond"]),
-        ("change of log Tr Π by shuffling with change of accuracy", numbers["ρ of changes"]),
+    """Methods whose weights of lowest score do about as well, where the method leads random pruning."""
+    places = [
+        (place, at)
+        for place in range(len(cells.groups))
+        for at in range(len(cells.methods))
+        if mean_interval(arrays.base[place, at] - arrays.random[place, 0]).low > 0
+        and not np.isnan(arrays.variants["inverted"][place, at]).all()
     ]
+    free = []
+    for place, at in places:
+        lost = arrays.variants["inverted"][place, at] - arrays.base[place, at]
+        change = mean_interval(lost, corrected(len(places)))
+        if change.high > -_CLOSE:
+            free.append(f"`{cells.methods[at]}` on `{cells.groups[place][1]}` ({_POINTS.of(change)})")
+    if not free:
+        return ""
+    return (
+        f"\n\nKeeping the weights that score least does not surely cost a point here: {enumerated(free)}. These "
+        f"{len(places)} intervals are right together."
+    )
+
+
+def _ranks_by_network(arrays: _Arrays, cells: Cells) -> dict[str, np.ndarray]:
+    """What was measured of the numbers ρ for each network."""
+    draws = cells.resampled()
+    methods = draws.methods[:1] * np.array([method != LOTTERY_TICKET for method in cells.methods])
+    measured = Resampled(draws.methods[:1], draws.seeds[:1])
+    of = {name: measured.cell_means(getattr(arrays, name)) for name in ("base", "pi", "shuffled_pi")}
+    shuffled = measured.cell_means(arrays.variants["shuffled"])
+    with np.errstate(invalid="ignore"):  # −∞ of two masks without a path
+        found = {
+            "ρ of own": rank_associations(of["pi"], of["base"], methods)[0],
+            "ρ of shuffled": rank_associations(of["shuffled_pi"], of["base"], methods)[0],
+            "ρ of changes": rank_associations(of["pi"] - of["shuffled_pi"], of["base"] - shuffled, methods)[0],
+        }
+    return found | {"ρ beyond": found["ρ of own"] - found["ρ of shuffled"]}
+
+
+def _of_path_kernel(numbers: Mapping[str, Interval], by_network: Mapping[str, np.ndarray], cells: Cells) -> str:
+    words = {
+        "ρ of own": "Tr Π of the method’s mask with its accuracy",
+        "ρ of shuffled": "Tr Π of the shuffled mask with the method’s accuracy",
+        "ρ beyond": "the first less the second",
+        "ρ of changes": "change of log Tr Π by shuffling with change of accuracy",
+    }
+    rows = [(words[name], _RHO.of(numbers[name]), *(_RHO.spelled(each) for each in by_network[name])) for name in words]
+    head = ("what is ranked", "ρ, mean over networks", *(f"`{model}`" for _, model, _ in cells.groups))
     return (
         "Does Π know more than layer densities? The shuffled mask has the layer densities of the method and nothing "
         "else of it, so that its Tr Π says what layer densities alone say. Spearman’s ρ among the methods on one "
-        "network, in the mean over networks:\n\n"
-        + table_of(("what is ranked", "ρ"), [(words, _RHO.of(rho)) for words, rho in rows])
+        f"network:\n\n{table_of(head, rows)}"
     )
 
 
@@ -285,9 +316,9 @@ def _sureness(study: Kept, cells: Cells, tried: int) -> list[str]:
         "Intervals of the answer, of the claims and of ρ are those of the bootstrap of methods and seeds, each of the "
         f"level 1 − 0.05/{tried}. Those of the tables of accuracy are Student’s 95% intervals over seeds, each by "
         "itself.",
-        "The share that layer densities explain is the lead of shuffled masks over random pruning, divided by the lead "
-        "of the methods over it, both in the mean over methods and networks. In the tables it stands where the lead is "
-        "surely above 0.",
+        "The share is the lead of shuffled masks over random pruning, divided by that of the methods over it. Both are "
+        "means over all pairs of a method and a network, so that a network on which the lead is large counts more. In "
+        "the tables it stands where the lead is surely above 0.",
     ]
     if LOTTERY_TICKET in cells.methods:
         sentences.append(

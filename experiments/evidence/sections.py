@@ -13,6 +13,7 @@ from experiments.evidence.claims import Claim, tally
 from experiments.evidence.kept import Kept
 
 __all__ = [
+    "TEST_IMAGES",
     "Missing",
     "Section",
     "bullets",
@@ -27,6 +28,10 @@ __all__ = [
     "table_of",
     "told_methods",
 ]
+
+
+TEST_IMAGES = {"digits": 359, "mnist": 10_000, "fashion_mnist": 10_000, "cifar10": 10_000}
+"""How many images each data set is tested on. They are the same for every seed."""
 
 
 class Section(NamedTuple):
@@ -133,20 +138,19 @@ def footer(studies: Iterable[Kept]) -> str:
 
 
 def described(study: Kept) -> str:
-    """What a kept study compares and how it trains, in two sentences."""
+    """What a kept study compares, how it begins and how it trains, in a few sentences."""
     options = study.about["options"]
     methods = [method for method in study.table["method"].unique() if method != DENSE]
     densities = sorted({float(density) for density in study.table.loc[study.table["method"] != DENSE, "density"]})
-    factors = {model["name"]: model.get("factor", 1.0) for model in options.get("model", [])}
-    named = enumerated([_with_factor(name, factors.get(name, 1.0)) for name in study.table["model"].unique()])
-    data = enumerated(list(study.table["data"].unique()))
+    named = enumerated([_network(name, study) for name in study.table["model"].unique()])
+    data = enumerated([_with_test_images(name, study) for name in study.table["data"].unique()])
     shares = enumerated([f"{density:g}" for density in densities[::-1]]) if densities else ""
     at = f" at {'density' if len(densities) == 1 else 'densities'} {shares}" if densities else ""
     there, wanted = study.about["trials"], study.about["of"]
     unfinished = "" if there == wanted else f" It is unfinished: {there} of {wanted} runs are there."
     return (
-        f"Study `{study.name}`: {named} on {data}, {told_methods(methods)}{at}, {_seeds(study)}. Trained by "
-        f"{recipe(options)}.{unfinished}"
+        f"Study `{study.name}`: {named} on {data}, {told_methods(methods)}{at}, {_seeds(study)}."
+        f"{_begun(options, len(methods))} Trained by {recipe(options)}.{unfinished}"
     )
 
 
@@ -161,8 +165,35 @@ def told_methods(methods: Sequence[str]) -> str:
     return f"{told} and {counted(variants, 'variant')} of them" if variants else told
 
 
-def _with_factor(name: str, factor: float) -> str:
-    return f"`{name}`" if factor == 1 else f"`{name}` (all widths × {factor:g})"
+def _network(name: str, study: Kept) -> str:
+    """A network with what its name does not say: what it is, its width, and how many weights can be pruned."""
+    about: dict[str, Any] = next(
+        (model for model in study.about["options"].get("model", []) if model["name"] == name), {}
+    )
+    told = [f"`{about['network']}`"] if about.get("network", name) != name else []
+    told += [f"all widths × {about['factor']:g}"] if about.get("factor", 1.0) != 1 else []
+    weights = study.table.loc[study.table["model"] == name, "prunable"].max()
+    return f"`{name}` ({', '.join([*told, f'{weights:,} weights'])})"
+
+
+def _with_test_images(data: str, study: Kept) -> str:
+    """A data set with the size of its test set."""
+    some = study.about["options"].get("test_images", 0)
+    images = min(some or TEST_IMAGES[data], TEST_IMAGES[data]) if data in TEST_IMAGES else some
+    return f"{data} ({images:,} test images)" if images else data
+
+
+def _begun(options: Mapping[str, Any], methods: int) -> str:
+    """The initial weights and the rounds of methods that score in rounds, as sentences that begin with a space."""
+    variance = {
+        "kaiming": "of variance 2 over the inputs of a unit",
+        "lecun": "of variance 1 over the inputs of a unit",
+    }
+    inits = dict.fromkeys(model["init"] for model in options.get("model", []) if "init" in model)
+    words = [variance.get(init, f"those of `{init}`") for init in inits]
+    told = f" Initial weights are {enumerated(words)}." if words else ""
+    rounds = options.get("measure.rounds")
+    return told + (f" Methods that score in rounds take {rounds}." if rounds and methods > 1 else "")
 
 
 def recipe(options: Mapping[str, Any]) -> str:

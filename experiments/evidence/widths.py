@@ -11,8 +11,8 @@ import pandas as pd
 
 from experiments.base.errors import InputError
 from experiments.base.names import DENSE
-from experiments.base.wording import counted, enumerated
-from experiments.evidence.claims import HOLDS, NOT, OPEN, Claim, Unit, of_all, verdict
+from experiments.base.wording import counted
+from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
 from experiments.evidence.sections import Missing, Section, table_of
 from experiments.evidence.statistics import Interval, corrected, mean_interval, stratified_interval
 
@@ -35,7 +35,7 @@ class _Family(NamedTuple):
 
     Attributes:
         words: what they are, for a claim.
-        short: the same in a sentence on whose behalf the kernel is expected.
+        short: the same in the middle of a sentence.
         masks: their masks.
         moments: the second moments of the weights in the expected kernel.
     """
@@ -47,30 +47,36 @@ class _Family(NamedTuple):
 
 
 _FAMILIES = (
-    _Family("Dense networks", "without a mask", (DENSE,), _INITIALIZATION),
+    _Family("Dense networks", "dense networks", (DENSE,), _INITIALIZATION),
     _Family(
         "Masks drawn without looking at the weights, with the moments of the initialization",
-        "under masks that do not look at the weights",
+        "masks that do not look at the weights",
         _BLIND,
         _INITIALIZATION,
     ),
     _Family(
         "Masks chosen by the sizes of the weights, with the moments θ²",
-        "under masks chosen by size if the kernel takes the squares of the weights, θ²",
+        "masks chosen by size, if the kernel takes the squares of the weights, θ²",
         _BY_SIZE,
         _SQUARES,
     ),
     _Family(
         "Masks chosen by the sizes of the weights, with the moments of the initialization",
-        "under masks chosen by size if it takes the moments of the initialization",
+        "masks chosen by size, if the kernel takes the moments of the initialization",
         _BY_SIZE,
         _INITIALIZATION,
     ),
     _Family(
         "SNIP’s masks, which look at signs and images too, with the moments θ²",
-        "under SNIP’s masks, with θ²",
+        "SNIP’s masks, with θ²",
         ("snip",),
         _SQUARES,
+    ),
+    _Family(
+        "SNIP’s masks, with the moments of the initialization",
+        "SNIP’s masks, with the moments of the initialization",
+        ("snip",),
+        _INITIALIZATION,
     ),
 )
 _EXPECTED, _CLOSE = -0.5, 0.1
@@ -119,8 +125,8 @@ def section(file: Path) -> Section | Missing:
     return Section(
         _TITLE,
         _QUESTION,
-        _in_short({family: falls.verdict for family, (falls, _) in by_family.items()}),
-        _answer(found),
+        _in_short(found, {family: falls.verdict for family, (falls, _) in by_family.items()}),
+        _answer(by_family),
         [claim for claims in by_family.values() for claim in claims],
         [
             "Each number is the exponent of the width in the relative distance of Θ to the kernel that is expected of "
@@ -145,7 +151,7 @@ def section(file: Path) -> Section | Missing:
 
 def _claims(found: Sequence[Slope], family: _Family) -> tuple[Claim, Claim]:
     """That the distance falls under each of some masks, and that it does so by the root in the mean over them."""
-    chosen = [slope for slope in found if slope.mask in family.masks and slope.moments == family.moments]
+    chosen = _of_family(found, family)
     intervals = [mean_interval(slope.exponents, corrected(len(chosen))) for slope in chosen]
     flattest = max(range(len(chosen)), key=lambda place: intervals[place].value)
     which = f"(the largest: `{chosen[flattest].model}`, {chosen[flattest].mask})"
@@ -168,25 +174,28 @@ def _claims(found: Sequence[Slope], family: _Family) -> tuple[Claim, Claim]:
     return falls, by_the_root
 
 
-def _in_short(verdicts: Mapping[_Family, str]) -> str:
-    """Under which masks the distance falls under every mask of their kind, and under which that is not shown."""
-    opening = {
-        HOLDS: "As the width grows, Θ comes closer to the kernel that is expected of it",
-        NOT: "It does not in all cases",
-        OPEN: "It is not settled",
-    }
-    parts = {each: [family.short for family in verdicts if verdicts[family] == each] for each in opening}
-    return " ".join(f"{opening[each]} {enumerated(families)}." for each, families in parts.items() if families)
+def _in_short(found: Sequence[Slope], verdicts: Mapping[_Family, str]) -> str:
+    """For which networks the distance falls, and how large it stays for the others."""
+    falls = [family.short for family, each in verdicts.items() if each == HOLDS]
+    told = [f"As the width grows, Θ comes closer to its expected kernel for {'; '.join(falls)}."] if falls else []
+    stays = []
+    for family, each in verdicts.items():
+        if each != HOLDS:
+            last = [slope.distances[1] for slope in _of_family(found, family)]
+            stays.append(f"{min(last):.1f} to {max(last):.1f} times its size for {family.short}")
+    if stays:
+        told.append(f"At the largest width the distance from that kernel is still {'; '.join(stays)}.")
+    return " ".join(told)
 
 
-def _answer(found: Sequence[Slope]) -> str:
-    """The least and the largest exponent of each kind of masks."""
-    spans = []
-    for family in _FAMILIES:
-        of_family = [slope for slope in found if slope.mask in family.masks and slope.moments == family.moments]
-        exponents = [_interval(slope) for slope in of_family]
-        spans.append(f"{_SLOPE.of(min(exponents))} to {_SLOPE.of(max(exponents))} {family.short}")
-    return f"The exponents of the width, where −0.5 is one over its root, are {'; '.join(spans)}."
+def _of_family(found: Sequence[Slope], family: _Family) -> list[Slope]:
+    return [slope for slope in found if slope.mask in family.masks and slope.moments == family.moments]
+
+
+def _answer(by_family: Mapping[_Family, tuple[Claim, Claim]]) -> str:
+    """The mean exponent of each kind of masks."""
+    spans = [f"{by_the_root.number} for {family.short}" for family, (_, by_the_root) in by_family.items()]
+    return f"In the mean the exponent of the width, where −0.5 is one over its root, is {'; '.join(spans)}."
 
 
 def _interval(slope: Slope) -> Interval:

@@ -169,13 +169,17 @@ def top_legend(figure: Figure, axes: Any) -> Figure:
     handles = {label: handle for handle, label in labeled[::-1]}  # the first of a name stays
     if handles:
         order = dict.fromkeys(label for _, label in labeled)
-        columns = max(2, int(figure.get_figwidth() / _NAME))
+        needed = max(_NAME, _LINE + max(map(len, order)) / _NAME_LETTERS)
+        columns = max(1, int(figure.get_figwidth() / needed))
         figure.legend([handles[label] for label in order], order, loc="outside upper center", ncols=columns)
     return figure
 
 
 _NAME = 1.9
 """Inches that a legend needs for the longest name of a method, with its line."""
+
+_LINE, _NAME_LETTERS = 0.7, 13
+"""Inches that a legend needs for a line and the room around a name, and letters of a name that fit into an inch."""
 
 _LETTERS = 19
 """Letters of a footer that fit into an inch."""
