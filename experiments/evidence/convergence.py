@@ -38,7 +38,7 @@ RUNGS = {
 """The predictions with what each reads of the data, from the least to the most."""
 
 _STUDY = "ladder"
-_TITLE = "Can convergence be predicted without data"
+_TITLE = "Can convergence be predicted without data?"
 _QUESTION = (
     "The paper says that the Path Kernel predicts how fast a network converges from its architecture and weights "
     "alone. How far is that prediction off, and what has to be known besides?"

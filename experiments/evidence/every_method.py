@@ -23,7 +23,7 @@ __all__ = ["section"]
 
 _STUDIES = ("mnist-methods", "mnist-methods-lenet-5", "digits", "fashion", "cifar10")
 """The first must be kept."""
-_TITLE = "Every method on the same networks"
+_TITLE = "How far is pruning before training from pruning after it?"
 _QUESTION = (
     "How far are prunings before training from what can be had by training first? The yardstick is iterative magnitude "
     "pruning with rewinding: train, prune the smallest weights, put the rest back to their early values, and so on "

@@ -38,7 +38,7 @@ __all__ = ["KNOWN", "STUDIES", "section"]
 
 STUDIES = ("digits", "mnist-methods", "mnist-methods-lenet-5", "fashion", "cifar10")
 
-_TITLE = "Does the Path Kernel order prunings by trained accuracy, without data"
+_TITLE = "Does the Path Kernel order prunings by trained accuracy, without data?"
 _QUESTION = (
     "Take one data set, one network and one density, so that density itself explains nothing. Does the trace of the "
     "Path Kernel Π, which needs no data, put the pruning methods in the order of the accuracy that training then "

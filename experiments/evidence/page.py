@@ -18,7 +18,7 @@ from experiments.evidence import (
     widths,
 )
 from experiments.evidence.kept import Kept
-from experiments.evidence.sections import Missing, Section, bullets, markdown, table_of, told_methods
+from experiments.evidence.sections import Missing, Section, markdown, table_of, told_methods
 from experiments.evidence.statistics import DRAWS
 from experiments.report.drawing import png
 
@@ -128,7 +128,7 @@ def text(found: Sequence[Section | Missing], studies: Mapping[str, Kept]) -> str
     parts = [
         _OPENING.rstrip(),
         "## In short",
-        bullets(f"**{section.title}** ({number}): {_in_short(section)}" for number, section in numbered),
+        "\n".join(f"{number}. **{section.title}** {_in_short(section)}" for number, section in numbered),
         _HOW_TO_READ.format(draws=f"{DRAWS:,}").rstrip(),
         *(markdown(number, section) for number, section in numbered),
         "## All claims",

@@ -26,7 +26,7 @@ COMPARISONS = {
 """The pairs of methods that are compared, with words."""
 
 _STUDIES = ("digits", "mnist-methods", "mnist-methods-lenet-5", "fashion", "cifar10")
-_TITLE = "SynFlow-L2 and the input-weighted variants"
+_TITLE = "Where do SynFlow-L2 and the input-weighted variants win?"
 _QUESTION = (
     "The paper proposes two changes of SynFlow: to score by squared path values (SynFlow-L2), and to weight paths by "
     "the inputs that they start from. Where do they win? And does it matter whether SynFlow-L2 multiplies the "

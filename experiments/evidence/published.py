@@ -20,7 +20,7 @@ from experiments.evidence.statistics import Interval, corrected, mean_interval, 
 __all__ = ["section"]
 
 
-_TITLE = "The published numbers"
+_TITLE = "Are the published numbers met?"
 _QUESTION = (
     "Two groups have published SNIP’s test error on MNIST, and the two do not seem to fit together. Does this code "
     "give the numbers of either?"
@@ -161,14 +161,12 @@ def _in_short(rows: list[list[_Row]], studies: Mapping[str, Kept]) -> str:
             for pruned in (True, False)
         }
         parts.append(
-            f"of {account.who} {sum(near[True])} of {len(near[True])} errors of pruned networks and "
-            f"{sum(near[False])} of {len(near[False])} of unpruned ones"
+            f"{sum(near[True])} of {len(near[True])} pruned and {sum(near[False])} of {len(near[False])} unpruned "
+            f"networks of {account.who}"
         )
         agreed += [account.who] if all(near[True] + near[False]) else []
     told = f"with {enumerated(agreed)}" if agreed else "with neither account in all numbers"
-    return (
-        f"SNIP on MNIST agrees {told}. Surely met to within {_CLOSE:g} points are {'; '.join(parts)}.{_unlike(studies)}"
-    )
+    return f"SNIP on MNIST agrees {told}. Our error is surely within {_CLOSE:g} points of theirs for {enumerated(parts)}.{_unlike(studies)}"
 
 
 def _unlike(studies: Mapping[str, Kept]) -> str:

@@ -46,7 +46,7 @@ VARIANTS = {
 """The sanity checks of Frankle et al. (2021), by how their methods end, and what they do."""
 
 _STUDY = "digits-sanity"
-_TITLE = "How much is the density of each layer, and how much which weights are kept"
+_TITLE = "How much is the density of each layer, and how much which weights are kept?"
 _QUESTION = (
     "Frankle et al. (“Pruning neural networks at initialization: why are we missing the mark?”, ICLR 2021) found that "
     "prunings before training lose nothing when the kept weights are shuffled within each layer, or drawn anew. Is it "

@@ -18,7 +18,7 @@ from experiments.evidence.statistics import Interval, corrected, mean_interval, 
 
 __all__ = ["Slope", "section", "slopes"]
 
-_TITLE = "Infinite width of pruned networks"
+_TITLE = "Have pruned networks a limit of infinite width?"
 _QUESTION = (
     "The Neural Tangent Kernel of a dense network comes closer to that of infinite width as the network grows, by one "
     "over the root of its width. Is there such a limit for pruned networks, and for which masks?"

@@ -300,7 +300,7 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
         off = 100 * (1 - right[key]) - error
         low, high = stats.t.interval(1 - 0.05 / len(of), len(off) - 1, off.mean(), off.sem())
         near[key[1] < 1].append(low - 0.005 > -0.3 and high + 0.005 < 0.3)
-    told = "of the other group {} of {} errors of pruned networks and {} of {} of unpruned ones".format(
+    told = "{} of {} pruned and {} of {} unpruned networks of the other group".format(
         *(number for pruned in (True, False) for number in (sum(near[pruned]), len(near[pruned])))
     )
     assert told in text.partition("## How to read it")[0]
@@ -471,7 +471,7 @@ def test_a_density_that_was_not_run_leaves_out_itself_alone(made):
         theirs = {density: error for (of, density), error in accounts.ACCOUNTS[0].errors.items() if of == model}
         means.append(np.mean([errors[density] - error for density, error in theirs.items() if density in errors]))
     assert isinstance(section, Section)
-    assert "0 of 3 errors of pruned networks and" in section.short
+    assert "0 of 3 pruned and 0 of 2 unpruned networks of SNIP’s authors" in section.short
     assert f"In the mean our errors differ by {np.mean(means):+.2f} [" in section.answer
     assert "our 5 errors are theirs" in section.claims[0].words
 
