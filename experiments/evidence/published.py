@@ -166,7 +166,10 @@ def _in_short(rows: list[list[_Row]], studies: Mapping[str, Kept]) -> str:
         )
         agreed += [account.who] if all(near[True] + near[False]) else []
     told = f"with {enumerated(agreed)}" if agreed else "with neither account in all numbers"
-    return f"SNIP on MNIST agrees {told}. Our error is surely within {_CLOSE:g} points of theirs for {enumerated(parts)}.{_unlike(studies)}"
+    return (
+        f"SNIP on MNIST agrees {told}. Our error is surely within {_CLOSE:g} points of theirs for "
+        f"{enumerated(parts)}.{_unlike(studies)}"
+    )
 
 
 def _unlike(studies: Mapping[str, Kept]) -> str:
