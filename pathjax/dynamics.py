@@ -166,7 +166,7 @@ def linearized_cross_entropy(
     """Predict a network's outputs over time, trained on the cross-entropy, from its Neural Tangent Kernel.
 
     The network is linearized at its initial weights, and trained by gradient flow on the sum over examples. Solves
-    df_t/dt = −ηΘ (softmax(f_t) − y) for one-hot y on the training examples, of shape (t, n, o). Given `test_ntk`, Θ(x',
+    ∂f_t/∂t = −ηΘ (softmax(f_t) − y) for one-hot y on the training examples, of shape (t, n, o). Given `test_ntk`, Θ(x',
     X), and `test_outputs`, f_0(x'), the result is instead the outputs on the test points, of shape (t, m, o). There is
     no closed form as for the squared loss: neural-tangents integrates by an adaptive Runge–Kutta method, with errors of
     about 1e-7 in float64 and of rounding in float32. Cost: a few products with Θ for each integration step. `times`

@@ -61,7 +61,7 @@ class Factorization(NamedTuple):
         layer_shares: a tree like `params` with the share of each mode, (r,), at each leaf: the squared norm of the
             leaf's entries in the unit eigenvector of G. The shares of a mode sum to 1 over the leaves, or to 0 if its
             eigenvalue is zero. Over all modes, Σ_i λ_i times a leaf's share is the trace of its part of Π.
-        scaled_eigenvalues: (r,) for internal use: the λ_i / 2^`exponent`, which stay within the format.
+        scaled_eigenvalues: (r,) for internal use: the λ_i / 2^exponent, which stay within the format.
         exponent: () for internal use: a whole number.
     """
 

@@ -134,8 +134,8 @@ def path_sum(
 ) -> Float[Array, "n o"]:
     """Sums over the paths to each output at each example, with all gates open or as they are at the example.
 
-    The path sum is Σ_{p→o} |v_p|^q · gate_p · |x_s(p)|^q for example x and output o. With `gates="open"`, gate_p = 1.
-    With `gates="data"`, gate_p = a_p(x), the product of the slopes of the activations on path p at x. A path that
+    The path sum is Σ_{p→o} |v_p|^q · g_p · |x_s(p)|^q for example x and output o. With `gates="open"`, g_p = 1.
+    With `gates="data"`, g_p = a_p(x), the product of the slopes of the activations on path p at x. A path that
     starts at a bias has 1 in place of x_s(p). Cost: one forward pass, and one more of the network itself with
     `gates="data"`. The sums of deep networks can overflow float32; `log_path_norm` cannot. With a `state` (see
     `pathjax.types`) the network is `apply(params, state, x)`.

@@ -708,12 +708,12 @@ def px(
 ) -> Scores:
     """PX: the share of a data-weighted sum of squared path values that goes through each weight.
 
-    The sum is R = Σ_n Σ_o K_v(x_n, x_n)_o · R₂,o(u) with u = θ². The share is u ⊙ ∂ log R/∂u, with K_v held fixed.
-    K_v(x, x)_o = Σ_{p→o} a_p(x)² x_s(p)² is the data Gram, and R₂,o the sum of v_p² over the paths to output o. In the
-    paper R replaces Tr Θ, by the Cauchy–Schwarz inequality. Path form: Σ_o K_o Σ_{p∋i, p→o} v_p² divided by the same
-    sum over all paths, with K_o = Σ_n K_v(x_n, x_n)_o: `synflow_l2` with each output weighted by K_o. The shares sum to
-    1 over any cut and are invariant under rescaling of neurons. Paths through pruned weights (see `mask` above) are
-    left out of K_v too.
+    The sum is R = Σ_n Σ_o K_v(x_n, x_n)_o · R_{2,o}(u) with u = θ². The share is u ⊙ ∂ log R/∂u, with K_v held
+    fixed. K_v(x, x)_o = Σ_{p→o} a_p(x)² x_s(p)² is the data Gram, and R_{2,o} the sum of v_p² over the paths to
+    output o. In the paper R replaces Tr Θ, by the Cauchy–Schwarz inequality. Path form: Σ_o K_o Σ_{p∋i, p→o} v_p²
+    divided by the same sum over all paths, with K_o = Σ_n K_v(x_n, x_n)_o: `synflow_l2` with each output weighted
+    by K_o. The shares sum to 1 over any cut and are invariant under rescaling of neurons. Paths through pruned
+    weights (see `mask` above) are left out of K_v too.
 
     Cost: one forward pass with slopes per example, `batch_size` examples at a time, which bounds the memory; then one
     forward and one backward pass. Both sums carry a separate exponent, so that no depth overflows.

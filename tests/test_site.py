@@ -42,6 +42,8 @@ def extension(name: str) -> Any:
         ("Θ_(ij)(ab) = Θ_∞ ⊗ I", ["(ij)(ab)", "∞"], []),
         ("e^(−ηΘt) and |v_p|^q, 2^−126", ["p"], ["−ηΘt", "q", "−126"]),
         ("(I − ηΘ)^(2t)", [], ["2t"]),
+        ("as n^0.6, and 2^10.", [], ["0.6", "10"]),
+        ("(I − ηΘ_c) ∂f_a(x1_i)/∂θ_k x'_s", ["c", "a", "i", "k", "s"], []),
         ("log_trace, x_like, path_kernel, results_folder and __init__", [], []),
     ],
 )

@@ -15,7 +15,7 @@ from .indices import pieces
 __all__ = ["IndicesAsIndices", "setup"]
 
 
-_NODES = {"text": nodes.Text, "subscript": nodes.subscript, "superscript": nodes.superscript}
+_NODES = {"subscript": nodes.subscript, "superscript": nodes.superscript}
 _AS_THEY_ARE = (
     nodes.literal,
     nodes.literal_block,
@@ -25,6 +25,14 @@ _AS_THEY_ARE = (
     nodes.title,
     nodes.FixedTextElement,
 )
+
+
+def in_lines(text: str) -> list[nodes.Node]:
+    """The text with its indices and exponents set as such, also those within an index or an exponent."""
+    return [
+        nodes.Text(piece.text) if piece.kind == "text" else _NODES[piece.kind]("", "", *in_lines(piece.text))
+        for piece in pieces(text)
+    ]
 
 
 class IndicesAsIndices(SphinxPostTransform):
@@ -40,9 +48,8 @@ class IndicesAsIndices(SphinxPostTransform):
                 within = within.parent
             if within is not None or ("_" not in text and "^" not in text):
                 continue
-            cut = pieces(text.astext())
-            if len(cut) > 1:
-                made = [nodes.Text(p.text) if p.kind == "text" else _NODES[p.kind]("", p.text) for p in cut]
+            made = in_lines(text.astext())
+            if len(made) > 1:
                 parent.replace(text, made)
 
 

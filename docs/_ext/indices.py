@@ -17,10 +17,11 @@ class Piece(NamedTuple):
 
 _LETTER = r"A-Za-zΑ-Ωα-ωℓ∂"
 _BELOW = rf"\{{[^{{}}]*\}}|\([^()\s]*\)(?:\([^()\s]*\))*|(?:max|min|in|out)\b|[{_LETTER}0-9∞]{{1,2}}(?![A-Za-z0-9_=])"
-_ABOVE = r"\{[^{}]*\}|\([^()]*(?:\([^()]*\)[^()]*)*\)|[−-]?[\wℓ∞]+"
+_ABOVE = r"\{[^{}]*\}|\([^()]*(?:\([^()]*\)[^()]*)*\)|[−-]?\d+\.\d+|[−-]?[\wℓ∞]+"
 _INDEX = re.compile(
-    # An index follows one letter, or the end of an expression: a longer word, such as log_trace, is a name.
-    rf"(?:(?<![{_LETTER}0-9_])([{_LETTER}])|(?<=[)\]‖|²ᵀ]))_({_BELOW})"
+    # An index follows one letter, as in v_p, ηΘ_c, x'_s and x1_i, or the end of an expression: a longer word of Latin
+    # letters, such as log_trace, is a name.
+    rf"(?:(?<![A-Za-z0-9_ℓ])([{_LETTER}]\d?'*)|(?<=[)\]‖|²ᵀ]))_({_BELOW})"
     rf"|(?<=\S)\^({_ABOVE})"
 )
 

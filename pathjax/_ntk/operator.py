@@ -182,8 +182,8 @@ def trace_estimate(kernel: Operator, *, key: Key, samples: int) -> Estimate:
     """Estimate Tr Θ in a few passes through the network, with a standard error.
 
     The estimate is the mean of ‖Jᵀ z‖² over random signs z (Hutchinson). It is unbiased, and each sample has the
-    variance 2 Σ_i≠j Θ_ij² over all pairs of rows of the matrix. Cost: `samples` passes backward over the batch, one at
-    a time.
+    variance 2 Σ_{i≠j} Θ_ij² over all pairs of rows of the matrix. Cost: `samples` passes backward over the batch,
+    one at a time.
 
     Raises ValueError where `samples` is below 1, and for a kernel of two batches.
     Source: Hutchinson (1989), "A stochastic estimator of the trace of the influence matrix".
