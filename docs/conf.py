@@ -35,6 +35,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "_ext.docstrings",
+    "_ext.fieldlists",
     "_ext.formulas",
     "_ext.mathml",
     "_ext.names",

@@ -176,7 +176,12 @@ def _sums_at(
 
 
 class DataGram(NamedTuple):
-    """A data Gram as signs and natural logarithms of absolute values: 0 and −∞ where no path is left."""
+    """A data Gram as signs and natural logarithms of absolute values: 0 and −∞ where no path is left.
+
+    Attributes:
+        sign: (n, m, o) −1, 0 or 1.
+        log_abs: (n, m, o) natural logarithm of the absolute value.
+    """
 
     sign: Float[Array, "n m o"]
     log_abs: Float[Array, "n m o"]

@@ -93,7 +93,12 @@ Prunable: TypeAlias = Callable[[tuple[Any, ...], jax.Array], bool]
 
 
 class Estimate(NamedTuple):
-    """A mean over random probes and its standard error, which is 0 for an exact value and NaN for a single probe."""
+    """A mean over random probes and its standard error, which is 0 for an exact value and NaN for a single probe.
+
+    Attributes:
+        value: the mean, or the exact value.
+        standard_error: an array of the same shape.
+    """
 
     value: Float[Array, " ..."]
     standard_error: Float[Array, " ..."]

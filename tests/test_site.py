@@ -61,6 +61,8 @@ def test_docstrings_become_restructured_text() -> None:
     assert marked_up("As\n\n    Σ_p |v_p|\n\nis.") == "As\n\n.. container:: formula\n\n   Σ_p \\|v_p\\|\n\nis."
     assert marked_up("So\n\n    prune(score, params)") == "So\n\n.. code-block:: python\n\n    prune(score, params)"
     assert marked_up(">>> a | b\n`c`") == ">>> a | b\n`c`"
+    assert marked_up("As\n\n    Θ = Σ_i b_i b_iᵀ") == "As\n\n.. container:: formula\n\n   Θ = Σ_i b_i b_iᵀ"
+    assert marked_up("**Several seeds.** Pass **options.") == r"**Several seeds.** Pass \*\*options."
 
 
 def test_signatures_show_shapes_as_the_source_has_them() -> None:

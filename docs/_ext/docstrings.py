@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["as_restructured_text", "setup", "signature_of"]
 
-_CODE = re.compile(r"\s*(def |for |from |import |pip |@|[\w.]+\(|[\w.]+ = )")
+_CODE = re.compile(r"\s*(def |for |from |import |pip |@|[\w.]+\(|[\w.]+ = )", re.ASCII)
 _SENTENCE = re.compile(r"[a-z]{3,},? [a-z]{2,},? [a-z]{2,}")
 _MATHEMATICAL = re.compile(r"[Α-Ωα-ω∂Σ²ᵀ⊙‖−·√]")
 
@@ -32,10 +32,16 @@ def _marked_up(block: str) -> str:
         return " " * (indent - 4) + ".. code-block:: python\n\n" + block
     if indent >= 4 and _MATHEMATICAL.search(block) and not _SENTENCE.search(block):
         return ".. container:: formula\n\n" + "\n".join("   " + _escaped(line.strip()) for line in lines)
-    parts = re.split(r"(`[^`]+`)", block)
-    marked = "".join(f"`{part}`" if part.startswith("`") else _escaped(part) for part in parts)
+    marked = "".join(_inline(part) for part in re.split(r"(`[^`]+`|^\*\*[^*`]+\.\*\*)", block))
     # a title has grown by its backticks
     return re.sub(r"^(.+)\n-+$", lambda title: f"{title[1]}\n{'-' * len(title[1])}", marked, flags=re.MULTILINE)
+
+
+def _inline(part: str) -> str:
+    """Code, the bold first words of a paragraph, or text, marked up."""
+    if part.startswith("`"):
+        return f"`{part}`"
+    return part if part.startswith("**") else _escaped(part)
 
 
 def _escaped(text: str) -> str:
@@ -79,8 +85,23 @@ def _after_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, l
     """The types of attributes, which napoleon adds, as code."""
     for place, line in enumerate(lines):
         if match := re.match(r"( *:vartype [^:]+:) (.+)", line):
-            shown = re.sub(r"\b(?:jaxtyping|jaxlib\._jax|jax|typing)\.", "", match[2])
+            shown = re.sub(
+                r"\b(?:jaxtyping\.|jaxlib\._jax\.|jax\.|typing\.|pathjax\.(?:\w+\.)*)(?=[A-Z])", "", match[2]
+            )
             lines[place] = f"{match[1]} ``{shown}``"
+
+
+_held: dict[str, list[str]] = {}
+
+
+def _before_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
+    """Keep the docstrings of properties and of types from napoleon, which takes words before a colon for a type."""
+    if kind in ("property", "attribute", "data"):
+        _held[name], lines[:] = list(lines), []
+
+
+def _past_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
+    lines[:0] = _held.pop(name, [])
 
 
 def _on_signature(app: Any, kind: str, name: str, member: Any, options: Any, *shown: Any) -> Any:
@@ -99,6 +120,8 @@ def _on_member(app: Any, kind: str, name: str, member: Any, skip: bool, options:
 def setup(app: Any) -> dict[str, bool]:
     """Register what is done to docstrings and signatures, before napoleon reads them."""
     app.connect("autodoc-process-docstring", _on_docstring, priority=100)
+    app.connect("autodoc-process-docstring", _before_napoleon, priority=499)
+    app.connect("autodoc-process-docstring", _past_napoleon, priority=501)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
     app.connect("autodoc-process-signature", _on_signature)
     app.connect("autodoc-skip-member", _on_member)
