@@ -37,6 +37,7 @@ extensions = [
     "_ext.docstrings",
     "_ext.fieldlists",
     "_ext.formulas",
+    "_ext.languages",
     "_ext.mathml",
     "_ext.names",
     "_ext.options",

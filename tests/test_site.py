@@ -81,6 +81,16 @@ def test_links_to_files_outside_of_the_site_lead_to_pages() -> None:
     assert rewritten("[tests](../tests/oracles.py)", 0) == "tests"
 
 
+def test_code_without_a_language_gets_that_of_its_first_line() -> None:
+    language_of = extension("languages").language_of
+    assert [language_of(code) for code in (">>> a = 1\n1", ".venv/bin/python -m experiments", "job=$(sbatch a)")] == [
+        "pycon",
+        "bash",
+        "bash",
+    ]
+    assert [language_of(code) for code in ("pathjax/\n  uses", "makes", "a = 1")] == [None, None, None]
+
+
 def test_accuracies_beside_the_scores_are_those_of_the_study() -> None:
     table = pd.read_csv(DOCS / "study" / "results" / "digits.csv.gz")
     page = (DOCS / "which-score.md").read_text()
