@@ -79,6 +79,7 @@ def test_links_to_files_outside_of_the_site_lead_to_pages() -> None:
     assert rewritten("[R](../README.md#experiments)", 0) == "[R](/studies.md)"
     assert rewritten("[C](../costs.md) [D](../../DESIGN.md)", 1) == "[C](../costs.md) [D](/design.md)"
     assert rewritten("[tests](../tests/oracles.py)", 0) == "tests"
+    assert rewritten("[docs/a.md](a.md) [costs.md](../costs.md)", 1) == "[](a.md) [](../costs.md)"
 
 
 def test_code_without_a_language_gets_that_of_its_first_line() -> None:
