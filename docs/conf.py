@@ -42,6 +42,7 @@ extensions = [
     "_ext.names",
     "_ext.options",
     "_ext.outside",
+    "_ext.tables",
 ]
 exclude_patterns = ["_build", "_ext"]
 smartquotes = False

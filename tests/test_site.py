@@ -92,6 +92,15 @@ def test_code_without_a_language_gets_that_of_its_first_line() -> None:
     assert [language_of(code) for code in ("pathjax/\n  uses", "makes", "a = 1")] == [None, None, None]
 
 
+def test_long_names_in_tables_may_break_between_their_words() -> None:
+    with_breaks = extension("tables").with_breaks
+    code = '<span class="pre">ntk.top_eigenpairs(apply)</span>'
+    short = '<span class="pre">scores.synflow</span>'
+    assert with_breaks(f"<p>{code}</p><td>{short} {code}</td>") == (
+        f'<p>{code}</p><td>{short} <span class="pre">ntk.<wbr>top_<wbr>eigenpairs(<wbr>apply)</span></td>'
+    )
+
+
 def test_accuracies_beside_the_scores_are_those_of_the_study() -> None:
     table = pd.read_csv(DOCS / "study" / "results" / "digits.csv.gz")
     page = (DOCS / "which-score.md").read_text()

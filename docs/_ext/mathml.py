@@ -17,7 +17,8 @@ def _inline(translator: Any, node: nodes.Element) -> None:
 
 def _block(translator: Any, node: nodes.Element) -> None:
     translator.body.append(translator.starttag(node, "div", CLASS="math-block"))
-    translator.body.append(convert(node.astext(), display="block"))
+    for formula in node.astext().split(r"\qquad"):  # side by side, or below each other where a screen is narrow
+        translator.body.append(convert(formula.strip(), display="block"))
     translator.body.append("</div>")
     raise nodes.SkipNode
 
