@@ -36,5 +36,4 @@ __all__ = [
     "connectivity", "dynamics", "enumeration", "factorization", "isometry", "masks", "ntk",
     "path_kernel", "paths", "pruning", "scores", "transfer", "types",
 ]  # fmt: skip
-
 __version__ = "0.2.0"
