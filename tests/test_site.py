@@ -101,6 +101,12 @@ def test_long_names_in_tables_may_break_between_their_words() -> None:
     )
 
 
+def test_intervals_in_tables_do_not_break() -> None:
+    with_breaks = extension("tables").with_breaks
+    assert with_breaks("<td>+0.5 [−0.1, +1.2] points</td>") == "<td>+0.5 [−0.1,\u00a0+1.2] points</td>"
+    assert with_breaks("<td>two names [a, b]</td><p>[0.1, 0.2]</p>") == "<td>two names [a, b]</td><p>[0.1, 0.2]</p>"
+
+
 def test_accuracies_beside_the_scores_are_those_of_the_study() -> None:
     table = pd.read_csv(DOCS / "study" / "results" / "digits.csv.gz")
     page = (DOCS / "which-score.md").read_text()

@@ -59,17 +59,17 @@ def all_digits(value: float) -> str:
 
 
 def number(value: float, form: str = ".2f") -> str:
-    """A number in a format; a dash where there is none, and no zero below zero.
+    """A number in a format; a dash where there is none, and a zero has no sign.
 
-    >>> number(-1.5), number(-0.001), number(float("nan")), number(float("-inf"))
-    ('−1.50', '0.00', '–', '−∞')
+    >>> number(-1.5), number(-0.001), number(0.001, "+.2f"), number(float("nan")), number(float("-inf"))
+    ('−1.50', '0.00', '0.00', '–', '−∞')
     """
     if math.isnan(value):
         return "–"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     words = f"{value:{form}}"
-    return (words if any(digit in words for digit in "123456789") else words.lstrip("-")).replace("-", "−")
+    return (words if any(digit in words for digit in "123456789") else words.lstrip("+-")).replace("-", "−")
 
 
 def percent(share: float) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.base.wording import number
+from experiments.base.wording import enumerated, number
 from experiments.evidence.statistics import Interval
 
 __all__ = ["HOLDS", "NOT", "OPEN", "Claim", "Unit", "of_all", "tally", "verdict"]
@@ -106,16 +106,11 @@ def tally(claims: Sequence[Claim]) -> str:
     """How many claims have each verdict, as a sentence.
 
     >>> print(tally([Claim("", "", "", HOLDS), Claim("", "", "", OPEN), Claim("", "", "", HOLDS)]))
-    Of 3 claims 2 hold, none does not hold, and 1 is not settled.
+    Of 3 claims 2 hold and 1 is not settled.
     """
-    counts = {word: sum(claim.verdict == word for claim in claims) for word in (HOLDS, NOT, OPEN)}
     if len(claims) == 1:
         return f"The claim {claims[0].verdict if claims[0].verdict != OPEN else f'is {OPEN}'}."
-
-    def told(word: str, one: str, more: str) -> str:
-        return f"{counts[word] or 'none'} {more if counts[word] > 1 else one}"
-
-    return (
-        f"Of {len(claims)} claims {told(HOLDS, 'holds', 'hold')}, {told(NOT, 'does not hold', 'do not hold')}, and "
-        f"{told(OPEN, 'is not settled', 'are not settled')}."
-    )
+    words = {HOLDS: (HOLDS, "hold"), NOT: (NOT, "do not hold"), OPEN: (f"is {OPEN}", f"are {OPEN}")}
+    counts = {word: sum(claim.verdict == word for claim in claims) for word in words}
+    told = [f"{count} {words[word][count > 1]}" for word, count in counts.items() if count]
+    return f"Of {len(claims)} claims {enumerated(told)}."

@@ -237,9 +237,9 @@ def _table(
             (
                 *RUNGS[name],
                 _DECADES.bare(overall[name]),
-                Unit(form="+.2f").of(steps[name]) if name in steps else "",
+                Unit(form="+.2f").of(steps[name]) if name in steps else "–",
                 _RHO.of(orders[name]),
-                _DECADES.bare(top) if np.isfinite(top.value) else "",
+                _DECADES.bare(top) if np.isfinite(top.value) else "–",
             )
         )
     return (

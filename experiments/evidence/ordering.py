@@ -232,7 +232,7 @@ def _table(
     rows = [
         (
             *(KNOWN[name][0], KNOWN[name][1], _RHO.of(orders[name]), _RHO.of(among_trained[name])),
-            _RHO.of(better[name]) if name in better else "",
+            _RHO.of(better[name]) if name in better else "–",
         )
         for name in sorted(names, key=lambda name: -orders[name].value)
     ]

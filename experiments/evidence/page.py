@@ -162,9 +162,8 @@ def _tables(studies: Mapping[str, Kept]) -> str:
                 told_methods(methods).removesuffix(" of them"),
                 ", ".join(f"{density:g}" for density in sorted(densities, reverse=True)),
                 str(study.table["seed"].nunique()),
-                f"{made['hours']:g}",
-                ", ".join(made["devices"]),
+                f"{made['hours']:g} ({', '.join(made['devices'])})",
             )
         )
     head = ("study", "runs", "no result", "did not train", "data", "networks", "methods", "densities", "seeds")
-    return table_of((*head, "hours", "device"), rows)
+    return table_of((*head, "hours"), rows)

@@ -190,15 +190,12 @@ def _where(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells)
     for pair, groups in by_group.items():
         above = [_named(cells.groups[place]) for place, each in enumerate(groups) if each.low > 0]
         below = [_named(cells.groups[place]) for place, each in enumerate(groups) if each.high < 0]
-        lines.append(
-            f"- {COMPARISONS[pair]}: surely above 0 in {len(above)} of {len(groups)} groups{_list(above)}, surely "
-            f"below 0 in {len(below)}{_list(below)}."
-        )
-    return "Where a difference is sure:\n\n" + "\n".join(lines)
-
-
-def _list(names: Sequence[str]) -> str:
-    return f" ({enumerated(names)})" if names else ""
+        told = [f"above 0 on {enumerated(above)}"] if above else []
+        told += [f"below 0 on {enumerated(below)}"] if below else []
+        lines += [f"- {COMPARISONS[pair]}: {' and '.join(told)}."] if told else []
+    if not lines:
+        return f"At one density of one network no difference is sure, in any of {len(cells.groups)} groups:"
+    return "At one density of one network these differences are sure:\n\n" + "\n".join(lines) + "\n\nAll of them:"
 
 
 def _named(group: Group) -> str:

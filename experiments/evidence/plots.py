@@ -22,6 +22,9 @@ _SPREAD = 0.05
 """Share of an axis of densities over which the points of one density are spread, so that all intervals stay visible."""
 
 
+_COLUMNS = 2
+"""Panels beside each other: a page is not wide enough for the letters of more."""
+
 _MANY = 8
 """Lines from which on a panel is higher, so that they can be told apart."""
 
@@ -56,7 +59,9 @@ def over_density(
     Each panel has limits of its own.
     """
     crowded = max(len(panel.lines) for panel in shown) > _MANY
-    figure, axes, flat = panels(len(shown), footer, width=3.6, height=4.2 if crowded or len(shown) == 1 else 2.9)
+    figure, axes, flat = panels(
+        len(shown), footer, width=3.6, height=4.2 if crowded or len(shown) == 1 else 2.9, most=_COLUMNS
+    )
     for axis, panel in zip(flat, shown, strict=True):
         densities = sorted({density for line in panel.lines for density in line.densities})
         for place, line in enumerate(panel.lines):
@@ -114,7 +119,7 @@ def in_rows(
     Panels share their rows if they have the same labels. `level` is a line from top to bottom.
     """
     series = list(dict.fromkeys(name for panel in shown for row in panel.rows for name in row.numbers))
-    columns = min(3, len(shown))
+    columns = min(_COLUMNS, len(shown))
     lines = -(-len(shown) // columns)
     most = max(len(panel.rows) for panel in shown)
     labels = max(len(row.label) for panel in shown for row in panel.rows)

@@ -186,14 +186,14 @@ _LETTERS = 19
 
 
 _BETWEEN = 0.06
-"""Room between panels as a share of their width, so that the last label of one keeps off the first of the next."""
+"""Room between panels as a share of their size, so that the last label of one keeps off the first of the next."""
 
 
 def panels(
-    count: int, footer: str, *, width: float, height: float, share: bool | str = False
+    count: int, footer: str, *, width: float, height: float, share: bool | str = False, most: int = 3
 ) -> tuple[Figure, Any, list[Axes]]:
-    """A figure of `count` panels in rows of at most three, all its axes, and those of them that are used."""
-    columns = min(3, count) if count != 4 else 2
+    """A figure of `count` panels in rows of at most `most`, all its axes, and those of them that are used."""
+    columns = min(most, count) if count != 4 else 2
     rows = -(-count // columns)
     size = max(width * columns + 0.6, 6.6), height * rows + 0.5
     figure, axes = blank(*size, footer, rows=rows, columns=columns, share=share)
@@ -210,7 +210,7 @@ def blank(
 
     Panels share both their axes, or those of `share`: "x", "y", or "row" for the vertical axes of a row.
     """
-    figure = Figure(figsize=(width, height + 0.3), layout=ConstrainedLayoutEngine(wspace=_BETWEEN))
+    figure = Figure(figsize=(width, height + 0.3), layout=ConstrainedLayoutEngine(wspace=_BETWEEN, hspace=_BETWEEN))
     FigureCanvasAgg(figure)
     vertical: bool | Literal["row"] = "row" if share == "row" else share in (True, "y")
     axes = figure.subplots(rows, columns, sharex=share in (True, "x"), sharey=vertical, squeeze=False)

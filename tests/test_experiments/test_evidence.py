@@ -262,6 +262,11 @@ def test_claims_that_are_true_of_made_up_studies_hold_and_others_do_not(made):
         assert text.count(f"| {claim.replace('|', chr(92) + '|')} |") == 2 and word in (HOLDS, NOT, OPEN)
 
 
+def spelled(text: str) -> str:
+    """Numbers as the page has them: true minus signs, and zeros without a sign."""
+    return re.sub(r"[+-](?=0\.0+(?!\d))", "", text).replace("-", "−")
+
+
 def test_numbers_of_the_page_are_those_of_plain_computations(made):
     place, _ = made
     text = (place / "README.md").read_text()
@@ -287,7 +292,7 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
         for line in text.partition("## 2.")[0].splitlines()
         if line.startswith("| Training for 50 epochs in place of 20")
     ]
-    assert f"| {change.mean():+.2f} [{low:+.2f}, {high:+.2f}] points |".replace("-", "−") in row
+    assert spelled(f"| {change.mean():+.2f} [{low:+.2f}, {high:+.2f}] points |") in row
     rows = table("mnist-long")
     off = 100 * (1 - rows[(rows["method"] == "snip") & (rows["density"] == 0.05)]["test_accuracy"]) - 1.6
     low, high = stats.t.interval(1 - 0.05 / 3, len(off) - 1, off.mean(), off.sem())
@@ -315,7 +320,7 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     rows = table("digits-sanity").set_index(["model", "method", "density", "seed"])["test_accuracy"].sort_index()
     apart = 100 * (rows["fc", "snip+shuffled", 0.05] - rows["fc", "snip", 0.05])
     low, high = stats.t.interval(0.95, len(apart) - 1, apart.mean(), apart.sem())
-    assert f"{apart.mean():+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−") in text.partition("## 5.")[2]
+    assert spelled(f"{apart.mean():+.1f} [{low:+.1f}, {high:+.1f}]") in text.partition("## 5.")[2]
     # the share of the lead over random pruning, over all methods and networks
     left_out = ("dense", "random", "lottery_ticket")
     methods = [name for name in rows.index.unique("method") if name not in left_out and "+" not in name]
@@ -328,11 +333,11 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     assert f"; {100 * np.mean(leads):.0f} [" in text.partition("## 5.")[2].partition("% in all.")[0]
     pairs = [(model, method) for model in ("fc", "vgg_11") for method in methods]
     changes = [(rows[m, f"{n}+shuffled", 0.05] - rows[m, n, 0.05]).mean() for m, n in pairs]
-    assert f"and by {100 * np.mean(changes):+.1f} [".replace("-", "−") in text.partition("## 5.")[2]
+    assert spelled(f"and by {100 * np.mean(changes):+.1f} [") in text.partition("## 5.")[2]
     # and of one network
     of_fc = 100 * np.mean([change for (model, _), change in zip(pairs, changes, strict=True) if model == "fc"])
-    (line,) = [each for each in text.splitlines() if each.startswith("| digits, `fc` | 0.05 |")]
-    assert line.split(" | ")[3].startswith(f"{of_fc:+.1f} [".replace("-", "−"))
+    (line,) = [each for each in text.partition("## 5.")[2].splitlines() if each.startswith("| digits, `fc` | 0.05 |")]
+    assert line.split(" | ")[3].startswith(spelled(f"{of_fc:+.1f} ["))
     of_network = [name for model, name in pairs if model == "fc"]
     led = [
         [rows["fc", name + tail, 0.05] - rows["fc", "random", 0.05] for name in of_network]
@@ -357,7 +362,7 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
             for _, group in whole.groupby(["data", "model", "density"]):
                 means = group.groupby("method")[[quantity, "test_accuracy"]].mean()
                 rhos.append(stats.spearmanr(means[quantity], means["test_accuracy"]).statistic)
-        return f"{np.mean(rhos):+.2f} [".replace("-", "−")
+        return spelled(f"{np.mean(rhos):+.2f} [")
 
     assert f"| Tr Π orders the methods by trained accuracy | {mean_rho()}" in text
     assert f"Spearman’s ρ = {mean_rho()}" in text.partition("## How to read it")[0]
@@ -407,20 +412,18 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     led = lowest[best] - lowest["lottery_ticket"]
     low, high = stats.t.interval(1 - 0.05 / 5, len(led) - 1, led.mean(), led.sem())
     of_leads = text.partition("At the lowest density of each network;")[2].partition("\n\n![")[0]
-    (row,) = [line for line in of_leads.splitlines() if line.startswith("| digits | `fc` |")]
-    assert row.split(" | ")[3] == f"`{best}`"
-    assert row.endswith(f"| {led.mean():+.2f} [{low:+.2f}, {high:+.2f}] |".replace("-", "−"))
+    (row,) = [line for line in of_leads.splitlines() if line.startswith("| digits, `fc` |")]
+    assert row.split(" | ")[2] == f"`{best}`"
+    assert row.endswith(spelled(f"| {led.mean():+.2f} [{low:+.2f}, {high:+.2f}] |"))
     assert f"`fc` ({led.mean():+.2f} points at density" in text.partition("## How to read it")[0].replace("−", "-")
     # a difference of two methods on one network, in the mean over its densities, of five networks
     accuracy = 100 * table("digits").set_index(["model", "method", "seed"]).sort_index()["test_accuracy"]
     by_seed = [accuracy["vgg_11", name].groupby("seed").mean() for name in ("synflow_data", "synflow")]
     apart = by_seed[0] - by_seed[1]
     low, high = stats.t.interval(1 - 0.05 / 5, len(apart) - 1, apart.mean(), apart.sem())
-    of_networks = text.partition("In the mean over densities, network by network:")[2].partition("Where a difference")[
-        0
-    ]
+    of_networks = text.partition("In the mean over densities, network by network:")[2].partition("At one density")[0]
     (row,) = [line for line in of_networks.splitlines() if line.startswith("| digits | `vgg_11` |")]
-    assert row.split(" | ")[3] == f"{apart.mean():+.1f} [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+    assert row.split(" | ")[3] == spelled(f"{apart.mean():+.1f} [{low:+.1f}, {high:+.1f}]")
     # ρ of one group, and that of one network among the sanity checks
     whole = table("digits")
     whole = whole[(whole["model"] == "fc") & (whole["density"] == 0.05)]
@@ -437,7 +440,7 @@ def test_numbers_of_the_page_are_those_of_plain_computations(made):
     of_methods = means.groupby("method")[["log_trace_path_kernel", "test_accuracy"]].mean().loc[methods]
     rho = stats.spearmanr(of_methods["log_trace_path_kernel"], of_methods["test_accuracy"]).statistic
     (row,) = [line for line in text.splitlines() if line.startswith("| Tr Π of the method’s mask with its accuracy |")]
-    assert row.split(" | ")[3].rstrip(" |") == f"{rho:+.2f}".replace("-", "−")
+    assert row.split(" | ")[3].rstrip(" |") == spelled(f"{rho:+.2f}")
 
 
 def test_networks_that_learned_too_little_are_left_out_by_name(made):
