@@ -10,7 +10,7 @@ import inspect
 import re
 from typing import Any
 
-__all__ = ["as_restructured_text", "setup", "signature_of"]
+__all__ = ["as_restructured_text", "setup", "signature_of", "with_last_title"]
 
 _CODE = re.compile(r"\s*(def |for |from |import |pip |@|[\w.]+\(|[\w.]+ = )", re.ASCII)
 _SENTENCE = re.compile(r"[a-z]{3,},? [a-z]{2,},? [a-z]{2,}")
@@ -78,7 +78,14 @@ def _parameter(parameter: inspect.Parameter) -> str:
 
 def _on_docstring(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
     if name.startswith("pathjax"):
-        lines[:] = [*as_restructured_text("\n".join(lines)).splitlines(), ""]
+        text = as_restructured_text("\n".join(lines))
+        lines[:] = [*(with_last_title(text) if kind == "module" else text).splitlines(), ""]
+
+
+def with_last_title(text: str) -> str:
+    """A module's text with a title at its end, if it has any: what follows does not belong under the last of them."""
+    title = "Functions and types"
+    return f"{text}\n\n{title}\n{'-' * len(title)}" if re.search(r"^-{4,}$", text, re.MULTILINE) else text
 
 
 def _after_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
