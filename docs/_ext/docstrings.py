@@ -79,12 +79,12 @@ def _parameter(parameter: inspect.Parameter) -> str:
 def _on_docstring(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
     if name.startswith("pathjax"):
         text = as_restructured_text("\n".join(lines))
-        lines[:] = [*(with_last_title(text) if kind == "module" else text).splitlines(), ""]
+        lines[:] = [*(with_last_title(text, name.rpartition(".")[2]) if kind == "module" else text).splitlines(), ""]
 
 
-def with_last_title(text: str) -> str:
+def with_last_title(text: str, module: str) -> str:
     """A module's text with a title at its end, if it has any: what follows does not belong under the last of them."""
-    title = "Functions and types"
+    title = f"Functions and types of {module}"
     return f"{text}\n\n{title}\n{'-' * len(title)}" if re.search(r"^-{4,}$", text, re.MULTILINE) else text
 
 
