@@ -255,13 +255,13 @@ def _answer(leads: Mapping[str, Claim | None]) -> str:
 def _table_of_bests(bests: Sequence[_Best]) -> str:
     rows = [
         (
-            *(f"{best.setting[0]}, `{best.setting[1]}`", f"{best.density:g}", f"`{best.method}`"),
+            *(f"{best.setting[0]}, `{best.setting[1]}` at {best.density:g}", f"`{best.method}`"),
             *(_PERCENT.of(best.error), _PERCENT.of(best.ticket), _POINTS.bare(best.lead)),
         )
         for best in bests
         if best.ticket is not None and best.lead is not None
     ]
-    head = ("data, network", "density", "best before training", "its error, %", f"`{LOTTERY_TICKET}`, %")
+    head = ("data, network, density", "best before training", "its error, %", f"`{LOTTERY_TICKET}`, %")
     return "At the lowest density of each network; intervals of the last column are right together:\n\n" + table_of(
         (*head, "errs less by, points"), rows
     )

@@ -14,7 +14,18 @@ from experiments.evidence import plots, settling
 from experiments.evidence.accounts import ACCOUNTS, SYNFLOW, SYNFLOW_DENSITIES, Account, our_errors
 from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
 from experiments.evidence.kept import Kept
-from experiments.evidence.sections import Missing, Section, described, footer, link, not_kept, picture, recipe, table_of
+from experiments.evidence.sections import (
+    Missing,
+    Section,
+    bullets,
+    described,
+    footer,
+    link,
+    not_kept,
+    picture,
+    recipe,
+    table_of,
+)
 from experiments.evidence.statistics import Interval, corrected, mean_interval, stratified_interval
 
 __all__ = ["section"]
@@ -73,7 +84,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         _TITLE,
         _QUESTION,
         _in_short(rows, studies),
-        _answer(rows, apart, studies) + settling.told(studies),
+        _answer(rows, apart, studies),
         claims,
         body,
         _sureness(used, studies),
@@ -188,10 +199,12 @@ def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -
     model, more, fewer = _PUZZLE
     theirs, others = (account.errors for account in ACCOUNTS)
     unpruned = our_errors(studies["mnist-sgd"], model, 1.0) - our_errors(studies["mnist-snip"], model, 1.0)
-    means = [_POINTS.of(_mean_difference(account, studies)) for account in ACCOUNTS]
-    return (
-        f"In the mean our errors differ by {means[0]} from those of {ACCOUNTS[0].who}, at the most by "
-        f"{_largest(rows[0])}; and by {means[1]} from those of {ACCOUNTS[1].who}, at the most by {_largest(rows[1])}. "
+    differences = [
+        f"In the mean our errors differ by {_POINTS.of(_mean_difference(account, studies))} from those of "
+        f"{account.who}, at the most by {_largest(each)}."
+        for account, each in zip(ACCOUNTS, rows, strict=True)
+    ]
+    puzzle = (
         f"The two accounts seem not to fit together: {ACCOUNTS[0].who} report {theirs[model, fewer]:g}% for `{model}` "
         f"at density {fewer:g}, and {ACCOUNTS[1].who} {others[model, more]:g}% with twice the weights, "
         f"{others[model, more] - theirs[model, fewer]:.2f} points more. Here the two settings make a difference of "
@@ -199,6 +212,7 @@ def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -
         f"{_POINTS.spelled(others[model, 1.0] - theirs[model, 1.0])} points, and ours by "
         f"{_POINTS.of(mean_interval(unpruned.to_numpy()))}."
     )
+    return bullets([*differences, puzzle, *settling.told(studies)])
 
 
 def _told_of_settings(studies: Mapping[str, Kept]) -> str:

@@ -41,7 +41,7 @@ class Section(NamedTuple):
         title: its heading, without a number.
         question: what it asks.
         short: what came out, in one plain sentence with its number; it stands in the list at the head of the page too.
-        answer: what there is to say besides, in a sentence or two with numbers and intervals; the verdicts follow it.
+        answer: what there is to say besides, with numbers and intervals: a paragraph or a list, or nothing.
         claims: what is claimed, each with its verdict.
         body: paragraphs, tables and figures, as Markdown.
         sureness: what limits the answer, each a sentence or two.
@@ -88,7 +88,8 @@ def markdown(number: int, section: Section | Missing) -> str:
     return "\n\n".join(
         [
             *head,
-            f"**Answer.** {section.short} {section.answer}".rstrip(),
+            f"**Answer.** {section.short}",
+            *([section.answer] if section.answer else []),
             f"**Verdict.** {tally(section.claims)}",
             claims_table(section.claims),
             *section.body,

@@ -64,47 +64,43 @@ def claims(studies: Mapping[str, Kept]) -> list[Claim]:
     return found
 
 
-def told(studies: Mapping[str, Kept]) -> str:
-    """The errors of the longest training beside the published ones, as a sentence that begins with a space."""
+def told(studies: Mapping[str, Kept]) -> list[str]:
+    """The errors of the longest training beside the published ones, as a sentence, if there is a longer one."""
     chain = [studies[_FIRST], *longer(studies)]
     if len(chain) == 1:
-        return ""
+        return []
     each = [
         f"{_PERCENT.of(_error(chain[-1], cell))}% at density {cell[1]:g} (theirs {ACCOUNTS[0].errors[cell]:g}%)"
         for cell in _cells(chain)
     ]
-    return f" After {_epochs(chain[-1])} epochs in place of {_epochs(chain[0])}, ours are {enumerated(each)}."
+    return [f"After {_epochs(chain[-1])} epochs in place of {_epochs(chain[0])}, ours are {enumerated(each)}."]
 
 
 def table(studies: Mapping[str, Kept]) -> str:
-    """The errors after each length of training, their changes, and how far the last ones are from the published."""
+    """The errors after each length of training beside the published ones, and a table of their changes."""
     chain = [studies[_FIRST], *longer(studies)]
     cells, epochs = _cells(chain), [_epochs(study) for study in chain]
-    rows = []
+    errors, changes = [], []
     for cell in cells:
-        changes = [
+        names = f"`{cell[0]}`", f"{cell[1]:g}"
+        of_lengths = [_PERCENT.of(_error(study, cell)) for study in chain]
+        theirs = f"{ACCOUNTS[0].errors[cell]:g}", _POINTS.bare(_off(chain[-1], cell, len(cells)))
+        errors.append((*names, *of_lengths, *theirs))
+        between = zip(chain, chain[1:], strict=False)
+        apart = [
             mean_interval((our_errors(after, *cell) - our_errors(before, *cell)).to_numpy())
-            for before, after in zip(chain, chain[1:], strict=False)
+            for before, after in between
         ]
-        rows.append(
-            (
-                *(f"`{cell[0]}`", f"{cell[1]:g}"),
-                *(_PERCENT.of(_error(study, cell)) for study in chain),
-                *(_POINTS.bare(change) for change in changes),
-                f"{ACCOUNTS[0].errors[cell]:g}",
-                _POINTS.bare(_off(chain[-1], cell, len(cells))),
-            )
-        )
-    head = (
-        *("network", "density"),
-        *(f"error after {number} epochs, %" for number in epochs),
-        *(f"from {before} to {after}, points" for before, after in zip(epochs, epochs[1:], strict=False)),
-        *(f"{ACCOUNTS[0].column}, %", f"{epochs[-1]} epochs less theirs, points"),
-    )
+        changes.append((*names, *map(_POINTS.bare, apart)))
+    lengths = (f"after {number} epochs, %" for number in epochs)
+    steps = (f"from {before} to {after} epochs, points" for before, after in zip(epochs, epochs[1:], strict=False))
+    last = f"{ACCOUNTS[0].column}, %", f"{epochs[-1]} epochs less theirs, points"
     seeds = enumerated([f"{_seeds(study, cells)} of `{study.name}`" for study in chain])
     return (
-        f"Has the error settled? Longer trainings, with the same two cuts of the rate in them; seeds are {seeds}, and "
-        f"changes are of the seeds that both have:\n\n{table_of(head, rows)}"
+        f"Has the error settled? Longer trainings, with the same two cuts of the rate in them; seeds are {seeds}:\n\n"
+        f"{table_of(('network', 'density', *lengths, *last), errors)}\n\n"
+        "Changes of the error, over the seeds that both have:\n\n"
+        f"{table_of(('network', 'density', *steps), changes)}"
     )
 
 
