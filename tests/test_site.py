@@ -68,7 +68,7 @@ def test_docstrings_become_restructured_text() -> None:
 def test_functions_do_not_stand_under_the_last_title_of_their_module() -> None:
     with_last_title = extension("docstrings").with_last_title
     assert with_last_title("Words\n-----\na\n    b", "types") == (
-        "Words\n-----\na\n    b\n\nFunctions and types of types\n----------------------------"
+        "Words\n-----\na\n    b\n\nContents of types\n-----------------"
     )
     assert with_last_title("Scores --- of weights.", "scores") == "Scores --- of weights."
 

@@ -84,7 +84,7 @@ def _on_docstring(app: Any, kind: str, name: str, member: Any, options: Any, lin
 
 def with_last_title(text: str, module: str) -> str:
     """A module's text with a title at its end, if it has any: what follows does not belong under the last of them."""
-    title = f"Functions and types of {module}"
+    title = f"Contents of {module}"
     return f"{text}\n\n{title}\n{'-' * len(title)}" if re.search(r"^-{4,}$", text, re.MULTILINE) else text
 
 
