@@ -82,8 +82,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 f"{of.study.untrained or 'none'} did not train.{_told_of_ticket(of)}"
                 for of in used
             ),
-            "The best of several methods is chosen by the error that is then told of it. So it looks a little better "
-            "than it is, and the lead of the yardstick a little smaller.",
+            "The best method is picked by the same error that is told of it. So it looks a little better than it is, "
+            "and the lead of the yardstick a little smaller.",
             "Where few seeds of random pruning differ much, no lead over it is sure, which does not say that there is "
             "none.",
             "An interval of Student’s may reach beyond 0 or 100%; it has no width where all seeds err alike, as "
@@ -117,10 +117,12 @@ def _body(of: _Of) -> list[str]:
 def _lead_of_ticket(of: _Of) -> Claim | None:
     if LOTTERY_TICKET not in of.cells.methods:
         return None
-    rivals = [method for method in of.cells.methods if method != LOTTERY_TICKET]
+    rivals = [method for method in of.cells.methods if method not in (LOTTERY_TICKET, RANDOM)]
+    if not rivals:
+        return None
     words = (
         f"Study `{of.study.name}`: iterative magnitude pruning with rewinding errs less than every pruning before "
-        "training, on each network in the mean over densities"
+        "training but `random`, on each network in the mean over densities"
     )
     return _against(of, rivals, LOTTERY_TICKET, words)
 

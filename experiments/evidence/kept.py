@@ -35,8 +35,15 @@ _DERIVED = tuple(name for name in SUMMARIES if name.endswith("_halving") or name
 
 _SCALARS = ("str", "int", "float", "bool", "ExactFloat")
 _FIELDS = {field.name: str(field.type) for field in dataclasses.fields(Trial) if str(field.type) in _SCALARS}
-_COLUMNS = {**_FIELDS, **dict.fromkeys((name for name in SUMMARIES if name not in _DERIVED), "float")}
-"""The columns of a kept table, as far as they differ between its rows, with the types of their entries."""
+_COLUMNS = {
+    **_FIELDS,
+    **dict.fromkeys((name for name in SUMMARIES if name not in _DERIVED), "float"),
+    "test_accuracy": "ExactFloat",
+}
+"""The columns of a kept table, as far as they differ between its rows, with the types of their entries.
+
+Accuracies have all their digits, so that as many right images over as many seeds are the same mean.
+"""
 
 _DIGITS = 6
 
@@ -71,8 +78,8 @@ class Kept(NamedTuple):
 def keep(folder: Path, to: Path, *, name: str = "", unfinished: bool = False) -> Kept:
     """Write the table of the study in a folder into another one, under a name that is by default the folder's.
 
-    Numbers have six significant digits, and the same study gives the same file. Raises InputError where the folder has
-    no study, where it lacks networks (unless `unfinished`), and where the files cannot be written.
+    Numbers but accuracies have six significant digits, and the same study gives the same file. Raises InputError where
+    the folder has no study, where it lacks networks (unless `unfinished`), and where the files cannot be written.
     """
     name = name or folder.resolve().name
     study = study_table.read(folder)
@@ -162,7 +169,7 @@ def _spelled(value: Any, kind: str) -> str:
     if kind == "str":
         return (str(value).strip().splitlines() or [""])[0]
     if kind == "ExactFloat":
-        return all_digits(value)
+        return "" if math.isnan(value) else all_digits(value)
     if kind == "float":
         number = float(value)
         return "" if math.isnan(number) else f"{number:.{_DIGITS}g}"

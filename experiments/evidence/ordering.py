@@ -98,7 +98,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     orders = {name: percentile_interval(of_all[name], level) for name in names}
     among_trained = {name: percentile_interval(of_trained[name], level) for name in names}
     better = {
-        name: percentile_interval(of_all[_PI] - of_all[name], corrected(len(names) - 1))
+        name: percentile_interval(mean_of_groups(by_group[_PI] - by_group[name]), corrected(len(names) - 1))
         for name in names
         if name != _PI
     }
@@ -282,12 +282,12 @@ def _table_of_choices(chosen: Mapping[str, tuple[int, Sequence[Interval]]]) -> s
     head = ("methods", "how many", *(f"ρ, {KNOWN[name][0]}" for name in (_PI, *_BESIDE)))
     return (
         "The same for other choices of methods, in the mean over all groups; all intervals of this table are right "
-        "together:\n\n" + table_of(head, rows)
+        f"together. By sums over paths score {shown_names(_OVER_PATHS)}.\n\n{table_of(head, rows)}"
     )
 
 
 def _sureness(used: Sequence[Kept], cells: Cells, trained: Cells, tried: int, left_out: Sequence[str]) -> list[str]:
-    lost = len(cells.table) - len(trained.table)
+    lost = sum(int(each.table["method"].isin(cells.methods).sum()) * sign for each, sign in ((cells, 1), (trained, -1)))
     return [
         *(described(study) for study in used),
         *left_out,

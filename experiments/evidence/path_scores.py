@@ -57,7 +57,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     overall = {pair: _overall(cells, each, corrected(len(differences))) for pair, each in differences.items()}
     level = corrected(len(cells.groups))
     by_group = {pair: [mean_interval(group, level) for group in each] for pair, each in differences.items()}
-    by_network = {pair: _by_network(cells, each) for pair, each in differences.items()}
+    tried = len(differences) * len(dict.fromkeys(cells.strata))
+    by_network = {pair: _by_network(cells, each, corrected(tried)) for pair, each in differences.items()}
     return Section(
         _TITLE,
         _QUESTION,
@@ -78,11 +79,10 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         [
             *(described(study) for study in used),
             *told_of_them,
-            "Every difference is that of runs of the same seed. Those of the claims are means over densities for "
-            "each seed, then over the seeds of a data set and network, then over data sets and networks, with "
-            f"Student’s intervals of the level 1 − 0.05/{len(differences)} for these data sets, networks and "
-            "densities. So networks count alike, however many densities they have.",
-            "In the table by network the intervals of a column are right together with probability 95%, too.",
+            "Every difference is that of runs of the same seed. Those of the claims are averaged over densities, then "
+            "over seeds, then over networks, which count alike. Their intervals are Student’s, of the level 1 − "
+            f"0.05/{len(differences)}, and speak of these networks and densities alone.",
+            f"In the table by network all {tried} intervals are right together with probability 95%.",
             f"In the table by density each interval has the level 1 − 0.05/{len(cells.groups)}, so that a column is "
             "right together with probability 95%.",
         ],
@@ -128,34 +128,42 @@ def _in_short(
     overall: Mapping[tuple[str, str], Interval],
     by_network: Mapping[tuple[str, str], Mapping[tuple[str, str], Interval]],
 ) -> str:
-    """Which differences are surely above or below 0 in the mean, how large all are, and where a network stands out."""
-    sure = [f"{COMPARISONS[pair]}" for pair, each in overall.items() if each.low > 0 or each.high < 0]
+    """Which differences are surely above or below 0, in the mean and by network, and how large all are."""
+
+    def sure(each: Interval) -> bool:
+        return each.low > 0 or each.high < 0
+
     parts = [f"{COMPARISONS[pair]}, {_POINTS.of(difference)}" for pair, difference in overall.items()]
-    number = len(next(iter(by_network.values())))
-    alone = [
-        f"{COMPARISONS[pair]} is {_POINTS.of(each)} on `{model}`"
+    number = counted(len(next(iter(by_network.values()))), "network")
+    in_mean = [COMPARISONS[pair] for pair, each in overall.items() if sure(each)]
+    told = (
+        f"Surely not 0 in the mean over {number} is {enumerated(in_mean)}"
+        if in_mean
+        else (f"No difference is sure in the mean over {number}")
+    )
+    cells = {
+        f"{COMPARISONS[pair]} on `{model}` ({_POINTS.of(each)})": each
         for pair, of_networks in by_network.items()
         for (_, model), each in of_networks.items()
-        if each.low > 0 or each.high < 0
-    ]
-    told = (
-        f"Surely not 0 in the mean over {counted(number, 'network')} is {enumerated(sure)}"
-        if sure
-        else (f"No difference is sure in the mean over {counted(number, 'network')}")
+    }
+    alone = [words for words, each in cells.items() if sure(each)]
+    largest = max(cells, key=lambda words: abs(np.nan_to_num(cells[words].value)))
+    network = (
+        f"Sure by itself is {enumerated(alone)}."
+        if alone
+        else (f"Nor is one of the {len(cells)} differences by network; the largest is {largest}.")
     )
-    network = f" By itself a network may differ: {enumerated(alone)}." if alone else ""
-    return f"{told}: {'; '.join(parts)}.{network}"
+    return f"{told}: {'; '.join(parts)}. {network}"
 
 
-def _by_network(cells: Cells, differences: np.ndarray) -> dict[tuple[str, str], Interval]:
-    """The mean over the densities of each data set and network, with intervals that are right together."""
+def _by_network(cells: Cells, differences: np.ndarray, level: float) -> dict[tuple[str, str], Interval]:
+    """The mean over the densities of each data set and network."""
     strata = np.array(cells.strata)
-    numbers = dict.fromkeys(cells.strata)
     return {
         cells.groups[int(np.flatnonzero(strata == stratum)[0])][:2]: mean_interval(
-            differences[strata == stratum].mean(axis=0), corrected(len(numbers))
+            differences[strata == stratum].mean(axis=0), level
         )
-        for stratum in numbers
+        for stratum in dict.fromkeys(cells.strata)
     }
 
 

@@ -102,15 +102,15 @@ def _study_of(account: Account, model: str, studies: Mapping[str, Kept]) -> Kept
 def _rows(account: Account, studies: Mapping[str, Kept]) -> list[_Row]:
     """Ours beside theirs; the differences have intervals that are right together, and are wider by their rounding."""
     rows = []
-    for (model, density), theirs in account.errors.items():
-        study = _study_of(account, model, studies)
-        if study is None:
-            continue
-        errors = our_errors(study, model, density)
-        off = mean_interval(errors.to_numpy() - theirs, corrected(len(account.errors)))
+    found = {key: _study_of(account, key[0], studies) for key in account.errors}
+    ours = {key: our_errors(study, *key) for key, study in found.items() if study is not None}
+    level = corrected(sum(bool(errors.notna().any()) for errors in ours.values()))
+    for (model, density), errors in ours.items():
+        theirs = account.errors[model, density]
+        off = mean_interval(errors.to_numpy() - theirs, level)
         difference = Interval(off.value, off.low - account.rounding, off.high + account.rounding)
-        ours = mean_interval(errors.to_numpy())
-        rows.append(_Row(model, density, ours, int(errors.notna().sum()), theirs, difference))
+        error = mean_interval(errors.to_numpy())
+        rows.append(_Row(model, density, error, int(errors.notna().sum()), theirs, difference))
     return rows
 
 
@@ -150,32 +150,35 @@ def _largest(rows: list[_Row]) -> str:
     return f"{_POINTS.of(worst.difference)} (`{worst.model}` at density {worst.density:g})"
 
 
+def _step(studies: Mapping[str, Kept]) -> Interval:
+    """How much more the network with more weights errs in the one setting than that with fewer in the other."""
+    model, more, fewer = _PUZZLE
+    difference = our_errors(studies["mnist-sgd"], model, more) - our_errors(studies["mnist-snip"], model, fewer)
+    return mean_interval(difference.to_numpy())
+
+
 def _apart(studies: Mapping[str, Kept]) -> Claim:
     """Whether the network with more weights errs more in the one setting than that with fewer in the other."""
     model, more, fewer = _PUZZLE
-    difference = our_errors(studies["mnist-sgd"], model, more) - our_errors(studies["mnist-snip"], model, fewer)
     return Claim.of(
         f"`{model}` errs more at density {more:g} in our setting after the other group than at {fewer:g} in that after "
         "SNIP",
-        mean_interval(difference.to_numpy()),
+        _step(studies),
         _POINTS,
         low=0.0,
     )
 
 
 def _in_short(rows: list[list[_Row]], studies: Mapping[str, Kept]) -> str:
-    """Which of the two accounts ours agrees with, pruned and unpruned, and how our trainings differ from theirs."""
+    """Which of the two accounts ours agrees with, in which cells, and how our trainings differ from theirs."""
     parts, agreed = [], []
     for account, each in zip(ACCOUNTS, rows, strict=True):
-        near = {
-            pruned: [_is_near(row) == HOLDS for row in each if row.seeds and (row.density < 1) == pruned]
-            for pruned in (True, False)
-        }
-        parts.append(
-            f"{sum(near[True])} of {len(near[True])} pruned and {sum(near[False])} of {len(near[False])} unpruned "
-            f"networks of {account.who}"
-        )
-        agreed += [account.who] if all(near[True] + near[False]) else []
+        measured = [row for row in each if row.seeds]
+        near = [row for row in measured if _is_near(row) == HOLDS]
+        cells = [f"`{row.model}` {'unpruned' if row.density == 1 else f'at density {row.density:g}'}" for row in near]
+        which = f" ({enumerated(cells)})" if cells else ""
+        parts.append(f"{len(near)} of {len(measured)} numbers of {account.who}{which}")
+        agreed += [account.who] if len(near) == len(measured) else []
     told = f"with {enumerated(agreed)}" if agreed else "with neither account in all numbers"
     return (
         f"SNIP on MNIST agrees {told}. Our error is surely within {_CLOSE:g} points of theirs for "
@@ -185,7 +188,7 @@ def _in_short(rows: list[list[_Row]], studies: Mapping[str, Kept]) -> str:
 
 def _unlike(studies: Mapping[str, Kept]) -> str:
     """Where the learning rate is not the published one, and that training is shorter."""
-    told = ["our trainings are shorter than those of SNIP’s authors"]
+    told = ["our trainings end before SNIP’s authors first cut their rate"]
     for account in ACCOUNTS:
         for study in (studies[name] for name in account.studies if name in studies):
             rate = study.about["options"]["train.learning_rate"]
@@ -198,6 +201,7 @@ def _unlike(studies: Mapping[str, Kept]) -> str:
 def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -> str:
     model, more, fewer = _PUZZLE
     theirs, others = (account.errors for account in ACCOUNTS)
+    step, ours = others[model, more] - theirs[model, fewer], _step(studies)
     unpruned = our_errors(studies["mnist-sgd"], model, 1.0) - our_errors(studies["mnist-snip"], model, 1.0)
     differences = [
         f"In the mean our errors differ by {_POINTS.of(_mean_difference(account, studies))} from those of "
@@ -207,8 +211,8 @@ def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -
     puzzle = (
         f"The two accounts seem not to fit together: {ACCOUNTS[0].who} report {theirs[model, fewer]:g}% for `{model}` "
         f"at density {fewer:g}, and {ACCOUNTS[1].who} {others[model, more]:g}% with twice the weights, "
-        f"{others[model, more] - theirs[model, fewer]:.2f} points more. Here the two settings make a difference of "
-        f"{apart.number}; what is left is not accounted for. Unpruned, theirs differ by "
+        f"{step:.2f} points more. The same comparison of our own runs gives {apart.number}; the other "
+        f"{step - ours.value:.2f} are not explained. Unpruned, theirs differ by "
         f"{_POINTS.spelled(others[model, 1.0] - theirs[model, 1.0])} points, and ours by "
         f"{_POINTS.of(mean_interval(unpruned.to_numpy()))}."
     )
@@ -268,12 +272,13 @@ def _sureness(used: list[Kept], studies: Mapping[str, Kept]) -> list[str]:
         *(described(study) for study in used),
         *([f"Not measured here: {enumerated(absent)}."] if absent else []),
         "Errors are means over seeds with Student’s 95% intervals. The intervals of differences from one account are "
-        "right together with probability 95%, and are wider by the rounding of the published number, as is that of "
-        "the mean, which takes networks alike. The accounts give no intervals of their own.",
+        "right together, and each is widened by the rounding of the published number. In their mean, networks count "
+        "alike. The accounts give no intervals of their own.",
+        "The claims on longer training are right together; in the table of changes each interval is by itself.",
         f"{failed or 'None'} of these runs are without a result; means are over the seeds that have one.",
-        "Ours are shorter than the published trainings of SNIP’s authors, whose rate falls every 25,000 steps. So a "
-        "difference from them does not show that their numbers cannot be had. What the other group says of weight "
-        "decay is not known here; ours has it.",
+        "SNIP’s authors cut their rate for the first time after 25,000 steps; how long they trained is not known here. "
+        "So a difference from them does not show that their numbers cannot be had. What the other group says of "
+        "weight decay is not known here; ours has it.",
     ]
 
 

@@ -230,25 +230,24 @@ def _table_by_network(by_network: Mapping[str, Sequence[Interval]], cells: Cells
 
 
 def _where_inverting_is_free(arrays: _Arrays, cells: Cells) -> str:
-    """Methods whose weights of lowest score do about as well, where the method leads random pruning."""
-    places = [
-        (place, at)
-        for place in range(len(cells.groups))
+    """Methods whose weights of lowest score may do about as well."""
+    costs = {
+        (cells.methods[at], model): arrays.variants["inverted"][place, at] - arrays.base[place, at]
+        for place, (_, model, _) in enumerate(cells.groups)
         for at in range(len(cells.methods))
-        if mean_interval(arrays.base[place, at] - arrays.random[place, 0]).low > 0
-        and not np.isnan(arrays.variants["inverted"][place, at]).all()
+    }
+    costs = {key: cost for key, cost in costs.items() if not np.isnan(cost).all()}
+    changes = {key: mean_interval(cost, corrected(len(costs))) for key, cost in costs.items()}
+    free = [
+        f"`{method}` on `{model}` ({_POINTS.of(change)})"
+        for (method, model), change in changes.items()
+        if change.high > -_CLOSE
     ]
-    free = []
-    for place, at in places:
-        lost = arrays.variants["inverted"][place, at] - arrays.base[place, at]
-        change = mean_interval(lost, corrected(len(places)))
-        if change.high > -_CLOSE:
-            free.append(f"`{cells.methods[at]}` on `{cells.groups[place][1]}` ({_POINTS.of(change)})")
     if not free:
         return ""
     return (
         f"\n\nKeeping the weights that score least does not surely cost a point here: {enumerated(free)}. These "
-        f"{len(places)} intervals are right together."
+        f"{len(costs)} intervals are right together."
     )
 
 

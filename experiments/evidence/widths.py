@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.base.errors import InputError
 from experiments.base.names import DENSE
-from experiments.base.wording import counted
+from experiments.base.wording import counted, enumerated
 from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
 from experiments.evidence.sections import Missing, Section, table_of
 from experiments.evidence.statistics import Interval, corrected, mean_interval, stratified_interval
@@ -142,6 +142,8 @@ def section(file: Path) -> Section | Missing:
             "Each seed gives one exponent, from a line through its distances at all widths on logarithmic axes. In the "
             "table intervals are Student’s 95% intervals over seeds; those of a "
             "claim on each mask are right together.",
+            f"Masks that do not look at the weights are {enumerated(_BLIND)}; those chosen by size are "
+            f"{enumerated(_BY_SIZE)}.",
             "These are kernels at initialization. Nothing is trained.",
         ],
         ["[masks.csv](../widths/masks.csv)"],
@@ -184,7 +186,7 @@ def _in_short(found: Sequence[Slope], verdicts: Mapping[_Family, str]) -> str:
             last = [slope.distances[1] for slope in _of_family(found, family)]
             stays.append(f"{min(last):.1f} to {max(last):.1f} times its size for {family.short}")
     if stays:
-        told.append(f"At the largest width the distance from that kernel is still {'; '.join(stays)}.")
+        told.append(f"At the largest width the distance from that kernel is {'; '.join(stays)}.")
     return " ".join(told)
 
 
