@@ -7,12 +7,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from typing import Any, NoReturn
 
 __all__ = ["end_at_signals"]
 
 _WORDS = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 """The signals that end a command, and what it says first. Slurm sends SIGTERM before a time limit and at preemption."""
+
+_UNDER_WAY = 0.02
+"""Seconds in which what another thread is writing at this moment is written."""
 
 
 def end_at_signals() -> None:
@@ -47,6 +51,12 @@ def _end(number: int) -> NoReturn:
         if sys.stdout.isatty():
             os.write(sys.stdout.fileno(), b"\x1b[?25h\n")  # the cursor, which the progress bar had hidden
     words = f"{_WORDS[signal.Signals(number)]}; every finished network is kept. The same command continues.\n"
+    errors = 2
     with contextlib.suppress(OSError):
-        os.write(2, words.encode())
+        errors, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+        for place in (1, 2):
+            os.dup2(nowhere, place)  # what the main thread says from now on does not come after these words
+    time.sleep(_UNDER_WAY)
+    with contextlib.suppress(OSError):
+        os.write(errors, words.encode())
     os._exit(128 + number)

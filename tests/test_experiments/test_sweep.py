@@ -7,6 +7,8 @@ import pickle
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -173,6 +175,22 @@ def test_a_signal_ends_a_study_in_one_sentence(number, status, word, place, tmp_
     job.send_signal(number)
     assert job.wait() == status
     assert log.read_text().endswith(f"{word}; every finished network is kept. The same command continues.\n")
+
+
+def test_nothing_is_said_after_the_sentence_that_ends_a_command(tmp_path):
+    talking = "from experiments.base import ending; ending.end_at_signals()\nwhile True: print('a line', flush=True)"
+    with (tmp_path / "log").open("wb") as log:
+        job = subprocess.Popen([sys.executable, "-c", talking], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    while not (tmp_path / "log").stat().st_size:
+        time.sleep(0.01)
+    job.send_signal(signal.SIGTERM)
+    assert job.wait() == 143
+    # where Python does not buffer, a line may be cut in its middle
+    assert (
+        (tmp_path / "log")
+        .read_text()
+        .endswith("Terminated; every finished network is kept. The same command continues.\n")
+    )
 
 
 def test_a_killed_study_continues_to_the_same_numbers(place, tmp_path):

@@ -141,7 +141,9 @@ def test_an_interruption_ends_driver_and_workers_in_one_sentence(place, tmp_path
     _, alive = psutil.wait_procs(workers, timeout=PATIENCE)
     assert not alive
     assert (
-        out.with_suffix(".log").read_text().splitlines()[-1].startswith("Terminated; every finished network is kept.")
+        out.with_suffix(".log")
+        .read_text()
+        .endswith("Terminated; every finished network is kept. The same command continues.\n")
     )
 
 
