@@ -104,7 +104,7 @@ class Study:
     density: tuple[float, ...]
     """Kept shares of the prunable weights, each in (0, 1]."""
     seeds: int = 3
-    """How many seeds, which are 0, 1, 2 and so on."""
+    """Number of seeds. The seeds are 0, 1, 2 and so on."""
     train_images: int = 0
     """How many train images are used, the first ones; 0 is all."""
     test_images: int = 0

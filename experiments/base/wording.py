@@ -25,7 +25,11 @@ def enumerated(parts: Sequence[str]) -> str:
 
     >>> enumerated(["a", "b", "c"])
     'a, b and c'
+    >>> enumerated([])
+    'none'
     """
+    if not parts:
+        return "none"
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 

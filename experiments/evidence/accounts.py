@@ -23,6 +23,7 @@ class Account(NamedTuple):
         source: where the numbers stand.
         setting: how they train, in words that begin with "SGD".
         learning_rate: the learning rate that they begin with.
+        first_cut: the number of steps after which they first cut it, None where they do not.
         rounding: half a unit of the last digit that they print, in points.
         errors: test error in per cent by network and density, 1 being the unpruned network.
     """
@@ -33,6 +34,7 @@ class Account(NamedTuple):
     source: str
     setting: str
     learning_rate: float
+    first_cut: int | None
     rounding: float
     errors: Mapping[tuple[str, float], float]
 
@@ -47,6 +49,7 @@ ACCOUNTS = (
         "SGD with momentum 0.9, learning rate 0.1, cut tenfold every 25,000 steps, batches of 100, weight decay "
         "0.0005, 90% of the training images",
         0.1,
+        25_000,
         0.05,
         {
             ("lenet_300_100", 1.0): 1.7,
@@ -64,6 +67,7 @@ ACCOUNTS = (
         "a reproduction of SNIP by another group over 10 seeds, whose numbers have come to us without their source",
         "SGD without momentum, learning rate 0.1, constant, batches of 100, 10,000 steps",
         0.1,
+        None,
         0.005,
         {
             ("lenet_300_100", 1.0): 1.33,

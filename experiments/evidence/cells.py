@@ -102,7 +102,7 @@ class Cells:
     def restricted(self, keep: Callable[[Group], bool]) -> Cells:
         """The cells of those groups that `keep` takes."""
         rows = zip(self.table["data"], self.table["model"], self.table["density"], strict=True)
-        return Cells(self.table[[keep(group) for group in rows]], self.methods)
+        return Cells(self.table[np.array([keep(group) for group in rows], bool)], self.methods)
 
 
 def in_order(methods: Sequence[str]) -> list[str]:

@@ -108,6 +108,8 @@ def tally(claims: Sequence[Claim]) -> str:
     >>> print(tally([Claim("", "", "", HOLDS), Claim("", "", "", OPEN), Claim("", "", "", HOLDS)]))
     Of 3 claims 2 hold and 1 is not settled.
     """
+    if not claims:
+        return "Nothing is claimed."
     if len(claims) == 1:
         return f"The claim {claims[0].verdict if claims[0].verdict != OPEN else f'is {OPEN}'}."
     words = {HOLDS: (HOLDS, "hold"), NOT: (NOT, "do not hold"), OPEN: (f"is {OPEN}", f"are {OPEN}")}

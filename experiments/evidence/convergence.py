@@ -65,6 +65,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         return not_kept(_TITLE, _QUESTION, [_STUDY])
     rows = study.finished[study.finished["gap_linearized"].notna()]  # networks whose loss curves were asked for
     cells = Cells(rows, tuple(in_order(rows["method"].unique())))  # the unpruned network too
+    if not cells.groups:
+        return not_kept(_TITLE, _QUESTION, [_STUDY])
     draws = cells.resampled()
     names = [name for name in RUNGS if rows[f"gap_{name}"].notna().any()]
     level = corrected(len(names))
@@ -95,7 +97,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         if name in orders
     ]
     by_model = _by_model(cells, draws, names, level)
-    gains = _gains_by_model(cells, draws) if "no_data" in names else {}
+    gains = _gains_by_model(cells, draws) if {"data_free", "no_data"} <= set(names) else {}
     return Section(
         _TITLE,
         _QUESTION,
@@ -187,11 +189,11 @@ def _in_short(
     """By which factors the predictions are off, and where expected gates are no better than Π alone."""
     told = [f"{_factors(overall[name])} ({_spelled(name)})" for name in _TOLD if name in overall]
     worse = [
-        f" On `{setting[1]}` Π alone is off by {factor(by_model[setting]['data_free'].value)} and expected gates "
-        f"without data by {factor(by_model[setting]['no_data'].value)}"
-        f"{'' if gain.high < 0 else ', which are not surely apart'}."
+        f" On `{setting[1]}` Π alone is off by a factor of {factor(by_model[setting]['data_free'].value)} and expected "
+        f"gates without data by {factor(by_model[setting]['no_data'].value)}"
+        f"{', surely more' if gain.high < 0 else ', which are not surely apart'}."
         for setting, gain in gains.items()
-        if gain.value < 0
+        if gain.value < 0 and by_model[setting]["no_data"].value > by_model[setting]["data_free"].value
     ]
     return (
         f"In the median over cells, predictions of the loss curve are off by a factor of {enumerated(told)}."
@@ -287,8 +289,8 @@ def _sureness(study: Kept, cells: Cells, tried: int) -> list[str]:
     reasons = [reason for reason in cells.table["why_not_expected"].unique() if reason]
     lacking = cells.table.loc[cells.table["why_not_expected"] != "", "model"].unique()
     untrained = cells.table[cells.table["did_not_train"] != ""]
-    gaps = untrained[[f"gap_{name}" for name in RUNGS]]
-    right = int((gaps.fillna(0.0) < _CLOSE).all(axis=1).sum())
+    gaps = untrained[[f"gap_{name}" for name in RUNGS if cells.table[f"gap_{name}"].notna().any()]]
+    right = int((gaps < _CLOSE).all(axis=1).sum())
     sentences = [
         described(study),
         f"Curves are those of {options.get('measure.ntk_images', 10)} images over "

@@ -61,8 +61,10 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         cells = Cells(study.finished, tuple(in_order(methods))).restricted(functools.partial(_is_in, left_out))
         if cells.groups:
             used.append(_Of(study, cells, 1 - cells.values("test_accuracy")))
+    if not used:
+        return not_kept(_TITLE, _QUESTION, [_STUDIES[0]])
     leads = {of.study.name: _lead_of_ticket(of) for of in used}
-    networks = sum(len(of.settings) for of in used)
+    networks = sum(len(of.settings) for of in used if LOTTERY_TICKET in of.cells.methods)
     bests = [best for of in used for best in _bests(of, networks)]
     return Section(
         _TITLE,
@@ -150,13 +152,15 @@ def _told_of_ticket(of: _Of) -> str:
             method: mean_interval(each).value for method, each in zip(of.cells.methods, of.errors[at], strict=True)
         }
         ticket = errors.pop(LOTTERY_TICKET)
-        rival = min(errors, key=lambda method: np.nan_to_num(errors[method], nan=np.inf))
+        rival = min(errors, key=lambda method: np.nan_to_num(errors[method], nan=np.inf), default=LOTTERY_TICKET)
         if _lead(of, at, rival).high < 0:
             lost = of.cells.untrained(group, LOTTERY_TICKET)
             runs = f"; {lost} of its runs did not train" if lost else ""
             worse.append(f"`{group[1]}` at density {group[2]:g} ({100 * ticket:.0f}% error{runs})")
     no_yardstick = (
-        f" By its own interval it errs more than the best of the others on {enumerated(worse)}." if worse else ""
+        f" By an interval of each density alone it errs more than the best of the others on {enumerated(worse)}."
+        if worse
+        else ""
     )
     return f" There `{LOTTERY_TICKET}` puts weights back to {to}.{no_yardstick}"
 
@@ -211,6 +215,8 @@ def _bests(of: _Of, networks: int) -> list[_Best]:
         lowest = groups[-1]
         means = {method: mean_interval(of.errors[lowest, at]) for at, method in enumerate(of.cells.methods)}
         others = [method for method in means if method != LOTTERY_TICKET and np.isfinite(means[method].value)]
+        if not others:
+            continue
         best = min(others, key=lambda method: means[method].value)
         ticket = lead = None
         if LOTTERY_TICKET in means:
@@ -230,7 +236,7 @@ def _in_short(bests: Sequence[_Best]) -> str:
     """How much less the yardstick errs than the best pruning before training, at the lowest density of each network."""
     sides: dict[str, list[str]] = {"surely less": [], "not surely apart": [], "surely more": []}
     for best in bests:
-        if best.lead is not None:
+        if best.lead is not None and np.isfinite(best.lead.value):
             side = "surely less" if best.lead.low > 0 else "surely more" if best.lead.high < 0 else "not surely apart"
             lead = _POINTS.spelled(best.lead.value)
             sides[side].append(f"`{best.setting[1]}` ({lead} points at density {best.density:g})")
@@ -239,8 +245,8 @@ def _in_short(bests: Sequence[_Best]) -> str:
     words = {
         "surely less": "At the lowest density of a network, the lottery ticket errs surely less than the best pruning "
         "before training on",
-        "not surely apart": "They are not surely apart on",
-        "surely more": "It errs surely more, and is no yardstick, on",
+        "not surely apart": "The lottery ticket and the best pruning before training are not surely apart on",
+        "surely more": "The lottery ticket errs surely more, and is no yardstick, on",
     }
     return " ".join(f"{words[side]} {enumerated(networks)}." for side, networks in sides.items() if networks)
 

@@ -78,8 +78,9 @@ class Kept(NamedTuple):
 def keep(folder: Path, to: Path, *, name: str = "", unfinished: bool = False) -> Kept:
     """Write the table of the study in a folder into another one, under a name that is by default the folder's.
 
-    Numbers but accuracies have six significant digits, and the same study gives the same file. Raises InputError where
-    the folder has no study, where it lacks networks (unless `unfinished`), and where the files cannot be written.
+    All numbers except accuracies have six significant digits, and the same study gives the same file. Raises
+    InputError where the folder has no study, where it lacks networks (unless `unfinished`), and where the files cannot
+    be written.
     """
     name = name or folder.resolve().name
     study = study_table.read(folder)

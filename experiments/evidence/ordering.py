@@ -89,6 +89,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     left_out, told_of_them = inconclusive(whole)
     methods = in_order([method for method in whole["method"].unique() if _is_before_training(method)])
     cells = Cells(whole, tuple(methods)).restricted(lambda group: group[:2] not in left_out)
+    if not cells.groups:
+        return not_kept(_TITLE, _QUESTION, ["digits"])
     trained = Cells(cells.table[cells.table["did_not_train"] == ""], cells.methods)
     by_group = _associations(cells, cells.resampled())
     of_all = {name: mean_of_groups(rho) for name, rho in by_group.items()}
@@ -211,15 +213,15 @@ def _answer(
     by_setting: Mapping[tuple[str, str], Mapping[str, Interval]],
     chosen: Mapping[str, tuple[int, Sequence[Interval]]],
 ) -> str:
-    first = max(orders, key=lambda name: orders[name].value)
-    best = "Tr Π itself" if first == _PI else f"{KNOWN[first][0]}, {_RHO.of(orders[first])}"
+    first = max(orders, key=lambda name: np.nan_to_num(orders[name].value, nan=-np.inf))
+    best = "Tr Π itself" if first == _PI else f"{KNOWN[first][0]} ({_RHO.of(orders[first])})"
     each = [f"{_RHO.of(of_setting[_PI])} on `{model}`" for (_, model), of_setting in by_setting.items()]
     without = (
-        f" Without random pruning the mean over groups is {_RHO.of(chosen[_WITHOUT_RANDOM][1][0])}." if chosen else ""
+        f" Without random pruning the mean over groups is {_RHO.of(chosen[_WITHOUT_RANDOM][1][0])}."
+        if _WITHOUT_RANDOM in chosen
+        else ""
     )
-    return (
-        f"Network by network it is {enumerated(each)}.{without} Of {len(orders)} quantities the largest ρ has {best}."
-    )
+    return f"Network by network it is {enumerated(each)}.{without} Of {len(orders)} quantities, {best} has the largest."
 
 
 def _table(

@@ -136,24 +136,20 @@ def _in_short(
     parts = [f"{COMPARISONS[pair]}, {_POINTS.of(difference)}" for pair, difference in overall.items()]
     number = counted(len(next(iter(by_network.values()))), "network")
     in_mean = [COMPARISONS[pair] for pair, each in overall.items() if sure(each)]
-    told = (
-        f"Surely not 0 in the mean over {number} is {enumerated(in_mean)}"
-        if in_mean
-        else (f"No difference is sure in the mean over {number}")
-    )
-    cells = {
-        f"{COMPARISONS[pair]} on `{model}` ({_POINTS.of(each)})": each
+    mean = f"the difference is sure for {enumerated(in_mean)}" if in_mean else "no difference is sure"
+    by_itself = [
+        (f"{COMPARISONS[pair]} on `{model}` ({_POINTS.of(each)})", each)
         for pair, of_networks in by_network.items()
         for (_, model), each in of_networks.items()
-    }
-    alone = [words for words, each in cells.items() if sure(each)]
-    largest = max(cells, key=lambda words: abs(np.nan_to_num(cells[words].value)))
+    ]
+    alone = [words for words, each in by_itself if sure(each)]
+    largest, _ = max(by_itself, key=lambda item: abs(np.nan_to_num(item[1].value)))
     network = (
-        f"Sure by itself is {enumerated(alone)}."
+        f"it is sure for {enumerated(alone)}"
         if alone
-        else (f"Nor is one of the {len(cells)} differences by network; the largest is {largest}.")
+        else f"none of {len(by_itself)} is sure; the largest is {largest}"
     )
-    return f"{told}: {'; '.join(parts)}. {network}"
+    return f"In the mean over {number} {mean}: {'; '.join(parts)}. By network {network}."
 
 
 def _by_network(cells: Cells, differences: np.ndarray, level: float) -> dict[tuple[str, str], Interval]:
@@ -189,7 +185,7 @@ def _without_the_lowest(cells: Cells, differences: Mapping[tuple[str, str], np.n
         for each in differences.values()
     ]
     told = enumerated([_POINTS.spelled(float(mean)) for mean in means])
-    return f"Without density {lowest:g}, at which seeds differ most, the means are {told} points."
+    return f"Without density {lowest:g} the means are {told} points, in this order."
 
 
 def _where(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells) -> str:

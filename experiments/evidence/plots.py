@@ -26,7 +26,7 @@ _COLUMNS = 2
 """Panels beside each other: a page is not wide enough for the letters of more."""
 
 _MANY = 8
-"""Lines from which on a panel is higher, so that they can be told apart."""
+"""A panel with more lines than this is higher, so that they can be told apart."""
 
 
 class Line(NamedTuple):

@@ -59,6 +59,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         return not_kept(_TITLE, _QUESTION, lacking)
     used = [studies[name] for account in ACCOUNTS for name in account.studies if name in studies]
     rows = [_rows(account, studies) for account in ACCOUNTS]
+    if not any(row.seeds for each in rows for row in each):
+        return not_kept(_TITLE, _QUESTION, first)
     claims = [_reproduced(account, each) for account, each in zip(ACCOUNTS, rows, strict=True)]
     apart = _apart(studies)
     claims.append(apart)
@@ -146,7 +148,9 @@ def _mean_difference(account: Account, studies: Mapping[str, Kept]) -> Interval:
 
 def _largest(rows: list[_Row]) -> str:
     """The difference of largest size, with where it is."""
-    worst = max(rows, key=lambda row: abs(np.nan_to_num(row.difference.value)))
+    worst = max(rows, key=lambda row: abs(np.nan_to_num(row.difference.value)), default=None)
+    if worst is None:
+        return "–"
     return f"{_POINTS.of(worst.difference)} (`{worst.model}` at density {worst.density:g})"
 
 
@@ -174,6 +178,8 @@ def _in_short(rows: list[list[_Row]], studies: Mapping[str, Kept]) -> str:
     parts, agreed = [], []
     for account, each in zip(ACCOUNTS, rows, strict=True):
         measured = [row for row in each if row.seeds]
+        if not measured:
+            continue
         near = [row for row in measured if _is_near(row) == HOLDS]
         cells = [f"`{row.model}` {'unpruned' if row.density == 1 else f'at density {row.density:g}'}" for row in near]
         which = f" ({enumerated(cells)})" if cells else ""
@@ -187,21 +193,32 @@ def _in_short(rows: list[list[_Row]], studies: Mapping[str, Kept]) -> str:
 
 
 def _unlike(studies: Mapping[str, Kept]) -> str:
-    """Where the learning rate is not the published one, and that training is shorter."""
-    told = ["our trainings end before SNIP’s authors first cut their rate"]
+    """How our trainings differ from the published ones, as a sentence that begins with a space, if they do."""
+    told = []
     for account in ACCOUNTS:
+        shorter, rates = [], []
         for study in (studies[name] for name in account.studies if name in studies):
-            rate = study.about["options"]["train.learning_rate"]
-            if rate != account.learning_rate:
-                named = enumerated([f"`{model}`" for model in study.table["model"].unique()])
-                told.append(f"{named} had the learning rate {rate:g} in place of {account.learning_rate:g}")
-    return f" It is not like for like: {', and '.join(told)}."
+            options = study.about["options"]
+            steps = options["train.epochs"] * (options.get("train_images", 0) // options["train.batch_size"])
+            named = enumerated([f"`{model}`" for model in study.table["model"].unique()])
+            if account.first_cut and 0 < steps < account.first_cut:
+                shorter.append(f"{named} for {steps:,} steps")
+            if options["train.learning_rate"] != account.learning_rate:
+                rates.append(f"{named} at the learning rate {options['train.learning_rate']:g}")
+        if shorter:
+            told.append(
+                f"we train {enumerated(shorter)}, where {account.who} first cut the rate after {account.first_cut:,}"
+            )
+        if rates:
+            told.append(f"we train {enumerated(rates)}, and they at {account.learning_rate:g}")
+    return f" It is not like for like: {'; '.join(told)}." if told else ""
 
 
 def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -> str:
     model, more, fewer = _PUZZLE
     theirs, others = (account.errors for account in ACCOUNTS)
     step, ours = others[model, more] - theirs[model, fewer], _step(studies)
+    rest = f"; the other {step - ours.value:.2f} are not explained" if 0 < ours.value < step else ""
     unpruned = our_errors(studies["mnist-sgd"], model, 1.0) - our_errors(studies["mnist-snip"], model, 1.0)
     differences = [
         f"In the mean our errors differ by {_POINTS.of(_mean_difference(account, studies))} from those of "
@@ -211,8 +228,8 @@ def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -
     puzzle = (
         f"The two accounts seem not to fit together: {ACCOUNTS[0].who} report {theirs[model, fewer]:g}% for `{model}` "
         f"at density {fewer:g}, and {ACCOUNTS[1].who} {others[model, more]:g}% with twice the weights, "
-        f"{step:.2f} points more. The same comparison of our own runs gives {apart.number}; the other "
-        f"{step - ours.value:.2f} are not explained. Unpruned, theirs differ by "
+        f"{step:.2f} points more. The same comparison of our own runs gives {apart.number}{rest}. Unpruned, theirs "
+        "differ by "
         f"{_POINTS.spelled(others[model, 1.0] - theirs[model, 1.0])} points, and ours by "
         f"{_POINTS.of(mean_interval(unpruned.to_numpy()))}."
     )
@@ -274,7 +291,14 @@ def _sureness(used: list[Kept], studies: Mapping[str, Kept]) -> list[str]:
         "Errors are means over seeds with Student’s 95% intervals. The intervals of differences from one account are "
         "right together, and each is widened by the rounding of the published number. In their mean, networks count "
         "alike. The accounts give no intervals of their own.",
-        "The claims on longer training are right together; in the table of changes each interval is by itself.",
+        *(
+            [
+                "The claims on what longer training changes are right together, and so are the distances from the "
+                "published errors after it; in the table of changes each interval is by itself."
+            ]
+            if settling.longer(studies)
+            else []
+        ),
         f"{failed or 'None'} of these runs are without a result; means are over the seeds that have one.",
         "SNIP’s authors cut their rate for the first time after 25,000 steps; how long they trained is not known here. "
         "So a difference from them does not show that their numbers cannot be had. What the other group says of "

@@ -82,6 +82,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     is_varied = rows["method"].str.contains("+", regex=False)
     varied = {method.partition("+")[0] for method in rows.loc[is_varied, "method"]} - {RANDOM}
     cells = Cells(rows, tuple(in_order([name for name in varied if name in set(rows["method"])])))
+    if not cells.groups:
+        return not_kept(_TITLE, _QUESTION, [_STUDY])
     arrays = _Arrays(
         cells.values("test_accuracy"),
         {name: cells.values("test_accuracy", [f"{method}+{name}" for method in cells.methods]) for name in VARIANTS},
@@ -152,7 +154,10 @@ def _by_network(arrays: _Arrays, cells: Cells) -> dict[str, list[Interval]]:
     found = {name: [percentile_interval(each, level) for each in of_groups] for name, of_groups in drawn.items()}
     both = zip(drawn["shuffled"], drawn[_LEAD], strict=True)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return found | {_STAYS: [percentile_interval(1 + change / lead, level) for change, lead in both]}
+        shares = [percentile_interval(1 + change / lead, level) for change, lead in both]
+    # a share of what may be nothing is no share
+    none = Interval(np.nan, np.nan, np.nan)
+    return found | {_STAYS: [share if lead.low > 0 else none for share, lead in zip(shares, found[_LEAD], strict=True)]}
 
 
 def _mean(means: np.ndarray, methods: np.ndarray) -> np.ndarray:
@@ -232,16 +237,16 @@ def _table_by_network(by_network: Mapping[str, Sequence[Interval]], cells: Cells
 def _where_inverting_is_free(arrays: _Arrays, cells: Cells) -> str:
     """Methods whose weights of lowest score may do about as well."""
     costs = {
-        (cells.methods[at], model): arrays.variants["inverted"][place, at] - arrays.base[place, at]
-        for place, (_, model, _) in enumerate(cells.groups)
+        (place, at): arrays.variants["inverted"][place, at] - arrays.base[place, at]
+        for place in range(len(cells.groups))
         for at in range(len(cells.methods))
     }
     costs = {key: cost for key, cost in costs.items() if not np.isnan(cost).all()}
     changes = {key: mean_interval(cost, corrected(len(costs))) for key, cost in costs.items()}
     free = [
-        f"`{method}` on `{model}` ({_POINTS.of(change)})"
-        for (method, model), change in changes.items()
-        if change.high > -_CLOSE
+        f"`{cells.methods[at]}` on `{cells.groups[place][1]}` ({_POINTS.of(change)})"
+        for (place, at), change in changes.items()
+        if not change.high <= -_CLOSE
     ]
     if not free:
         return ""

@@ -120,7 +120,7 @@ def section(file: Path) -> Section | Missing:
     widths = {model: sorted(rows["width"].unique()) for model, rows in table.groupby("model", sort=False)}
     seeds = int(table["seed"].nunique())
     density = table.loc[table["mask"] != DENSE, "density"].unique()
-    by_family = {family: _claims(found, family) for family in _FAMILIES}
+    by_family = {family: _claims(found, family) for family in _FAMILIES if _of_family(found, family)}
     words = "; ".join(f"`{model}` of widths {', '.join(map(str, each))}" for model, each in widths.items())
     return Section(
         _TITLE,
@@ -184,9 +184,9 @@ def _in_short(found: Sequence[Slope], verdicts: Mapping[_Family, str]) -> str:
     for family, each in verdicts.items():
         if each != HOLDS:
             last = [slope.distances[1] for slope in _of_family(found, family)]
-            stays.append(f"{min(last):.1f} to {max(last):.1f} times its size for {family.short}")
+            stays.append(f"{min(last):.1f} to {max(last):.1f} for {family.short}")
     if stays:
-        told.append(f"At the largest width the distance from that kernel is {'; '.join(stays)}.")
+        told.append(f"Relative to that kernel, the distance at the largest width is {'; '.join(stays)}.")
     return " ".join(told)
 
 

@@ -519,6 +519,28 @@ def test_a_section_takes_part_of_its_studies(made, tmp_path):
     assert "    python -m experiments sweep digits-sanity\n" in text and "sweep digits\n    python" not in text
 
 
+WITHOUT = {
+    "the lottery ticket": lambda row: row.method.partition("+")[0] != "lottery_ticket",
+    "random pruning": lambda row: row.method != "random",
+    "both": lambda row: row.method.partition("+")[0] not in ("lottery_ticket", "random"),
+    "all others at the lowest density": lambda row: row.density > 0.05 or row.method in ("lottery_ticket", "dense"),
+    "unpruned networks": lambda row: row.method != "dense",
+    "all but one seed": lambda row: row.seed == 0,
+    "all but one network": lambda row: row.model in ("fc", "lenet_300_100", "resnet_20"),
+    "all networks": lambda row: False,
+}
+
+
+@pytest.mark.parametrize("lacking", WITHOUT)
+def test_the_page_is_written_whatever_its_tables_lack(lacking, made):
+    studies = {}
+    for name, study in made[1].items():
+        rows = [WITHOUT[lacking](row) for row in study.table.itertuples()]
+        studies[name] = study._replace(table=study.table[np.array(rows, bool)])
+    text = page.text(page.sections(studies, MASKS), studies)
+    assert "## 7." in text and "nan" not in re.findall(r"[a-z]+", text) and "inf" not in re.findall(r"[a-z]+", text)
+
+
 def test_one_seed_settles_nothing(tmp_path):
     folders = all_folders(tmp_path / "runs", seeds=1)
     studies = {name: kept.keep(folder, tmp_path / "results") for name, folder in folders.items()}
