@@ -62,6 +62,7 @@ def test_docstrings_become_restructured_text() -> None:
     assert marked_up("So\n\n    prune(score, params)") == "So\n\n.. code-block:: python\n\n    prune(score, params)"
     assert marked_up(">>> a | b\n`c`") == ">>> a | b\n`c`"
     assert marked_up("As\n\n    Θ = Σ_i b_i b_iᵀ") == "As\n\n.. container:: formula\n\n   Θ = Σ_i b_i b_iᵀ"
+    assert marked_up("**options are passed on.") == r"\*\*options are passed on."
     assert marked_up("**Several seeds.** Pass **options.") == r"**Several seeds.** Pass \*\*options."
 
 
@@ -112,6 +113,7 @@ def test_long_names_in_tables_may_break_between_their_words() -> None:
 def test_intervals_in_tables_do_not_break() -> None:
     with_breaks = extension("tables").with_breaks
     assert with_breaks("<td>+0.5 [−0.1, +1.2] points</td>") == "<td>+0.5 [−0.1,\u00a0+1.2] points</td>"
+    assert with_breaks("<td>[−∞, 3.0]</td>") == "<td>[−∞,\u00a03.0]</td>"
     assert with_breaks("<td>two names [a, b]</td><p>[0.1, 0.2]</p>") == "<td>two names [a, b]</td><p>[0.1, 0.2]</p>"
 
 

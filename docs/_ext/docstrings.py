@@ -14,6 +14,7 @@ __all__ = ["as_restructured_text", "setup", "signature_of", "with_last_title"]
 
 _CODE = re.compile(r"\s*(def |for |from |import |pip |@|[\w.]+\(|[\w.]+ = )", re.ASCII)
 _SENTENCE = re.compile(r"[a-z]{3,},? [a-z]{2,},? [a-z]{2,}")
+_LEAD = re.compile(r"\*\*[^*`]+\.\*\*")
 _MATHEMATICAL = re.compile(r"[Α-Ωα-ω∂Σ²ᵀ⊙‖−·√]")
 
 
@@ -41,7 +42,7 @@ def _inline(part: str) -> str:
     """Code, the bold first words of a paragraph, or text, marked up."""
     if part.startswith("`"):
         return f"`{part}`"
-    return part if part.startswith("**") else _escaped(part)
+    return part if _LEAD.fullmatch(part) else _escaped(part)
 
 
 def _escaped(text: str) -> str:
@@ -98,17 +99,17 @@ def _after_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, l
             lines[place] = f"{match[1]} ``{shown}``"
 
 
-_held: dict[str, list[str]] = {}
+_lines_set_aside: dict[str, list[str]] = {}
 
 
-def _before_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
+def _set_aside(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
     """Keep the docstrings of properties and of types from napoleon, which takes words before a colon for a type."""
     if kind in ("property", "attribute", "data"):
-        _held[name], lines[:] = list(lines), []
+        _lines_set_aside[name], lines[:] = list(lines), []
 
 
-def _past_napoleon(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
-    lines[:0] = _held.pop(name, [])
+def _put_back(app: Any, kind: str, name: str, member: Any, options: Any, lines: list[str]) -> None:
+    lines[:0] = _lines_set_aside.pop(name, [])
 
 
 def _on_signature(app: Any, kind: str, name: str, member: Any, options: Any, *shown: Any) -> Any:
@@ -127,8 +128,8 @@ def _on_member(app: Any, kind: str, name: str, member: Any, skip: bool, options:
 def setup(app: Any) -> dict[str, bool]:
     """Register what is done to docstrings and signatures, before napoleon reads them."""
     app.connect("autodoc-process-docstring", _on_docstring, priority=100)
-    app.connect("autodoc-process-docstring", _before_napoleon, priority=499)
-    app.connect("autodoc-process-docstring", _past_napoleon, priority=501)
+    app.connect("autodoc-process-docstring", _set_aside, priority=499)
+    app.connect("autodoc-process-docstring", _put_back, priority=501)
     app.connect("autodoc-process-docstring", _after_napoleon, priority=900)
     app.connect("autodoc-process-signature", _on_signature)
     app.connect("autodoc-skip-member", _on_member)

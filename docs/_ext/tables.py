@@ -9,7 +9,7 @@ __all__ = ["setup", "with_breaks"]
 
 _CELL = re.compile(r"<td>.*?</td>", re.DOTALL)
 _LONG = re.compile(r'(?<=<span class="pre">)[^<]{21,}')
-_INTERVAL = re.compile(r"(?<=\[)([−+]?[\d.,]+), (?=[−+]?[\d.,∞]+\])")
+_INTERVAL = re.compile(r"(?<=\[)([−+]?[\d.,∞]+), (?=[−+]?[\d.,∞]+\])")
 _BREAK = re.compile(r"(?<=\w)(?:::|[._/(=])(?=\w)")
 
 
