@@ -9,8 +9,12 @@ import pandas as pd
 
 from experiments.base.names import DENSE
 from experiments.evidence.kept import Kept
+from experiments.evidence.statistics import Interval, mean_interval
 
-__all__ = ["ACCOUNTS", "SYNFLOW", "SYNFLOW_DENSITIES", "Account", "our_errors"]
+__all__ = ["ACCOUNTS", "CLOSE", "SYNFLOW", "SYNFLOW_DENSITIES", "Account", "less_theirs", "our_errors"]
+
+CLOSE = 0.3
+"""An error is reproduced where it is less than this many points from the published one."""
 
 
 class Account(NamedTuple):
@@ -102,3 +106,9 @@ def our_errors(study: Kept, model: str, density: float) -> pd.Series:
     method = DENSE if density == 1 else "snip"
     rows = table[(table["model"] == model) & (table["density"] == density) & (table["method"] == method)]
     return 100 * (1 - rows.set_index("seed")["test_accuracy"])
+
+
+def less_theirs(errors: pd.Series, account: Account, cell: tuple[str, float], level: float) -> Interval:
+    """Our errors less the published one, with an interval that is wider by the rounding of theirs."""
+    off = mean_interval(errors.to_numpy() - account.errors[cell], level)
+    return Interval(off.value, off.low - account.rounding, off.high + account.rounding)

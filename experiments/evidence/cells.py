@@ -54,10 +54,16 @@ class Cells:
         """The seeds of all groups."""
         return tuple(sorted({int(seed) for seed in self.table["seed"]}))
 
+    @functools.cached_property
+    def settings(self) -> dict[tuple[str, str], np.ndarray]:
+        """The places of the groups of each data set and network, densities from high to low."""
+        names = dict.fromkeys(group[:2] for group in self.groups)
+        return {name: np.array([at for at, group in enumerate(self.groups) if group[:2] == name]) for name in names}
+
     @property
     def strata(self) -> list[int]:
         """For each group, the number of its data set and network."""
-        names = list(dict.fromkeys(group[:2] for group in self.groups))
+        names = list(self.settings)
         return [names.index(group[:2]) for group in self.groups]
 
     def values(self, name: str, methods: Sequence[str] | None = None) -> np.ndarray:
@@ -89,8 +95,8 @@ class Cells:
     def twins(self) -> list[str]:
         """Sentences on pairs of methods with the same accuracy in every run on a network, which count as two."""
         accuracy, told = self.values("test_accuracy"), []
-        for data, model in dict.fromkeys(group[:2] for group in self.groups):
-            of_setting = accuracy[[place for place, group in enumerate(self.groups) if group[:2] == (data, model)]]
+        for (data, model), places in self.settings.items():
+            of_setting = accuracy[places]
             for (first, left), (second, right) in itertools.combinations(enumerate(self.methods), 2):
                 both = of_setting[:, first], of_setting[:, second]
                 if not np.isnan(both[0]).all() and np.array_equal(*both, equal_nan=True):

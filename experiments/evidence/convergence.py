@@ -149,26 +149,19 @@ def _gain(
 
 def _gains_by_model(cells: Cells, draws: Resampled) -> dict[tuple[str, str], Interval]:
     """For each data set and network how much closer expected gates without data come than Π alone."""
-    strata = np.array(cells.strata)
-    numbers = dict.fromkeys(cells.strata)
-    found = {}
-    for stratum in numbers:
-        groups = np.flatnonzero(strata == stratum)
-        found[cells.groups[groups[0]][:2]] = _gain(cells, draws, "data_free", "no_data", len(numbers), groups)
-    return found
+    return {
+        setting: _gain(cells, draws, "data_free", "no_data", len(cells.settings), groups)
+        for setting, groups in cells.settings.items()
+    }
 
 
 def _by_model(
     cells: Cells, draws: Resampled, names: Sequence[str], level: float
 ) -> dict[tuple[str, str], dict[str, Interval]]:
-    strata = np.array(cells.strata)
-    found = {}
-    for stratum in dict.fromkeys(cells.strata):
-        groups = np.flatnonzero(strata == stratum)
-        found[cells.groups[groups[0]][:2]] = {
-            name: percentile_interval(_medians(cells, draws, f"gap_{name}", groups), level) for name in names
-        }
-    return found
+    return {
+        setting: {name: percentile_interval(_medians(cells, draws, f"gap_{name}", groups), level) for name in names}
+        for setting, groups in cells.settings.items()
+    }
 
 
 def _within(overall: Mapping[str, Interval], name: str, words: str) -> Claim:

@@ -45,14 +45,6 @@ class _Of(NamedTuple):
     cells: Cells
     errors: np.ndarray
 
-    @property
-    def settings(self) -> dict[tuple[str, str], list[int]]:
-        """The places of the groups of each data set and network, densities from high to low."""
-        found: dict[tuple[str, str], list[int]] = {}
-        for place, group in enumerate(self.cells.groups):
-            found.setdefault(group[:2], []).append(place)
-        return found
-
 
 def section(studies: Mapping[str, Kept]) -> Section | Missing:
     """The section, of those of its studies that are kept; the first must be."""
@@ -70,7 +62,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     if not used:
         return not_kept(_TITLE, _QUESTION, [_STUDIES[0]])
     leads = {of.study.name: _lead_of_ticket(of) for of in used}
-    networks = sum(len(of.settings) for of in used if LOTTERY_TICKET in of.cells.methods)
+    networks = sum(len(of.cells.settings) for of in used if LOTTERY_TICKET in of.cells.methods)
     bests = [best for of in used for best in _bests(of, networks)]
     return Section(
         _TITLE,
@@ -119,7 +111,7 @@ def _body(of: _Of) -> list[str]:
     )
     return [
         picture(_figure_name(of), f"Test error over density, study {of.study.name}", caption),
-        *(_table(of, *each) for each in of.settings),
+        *(_table(of, *each) for each in of.cells.settings),
     ]
 
 
@@ -175,7 +167,7 @@ def _told_of_ticket(of: _Of) -> str:
 def _against(of: _Of, methods: Sequence[str], other: str, words: str, *, less: bool = False) -> Claim:
     """The claim that each of the methods errs more than another one, or less, on each network over all densities."""
     apart = {}
-    for setting, groups in of.settings.items():
+    for setting, groups in of.cells.settings.items():
         of_setting = of.errors[groups].mean(axis=0)  # NaN where a density lacks the seed
         for method in methods:
             difference = of_setting[of.cells.methods.index(method)] - of_setting[of.cells.methods.index(other)]
@@ -189,7 +181,7 @@ def _against(of: _Of, methods: Sequence[str], other: str, words: str, *, less: b
     verdicts = {key: verdict(difference, low=0.0) for key, difference in differences.items()}
     sure = [
         f"{sum(verdicts[key] == HOLDS for key in keys)} of {len(keys)} comparisons on `{setting[1]}`"
-        for setting in of.settings
+        for setting in of.cells.settings
         if (keys := [key for key in verdicts if key[1] == setting])
     ]
     return Claim(
@@ -218,7 +210,7 @@ class _Best(NamedTuple):
 def _bests(of: _Of, networks: int) -> list[_Best]:
     """Of the networks of one study; intervals of leads are right together for `networks` of them."""
     found = []
-    for setting, groups in of.settings.items():
+    for setting, groups in of.cells.settings.items():
         lowest = groups[-1]
         means = {method: mean_interval(of.errors[lowest, at]) for at, method in enumerate(of.cells.methods)}
         others = [method for method in means if method != LOTTERY_TICKET and np.isfinite(means[method].value)]
@@ -283,7 +275,7 @@ def _table_of_bests(bests: Sequence[_Best]) -> str:
 
 
 def _table(of: _Of, data: str, model: str) -> str:
-    groups = of.settings[data, model]
+    groups = of.cells.settings[data, model]
     rows = [
         (f"`{method}`", *(_PERCENT.of(mean_interval(of.errors[group, place])) for group in groups))
         for place, method in enumerate(of.cells.methods)
@@ -303,7 +295,7 @@ def _dense(of: _Of, data: str, model: str) -> Interval:
 
 def _figure(of: _Of) -> Figure:
     panels = []
-    for (data, model), groups in of.settings.items():
+    for (data, model), groups in of.cells.settings.items():
         densities = [of.cells.groups[group][2] for group in groups]
         lines = []
         for place, method in enumerate(of.cells.methods):

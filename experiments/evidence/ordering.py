@@ -159,12 +159,9 @@ def _by_setting(
     cells: Cells, correlations: Mapping[str, np.ndarray], names: Sequence[str], level: float
 ) -> dict[tuple[str, str], dict[str, Interval]]:
     """The intervals of the quantities for each data set and network, from the same draws."""
-    strata = np.array(cells.strata)
     return {
-        cells.groups[int(groups[0])][:2]: {
-            name: percentile_interval(mean_of_groups(correlations[name], groups), level) for name in names
-        }
-        for groups in (np.flatnonzero(strata == stratum) for stratum in dict.fromkeys(cells.strata))
+        setting: {name: percentile_interval(mean_of_groups(correlations[name], groups), level) for name in names}
+        for setting, groups in cells.settings.items()
     }
 
 
@@ -263,7 +260,7 @@ def _table_by_group(cells: Cells, rho: np.ndarray) -> str:
                 for density in densities
             ),
         )
-        for data, model in dict.fromkeys(group[:2] for group in cells.groups)
+        for data, model in cells.settings
     ]
     return "ρ of Tr Π in each group, without intervals:\n\n" + table_of(
         ("data, network", *(f"density {density:g}" for density in densities)), rows

@@ -57,7 +57,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     overall = {pair: _overall(cells, each, corrected(len(differences))) for pair, each in differences.items()}
     level = corrected(len(cells.groups))
     by_group = {pair: [mean_interval(group, level) for group in each] for pair, each in differences.items()}
-    tried = len(differences) * len(dict.fromkeys(cells.strata))
+    tried = len(differences) * len(cells.settings)
     by_network = {pair: _by_network(cells, each, corrected(tried)) for pair, each in differences.items()}
     return Section(
         _TITLE,
@@ -93,10 +93,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
 
 def _overall(cells: Cells, differences: np.ndarray, level: float) -> Interval:
     """The mean over data sets and networks of the mean over densities; seeds of one of them are its draws."""
-    strata = np.array(cells.strata)
-    return stratified_interval(
-        [differences[strata == stratum].mean(axis=0) for stratum in dict.fromkeys(cells.strata)], level
-    )
+    return stratified_interval([differences[places].mean(axis=0) for places in cells.settings.values()], level)
 
 
 def _claims(overall: Mapping[tuple[str, str], Interval]) -> list[Claim]:
@@ -154,12 +151,8 @@ def _in_short(
 
 def _by_network(cells: Cells, differences: np.ndarray, level: float) -> dict[tuple[str, str], Interval]:
     """The mean over the densities of each data set and network."""
-    strata = np.array(cells.strata)
     return {
-        cells.groups[int(np.flatnonzero(strata == stratum)[0])][:2]: mean_interval(
-            differences[strata == stratum].mean(axis=0), level
-        )
-        for stratum in dict.fromkeys(cells.strata)
+        setting: mean_interval(differences[places].mean(axis=0), level) for setting, places in cells.settings.items()
     }
 
 
@@ -174,16 +167,13 @@ def _table_by_network(by_network: Mapping[tuple[str, str], Mapping[tuple[str, st
 
 
 def _without_the_lowest(cells: Cells, differences: Mapping[tuple[str, str], np.ndarray]) -> str:
-    """The same means without the lowest density, at which seeds differ most."""
+    """The same means without the lowest density."""
     lowest = min(density for _, _, density in cells.groups)
     rest = np.array([density > lowest for _, _, density in cells.groups])
-    if not rest.any():
+    higher = [places[rest[places]] for places in cells.settings.values() if rest[places].any()]
+    if not higher:
         return ""
-    strata = np.array(cells.strata)[rest]
-    means = [
-        np.mean([np.nanmean(each[rest][strata == stratum]) for stratum in dict.fromkeys(strata)])
-        for each in differences.values()
-    ]
+    means = [np.mean([np.nanmean(each[places]) for places in higher]) for each in differences.values()]
     told = enumerated([_POINTS.spelled(float(mean)) for mean in means])
     return f"Without density {lowest:g} the means are {told} points, in this order."
 
@@ -221,8 +211,7 @@ def _table(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells)
 
 def _figure(by_group: Mapping[tuple[str, str], Sequence[Interval]], cells: Cells, used: Sequence[Kept]) -> Figure:
     panels = []
-    for data, model in dict.fromkeys(group[:2] for group in cells.groups):
-        places = [place for place, group in enumerate(cells.groups) if group[:2] == (data, model)]
+    for (data, model), places in cells.settings.items():
         densities = [cells.groups[place][2] for place in places]
         lines = [
             plots.Line(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiments.base.wording import enumerated
 from experiments.evidence import plots, settling
-from experiments.evidence.accounts import ACCOUNTS, SYNFLOW, SYNFLOW_DENSITIES, Account, our_errors
+from experiments.evidence.accounts import ACCOUNTS, CLOSE, SYNFLOW, SYNFLOW_DENSITIES, Account, less_theirs, our_errors
 from experiments.evidence.claims import HOLDS, Claim, Unit, of_all, verdict
 from experiments.evidence.kept import Kept
 from experiments.evidence.sections import (
@@ -36,8 +36,6 @@ _QUESTION = (
     "Two groups have published SNIP’s test error on MNIST, and the two do not seem to fit together. Does this code "
     "give the numbers of either?"
 )
-_CLOSE = 0.3
-"""An error is reproduced where it is this many points from the published one, or less."""
 _POINTS, _PERCENT = Unit(form="+.2f", word="points"), Unit(form=".2f")
 _PUZZLE = ("lenet_300_100", 0.1, 0.05)
 """The network and the two densities at which the two accounts seem to contradict each other."""
@@ -107,27 +105,24 @@ def _rows(account: Account, studies: Mapping[str, Kept]) -> list[_Row]:
     found = {key: _study_of(account, key[0], studies) for key in account.errors}
     ours = {key: our_errors(study, *key) for key, study in found.items() if study is not None}
     level = corrected(sum(bool(errors.notna().any()) for errors in ours.values()))
-    for (model, density), errors in ours.items():
-        theirs = account.errors[model, density]
-        off = mean_interval(errors.to_numpy() - theirs, level)
-        difference = Interval(off.value, off.low - account.rounding, off.high + account.rounding)
-        error = mean_interval(errors.to_numpy())
-        rows.append(_Row(model, density, error, int(errors.notna().sum()), theirs, difference))
+    for cell, errors in ours.items():
+        error, difference = mean_interval(errors.to_numpy()), less_theirs(errors, account, cell, level)
+        rows.append(_Row(*cell, error, int(errors.notna().sum()), account.errors[cell], difference))
     return rows
 
 
 def _reproduced(account: Account, rows: list[_Row]) -> Claim:
     measured = [row for row in rows if row.seeds]
     return Claim(
-        f"In a setting after that of {account.who}, our {len(measured)} errors are theirs to within {_CLOSE:g} points",
+        f"In a setting after that of {account.who}, our {len(measured)} errors are theirs to within {CLOSE:g} points",
         f"{_largest(rows)}, the largest",
-        f"all between −{_CLOSE:g} and {_CLOSE:g} points",
+        f"all between −{CLOSE:g} and {CLOSE:g} points",
         of_all([_is_near(row) for row in measured]),
     )
 
 
 def _is_near(row: _Row) -> str:
-    return verdict(row.difference, -_CLOSE, _CLOSE)
+    return verdict(row.difference, -CLOSE, CLOSE)
 
 
 def _mean_difference(account: Account, studies: Mapping[str, Kept]) -> Interval:
@@ -187,7 +182,7 @@ def _in_short(rows: list[list[_Row]], studies: Mapping[str, Kept]) -> str:
         agreed += [account.who] if len(near) == len(measured) else []
     told = f"with {enumerated(agreed)}" if agreed else "with neither account in all numbers"
     return (
-        f"SNIP on MNIST agrees {told}. Our error is surely within {_CLOSE:g} points of theirs for "
+        f"SNIP on MNIST agrees {told}. Our error is surely within {CLOSE:g} points of theirs for "
         f"{enumerated(parts)}.{_unlike(studies)}"
     )
 
@@ -229,8 +224,7 @@ def _answer(rows: list[list[_Row]], apart: Claim, studies: Mapping[str, Kept]) -
         f"The two accounts seem not to fit together: {ACCOUNTS[0].who} report {theirs[model, fewer]:g}% for `{model}` "
         f"at density {fewer:g}, and {ACCOUNTS[1].who} {others[model, more]:g}% with twice the weights, "
         f"{step:.2f} points more. The same comparison of our own runs gives {apart.number}{rest}. Unpruned, theirs "
-        "differ by "
-        f"{_POINTS.spelled(others[model, 1.0] - theirs[model, 1.0])} points, and ours by "
+        f"differ by {_POINTS.spelled(others[model, 1.0] - theirs[model, 1.0])} points, and ours by "
         f"{_POINTS.of(mean_interval(unpruned.to_numpy()))}."
     )
     return bullets([*differences, puzzle, *settling.told(studies)])

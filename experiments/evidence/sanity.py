@@ -91,7 +91,8 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
         cells.values(_PI),
         cells.values(_PI, [f"{method}+shuffled" for method in cells.methods]),
     )
-    numbers, by_network = _numbers(arrays, cells), _by_network(arrays, cells)
+    ranks = _ranks(arrays, cells)
+    numbers, by_network = _numbers(arrays, cells, ranks), _by_network(arrays, cells)
     before = sum(method != LOTTERY_TICKET for method in cells.methods)
     return Section(
         _TITLE,
@@ -111,7 +112,7 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
                 "seeds, each by itself.",
             ),
             *(_table(cells, arrays, place) for place in range(len(cells.groups))),
-            _of_path_kernel(numbers, _ranks_by_network(arrays, cells), cells),
+            _of_path_kernel(numbers, {name: rho[0] for name, rho in ranks.items()}, cells),
         ],
         _sureness(study, cells, len(numbers)),
         [link(_STUDY)],
@@ -119,30 +120,41 @@ def section(studies: Mapping[str, Kept]) -> Section | Missing:
     )
 
 
-def _numbers(arrays: _Arrays, cells: Cells) -> dict[str, Interval]:
-    """The numbers of the claims by name, of prunings before training, with intervals that are right together."""
+def _before_training(cells: Cells, draws: Resampled) -> np.ndarray:
+    """How often each draw has each method, methods that train first never."""
+    return draws.methods * np.array([method != LOTTERY_TICKET for method in cells.methods])
+
+
+def _ranks(arrays: _Arrays, cells: Cells) -> dict[str, np.ndarray]:
+    """The numbers ρ (draws + 1, groups) by name; the first draw is what was measured."""
     draws = cells.resampled()
-    methods = draws.methods * np.array([method != LOTTERY_TICKET for method in cells.methods])
+    methods = _before_training(cells, draws)
     accuracy, pi = draws.cell_means(arrays.base), draws.cell_means(arrays.pi)
     shuffled, shuffled_pi = draws.cell_means(arrays.variants["shuffled"]), draws.cell_means(arrays.shuffled_pi)
+    with np.errstate(invalid="ignore"):  # −∞ of two masks without a path
+        own, other = (rank_associations(each, accuracy, methods) for each in (pi, shuffled_pi))
+        changes = rank_associations(pi - shuffled_pi, accuracy - shuffled, methods)
+    return {"ρ of own": own, "ρ of shuffled": other, "ρ beyond": own - other, "ρ of changes": changes}
+
+
+def _numbers(arrays: _Arrays, cells: Cells, ranks: Mapping[str, np.ndarray]) -> dict[str, Interval]:
+    """The numbers of the claims by name, of prunings before training, with intervals that are right together."""
+    draws = cells.resampled()
+    methods = _before_training(cells, draws)
     found = {name: _mean(draws.cell_means(variant - arrays.base), methods) for name, variant in arrays.variants.items()}
     leads = [each - arrays.random for each in (arrays.variants["shuffled"], arrays.base)]
     missing = np.isnan(leads[0]) | np.isnan(leads[1])
     lead_of_shuffled, lead = (_mean(draws.cell_means(np.where(missing, np.nan, each)), methods) for each in leads)
-    with np.errstate(invalid="ignore", divide="ignore"):  # −∞ of two masks without a path
+    with np.errstate(invalid="ignore", divide="ignore"):
         found["share"] = lead_of_shuffled / lead
-        found["ρ of own"] = mean_of_groups(rank_associations(pi, accuracy, methods))
-        found["ρ of shuffled"] = mean_of_groups(rank_associations(shuffled_pi, accuracy, methods))
-        found["ρ beyond"] = found["ρ of own"] - found["ρ of shuffled"]
-        changed = pi - shuffled_pi, accuracy - shuffled
-        found["ρ of changes"] = mean_of_groups(rank_associations(*changed, methods))
+    found |= {name: mean_of_groups(rho) for name, rho in ranks.items()}
     return {name: percentile_interval(numbers, corrected(len(found))) for name, numbers in found.items()}
 
 
 def _by_network(arrays: _Arrays, cells: Cells) -> dict[str, list[Interval]]:
     """For the lead over random pruning and for each variant its change in each group, in the mean over methods."""
     draws = cells.resampled()
-    methods = draws.methods * np.array([method != LOTTERY_TICKET for method in cells.methods])
+    methods = _before_training(cells, draws)
     changes = {_LEAD: arrays.base - arrays.random}
     changes |= {name: variant - arrays.base for name, variant in arrays.variants.items()}
     level = corrected((len(changes) + 1) * len(cells.groups))
@@ -254,22 +266,6 @@ def _where_inverting_is_free(arrays: _Arrays, cells: Cells) -> str:
         f"\n\nKeeping the weights that score least does not surely cost a point here: {enumerated(free)}. These "
         f"{len(costs)} intervals are right together."
     )
-
-
-def _ranks_by_network(arrays: _Arrays, cells: Cells) -> dict[str, np.ndarray]:
-    """What was measured of the numbers ρ for each network."""
-    draws = cells.resampled()
-    methods = draws.methods[:1] * np.array([method != LOTTERY_TICKET for method in cells.methods])
-    measured = Resampled(draws.methods[:1], draws.seeds[:1])
-    of = {name: measured.cell_means(getattr(arrays, name)) for name in ("base", "pi", "shuffled_pi")}
-    shuffled = measured.cell_means(arrays.variants["shuffled"])
-    with np.errstate(invalid="ignore"):  # −∞ of two masks without a path
-        found = {
-            "ρ of own": rank_associations(of["pi"], of["base"], methods)[0],
-            "ρ of shuffled": rank_associations(of["shuffled_pi"], of["base"], methods)[0],
-            "ρ of changes": rank_associations(of["pi"] - of["shuffled_pi"], of["base"] - shuffled, methods)[0],
-        }
-    return found | {"ρ beyond": found["ρ of own"] - found["ρ of shuffled"]}
 
 
 def _of_path_kernel(numbers: Mapping[str, Interval], by_network: Mapping[str, np.ndarray], cells: Cells) -> str:

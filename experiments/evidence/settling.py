@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.base.wording import enumerated
-from experiments.evidence.accounts import ACCOUNTS, our_errors
+from experiments.evidence.accounts import ACCOUNTS, CLOSE, less_theirs, our_errors
 from experiments.evidence.claims import Claim, Unit, of_all, verdict
 from experiments.evidence.kept import Kept
 from experiments.evidence.sections import table_of
@@ -19,9 +19,8 @@ __all__ = ["claims", "longer", "table", "told"]
 _FIRST = "mnist-snip"
 _LONGER = ("mnist-settled", "mnist-long")
 """Studies that train as `mnist-snip` does, each longer than the one before."""
-_SETTLING, _CLOSE = 0.1, 0.3
-"""Training has settled where more of it changes the error by less than the first number of points. An error agrees with
-a published one where they differ by less than the second."""
+_SETTLING = 0.1
+"""Training has settled where more of it changes the error by less than this many points."""
 _POINTS, _PERCENT = Unit(form="+.2f", word="points"), Unit(form=".2f")
 
 
@@ -52,15 +51,15 @@ def claims(studies: Mapping[str, Kept]) -> list[Claim]:
                 high=_SETTLING,
             )
         )
-    off = {cell: _off(chain[-1], cell, len(cells)) for cell in cells}
+    off = {cell: less_theirs(our_errors(chain[-1], *cell), ACCOUNTS[0], cell, corrected(len(cells))) for cell in cells}
     worst = max(off, key=lambda cell: abs(np.nan_to_num(off[cell].value)))
-    words = f"After {_epochs(chain[-1])} epochs there, our {len(cells)} errors are theirs to within {_CLOSE:g} points"
+    words = f"After {_epochs(chain[-1])} epochs there, our {len(cells)} errors are theirs to within {CLOSE:g} points"
     found.append(
         Claim(
             words,
             f"{_POINTS.of(off[worst])} (`{worst[0]}` at density {worst[1]:g}), the largest",
-            f"all between −{_CLOSE:g} and {_CLOSE:g} points",
-            of_all([verdict(each, -_CLOSE, _CLOSE) for each in off.values()]),
+            f"all between −{CLOSE:g} and {CLOSE:g} points",
+            of_all([verdict(each, -CLOSE, CLOSE) for each in off.values()]),
         )
     )
     return found
@@ -85,8 +84,12 @@ def table(studies: Mapping[str, Kept]) -> str:
     errors, changes = [], []
     for cell in cells:
         names = f"`{cell[0]}`", f"{cell[1]:g}"
+        off = less_theirs(our_errors(chain[-1], *cell), ACCOUNTS[0], cell, corrected(len(cells)))
         of_lengths = [_PERCENT.of(_error(study, cell)) for study in chain]
-        theirs = f"{ACCOUNTS[0].errors[cell]:g}", _POINTS.bare(_off(chain[-1], cell, len(cells)))
+        theirs = (
+            f"{ACCOUNTS[0].errors[cell]:g}",
+            _POINTS.bare(off),
+        )
         errors.append((*names, *of_lengths, *theirs))
         between = zip(chain, chain[1:], strict=False)
         apart = [
@@ -121,9 +124,3 @@ def _seeds(study: Kept, cells: Sequence[tuple[str, float]]) -> int:
 
 def _error(study: Kept, cell: tuple[str, float]) -> Interval:
     return mean_interval(our_errors(study, *cell).to_numpy())
-
-
-def _off(study: Kept, cell: tuple[str, float], tried: int) -> Interval:
-    """Ours less theirs, right together with those of the other cells, and wider by the rounding of theirs."""
-    off = mean_interval(our_errors(study, *cell).to_numpy() - ACCOUNTS[0].errors[cell], corrected(tried))
-    return Interval(off.value, off.low - ACCOUNTS[0].rounding, off.high + ACCOUNTS[0].rounding)

@@ -481,6 +481,21 @@ def test_a_density_that_was_not_run_leaves_out_itself_alone(made):
     assert "our 5 errors are theirs" in section.claims[0].words
 
 
+def test_one_network_on_two_data_sets_is_two_settings(tmp_path):
+    folder = folder_of(
+        *(tmp_path, "two"),
+        data=["mnist", "fashion_mnist"],
+        models=["net"],
+        methods=["snip"],
+        densities=[0.1, 0.5],
+        seeds=2,
+    )
+    arrays = Cells(kept.keep(folder, tmp_path / "results").table, ("snip",))
+    assert {name: [arrays.groups[at] for at in places] for name, places in arrays.settings.items()} == {
+        (data, "net"): [(data, "net", 0.5), (data, "net", 0.1)] for data in ("mnist", "fashion_mnist")
+    }
+
+
 def test_runs_of_methods_that_are_not_compared_are_not_counted(made):
     def left_out(studies):
         section = ordering.section(studies)
